@@ -1,0 +1,155 @@
+"""Losses of MRA as pure functions: soft-target contrastive loss, choice of hard negatives, masked-language loss."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """All-gather along the batch whose backward sums the gradients of every process."""
+
+    @staticmethod
+    def forward(ctx, features):
+        ctx.batch_size = features.shape[0]
+        return _gather_constant(features)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.narrow(0, dist.get_rank() * ctx.batch_size, ctx.batch_size)
+
+
+def _gather_constant(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.contiguous()
+    gathered = tensor.new_empty((dist.get_world_size() * tensor.shape[0], *tensor.shape[1:]))
+    dist.all_gather_into_tensor(gathered, tensor)
+    return gathered
+
+
+def is_distributed() -> bool:
+    """Whether several processes share the batch."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gather_features(features: torch.Tensor, gradient: str = "exact") -> torch.Tensor:
+    """
+    Gathers the features of every process along the batch; every process must hold as many rows.
+
+    Args:
+        features: `(batch, width)`.
+        gradient: `exact` gives, once the processes' gradients are averaged, the gradient of the loss over the whole
+            batch; `published` keeps each process's own slice alone, 1 / world size of it.
+
+    Returns:
+        `(world size * batch, width)`; the input itself where there is one process.
+    """
+    if not is_distributed():
+        return features
+    if gradient == "exact":
+        return _GatherWithGradient.apply(features)
+    gathered = _gather_constant(features.detach())
+    start = dist.get_rank() * features.shape[0]
+    return torch.cat([gathered[:start], features, gathered[start + features.shape[0] :]])
+
+
+def gather_identities(identity_ids: torch.Tensor) -> torch.Tensor:
+    """Gathers `(batch,)` identities of every process to `(world size * batch,)`."""
+    return _gather_constant(identity_ids) if is_distributed() else identity_ids
+
+
+def contrastive_targets(identity_ids: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+    """
+    Row-normalised identity-equality matrix, smoothed when `0 < label_smoothing < 1` (reference notes, "ITC").
+
+    Args:
+        identity_ids: `(batch,)` integers.
+        label_smoothing: share spread evenly over the batch.
+
+    Returns:
+        `(batch, batch)` float targets, each row summing to 1.
+    """
+    same = (identity_ids[:, None] == identity_ids[None, :]).float()
+    targets = same / same.sum(dim=1, keepdim=True)
+    if 0 < label_smoothing < 1:
+        targets = (1 - label_smoothing) * targets + label_smoothing / len(identity_ids)
+    return targets
+
+
+def contrastive_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    identity_ids: torch.Tensor,
+    temperature: torch.Tensor,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """
+    Mean of the image-to-text and text-to-image cross-entropies against soft identity targets.
+
+    Args:
+        image_embeds: `(batch, width)`, L2-normalised.
+        text_embeds: `(batch, width)`, L2-normalised; row i belongs to row i of the images.
+        identity_ids: `(batch,)`; rows that share an identity are positives of each other.
+        temperature: scalar divisor of the similarities.
+        label_smoothing: see [`contrastive_targets`].
+
+    Returns:
+        Scalar.
+    """
+    similarity = image_embeds @ text_embeds.t() / temperature
+    targets = contrastive_targets(identity_ids, label_smoothing)
+    return (F.cross_entropy(similarity, targets) + F.cross_entropy(similarity.t(), targets)) / 2
+
+
+@torch.no_grad()
+def choose_hard_negatives(
+    similarity: torch.Tensor, identity_ids: torch.Tensor, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Draws one column of another identity for each row, with probability softmax(similarity) + 1e-5.
+
+    Args:
+        similarity: `(batch, batch)`, already divided by the temperature.
+        identity_ids: `(batch,)` of rows and columns alike.
+        generator: makes the draw repeatable; it may live on another device.
+
+    Returns:
+        `(batch,)` column indices, and `(batch,)` booleans that are false where a row has no other identity to draw
+        from (its index then means nothing).
+    """
+    same = identity_ids[:, None] == identity_ids[None, :]
+    weights = (F.softmax(similarity.float(), dim=1) + 1e-5).masked_fill(same, 0.0)
+    exists = ~same.all(dim=1)
+    weights = torch.where(exists[:, None], weights, torch.ones_like(weights))
+    if generator is not None:
+        weights = weights.to(generator.device)
+    negatives = torch.multinomial(weights, 1, generator=generator).squeeze(1)
+    return negatives.to(similarity.device), exists
+
+
+def matching_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    Cross-entropy of the match / no match decision; class 1 is "match".
+
+    Args:
+        logits: `(pairs, 2)`.
+        labels: `(pairs,)` of 0, 1, or -100 for pairs that do not count.
+
+    Returns:
+        Scalar mean over the pairs that count.
+    """
+    return F.cross_entropy(logits.float(), labels)
+
+
+def masked_language_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    Cross-entropy over the masked tokens; 0 if the batch has none.
+
+    Args:
+        logits: `(masked, vocabulary)` of the masked positions alone.
+        labels: `(masked,)` token ids.
+
+    Returns:
+        Scalar mean.
+    """
+    return F.cross_entropy(logits.float(), labels, reduction="sum") / max(labels.numel(), 1)

@@ -1,0 +1,708 @@
+"""MRA for text-based person retrieval: Swin vision encoder, BERT text layers, BERT fusion layers (arXiv 2507.10195)."""
+
+from dataclasses import dataclass
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.bert.modeling_bert import (
+    BertAttention,
+    BertIntermediate,
+    BertLMPredictionHead,
+    BertModel,
+    BertOutput,
+)
+from transformers.utils import ModelOutput
+
+
+try:
+    from .configuration_mra import MRAConfig, MRATextConfig, MRAVisionConfig
+    from .losses_mra import (
+        choose_hard_negatives,
+        contrastive_loss,
+        gather_features,
+        gather_identities,
+        masked_language_loss,
+        matching_loss,
+    )
+except ImportError:  # run from the repository root
+    from configuration_mra import MRAConfig, MRATextConfig, MRAVisionConfig
+    from losses_mra import (
+        choose_hard_negatives,
+        contrastive_loss,
+        gather_features,
+        gather_identities,
+        masked_language_loss,
+        matching_loss,
+    )
+
+
+NUM_PARTS = 3  # reference notes: AdaptiveAvgPool1d(3) over the tokens
+
+
+@dataclass
+class MRAOutput(ModelOutput):
+    """
+    Output of [`MRAModel`].
+
+    Args:
+        image_embeds: `(images, projection_dim)`, L2-normalised.
+        text_embeds: `(texts, projection_dim)`, L2-normalised.
+        image_hidden_states: `(images, 1 + patches, vision hidden_size)`, token 0 being the mean of the patches.
+        text_hidden_states: `(texts, length, text hidden_size)` of the text-only layers.
+    """
+
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+    text_hidden_states: torch.FloatTensor | None = None
+
+
+@dataclass
+class MRAPreTrainingOutput(ModelOutput):
+    """
+    Output of [`MRAForPreTraining`]; a term whose inputs were not passed is `None`.
+
+    Args:
+        loss: weighted sum of the terms below, with the weights of the configuration.
+        itc_loss, itm_loss, mlm_loss: contrastive, matching and masked-language losses of image and caption.
+        augmented_itc_loss, augmented_itm_loss: the same on the augmented caption.
+        region_itc_loss, region_itm_loss: the same on the region and its phrase.
+        image_embeds, text_embeds: `(batch, projection_dim)`, L2-normalised.
+    """
+
+    loss: torch.FloatTensor | None = None
+    itc_loss: torch.FloatTensor | None = None
+    itm_loss: torch.FloatTensor | None = None
+    mlm_loss: torch.FloatTensor | None = None
+    augmented_itc_loss: torch.FloatTensor | None = None
+    augmented_itm_loss: torch.FloatTensor | None = None
+    region_itc_loss: torch.FloatTensor | None = None
+    region_itm_loss: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+
+
+@dataclass
+class MRAImageTextRetrievalOutput(ModelOutput):
+    """
+    Output of [`MRAForImageTextRetrieval`].
+
+    Args:
+        similarity: `(texts, images)` cosine similarities.
+        match_logits: `(texts, images, 2)`, class 1 being "match"; `None` unless asked for.
+        image_embeds: `(images, projection_dim)`, L2-normalised.
+        text_embeds: `(texts, projection_dim)`, L2-normalised.
+    """
+
+    similarity: torch.FloatTensor | None = None
+    match_logits: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+
+
+# ---------------------------------------------------------------- pooling
+
+
+def pool_parts(tokens: torch.Tensor, mask: torch.Tensor | None = None, num_parts: int = NUM_PARTS) -> torch.Tensor:
+    """
+    Splits the (visible) tokens in order into parts and averages each, as `AdaptiveAvgPool1d` does.
+
+    Args:
+        tokens: `(batch, length, width)`.
+        mask: `(batch, length)`, 1 = visible, at least one a row; all tokens when absent.
+
+    Returns:
+        `(batch, num_parts * width)`.
+    """
+    if mask is None:
+        parts = F.adaptive_avg_pool1d(tokens.transpose(1, 2), num_parts)  # batch, width, parts
+        return parts.transpose(1, 2).flatten(1)
+    visible = mask.bool()
+    rank = visible.long().cumsum(dim=1) - 1
+    count = visible.sum(dim=1, keepdim=True)
+    part = torch.arange(num_parts, device=tokens.device)[None, :]
+    start = (part * count) // num_parts  # batch, parts
+    end = -((-(part + 1) * count) // num_parts)
+    member = (rank[:, None] >= start[..., None]) & (rank[:, None] < end[..., None]) & visible[:, None]
+    weights = member.to(tokens.dtype) / (end - start)[..., None].to(tokens.dtype)  # batch, parts, length
+    return (weights @ tokens).flatten(1)
+
+
+def masked_mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Averages `(batch, length, width)` tokens where `(batch, length)` `mask` is 1, to `(batch, width)`."""
+    weights = mask.to(tokens.dtype)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    return (weights[:, None] @ tokens).squeeze(1)
+
+
+# ---------------------------------------------------------------- towers
+
+
+class MRAVisionModel(nn.Module):
+    """timm Swin without its head, whose tokens are preceded by their mean."""
+
+    def __init__(self, config: MRAVisionConfig):
+        super().__init__()
+        self.swin = timm.create_model(
+            "swin_base_patch4_window7_224",
+            pretrained=False,
+            num_classes=0,
+            img_size=tuple(config.image_size),
+            patch_size=config.patch_size,
+            in_chans=config.num_channels,
+            embed_dim=config.embed_dim,
+            depths=tuple(config.depths),
+            num_heads=tuple(config.num_heads),
+            window_size=tuple(config.effective_window_size),
+            mlp_ratio=config.mlp_ratio,
+            proj_drop_rate=config.drop_rate,
+            drop_path_rate=config.drop_path_rate,
+        )
+        for module in self.swin.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = config.layer_norm_eps
+            # timm shifts along the longer side even where the window covers the shorter one; the published Swin does not
+            if isinstance(module, SwinTransformerBlock) and min(module.input_resolution) <= min(module.window_size):
+                module.shift_size = (0, 0)
+                module.init_non_persistent_buffers()
+        self.dropout = nn.Dropout(config.drop_rate)
+        self.image_size = tuple(config.image_size)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Maps `(batch, 3, height, width)` to `(batch, 1 + patches, hidden_size)`."""
+        if tuple(pixel_values.shape[-2:]) != self.image_size:
+            raise ValueError(
+                f"`pixel_values` must be {self.image_size[0]} x {self.image_size[1]} pixels (height x width), got "
+                f"{pixel_values.shape[-2]} x {pixel_values.shape[-1]}: prepare the images with the model's MRAProcessor."
+            )
+        hidden_states = self.dropout(self.swin.patch_embed(pixel_values))
+        hidden_states = self.swin.norm(self.swin.layers(hidden_states))  # batch, rows, columns, width
+        patches = hidden_states.flatten(1, 2)
+        return torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
+
+    def set_fused_attention(self, fused: bool) -> None:
+        """Chooses between `scaled_dot_product_attention` and plain matrix products in every window."""
+        for module in self.swin.modules():
+            if isinstance(module, WindowAttention):
+                module.fused_attn = fused
+
+
+class MRAFusionLayer(GradientCheckpointingLayer):
+    """BERT layer with cross-attention to the image between its self-attention and its feed-forward part."""
+
+    def __init__(self, config: MRATextConfig, image_width: int, layer_idx: int):
+        super().__init__()
+        self.attention = BertAttention(config, layer_idx=layer_idx)
+        self.crossattention = BertAttention(config, layer_idx=layer_idx, is_cross_attention=True)
+        self.crossattention.self.key = nn.Linear(image_width, config.hidden_size)
+        self.crossattention.self.value = nn.Linear(image_width, config.hidden_size)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertOutput(config)
+
+    def forward(self, hidden_states, attention_mask, image_hidden_states, image_attention_mask):
+        hidden_states, _ = self.attention(hidden_states, attention_mask)
+        hidden_states, _ = self.crossattention(
+            hidden_states, encoder_hidden_states=image_hidden_states, encoder_attention_mask=image_attention_mask
+        )
+        return self.output(self.intermediate(hidden_states), hidden_states)
+
+
+class MRAPartProjection(nn.Module):
+    """BatchNorm, dropout and a linear layer on pooled parts (reference notes, "Projection 2048")."""
+
+    def __init__(self, width: int, projection_dim: int, dropout: float):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width, projection_dim)
+
+    def forward(self, parts: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.dropout(self.norm(parts)))
+
+
+# ---------------------------------------------------------------- models
+
+
+class MRAPreTrainedModel(PreTrainedModel):
+    """Initialisation, attention implementation and gradient checkpointing shared by the MRA models."""
+
+    config: MRAConfig
+    config_class = MRAConfig
+    base_model_prefix = "mra"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["SwinTransformerBlock", "BertLayer", "MRAFusionLayer"]  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if hasattr(module, "relative_position_bias_table"):
+            init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+        if isinstance(module, BertLMPredictionHead):
+            init.zeros_(module.bias)
+        if isinstance(module, MRAForPreTraining):
+            init.constant_(module.temperature, module.config.temperature)
+
+    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
+        """Sets the attention implementation of the BERT layers and of the Swin windows."""
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        _sync_attention(self)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs):
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, MRAVisionModel):
+                module.swin.set_grad_checkpointing(enable)
+
+
+def _sync_attention(model: PreTrainedModel) -> None:
+    """timm keeps its own switch for fused attention: set it as the configuration says."""
+    for module in model.modules():
+        if isinstance(module, MRAVisionModel):
+            module.set_fused_attention(model.config.vision_config._attn_implementation == "sdpa")
+
+
+class MRAModel(MRAPreTrainedModel):
+    """Vision encoder, text layers, fusion layers, projections and matching head."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^temperature$", r"^mlm_head\."]  # noqa: RUF012
+
+    def __init__(self, config: MRAConfig):
+        super().__init__(config)
+        config._attn_implementation = config._attn_implementation  # spreads to the sub-configurations
+        vision, text = config.vision_config, config.text_config
+        self.vision_model = MRAVisionModel(vision)
+        self.text_model = BertModel(text.text_only(), add_pooling_layer=False)
+        self.fusion_layers = nn.ModuleList(
+            [MRAFusionLayer(text, vision.hidden_size, i) for i in range(text.num_text_layers, text.num_hidden_layers)]
+        )
+        if config.projection_type == "part_pooling":
+            self.vision_projection = MRAPartProjection(
+                NUM_PARTS * vision.hidden_size, config.projection_dim, config.projection_dropout
+            )
+            self.text_projection = MRAPartProjection(
+                (1 + NUM_PARTS) * text.hidden_size, config.projection_dim, config.projection_dropout
+            )
+        else:
+            self.vision_projection = nn.Linear(vision.hidden_size, config.projection_dim)
+            self.text_projection = nn.Linear(text.hidden_size, config.projection_dim)
+        self.match_head = nn.Sequential(
+            nn.Linear(text.hidden_size, 2 * text.hidden_size),
+            nn.LayerNorm(2 * text.hidden_size, eps=1e-5),
+            nn.GELU(),
+            nn.Linear(2 * text.hidden_size, 2),
+        )
+        _sync_attention(self)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        """Word embeddings of the text encoder."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        """Replaces the word embeddings of the text encoder."""
+        self.text_model.set_input_embeddings(value)
+
+    def get_image_hidden_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Encodes `(batch, 3, height, width)` to `(batch, 1 + patches, vision hidden_size)`; token 0 is the mean."""
+        return self.vision_model(pixel_values)
+
+    def get_text_hidden_states(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Encodes `(batch, length)` tokens with the text-only layers to `(batch, length, text hidden_size)`."""
+        return self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        Embeds images, from pixels or from hidden states that are already there.
+
+        Args:
+            pixel_values: `(batch, 3, height, width)`.
+            image_hidden_states: `(batch, 1 + patches, vision hidden_size)`.
+
+        Returns:
+            `(batch, projection_dim)`, L2-normalised.
+        """
+        if image_hidden_states is None:
+            image_hidden_states = self.get_image_hidden_states(pixel_values)
+        return self.project_image(image_hidden_states)
+
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        text_hidden_states: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Embeds captions, from tokens or from hidden states that are already there.
+
+        Args:
+            input_ids, attention_mask: `(batch, length)`; shorter ones are padded to `max_text_length`, because
+                `part_pooling` pools over the padding.
+            text_hidden_states: `(batch, max_text_length, text hidden_size)`.
+
+        Returns:
+            `(batch, projection_dim)`, L2-normalised.
+        """
+        if text_hidden_states is None:
+            missing = self.config.max_text_length - input_ids.shape[1]
+            if missing > 0:
+                if attention_mask is None:
+                    attention_mask = torch.ones_like(input_ids)
+                input_ids = F.pad(input_ids, (0, missing), value=self.config.text_config.pad_token_id)
+                attention_mask = F.pad(attention_mask, (0, missing), value=0)
+            text_hidden_states = self.get_text_hidden_states(input_ids, attention_mask)
+        return self.project_text(text_hidden_states)
+
+    def project_image(self, image_hidden_states: torch.Tensor, patch_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Projects image tokens to the shared space.
+
+        Args:
+            image_hidden_states: `(batch, 1 + patches, vision hidden_size)`.
+            patch_mask: `(batch, patches)`, 1 = pooled; all patches when absent. `linear` reads token 0 alone.
+
+        Returns:
+            `(batch, projection_dim)`, L2-normalised.
+        """
+        if self.config.projection_type == "part_pooling":
+            pooled = pool_parts(image_hidden_states[:, 1:], patch_mask)
+        else:
+            pooled = image_hidden_states[:, 0]
+        return F.normalize(self.vision_projection(pooled), dim=-1)
+
+    def project_text(self, text_hidden_states: torch.Tensor) -> torch.Tensor:
+        """Projects `(batch, max_text_length, text hidden_size)` to `(batch, projection_dim)`, L2-normalised."""
+        pooled = text_hidden_states[:, 0]
+        if self.config.projection_type == "part_pooling":
+            pooled = torch.cat([pooled, pool_parts(text_hidden_states[:, 1:])], dim=1)
+        return F.normalize(self.text_projection(pooled), dim=-1)
+
+    def fuse(
+        self,
+        text_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_hidden_states: torch.Tensor,
+        image_attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Lets the text attend to the image in the fusion layers.
+
+        Args:
+            text_hidden_states: `(batch, length, text hidden_size)` of the text-only layers.
+            attention_mask: `(batch, length)`, 1 = token.
+            image_hidden_states: `(batch, 1 + patches, vision hidden_size)`.
+            image_attention_mask: `(batch, 1 + patches)`, 1 = visible; all when absent.
+
+        Returns:
+            `(batch, length, text hidden_size)`.
+        """
+        config = self.config.text_config
+        self_mask = create_bidirectional_mask(config, text_hidden_states, attention_mask)
+        cross_mask = create_bidirectional_mask(
+            config, text_hidden_states, image_attention_mask, encoder_hidden_states=image_hidden_states
+        )
+        hidden_states = text_hidden_states
+        for layer in self.fusion_layers:
+            hidden_states = layer(hidden_states, self_mask, image_hidden_states, cross_mask)
+        return hidden_states
+
+    def match_logits(
+        self,
+        text_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_hidden_states: torch.Tensor,
+        image_attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Scores pairs of text and image, given as to [`fuse`]: `(batch, 2)` logits, class 1 being "match"."""
+        fused = self.fuse(text_hidden_states, attention_mask, image_hidden_states, image_attention_mask)
+        return self.match_head(fused[:, 0])
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MRAOutput:
+        """
+        Encodes images, texts or both.
+
+        Args:
+            pixel_values: `(images, 3, height, width)`.
+            input_ids, attention_mask: `(texts, max_text_length)`.
+        """
+        output = MRAOutput()
+        if pixel_values is not None:
+            output.image_hidden_states = self.get_image_hidden_states(pixel_values)
+            output.image_embeds = self.project_image(output.image_hidden_states)
+        if input_ids is not None:
+            output.text_hidden_states = self.get_text_hidden_states(input_ids, attention_mask)
+            output.text_embeds = self.project_text(output.text_hidden_states)
+        return output
+
+
+class MRAEncodersMixin:
+    """Offers the encoders of the inner [`MRAModel`] on the models that wrap one."""
+
+    def get_image_hidden_states(self, *args, **kwargs):
+        """See [`MRAModel.get_image_hidden_states`]."""
+        return self.mra.get_image_hidden_states(*args, **kwargs)
+
+    def get_text_hidden_states(self, *args, **kwargs):
+        """See [`MRAModel.get_text_hidden_states`]."""
+        return self.mra.get_text_hidden_states(*args, **kwargs)
+
+    def get_image_features(self, *args, **kwargs):
+        """See [`MRAModel.get_image_features`]."""
+        return self.mra.get_image_features(*args, **kwargs)
+
+    def get_text_features(self, *args, **kwargs):
+        """See [`MRAModel.get_text_features`]."""
+        return self.mra.get_text_features(*args, **kwargs)
+
+    def fuse(self, *args, **kwargs):
+        """See [`MRAModel.fuse`]."""
+        return self.mra.fuse(*args, **kwargs)
+
+    def match_logits(self, *args, **kwargs):
+        """See [`MRAModel.match_logits`]."""
+        return self.mra.match_logits(*args, **kwargs)
+
+
+class MRAForImageTextRetrieval(MRAEncodersMixin, MRAPreTrainedModel):
+    """Scores of texts against images: cosine similarity, and the matching head on request."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^temperature$", r"^mlm_head\."]  # noqa: RUF012
+
+    def __init__(self, config: MRAConfig):
+        super().__init__(config)
+        self.mra = MRAModel(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        return_match_logits: bool = False,
+        **kwargs,
+    ) -> MRAImageTextRetrievalOutput:
+        """
+        Scores every text against every image.
+
+        Args:
+            pixel_values: `(images, 3, height, width)`.
+            input_ids, attention_mask: `(texts, max_text_length)`.
+            return_match_logits: also runs every pair through the fusion layers.
+        """
+        encoded = self.mra(pixel_values, input_ids, attention_mask)
+        match_logits = None
+        if return_match_logits:
+            texts, images = len(input_ids), len(pixel_values)
+            match_logits = self.mra.match_logits(
+                encoded.text_hidden_states.repeat_interleave(images, dim=0),
+                None if attention_mask is None else attention_mask.repeat_interleave(images, dim=0),
+                encoded.image_hidden_states.repeat(texts, 1, 1),
+            ).view(texts, images, 2)
+        return MRAImageTextRetrievalOutput(
+            similarity=encoded.text_embeds @ encoded.image_embeds.t(),
+            match_logits=match_logits,
+            image_embeds=encoded.image_embeds,
+            text_embeds=encoded.text_embeds,
+        )
+
+
+class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
+    """MRA with its training objective: image and caption, augmented caption, region and phrase."""
+
+    _tied_weights_keys = {  # noqa: RUF012
+        "mlm_head.decoder.weight": "mra.text_model.embeddings.word_embeddings.weight",
+        "mlm_head.decoder.bias": "mlm_head.bias",
+    }
+
+    def __init__(self, config: MRAConfig):
+        super().__init__(config)
+        self.mra = MRAModel(config)
+        self.temperature = nn.Parameter(torch.tensor(float(config.temperature)))
+        self.mlm_head = BertLMPredictionHead(config.text_config)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        """Decoder of the masked-language head."""
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, value):
+        """Replaces the decoder of the masked-language head."""
+        self.mlm_head.decoder = value
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        mlm_input_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        identity_ids: torch.Tensor | None = None,
+        augmented_input_ids: torch.Tensor | None = None,
+        augmented_attention_mask: torch.Tensor | None = None,
+        phrase_input_ids: torch.Tensor | None = None,
+        phrase_attention_mask: torch.Tensor | None = None,
+        region_attention_mask: torch.Tensor | None = None,
+        phrase_ids: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs,
+    ) -> MRAPreTrainingOutput:
+        """
+        Computes the losses whose inputs are passed.
+
+        Args:
+            pixel_values: `(batch, 3, height, width)`.
+            input_ids, attention_mask: `(batch, max_text_length)` captions.
+            mlm_input_ids, labels: `(batch, max_text_length)` masked captions and their tokens, -100 where not masked.
+            identity_ids: `(batch,)`; rows of one identity are no negatives of each other. Every row is its own
+                identity when absent.
+            augmented_input_ids, augmented_attention_mask: `(batch, max_text_length)` augmented captions.
+            phrase_input_ids, phrase_attention_mask: `(batch, max_text_length)` phrases of one region of each image.
+            region_attention_mask: `(batch, 1 + patches)`, 1 = the patch overlaps the box; index 0 is set by
+                `config.region_features`, whatever is passed.
+            phrase_ids: `(batch,)`; equal phrases share an id.
+            generator: draws the hard negatives.
+
+        Raises:
+            ValueError: if phrases come without their region mask, or masked captions without labels.
+        """
+        if (phrase_input_ids is None) != (region_attention_mask is None):
+            raise ValueError("`phrase_input_ids` and `region_attention_mask` go together: pass both or neither.")
+        if (mlm_input_ids is None) != (labels is None):
+            raise ValueError("`mlm_input_ids` and `labels` go together: pass both or neither.")
+        image_hidden_states = self.mra.get_image_hidden_states(pixel_values)
+        output = MRAPreTrainingOutput()
+        # BatchNorm sees the region batch first, then the plain, then the augmented one (reference notes, "Model").
+        if phrase_input_ids is not None:
+            self._region_losses(
+                output, image_hidden_states, phrase_input_ids, phrase_attention_mask, region_attention_mask, phrase_ids, generator
+            )  # fmt: skip
+        output.image_embeds = self.mra.project_image(image_hidden_states)
+        text_hidden_states = self.mra.get_text_hidden_states(input_ids, attention_mask)
+        output.text_embeds = self.mra.project_text(text_hidden_states)
+        output.itc_loss, output.itm_loss = self._alignment_losses(
+            image_hidden_states, output.image_embeds, text_hidden_states, output.text_embeds, attention_mask,
+            identity_ids, generator,
+        )  # fmt: skip
+        if augmented_input_ids is not None:
+            augmented_hidden_states = self.mra.get_text_hidden_states(augmented_input_ids, augmented_attention_mask)
+            output.augmented_itc_loss, output.augmented_itm_loss = self._alignment_losses(
+                image_hidden_states, output.image_embeds, augmented_hidden_states,
+                self.mra.project_text(augmented_hidden_states), augmented_attention_mask, identity_ids, generator,
+            )  # fmt: skip
+        if mlm_input_ids is not None:
+            masked = labels != -100
+            logits = self.mlm_logits(mlm_input_ids, attention_mask, image_hidden_states, masked)
+            output.mlm_loss = masked_language_loss(logits, labels[masked])
+        output.loss = self._weighted_sum(output)
+        return output
+
+    def mlm_logits(
+        self,
+        mlm_input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        image_hidden_states: torch.Tensor,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Predicts tokens of masked captions that see their image.
+
+        Args:
+            mlm_input_ids, attention_mask: `(batch, length)`.
+            image_hidden_states: `(batch, 1 + patches, vision hidden_size)`.
+            positions: `(batch, length)` booleans, where to predict; everywhere when absent.
+
+        Returns:
+            `(batch, length, vocab_size)`, or `(positions, vocab_size)` in row-major order.
+        """
+        hidden_states = self.mra.get_text_hidden_states(mlm_input_ids, attention_mask)
+        hidden_states = self.mra.fuse(hidden_states, attention_mask, image_hidden_states)
+        return self.mlm_head(hidden_states if positions is None else hidden_states[positions])
+
+    def _alignment_losses(
+        self, image_hidden_states, image_embeds, text_hidden_states, text_embeds, attention_mask, identity_ids,
+        generator, image_attention_mask=None,
+    ):  # fmt: skip
+        """Contrastive loss over all processes, and matching loss against negatives of this process."""
+        batch_size = len(image_embeds)
+        local = torch.arange(batch_size, device=image_embeds.device) if identity_ids is None else identity_ids
+        mode = self.config.itc_gradient
+        all_images, all_texts = gather_features(image_embeds, mode), gather_features(text_embeds, mode)
+        if identity_ids is None:
+            identities = torch.arange(len(all_images), device=image_embeds.device)
+        else:
+            identities = gather_identities(identity_ids)
+        itc_loss = contrastive_loss(all_images, all_texts, identities, self.temperature, self.config.label_smoothing)
+
+        with torch.no_grad():
+            similarity = image_embeds @ text_embeds.t() / self.temperature
+        negative_images, has_image = choose_hard_negatives(similarity.t(), local, generator)
+        negative_texts, has_text = choose_hard_negatives(similarity, local, generator)
+        every = torch.arange(batch_size, device=image_embeds.device)
+        texts = torch.cat([every, every, negative_texts])  # matched, (text, negative image), (negative text, image)
+        images = torch.cat([every, negative_images, every])
+        logits = self.mra.match_logits(
+            text_hidden_states[texts],
+            attention_mask[texts],
+            image_hidden_states[images],
+            None if image_attention_mask is None else image_attention_mask[images],
+        )
+        labels = torch.cat([torch.ones_like(every), (~has_image).long() * -100, (~has_text).long() * -100])
+        return itc_loss, matching_loss(logits, labels)
+
+    def _region_losses(
+        self, output, image_hidden_states, input_ids, attention_mask, region_attention_mask, phrase_ids, generator
+    ):
+        """Contrastive and matching losses of regions and phrases, with the region's mean as token 0."""
+        follows_paper = self.config.region_features == "paper"
+        patches = image_hidden_states[:, 1:]
+        patch_mask = region_attention_mask[:, 1:]
+        region_hidden_states = torch.cat([masked_mean(patches, patch_mask)[:, None], patches], dim=1)
+        region_embeds = self.mra.project_image(region_hidden_states, patch_mask if follows_paper else None)
+        text_hidden_states = self.mra.get_text_hidden_states(input_ids, attention_mask)
+        sees_mean = torch.full_like(patch_mask[:, :1], int(follows_paper))
+        output.region_itc_loss, output.region_itm_loss = self._alignment_losses(
+            region_hidden_states, region_embeds, text_hidden_states, self.mra.project_text(text_hidden_states),
+            attention_mask, phrase_ids, generator, torch.cat([sees_mean, patch_mask], dim=1),
+        )  # fmt: skip
+
+    def _weighted_sum(self, output: MRAPreTrainingOutput) -> torch.Tensor:
+        config = self.config
+        weights = {
+            "itc_loss": 1.0,
+            "itm_loss": config.itm_weight,
+            "mlm_loss": config.mlm_weight,
+            "augmented_itc_loss": config.augmentation_weight,
+            "augmented_itm_loss": config.augmentation_weight,
+            "region_itc_loss": config.region_weight,
+            "region_itm_loss": config.region_weight,
+        }
+        return sum(weight * output[name] for name, weight in weights.items() if output.get(name) is not None)
+
+
+MRAModel.register_for_auto_class("AutoModel")
+MRAForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+MRAForImageTextRetrieval.register_for_auto_class("AutoModelForZeroShotImageClassification")
+
+__all__ = ["MRAForImageTextRetrieval", "MRAForPreTraining", "MRAModel", "MRAPreTrainedModel"]

@@ -1,0 +1,124 @@
+"""Processor of MRA: deterministic preprocessing of pedestrian crops and captions."""
+
+import re
+
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+
+
+CAPTION_STYLES = ("plain", "clean")
+_NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
+
+
+def normalize_caption(caption: str, style: str = "plain", max_words: int = 56) -> str:
+    """
+    Prepares a caption for the tokenizer as the published code does.
+
+    Args:
+        caption: any text with at least one character.
+        style: `plain` (SDA, CUHK-PEDES) keeps the text; `clean` (ICFG-PEDES, RSTPReid) lowers it and turns every run
+            of characters other than a-z and 0-9 into one space.
+        max_words: longer captions are cut after this many words.
+
+    Returns:
+        The caption; a cut one has single spaces between its words.
+
+    Raises:
+        ValueError: if the caption is empty or the style is unknown.
+    """
+    if style not in CAPTION_STYLES:
+        raise ValueError(f"`style` must be one of {', '.join(CAPTION_STYLES)}, got {style!r}.")
+    if not caption:
+        raise ValueError("`caption` is empty: every query and every training row needs at least one word.")
+    if style == "clean":
+        caption = _NOT_ALPHANUMERIC.sub(" ", caption.lower())
+    words = caption.split()
+    return " ".join(words[:max_words]) if len(words) > max_words else caption
+
+
+class MRAImageProcessor(TorchvisionBackend):
+    """Resizes to a fixed height and width (bicubic), scales to 0..1 and normalises with CLIP's mean and deviation."""
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"height": 384, "width": 256}  # noqa: RUF012
+    do_convert_rgb = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+
+
+class MRAProcessor(ProcessorMixin):
+    r"""
+    Wraps an [`MRAImageProcessor`] and a BERT tokenizer.
+
+    Args:
+        image_processor ([`MRAImageProcessor`]): for the crops.
+        tokenizer (`BertTokenizer`): for captions and phrases.
+        max_text_length (`int`, *optional*, defaults to 56):
+            Every text is padded and cut to this many tokens, since the model pools over the padding as well.
+        caption_style (`str`, *optional*, defaults to `"plain"`): see [`normalize_caption`].
+
+    Raises:
+        ValueError: if `caption_style` is unknown.
+    """
+
+    image_processor_class = "AutoImageProcessor"
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(self, image_processor, tokenizer, max_text_length=56, caption_style="plain", **kwargs):
+        if caption_style not in CAPTION_STYLES:
+            raise ValueError(f"`caption_style` must be one of {', '.join(CAPTION_STYLES)}, got {caption_style!r}.")
+        self.max_text_length = max_text_length
+        self.caption_style = caption_style
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    def __call__(self, images=None, text=None, return_tensors="pt", **kwargs) -> BatchFeature:
+        """
+        Prepares images, texts or both.
+
+        Args:
+            images: one image or a list, as [`MRAImageProcessor`] takes them.
+            text (`str` or `list[str]`): captions or phrases.
+
+        Returns:
+            `pixel_values` `(images, 3, height, width)` float, `input_ids` and `attention_mask`
+            `(texts, max_text_length)` integers, whichever were asked for.
+
+        Raises:
+            ValueError: if neither is given or a text is empty.
+        """
+        if images is None and text is None:
+            raise ValueError("The processor needs `images`, `text` or both.")
+        features = {}
+        if images is not None:
+            features.update(self.image_processor(images, return_tensors=return_tensors, **kwargs))
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            encoded = self.tokenizer(
+                [self.normalize_caption(item) for item in texts],
+                padding="max_length",
+                truncation=True,
+                max_length=self.max_text_length,
+                return_token_type_ids=False,
+                return_tensors=return_tensors,
+            )
+            features.update(encoded)
+        return BatchFeature(features)
+
+    def normalize_caption(self, caption: str) -> str:
+        """Prepares one caption in this processor's style."""
+        return normalize_caption(caption, self.caption_style, self.max_text_length)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names that [`__call__`] may return."""
+        return ["pixel_values", "input_ids", "attention_mask"]
+
+
+MRAImageProcessor.register_for_auto_class("AutoImageProcessor")
+MRAProcessor.register_for_auto_class("AutoProcessor")
+
+__all__ = ["MRAImageProcessor", "MRAProcessor", "normalize_caption"]

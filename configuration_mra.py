@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, PreTrainedConfig
 
 
+__version__ = "0.1.0"
+
 REGION_FEATURES = ("paper", "published_code")
 ITC_GRADIENTS = ("exact", "published")
 PROJECTION_TYPES = ("part_pooling", "linear")

@@ -120,7 +120,9 @@ def choose_hard_negatives(
     same = identity_ids[:, None] == identity_ids[None, :]
     weights = (F.softmax(similarity.float(), dim=1) + 1e-5).masked_fill(same, 0.0)
     exists = ~same.all(dim=1)
-    weights = torch.where(exists[:, None], weights, torch.ones_like(weights))
+    # A row without weights, or of a diverged model, must not fail in the draw: the loss itself tells what is wrong.
+    drawable = exists[:, None] & weights.isfinite()
+    weights = torch.where(drawable, weights, torch.ones_like(weights))
     if generator is not None:
         weights = weights.to(generator.device)
     negatives = torch.multinomial(weights, 1, generator=generator).squeeze(1)

@@ -255,9 +255,12 @@ class MRAPreTrainedModel(PreTrainedModel):
         if isinstance(module, MRAForPreTraining):
             init.constant_(module.temperature, module.config.temperature)
 
-    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
-        """Sets the attention implementation of the BERT layers and of the Swin windows."""
-        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+    def set_attn_implementation(self, attn_implementation: str, **kwargs):
+        """Sets the attention implementation, `sdpa` or `eager`, of the BERT layers and of the Swin windows."""
+        implementation = self.get_correct_attn_implementation(attn_implementation)
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel):
+                module.config._attn_implementation = implementation
         _sync_attention(self)
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs):
@@ -566,6 +569,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         region_attention_mask: torch.Tensor | None = None,
         phrase_ids: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        fusion_length: int | None = None,
         **kwargs,
     ) -> MRAPreTrainingOutput:
         """
@@ -574,7 +578,8 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         Args:
             pixel_values: `(batch, 3, height, width)`.
             input_ids, attention_mask: `(batch, max_text_length)` captions.
-            mlm_input_ids, labels: `(batch, max_text_length)` masked captions and their tokens, -100 where not masked.
+            mlm_input_ids, labels: `(batch, length)` masked captions and their tokens, -100 where not masked; `length` is
+                at most `max_text_length` and holds every token of every caption.
             identity_ids: `(batch,)`; rows of one identity are no negatives of each other. Every row is its own
                 identity when absent.
             augmented_input_ids, augmented_attention_mask: `(batch, max_text_length)` augmented captions.
@@ -583,6 +588,9 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
                 `config.region_features`, whatever is passed.
             phrase_ids: `(batch,)`; equal phrases share an id.
             generator: draws the hard negatives.
+            fusion_length: how many leading positions hold every token of captions, augmented captions and phrases.
+                Matching runs on these alone, which changes nothing but the time; on all when absent. The collator
+                knows it without asking the device.
 
         Raises:
             ValueError: if phrases come without their region mask, or masked captions without labels.
@@ -596,24 +604,27 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         # BatchNorm sees the region batch first, then the plain, then the augmented one (reference notes, "Model").
         if phrase_input_ids is not None:
             self._region_losses(
-                output, image_hidden_states, phrase_input_ids, phrase_attention_mask, region_attention_mask, phrase_ids, generator
+                output, image_hidden_states, phrase_input_ids, phrase_attention_mask, region_attention_mask, phrase_ids,
+                fusion_length, generator,
             )  # fmt: skip
         output.image_embeds = self.mra.project_image(image_hidden_states)
         text_hidden_states = self.mra.get_text_hidden_states(input_ids, attention_mask)
         output.text_embeds = self.mra.project_text(text_hidden_states)
         output.itc_loss, output.itm_loss = self._alignment_losses(
             image_hidden_states, output.image_embeds, text_hidden_states, output.text_embeds, attention_mask,
-            identity_ids, generator,
+            identity_ids, fusion_length, generator,
         )  # fmt: skip
         if augmented_input_ids is not None:
             augmented_hidden_states = self.mra.get_text_hidden_states(augmented_input_ids, augmented_attention_mask)
             output.augmented_itc_loss, output.augmented_itm_loss = self._alignment_losses(
                 image_hidden_states, output.image_embeds, augmented_hidden_states,
-                self.mra.project_text(augmented_hidden_states), augmented_attention_mask, identity_ids, generator,
+                self.mra.project_text(augmented_hidden_states), augmented_attention_mask, identity_ids, fusion_length,
+                generator,
             )  # fmt: skip
         if mlm_input_ids is not None:
             masked = labels != -100
-            logits = self.mlm_logits(mlm_input_ids, attention_mask, image_hidden_states, masked)
+            mlm_attention_mask = attention_mask[:, : mlm_input_ids.shape[1]]
+            logits = self.mlm_logits(mlm_input_ids, mlm_attention_mask, image_hidden_states, masked)
             output.mlm_loss = masked_language_loss(logits, labels[masked])
         output.loss = self._weighted_sum(output)
         return output
@@ -642,7 +653,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
 
     def _alignment_losses(
         self, image_hidden_states, image_embeds, text_hidden_states, text_embeds, attention_mask, identity_ids,
-        generator, image_attention_mask=None,
+        fusion_length, generator, image_attention_mask=None,
     ):  # fmt: skip
         """Contrastive loss over all processes, and matching loss against negatives of this process."""
         batch_size = len(image_embeds)
@@ -663,8 +674,8 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         texts = torch.cat([every, every, negative_texts])  # matched, (text, negative image), (negative text, image)
         images = torch.cat([every, negative_images, every])
         logits = self.mra.match_logits(
-            text_hidden_states[texts],
-            attention_mask[texts],
+            text_hidden_states[texts, :fusion_length],
+            attention_mask[texts, :fusion_length],
             image_hidden_states[images],
             None if image_attention_mask is None else image_attention_mask[images],
         )
@@ -672,8 +683,9 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         return itc_loss, matching_loss(logits, labels)
 
     def _region_losses(
-        self, output, image_hidden_states, input_ids, attention_mask, region_attention_mask, phrase_ids, generator
-    ):
+        self, output, image_hidden_states, input_ids, attention_mask, region_attention_mask, phrase_ids, fusion_length,
+        generator,
+    ):  # fmt: skip
         """Contrastive and matching losses of regions and phrases, with the region's mean as token 0."""
         follows_paper = self.config.region_features == "paper"
         patches = image_hidden_states[:, 1:]
@@ -684,7 +696,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         sees_mean = torch.full_like(patch_mask[:, :1], int(follows_paper))
         output.region_itc_loss, output.region_itm_loss = self._alignment_losses(
             region_hidden_states, region_embeds, text_hidden_states, self.mra.project_text(text_hidden_states),
-            attention_mask, phrase_ids, generator, torch.cat([sees_mean, patch_mask], dim=1),
+            attention_mask, phrase_ids, fusion_length, generator, torch.cat([sees_mean, patch_mask], dim=1),
         )  # fmt: skip
 
     def _weighted_sum(self, output: MRAPreTrainingOutput) -> torch.Tensor:

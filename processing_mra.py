@@ -2,7 +2,7 @@
 
 import re
 
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
@@ -65,9 +65,6 @@ class MRAProcessor(ProcessorMixin):
         ValueError: if `caption_style` is unknown.
     """
 
-    image_processor_class = "AutoImageProcessor"
-    tokenizer_class = "AutoTokenizer"
-
     def __init__(self, image_processor, tokenizer, max_text_length=56, caption_style="plain", **kwargs):
         if caption_style not in CAPTION_STYLES:
             raise ValueError(f"`caption_style` must be one of {', '.join(CAPTION_STYLES)}, got {caption_style!r}.")
@@ -107,6 +104,14 @@ class MRAProcessor(ProcessorMixin):
             )
             features.update(encoded)
         return BatchFeature(features)
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        """Loads the image processor by its class: the Auto class would ask to trust the code in the folder."""
+        return [
+            MRAImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
+            AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs),
+        ]
 
     def normalize_caption(self, caption: str) -> str:
         """Prepares one caption in this processor's style."""

@@ -1,20 +1,19 @@
 """Starting points of a run: official Swin and BERT weights, or a pretrained MRA at another image size."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import timm
 import torch
-from accelerate.logging import get_logger
 from timm.models import load_state_dict_from_hf
-from transformers import AutoModel
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
 from mra_training.published_layout import BIAS_TABLE, is_derived_buffer, resize_bias_table, shift_downsample
 
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 TIMM_SWIN = "swin_base_patch4_window7_224.ms_in22k"
 
@@ -59,7 +58,9 @@ def load_bert_weights(model: MRAForPreTraining, source: str) -> None:
     """
     from transformers import AutoModelForMaskedLM
 
-    bert = AutoModelForMaskedLM.from_pretrained(source)
+    bert, report = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True)
+    if report["missing_keys"]:
+        logger.warning(f"{source} lacks {', '.join(sorted(report['missing_keys']))}: initialised anew.")
     state_dict = bert.state_dict()
     first_fusion = model.config.text_config.num_text_layers
     text, fusion = {}, {}

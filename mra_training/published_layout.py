@@ -2,14 +2,14 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from scipy.interpolate import RectBivariateSpline
 
-from configuration_mra import MRAConfig
-from modeling_mra import MRAForPreTraining
+from configuration_mra import MRAConfig, MRAVisionConfig
+from modeling_mra import MRAForPreTraining, MRAVisionModel
 
 
 _PREFIXES = (  # published, ours; the order matters: the first that fits is taken
@@ -25,7 +25,23 @@ _PREFIXES = (  # published, ours; the order matters: the first that fits is take
     ("itm_head.", "mra.match_head."),
 )
 _DERIVED_BUFFERS = ("position_ids", "relative_position_index", "attn_mask")
+_GROUPS = (  # the order of the published state dict
+    "temp",
+    "vision_encoder.",
+    "text_encoder.bert.",
+    "text_encoder.cls.",
+    "vision_proj.",
+    "text_proj.",
+    "itm_head.",
+)
+_TIED = {
+    "text_encoder.cls.predictions.decoder.weight": "text_encoder.bert.embeddings.word_embeddings.weight",
+    "text_encoder.cls.predictions.decoder.bias": "text_encoder.cls.predictions.bias",
+}
+_PUBLISHED_REGION_WEIGHT = 0.8  # once more in the training loop (reference notes, "Region term")
 _BERT_LAYER = re.compile(r"^(text_encoder\.bert\.)encoder\.layer\.(\d+)\.")
+_SWIN_BLOCK = re.compile(r"^vision_encoder\.layers\.(\d+)\.blocks\.(\d+)\.")
+_SWIN_MASK = re.compile(r"^vision_encoder\.layers\.(\d+)\.blocks\.\d+\.attn_mask$")
 _DOWNSAMPLE = re.compile(r"(layers\.)(\d+)(\.downsample\.)")
 BIAS_TABLE = "relative_position_bias_table"
 
@@ -87,7 +103,7 @@ def to_published_name(name: str, num_text_layers: int, has_norm: bool) -> str:
 
 
 def infer_config(
-    state_dict: Mapping[str, torch.Tensor], stored: Mapping | None = None, image_size: tuple[int, int] | None = None
+    state_dict: Mapping[str, torch.Tensor], stored: Mapping | None = None, image_size: Sequence[int] | None = None
 ) -> MRAConfig:
     """
     Reads the architecture off the tensors of a released checkpoint and its stored configuration.
@@ -95,28 +111,28 @@ def infer_config(
     Args:
         state_dict: tensors by published name.
         stored: the checkpoint's `config`, where it has one.
-        image_size: height and width in pixels, where neither the configuration nor the shift masks tell.
+        image_size: height and width in pixels, where neither the shift masks nor the configuration tell.
 
     Returns:
-        A configuration with the published choices (`region_features`, `itc_gradient`, region weight 0.64).
+        A configuration with the published choices: `region_features`, `itc_gradient`, and a region weight of 0.8 x 0.8.
 
     Raises:
-        ValueError: if a part is missing or the image size cannot be known.
+        ValueError: if a part is missing, or the image size cannot be known or contradicts the shift masks.
     """
     stored = dict(stored or {})
     vision = _infer_vision(state_dict, stored, image_size)
     text = _infer_text(state_dict, stored)
-    has_norm = "vision_proj.0.weight" in state_dict
-    projection = state_dict["vision_proj.2.weight" if has_norm else "vision_proj.weight"]
+    has_norm = any(name.startswith("vision_proj.0.") for name in state_dict)
+    projection = _require(state_dict, "vision_proj.2.weight" if has_norm else "vision_proj.weight")
     return MRAConfig(
         vision_config=vision,
         text_config=text,
         projection_type="part_pooling" if has_norm else "linear",
         projection_dim=projection.shape[0],
         max_text_length=stored.get("max_tokens", 56),
-        temperature=stored.get("temp", 0.07),
+        temperature=stored.get("temp") or round(float(_require(state_dict, "temp")), 8),
         label_smoothing=stored.get("LabelSmooth", 0.0),
-        region_weight=0.64,
+        region_weight=round(_PUBLISHED_REGION_WEIGHT * (stored.get("region") or _PUBLISHED_REGION_WEIGHT), 6),
         region_features="published_code",
         itc_gradient="published",
     )
@@ -125,41 +141,51 @@ def infer_config(
 def _infer_vision(state_dict, stored, image_size) -> dict:
     prefix = "vision_encoder."
     patch = _require(state_dict, f"{prefix}patch_embed.proj.weight")
-    blocks = [re.match(rf"{re.escape(prefix)}layers\.(\d+)\.blocks\.(\d+)\.norm1\.weight$", name) for name in state_dict]
-    counts: dict[int, int] = {}
-    for match in filter(None, blocks):
-        counts[int(match[1])] = max(counts.get(int(match[1]), 0), int(match[2]) + 1)
-    depths = [counts[stage] for stage in sorted(counts)]
-    tables = [_require(state_dict, f"{prefix}layers.{stage}.blocks.0.attn.{BIAS_TABLE}") for stage in range(len(depths))]
-    details = stored.get("vision_config")
-    details = details if isinstance(details, Mapping) else {}
+    depths: dict[int, int] = {}
+    for name in state_dict:
+        if match := _SWIN_BLOCK.match(name):
+            depths[int(match[1])] = max(depths.get(int(match[1]), 0), int(match[2]) + 1)
+    stages = range(max(depths, default=0) + 1)
+    tables = [_require(state_dict, f"{prefix}layers.{stage}.blocks.0.attn.{BIAS_TABLE}") for stage in stages]
     windows = [(math.isqrt(table.shape[0]) + 1) // 2 for table in tables]
-    if image_size is None:
-        image_size = _stored_image_size(stored, details) or _image_size_from_masks(state_dict, windows, patch.shape[-1])
-    if image_size is None:
-        raise ValueError(
-            "The checkpoint holds neither `h` and `w` in its config nor a shift mask to read the image size from: "
-            "pass --image_size HEIGHT WIDTH."
-        )
+    mlp = _require(state_dict, f"{prefix}layers.0.blocks.0.mlp.fc1.weight")
+    details = _sub_config(stored, "vision_config")
     return {
-        "image_size": list(image_size),
+        "image_size": _infer_image_size(state_dict, stored, details, image_size, windows, patch.shape[-1]),
         "patch_size": patch.shape[-1],
         "num_channels": patch.shape[1],
         "embed_dim": patch.shape[0],
-        "depths": depths,
+        "depths": [depths[stage] for stage in stages],
         "num_heads": [table.shape[1] for table in tables],
         "window_size": windows,
-        "mlp_ratio": state_dict[f"{prefix}layers.0.blocks.0.mlp.fc1.weight"].shape[0] / patch.shape[0],
+        "mlp_ratio": mlp.shape[0] / patch.shape[0],
         "drop_rate": details.get("drop_rate", 0.0),
         "drop_path_rate": details.get("drop_path_rate", 0.1),
     }
 
 
-def _stored_image_size(*configs: Mapping) -> tuple[int, int] | None:
-    for config in configs:
-        if "h" in config and "w" in config:
-            return int(config["h"]), int(config["w"])
-    return None
+def _sub_config(stored: Mapping, name: str) -> Mapping:
+    """A part of the stored configuration; the published recipes hold the path of a file there, which tells nothing."""
+    return stored[name] if isinstance(stored.get(name), Mapping) else {}
+
+
+def _infer_image_size(state_dict, stored, details, image_size, windows, patch_size) -> list[int]:
+    from_masks = _image_size_from_masks(state_dict, windows, patch_size)
+    if from_masks is not None:
+        if image_size is not None and tuple(image_size) != from_masks:
+            raise ValueError(
+                f"`image_size` is {tuple(image_size)} but the checkpoint's shift masks are those of {from_masks}: leave "
+                "it out to convert; fine-tuning on a converted model changes the size."
+            )
+        return list(from_masks)
+    if image_size is None:
+        image_size = next(((c["h"], c["w"]) for c in (stored, details) if "h" in c and "w" in c), None)
+    if image_size is None:
+        raise ValueError(
+            "The checkpoint holds neither `h` and `w` in its config nor a shift mask to read the image size from: "
+            "pass --image_size HEIGHT WIDTH."
+        )
+    return [int(side) for side in image_size]
 
 
 def _image_size_from_masks(state_dict, windows: list[int], patch_size: int) -> tuple[int, int] | None:
@@ -170,14 +196,13 @@ def _image_size_from_masks(state_dict, windows: list[int], patch_size: int) -> t
     ends the first row.
     """
     for name, mask in state_dict.items():
-        match = re.match(r"vision_encoder\.layers\.(\d+)\.blocks\.\d+\.attn_mask$", name)
-        if match:
-            masked = mask.flatten(1).ne(0).any(dim=1).nonzero().flatten()
-            columns = int(masked[0]) + 1
-            rows = mask.shape[0] // columns
-            scale = windows[int(match[1])] * patch_size * 2 ** int(match[1])
-            if rows > 1 and columns > 1:
-                return rows * scale, columns * scale
+        match = _SWIN_MASK.match(name)
+        if match and int(match[1]) < len(windows) and mask.ndim == 3:
+            masked = mask.flatten(1).ne(0).any(dim=1).nonzero().flatten().tolist()
+            if masked and mask.shape[0] % (masked[0] + 1) == 0:
+                columns = masked[0] + 1
+                scale = windows[int(match[1])] * patch_size * 2 ** int(match[1])
+                return mask.shape[0] // columns * scale, columns * scale
     return None
 
 
@@ -188,18 +213,18 @@ def _infer_text(state_dict, stored) -> dict:
     fusion = {int(_BERT_LAYER.match(name)[2]) for name in state_dict if ".crossattention." in name}
     if not layers or not fusion:
         raise ValueError("The checkpoint holds no BERT layers with cross-attention: is it a released MRA checkpoint?")
-    details = stored.get("text_config")
-    details = details if isinstance(details, Mapping) else {}
+    details = _sub_config(stored, "text_config")
     hidden_size = words.shape[1]
     return {
         "vocab_size": words.shape[0],
         "hidden_size": hidden_size,
-        "num_hidden_layers": len(layers),
-        "num_fusion_layers": len(fusion),
+        "num_hidden_layers": max(layers) + 1,
+        "num_fusion_layers": max(layers) + 1 - min(fusion),
         "num_attention_heads": details.get("num_attention_heads", max(1, hidden_size // 64)),  # 64 wide in every BERT
         "intermediate_size": _require(state_dict, f"{prefix}encoder.layer.0.intermediate.dense.weight").shape[0],
         "max_position_embeddings": _require(state_dict, f"{prefix}embeddings.position_embeddings.weight").shape[0],
         "type_vocab_size": _require(state_dict, f"{prefix}embeddings.token_type_embeddings.weight").shape[0],
+        "hidden_act": details.get("hidden_act", "gelu"),
         "hidden_dropout_prob": details.get("hidden_dropout_prob", 0.1),
         "attention_probs_dropout_prob": details.get("attention_probs_dropout_prob", 0.1),
         "layer_norm_eps": details.get("layer_norm_eps", 1e-12),
@@ -212,7 +237,56 @@ def _require(state_dict, name: str) -> torch.Tensor:
     return state_dict[name]
 
 
+def describe_config(config: MRAConfig) -> dict:
+    """The published `config` entry for a model that was not converted from one: what [`infer_config`] reads from it."""
+    vision, text = config.vision_config, config.text_config
+    height, width = vision.image_size
+    drop = {"drop_rate": vision.drop_rate, "drop_path_rate": vision.drop_path_rate}
+    names = (
+        "num_attention_heads",
+        "hidden_act",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "layer_norm_eps",
+    )
+    return {
+        "h": height,
+        "w": width,
+        "vision_config": {"h": height, "w": width, "window_size": vision.window_size[0], **drop},
+        "text_config": {
+            **{name: getattr(text, name) for name in names},
+            "num_hidden_layers": text.num_hidden_layers,
+            "fusion_layer": text.num_text_layers,
+            "encoder_width": vision.hidden_size,
+        },
+        "embed_dim": config.projection_dim,
+        "temp": config.temperature,
+        "max_tokens": config.max_text_length,
+        "LabelSmooth": config.label_smoothing,
+    }
+
+
 # ---------------------------------------------------------------- tensors
+
+
+def derived_buffers(config: MRAConfig) -> dict[str, torch.Tensor]:
+    """Index and mask buffers that the published layout stores, by published name."""
+    vision = config.vision_config
+    windows = vision.effective_window_size
+    narrow = MRAVisionConfig(  # the buffers depend on neither width nor heads
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        embed_dim=1,
+        depths=vision.depths,
+        num_heads=[1] * len(windows),
+        window_size=windows,
+        mlp_ratio=1.0,
+    )
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        swin = MRAVisionModel(narrow).swin
+        positions = torch.arange(config.text_config.max_position_embeddings)[None]
+    buffers = {f"vision_encoder.{name}": b for name, b in swin.named_buffers() if is_derived_buffer(name)}
+    return buffers | {"text_encoder.bert.embeddings.position_ids": positions}
 
 
 def from_published(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) -> dict[str, torch.Tensor]:
@@ -220,47 +294,65 @@ def from_published(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) ->
     Renames the tensors of a released checkpoint for `MRAForPreTraining(config)`.
 
     Raises:
-        ValueError: listing every tensor that is unknown, missing or of another shape.
+        ValueError: listing every tensor that is unknown, missing, of another shape, unlike the one it is tied to, or,
+            for the index and mask buffers, unlike what the architecture implies.
     """
     with torch.device("meta"):
-        expected = MRAForPreTraining(config).state_dict()
-    converted, unknown = {}, []
-    for name, tensor in state_dict.items():
-        if is_derived_buffer(name):
-            continue
-        try:
-            translated = to_mra_name(name, config.text_config.num_text_layers)
-        except ValueError:
-            unknown.append(name)
-            continue
-        if translated in expected:
-            converted[translated] = tensor
-        else:
-            unknown.append(name)
-    missing = sorted(expected.keys() - converted.keys())
-    misshapen = [
-        f"{name}: {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
-        for name, tensor in converted.items()
-        if tensor.shape != expected[name].shape
+        expected = to_published(MRAForPreTraining(config))
+    known = {name: tensor for name, tensor in state_dict.items() if name in expected}
+    misshapen = {name for name, tensor in known.items() if tensor.shape != expected[name].shape}
+    compared = {name: expected[name] for name in known if is_derived_buffer(name)}
+    compared |= {name: state_dict[source] for name, source in _TIED.items() if name in known and source in known}
+    unlike = [
+        name
+        for name, tensor in compared.items()
+        if name not in misshapen and not torch.equal(known[name], tensor.to(known[name].dtype))
     ]
-    problems = {"unknown": unknown, "missing (by our name)": missing, "of another shape": misshapen}
+    problems = {
+        "unknown": [name for name in state_dict if name not in expected],
+        "missing": [name for name in expected if name not in state_dict],
+        "of another shape": [
+            f"{name} {tuple(known[name].shape)} instead of {tuple(expected[name].shape)}" for name in sorted(misshapen)
+        ],
+        "unlike the weight it is tied to": [name for name in unlike if name in _TIED],
+        "unlike what the architecture implies": [name for name in unlike if name not in _TIED],
+    }
     if any(problems.values()):
-        listing = "\n".join(f"{title}: {', '.join(names)}" for title, names in problems.items() if names)
+        listing = "\n".join(
+            f"{title} ({len(names)}): {', '.join(names)}" for title, names in problems.items() if names
+        )
         raise ValueError(f"The checkpoint does not fit the published layout.\n{listing}")
-    return converted
+    text_layers = config.text_config.num_text_layers
+    return {to_mra_name(name, text_layers): t for name, t in known.items() if not is_derived_buffer(name)}
 
 
 def to_published(model: MRAForPreTraining) -> dict[str, torch.Tensor]:
-    """Renames the tensors of a model for the published code, its index and mask buffers included."""
-    text = model.config.text_config
+    """
+    Renames the tensors of a model for the published code, its index and mask buffers included.
+
+    The names come in the published order, on which the published resizing of the bias tables depends.
+    """
+    text_layers = model.config.text_config.num_text_layers
     has_norm = model.config.projection_type == "part_pooling"
-    published = {
-        to_published_name(name, text.num_text_layers, has_norm): tensor for name, tensor in model.state_dict().items()
-    }
-    published["text_encoder.bert.embeddings.position_ids"] = torch.arange(text.max_position_embeddings)[None]
-    for name, buffer in model.mra.vision_model.swin.named_buffers():
-        if is_derived_buffer(name):
-            published[f"vision_encoder.{name}"] = buffer
+    weights = {to_published_name(n, text_layers, has_norm): tensor for n, tensor in model.state_dict().items()}
+    buffers = derived_buffers(model.config)
+    published: dict[str, torch.Tensor] = {}
+
+    def insert(name: str, after: str | None = None) -> None:
+        if name in buffers:  # masks are cast with the model, as they are in the published one
+            published[name] = buffers[name].to(weights[after].dtype) if after else buffers[name]
+
+    for name in sorted(weights, key=lambda name: next(i for i, group in enumerate(_GROUPS) if name.startswith(group))):
+        if name.endswith(".norm1.weight"):
+            insert(name.replace("norm1.weight", "attn_mask"), after=name)
+        if name.endswith("embeddings.word_embeddings.weight"):
+            insert(name.replace("word_embeddings.weight", "position_ids"))
+        if name.endswith("downsample.norm.weight"):
+            reduction = name.replace("norm", "reduction")
+            published[reduction] = weights[reduction]
+        published.setdefault(name, weights[name])
+        if name.endswith(BIAS_TABLE):
+            insert(name.replace(BIAS_TABLE, "relative_position_index"))
     return published
 
 
@@ -281,6 +373,8 @@ def resize_bias_table(table: torch.Tensor, window_size: int) -> torch.Tensor:
     source, target = math.isqrt(table.shape[0]), 2 * window_size - 1
     if source == target:
         return table
+    if source == 1:  # a window of one token knows no distance
+        return table.expand(target * target, -1).clone()
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2
@@ -290,5 +384,9 @@ def resize_bias_table(table: torch.Tensor, window_size: int) -> torch.Tensor:
     grid = np.concatenate([-distances[::-1], [0.0], distances])
     points = np.clip(np.arange(-(target // 2), target // 2 + 1, dtype=np.float64), grid[0], grid[-1])
     values = table.detach().double().cpu().numpy().reshape(source, source, -1)
-    resized = [RectBivariateSpline(grid, grid, values[..., head])(points, points) for head in range(values.shape[-1])]
+    degree = min(3, source - 1)
+    resized = [
+        RectBivariateSpline(grid, grid, values[..., head], kx=degree, ky=degree)(points, points)
+        for head in range(values.shape[-1])
+    ]
     return torch.from_numpy(np.stack(resized, axis=-1)).reshape(target * target, -1).to(table)

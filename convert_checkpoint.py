@@ -1,0 +1,337 @@
+"""Convert a released MRA checkpoint to a folder for `from_pretrained`, or such a folder back.
+
+    python convert_checkpoint.py --checkpoint data/checkpoint/ft_cuhk.pth --output models/mra-cuhk \
+        --tokenizer bert-base-uncased
+    python convert_checkpoint.py --to_published --checkpoint models/mra-cuhk --output ft_cuhk.pth
+
+The architecture is read off the tensors and the configuration stored with them. The folder gets weights (safetensors),
+configuration, code, model card and, with a tokenizer, the processor. The way back gives the same tensors, bit for bit.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, HfArgumentParser
+
+from configuration_mra import MRAConfig
+from modeling_mra import MRAForPreTraining
+from mra_training.arguments import HubArguments
+from mra_training.checkpointing import replace_folder
+from mra_training.model_card import build_converted_card, push_folder
+from mra_training.published_layout import describe_config, from_published, infer_config, to_published
+from processing_mra import MRAImageProcessor, MRAProcessor
+
+
+logger = logging.getLogger(__name__)
+
+PUBLISHED_CONFIG = "published_config.json"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass
+class ConversionArguments:
+    """Command-line arguments of convert_checkpoint.py."""
+
+    checkpoint: str = field(metadata={"help": "Released .pth file; with --to_published, a folder."})
+    output: str = field(metadata={"help": "Folder to write; with --to_published, a .pth file."})
+    to_published: bool = field(default=False, metadata={"help": "Convert a folder back to the published layout."})
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Height and width, for a checkpoint that does not tell."}
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Hub id or folder (bert-base-uncased for the released ones)."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace what is at --output."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "Repository to push the folder to, user/name."})
+
+    def __post_init__(self):
+        if self.to_published and (self.tokenizer or self.push_to_hub or self.image_size):
+            raise ValueError("`to_published` writes a .pth alone: leave out tokenizer, push_to_hub and image_size.")
+        if self.image_size is not None and len(self.image_size) != 2:
+            raise ValueError(f"`image_size` must be height and width, got {self.image_size}.")
+
+
+def main(command_line: list[str] | None = None) -> None:
+    parser = HfArgumentParser(ConversionArguments, description=__doc__.split("\n")[0], allow_abbrev=False)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        (args,) = parser.parse_args_into_dataclasses(command_line, look_for_args_file=False)
+        if args.to_published:
+            convert_to_published(args.checkpoint, args.output, args.overwrite)
+        else:
+            convert_to_folder(
+                args.checkpoint, args.output, args.image_size, args.tokenizer, args.overwrite, args.push_to_hub
+            )
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"wrote {args.output}")
+    if args.push_to_hub:
+        PartialState()  # the logger of the upload asks which process it is
+        hub = HubArguments(push_to_hub=True, hub_model_id=args.push_to_hub)
+        print(f"pushed to {push_folder(args.output, hub, message='Upload converted checkpoint')}")
+
+
+# ---------------------------------------------------------------- .pth -> folder
+
+
+def convert_to_folder(
+    checkpoint: str | Path,
+    output: str | Path,
+    image_size: list[int] | None = None,
+    tokenizer: str | None = None,
+    overwrite: bool = False,
+    repository: str | None = None,
+) -> MRAConfig:
+    """
+    Writes a released checkpoint as a folder for `from_pretrained`, whole or not at all.
+
+    Args:
+        checkpoint: a `.pth` with `{"model": state dict, "config": dict}` or a bare state dict.
+        output: folder to write.
+        image_size: height and width in pixels, where the checkpoint does not tell.
+        tokenizer: Hub id or folder; without one the folder has no processor.
+        overwrite: whether to replace an MRA folder that is there.
+        repository: Hub id for the model card; the folder's name when absent.
+
+    Returns:
+        The configuration that was read off the checkpoint.
+
+    Raises:
+        ValueError: if the checkpoint cannot be read, a tensor is unknown, missing or wrong, the tokenizer does not fit,
+            or the output exists.
+    """
+    checkpoint, output = Path(checkpoint), Path(output)
+    _check_folder(output, overwrite)
+    state_dict, stored = read_checkpoint(checkpoint)
+    config = infer_config(state_dict, stored, image_size)
+    model = assemble(config, from_published(state_dict, config))
+    processor = None if tokenizer is None else build_processor(config, stored or {}, tokenizer)
+    with _unfinished(output) as folder:
+        model.save_pretrained(folder)
+        if processor is None:
+            logger.warning("No --tokenizer was given: %s holds weights alone, without a processor.", output)
+        else:
+            processor.save_pretrained(folder)
+        if stored is not None:
+            (folder / PUBLISHED_CONFIG).write_text(_dump(stored), encoding="utf-8")
+        card = build_converted_card(
+            repository or output.name, checkpoint.name, describe_architecture(config), processor is not None
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return config
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict | None]:
+    """
+    Reads the tensors of a released checkpoint and its stored configuration, if it has one.
+
+    Nothing but tensors and plain values is unpickled; the tensors stay on disk until they are used.
+
+    Raises:
+        ValueError: if the file is missing, damaged, or holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"`checkpoint`: no file at {str(path)!r}; expected a released .pth.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} cannot be read as tensors and plain values ({error}). Download it again; if it holds other "
+            "objects, save its `model` and `config` anew."
+        ) from error
+    state_dict, stored = content, None
+    if isinstance(content, Mapping) and "model" in content:
+        state_dict, stored = content["model"], content.get("config")
+        ignored = sorted(str(name) for name in content.keys() - {"model", "config"})
+        if ignored:
+            logger.warning("%s: not part of a model and left out: %s.", path, ", ".join(ignored))
+    if not isinstance(state_dict, Mapping) or not all(isinstance(t, torch.Tensor) for t in state_dict.values()):
+        raise ValueError(
+            f"{path} must hold `{{'model': state dict, 'config': dict}}` or a bare state dict of tensors."
+        )
+    if stored is not None and not isinstance(stored, Mapping):
+        raise ValueError(f"{path}: `config` must be a mapping, got a {type(stored).__name__}.")
+    return dict(state_dict), None if stored is None else dict(stored)
+
+
+def assemble(config: MRAConfig, state_dict: Mapping[str, torch.Tensor]) -> MRAForPreTraining:
+    """
+    Builds a model around tensors that are there already, in the precision they have and without a copy of them.
+
+    It can be saved and renamed but not run: buffers that are not saved hold no data.
+    """
+    with torch.device("meta"):
+        model = MRAForPreTraining(config)
+    model.load_state_dict(state_dict, assign=True)
+    model.tie_weights()
+    return model
+
+
+def build_processor(config: MRAConfig, stored: Mapping, tokenizer: str) -> MRAProcessor:
+    """
+    Builds the processor of a converted model.
+
+    Args:
+        config: of the model.
+        stored: the checkpoint's configuration; `icfg_rstp` chooses the caption style.
+        tokenizer: Hub id or folder.
+
+    Raises:
+        ValueError: if the tokenizer cannot be loaded or has more words than the model.
+    """
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`tokenizer`: {tokenizer!r} is neither a folder nor a Hub id that loads ({error})"
+        ) from error
+    words = config.text_config.vocab_size
+    if len(loaded) > words:
+        raise ValueError(
+            f"`tokenizer`: {tokenizer!r} has {len(loaded)} words, the checkpoint {words}: give the one it was trained "
+            "with (bert-base-uncased for the released ones)."
+        )
+    if len(loaded) < words:
+        logger.warning("%s has %d words, the checkpoint %d: is it the right tokenizer?", tokenizer, len(loaded), words)
+    height, width = config.vision_config.image_size
+    return MRAProcessor(
+        MRAImageProcessor(size={"height": height, "width": width}),
+        loaded,
+        max_text_length=config.max_text_length,
+        caption_style="clean" if stored.get("icfg_rstp") else "plain",
+    )
+
+
+def describe_architecture(config: MRAConfig) -> dict[str, str]:
+    """What a model card tells of the architecture."""
+    vision, text = config.vision_config, config.text_config
+    return {
+        "image size": f"{vision.image_size[0]} x {vision.image_size[1]} pixels (height x width)",
+        "image encoder": f"Swin, width {vision.embed_dim}, depths {vision.depths}, windows {vision.window_size}",
+        "text encoder": f"{text.num_text_layers} BERT layers, then {text.num_fusion_layers} that attend to the image",
+        "shared space": f"{config.projection_dim} wide ({config.projection_type})",
+    }
+
+
+# ---------------------------------------------------------------- folder -> .pth
+
+
+def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool = False) -> None:
+    """
+    Writes a folder as a `.pth` in the published layout, whole or not at all.
+
+    Args:
+        folder: of an `MRAForPreTraining`, converted or trained here.
+        output: file to write.
+        overwrite: whether to replace a file that is there.
+
+    Raises:
+        ValueError: if the folder does not hold such a model or the output exists.
+    """
+    folder, output = Path(folder), Path(output)
+    if output.is_dir() or (output.exists() and not overwrite):
+        mend = "give a file name" if output.is_dir() else "pass --overwrite or another name"
+        raise ValueError(f"`output`: {str(output)!r} exists: {mend}.")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"`checkpoint`: {str(folder)!r} is no folder with a config.json.")
+    config = MRAConfig.from_pretrained(folder)
+    published = folder / PUBLISHED_CONFIG
+    stored = json.loads(published.read_text(encoding="utf-8")) if published.is_file() else describe_config(config)
+    model = assemble(config, _complete(read_folder(folder), config, folder))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        torch.save({"model": to_published(model), "config": stored}, unfinished)
+        os.replace(unfinished, output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_folder(folder: Path) -> dict[str, torch.Tensor]:
+    """
+    Reads the safetensors of a folder, in one file or several, each tensor in the precision it was saved in.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if (folder / WEIGHTS_INDEX).is_file():
+        index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+        files = sorted(set(index["weight_map"].values()))
+    else:
+        files = [WEIGHTS]
+    state_dict = {}
+    for name in files:
+        if not (folder / name).is_file():
+            raise ValueError(f"`checkpoint`: {str(folder)!r} has no {name}: save the model with save_pretrained.")
+        state_dict |= load_file(folder / name)
+    return state_dict
+
+
+def _complete(state_dict: dict[str, torch.Tensor], config: MRAConfig, folder: Path) -> dict[str, torch.Tensor]:
+    """Adds the tied tensors, which safetensors hold once, and checks that the folder is whole."""
+    for target, source in MRAForPreTraining._tied_weights_keys.items():
+        if source in state_dict:
+            state_dict.setdefault(target, state_dict[source])
+        elif target in state_dict:
+            state_dict[source] = state_dict[target]
+    with torch.device("meta"):
+        expected = MRAForPreTraining(config).state_dict()
+    missing = [name for name in expected if name not in state_dict]
+    unknown = [name for name in state_dict if name not in expected]
+    misshapen = [name for name in expected if name in state_dict and state_dict[name].shape != expected[name].shape]
+    if missing or unknown or misshapen:
+        raise ValueError(
+            f"`checkpoint`: {str(folder)!r} is no whole MRAForPreTraining: missing {missing}, unknown {unknown}, of "
+            f"another shape {misshapen}. Folders of a bare MRAModel lack what the published layout needs."
+        )
+    return state_dict
+
+
+# ---------------------------------------------------------------- output
+
+
+def _check_folder(output: Path, overwrite: bool) -> None:
+    """Refuses to replace anything but a folder that this script or `save_pretrained` wrote, and that when told to."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise ValueError(f"`output`: {str(output)!r} exists: pass --overwrite or another name.")
+    config = output / "config.json"
+    known = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    if known != MRAConfig.model_type:
+        raise ValueError(f"`output`: {str(output)!r} is no MRA folder and is not replaced: give another name.")
+
+
+@contextlib.contextmanager
+def _unfinished(output: Path) -> Iterator[Path]:
+    """A folder beside the output that takes its name when everything is in it, and is removed otherwise."""
+    folder = output.with_name(f".{output.name}.{os.getpid()}")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        replace_folder(folder, output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _dump(stored: Mapping) -> str:
+    try:
+        return json.dumps(stored, indent=2) + "\n"
+    except TypeError as error:
+        raise ValueError(f"The checkpoint's `config` must hold plain values alone ({error}).") from error
+
+
+if __name__ == "__main__":
+    main()

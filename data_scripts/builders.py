@@ -1,0 +1,373 @@
+"""Builders that turn annotation rows and image files into `datasets` tables with the image bytes inside."""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+
+from data_scripts.image_files import ImageRoot, find_image_root
+from data_scripts.json_rows import UnreadableJson, json_files, read_rows
+from data_scripts.pedes_layouts import DATASETS, AnnotatedImage, camera_of, check_texts, find_sources, read_images
+from data_scripts.validation import RowError, check_identity, check_object, check_regions, check_text
+
+
+SDA_FEATURES = datasets.Features(
+    {
+        "image": datasets.Image(),
+        "caption": datasets.Value("string"),
+        "image_id": datasets.Value("int64"),
+        "boxes": datasets.List(datasets.List(datasets.Value("float32"), length=4)),
+        "logits": datasets.List(datasets.Value("float32")),
+        "phrases": datasets.List(datasets.Value("string")),
+    }
+)
+PEDES_FEATURES = datasets.Features(
+    {
+        "image": datasets.Image(),
+        "captions": datasets.List(datasets.Value("string")),
+        "image_id": datasets.Value("int64"),
+        "camera": datasets.Value("string"),
+    }
+)
+
+_CHUNK = 500  # rows that one process takes at a time
+_EXAMPLES = 40  # images looked for to find the root
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_bound_children = False
+
+
+@contextlib.contextmanager
+def _children_die_with_us() -> Iterator[None]:
+    """Lets the kernel end the processes of a pool when this one is killed; left alone, they would wait for ever."""
+    global _bound_children
+    _bound_children = _libc is not None
+    try:
+        yield
+    finally:
+        _bound_children = False
+
+
+def _bind_child() -> None:
+    if _bound_children:
+        _libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+os.register_at_fork(after_in_child=_bind_child)
+
+
+class RejectedRows:
+    """
+    What becomes of rows that cannot be used: an error, or a line of a log.
+
+    The log is a folder, in which every chunk of rows has its own file, so that processes share it and its order does
+    not depend on them.
+
+    Args:
+        folder: of the log.
+        on_error: `raise` or `skip`.
+    """
+
+    def __init__(self, folder: str | Path, on_error: str):
+        self.folder = str(folder)
+        self.on_error = on_error
+
+    def add(self, chunk: str, file: str, row: int, image: Any, error: RowError) -> None:
+        """
+        Notes a row.
+
+        Raises:
+            ValueError: in place of the note, with `on_error="raise"`.
+        """
+        if self.on_error == "raise":
+            raise ValueError(error.describe(file, row))
+        record = {"file": file, "row": row, "image": image if isinstance(image, str) else None}
+        record |= {"reason": error.reason, "field": error.field, "problem": error.problem}
+        with open(os.path.join(self.folder, f"{chunk}.jsonl"), "a", encoding="utf-8") as log:
+            log.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def read(self) -> Iterator[dict]:
+        """Yields the notes in the order of the rows."""
+        for path in sorted(Path(self.folder).glob("*.jsonl")):
+            with open(path, encoding="utf-8") as log:
+                yield from map(json.loads, log)
+
+
+@dataclass
+class Chunk:
+    """Some rows of a split: what one process reads at a time."""
+
+    name: str
+    size: int
+    content: Any
+
+
+class AnnotationBuilder(datasets.GeneratorBasedBuilder):
+    """
+    Base of the two builders: writes `chunks`, each row checked, in as many processes as there are.
+
+    Args:
+        rejected: what becomes of rows that cannot be used.
+        scratch: folder for locks and the message of a process that fails.
+    """
+
+    DEFAULT_WRITER_BATCH_SIZE = 200  # rows in memory, and in a row group
+    FEATURES: ClassVar[datasets.Features]
+
+    def __init__(self, rejected: RejectedRows, scratch: str | Path):
+        self.rejected = rejected
+        self.failure = os.path.join(scratch, "failure.txt")
+        self.main_process = os.getpid()
+        self.chunks: dict[str, list[Chunk]] = {}
+        self.notes: list[str] = []
+        super().__init__(cache_dir=os.path.join(scratch, "cache"), dataset_name="prepared")
+
+    def examples_of(self, chunk: Chunk) -> Iterator[dict]:
+        """Yields the examples of a chunk."""
+        raise NotImplementedError
+
+    def prepare(self, folder: str | Path, max_shard_size: str, num_proc: int) -> None:
+        """
+        Writes Parquet shards.
+
+        Raises:
+            ValueError: with the message for the first row that cannot be used, or if there are no rows.
+        """
+        if not self.chunks:
+            raise ValueError("The annotations hold no row that can be used.")
+        try:
+            with _children_die_with_us():
+                self.download_and_prepare(
+                    str(folder), file_format="parquet", max_shard_size=max_shard_size, num_proc=num_proc
+                )
+        except Exception as error:
+            if os.path.exists(self.failure):  # says it better than what came through two libraries
+                raise ValueError(Path(self.failure).read_text(encoding="utf-8")) from None
+            cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
+            raise cause or error from None
+
+    def _info(self):
+        return datasets.DatasetInfo(features=self.FEATURES)
+
+    def _split_generators(self, dl_manager):
+        splits = []
+        for name, chunks in self.chunks.items():
+            split = datasets.SplitGenerator(name=name, gen_kwargs={"chunks": chunks})
+            split.split_info.num_examples = sum(chunk.size for chunk in chunks)  # for the progress bar
+            splits.append(split)
+        return splits
+
+    def _generate_examples(self, chunks):
+        if os.getpid() != self.main_process:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers for all
+        key = 0
+        try:
+            for chunk in chunks:
+                for example in self.examples_of(chunk):
+                    self._stop_with_the_others()
+                    yield key, example
+                    key += 1
+        except ValueError as error:
+            with contextlib.suppress(FileExistsError), open(self.failure, "x", encoding="utf-8") as file:
+                file.write(str(error))
+            raise
+
+    def _stop_with_the_others(self):
+        if os.getpid() != self.main_process and os.path.exists(self.failure):
+            raise RuntimeError("another process has stopped")
+
+
+class SdaBuilder(AnnotationBuilder):
+    """
+    SDA: JSON files with a row an image, however large.
+
+    Args:
+        annotations: a JSON file or a folder of them.
+        images: folder of the images.
+        rejected, scratch: see [`AnnotationBuilder`].
+        follow_symlinks: allows links that lead out of `images`.
+
+    Raises:
+        ValueError: if the paths or files are not what they should be.
+    """
+
+    FEATURES = SDA_FEATURES
+
+    def __init__(self, annotations, images, rejected, scratch, follow_symlinks: bool = False):
+        super().__init__(rejected, scratch)
+        examples, hashes, chunks = [], [], []
+        for file in json_files(annotations):
+            rows, unreadable = 0, None
+            try:
+                for row in read_rows(file):
+                    path = row.get("image") if isinstance(row, dict) else None
+                    if rows == 0:
+                        _check_is_sda(file, row)
+                    if len(examples) < _EXAMPLES and (rows < 4 or rows % 100 == 0):
+                        examples.append((str(file), rows, path))
+                    if isinstance(path, str):
+                        hashes.append(hash(path))
+                    rows += 1
+            except UnreadableJson as error:
+                if rejected.on_error == "raise":
+                    raise
+                unreadable = RowError("(all)", "unreadable JSON", str(error))
+            for start in range(0, rows, _CHUNK):
+                size = min(_CHUNK, rows - start)
+                chunks.append(Chunk(f"{len(chunks):08d}", size, (str(file), start)))
+            if unreadable:
+                rejected.add(f"{max(0, len(chunks) - 1):08d}.rest", str(file), rows, None, unreadable)
+        self.root = find_image_root(images, examples, ("SDA",), follow_symlinks=follow_symlinks)
+        repeated = len(hashes) - len(np.unique(np.array(hashes, dtype=np.int64)))
+        if repeated:
+            self.notes.append(f"{repeated:,} rows name an image that another row names too")
+        self.chunks = {"train": chunks} if chunks else {}
+        self._open_rows: tuple[str, int, Iterator] | None = None
+
+    def examples_of(self, chunk: Chunk) -> Iterator[dict]:
+        """Yields the examples of a chunk."""
+        file, start = chunk.content
+        for row, value in enumerate(self._rows_from(file, start, chunk.size), start):
+            try:
+                yield self._example(value)
+            except RowError as error:
+                image = value.get("image") if isinstance(value, dict) else None
+                self.rejected.add(chunk.name, file, row, image, error)
+
+    def _example(self, row: Any) -> dict:
+        check_object(row, ("image", "caption", "image_id"))
+        caption = check_text(row["caption"], "caption")
+        boxes, logits, phrases = check_regions(row)
+        image_id = check_identity(row["image_id"], "image_id")
+        image = {"bytes": self.root.read(row["image"]), "path": row["image"]}
+        return {
+            "image": image,
+            "caption": caption,
+            "image_id": image_id,
+            "boxes": boxes,
+            "logits": logits,
+            "phrases": phrases,
+        }
+
+    def _rows_from(self, file: str, start: int, size: int) -> Iterator[Any]:
+        """Rows of a file; goes on where the last chunk ended, if that was right before."""
+        if self._open_rows is None or self._open_rows[:2] != (file, start):
+            rows = read_rows(file)
+            for _ in range(start):
+                next(rows)
+        else:
+            rows = self._open_rows[2]
+        for _ in range(size):
+            yield next(rows)
+        self._open_rows = (file, start + size, rows)
+
+
+def _check_is_sda(file: Path, row: Any) -> None:
+    if isinstance(row, dict) and "image" not in row and ("file_path" in row or "img_path" in row or "captions" in row):
+        raise ValueError(f"{file} holds PEDES annotations ({', '.join(row)}). Use prepare_pedes.py for it.")
+    if isinstance(row, dict) and isinstance(row.get("caption"), list):
+        raise ValueError(f"{file} holds PEDES annotations (a list of captions a row). Use prepare_pedes.py for it.")
+
+
+class PedesBuilder(AnnotationBuilder):
+    """
+    CUHK-PEDES, ICFG-PEDES and RSTPReid, from official or processed files.
+
+    Args:
+        dataset: `cuhk`, `icfg` or `rstp`.
+        annotations: an annotation file, or a folder with the files of one or several sets.
+        images: folder of the images of this set, or of all sets.
+        rejected, scratch: see [`AnnotationBuilder`].
+        follow_symlinks: allows links that lead out of `images`.
+
+    Raises:
+        ValueError: if the paths or files are not what they should be.
+    """
+
+    FEATURES = PEDES_FEATURES
+
+    def __init__(self, dataset, annotations, images, rejected, scratch, follow_symlinks: bool = False):
+        super().__init__(rejected, scratch)
+        self.sources = find_sources(annotations, dataset)
+        splits: dict[str, list[AnnotatedImage]] = {"train": [], "validation": [], "test": []}
+        for source in self.sources:
+            try:
+                for split, image in read_images(source, self._reject_early):
+                    splits[split].append(image)
+            except UnreadableJson as error:
+                if rejected.on_error == "raise":
+                    raise
+                reason = RowError("(all)", "unreadable JSON", str(error))
+                rejected.add("00000000.rest", str(source.file), error.row, None, reason)
+        splits = {split: images for split, images in splits.items() if images}
+        self.root = self._find_root(images, splits, DATASETS[dataset], follow_symlinks)
+        self._note_repeated(splits)
+        names = iter(range(1, 10**8))
+        for split, rows in splits.items():
+            parts = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
+            self.chunks[split] = [Chunk(f"{next(names):08d}", len(part), part) for part in parts]
+
+    def examples_of(self, chunk: Chunk) -> Iterator[dict]:
+        """Yields the examples of a chunk."""
+        for image in chunk.content:
+            captions, rows = [], []
+            for row, value in image.texts:
+                try:
+                    captions += check_texts(value, image.layout.captions)
+                    rows.append(row)
+                except RowError as error:
+                    self.rejected.add(chunk.name, image.file, row, image.path, error)
+            try:
+                if captions:
+                    yield self._example(image, captions)
+            except RowError as error:
+                for row in rows:
+                    self.rejected.add(chunk.name, image.file, row, image.path, error)
+
+    def _example(self, image: AnnotatedImage, captions: list[str]) -> dict:
+        image_id = check_identity(image.identity, image.layout.identity)
+        content = self.root.read(image.path, image.layout.image)
+        return {
+            "image": {"bytes": content, "path": image.path},
+            "captions": captions,
+            "image_id": image_id,
+            "camera": camera_of(image.path),
+        }
+
+    def _reject_early(self, file: str, row: int, value: Any, error: RowError) -> None:
+        image = None
+        if isinstance(value, dict):
+            image = next((value[name] for name in ("image", "file_path", "img_path") if name in value), None)
+        self.rejected.add("00000000", file, row, image, error)
+
+    def _find_root(self, folder, splits, name: str, follow_symlinks: bool) -> ImageRoot:
+        examples = []
+        for rows in splits.values():
+            step = max(1, len(rows) * len(splits) // _EXAMPLES)
+            examples += [(row.file, row.texts[0][0], row.path) for row in rows[::step]]
+        field = self.sources[0].layout.image
+        return find_image_root(folder, examples, ("imgs", name, f"{name}/imgs"), field, follow_symlinks)
+
+    def _note_repeated(self, splits) -> None:
+        owners: dict[str, str] = {}
+        repeated = across = 0
+        for split, images in splits.items():
+            for image in images:
+                owner = owners.setdefault(image.path, split)
+                across += owner != split
+                repeated += 1
+        repeated -= len(owners) + across
+        if repeated:
+            self.notes.append(f"{repeated:,} rows name an image that another row of the split names too")
+        if across:
+            self.notes.append(f"{across:,} images are in two splits, so that what is tested may have been trained on")

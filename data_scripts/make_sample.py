@@ -1,0 +1,309 @@
+"""
+Writes the sample set: drawn pedestrians in the source layouts of SDA and CUHK-PEDES.
+
+    python -m data_scripts.make_sample --output data/sample
+    python -m data_scripts.make_sample --train_tokenizer data_scripts/sample_tokenizer
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+
+if __name__ == "__main__" and not __package__:  # run as `python data_scripts/make_sample.py`
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data_scripts.sample_drawing import render
+from data_scripts.sample_plan import PEDES_FOLDER, Crop, SampleConfig, plan_pedes, plan_sda, shard_name
+
+
+MANIFEST = "sample.json"
+FORMAT = 1  # raised whenever the same arguments give another set
+VOCABULARY_SIZE = 800
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+# Writing
+
+
+def _draw_and_save(task: tuple[str, Crop]) -> dict[str, tuple[float, ...]]:
+    folder, crop = task
+    image, parts = render(crop.person, crop.scene)
+    options = {"quality": 90} if crop.path.endswith(".jpg") else {}
+    image.save(Path(folder, crop.path), **options)
+    return parts
+
+
+def _draw_all(crops: list[Crop], folder: Path, num_proc: int) -> None:
+    from tqdm.auto import tqdm
+
+    for parent in sorted({Path(crop.path).parent for crop in crops}):
+        (folder / parent).mkdir(parents=True, exist_ok=True)
+    tasks = [(str(folder), crop) for crop in crops]
+    progress = {"total": len(tasks), "desc": "Drawing", "unit": "image", "disable": None}
+    if num_proc == 1:
+        for crop, parts in zip(crops, tqdm(map(_draw_and_save, tasks), **progress), strict=True):
+            crop.parts = parts
+        return
+    with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
+        drawn = tqdm(pool.map(_draw_and_save, tasks, chunksize=32), **progress)
+        for crop, parts in zip(crops, drawn, strict=True):
+            crop.parts = parts
+
+
+def box_of(edges, rng: random.Random, jitter: float = 0.008) -> list[float]:
+    """
+    Words a part's extent as a detector would.
+
+    Args:
+        edges: left, top, right, bottom in 0..1.
+        rng: where the jitter comes from.
+        jitter: largest shift of an edge, in 0..1.
+
+    Returns:
+        cx, cy, w, h in 0..1 with 4 decimals, lying inside the image.
+    """
+    low, high = [], []
+    for first, second in ((edges[0], edges[2]), (edges[1], edges[3])):
+        a = round(10_000 * (first + rng.uniform(-jitter, jitter)))
+        b = round(10_000 * (second + rng.uniform(-jitter, jitter)))
+        a = min(9_900, max(1, a))
+        b = min(9_999, max(a + 50, b))
+        low.append(a)
+        high.append(b - (b - a) % 2)
+    return [(low[0] + high[0]) / 20_000, (low[1] + high[1]) / 20_000] + [
+        (b - a) / 10_000 for a, b in zip(low, high, strict=True)
+    ]
+
+
+def sda_row(crop: Crop) -> dict:
+    """Builds a row of an SDA shard; about one in a hundred has no boxes."""
+    rng = random.Random(f"{crop.scene.seed}/boxes")
+    boxes, logits, phrases = [], [], []
+    caption = crop.captions[0]
+    if rng.random() > 0.01:
+        for part, phrase in caption.phrases.items():
+            if part not in crop.parts or (part != "person" and rng.random() < 0.12):
+                continue
+            boxes.append([round(value, 4) for value in box_of(crop.parts[part], rng)])
+            logits.append(round(rng.uniform(0.6, 0.9) if part == "person" else rng.uniform(0.35, 0.85), 4))
+            phrases.append(phrase)
+    return {
+        "image": crop.path.removeprefix("SDA/"),
+        "boxes": boxes,
+        "logits": logits,
+        "phrases": phrases,
+        "caption": caption.text,
+        "image_id": crop.image_id,
+    }
+
+
+def _tokens(text: str) -> list[str]:
+    return "".join(c if c.isalnum() or c in "-'" else " " for c in text.lower()).split()
+
+
+def _pedes_rows(crops: list[Crop]) -> Iterator[tuple[str, list[dict]]]:
+    official = []
+    processed: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
+    for crop in crops:
+        texts = [caption.text for caption in crop.captions]
+        official.append(
+            {
+                "split": crop.split,
+                "captions": texts,
+                "file_path": crop.path.removeprefix(f"{PEDES_FOLDER}/imgs/"),
+                "processed_tokens": [_tokens(text) for text in texts],
+                "id": crop.image_id,
+            }
+        )
+        row = {"image": crop.path, "caption": texts, "image_id": crop.image_id}
+        if crop.split == "train":
+            processed["train"] += [{**row, "caption": text} for text in texts]
+        else:
+            processed[crop.split].append(row)
+    yield "pedes/reid_raw.json", official
+    for split, rows in processed.items():
+        yield f"finetune/cuhk_{split}.json", rows
+
+
+def _write_json(path: Path, value) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _write_all(folder: Path, config: SampleConfig, num_proc: int) -> dict[str, int]:
+    sda, pedes = plan_sda(config), plan_pedes(config)
+    _draw_all(sda + pedes, folder / "images", num_proc)
+    shards: dict[str, list[dict]] = {}
+    for crop in sda:
+        shards.setdefault(shard_name(crop.image_id, config.sda_shard_size, "sda"), []).append(sda_row(crop))
+    for name, rows in shards.items():
+        _write_json(folder / "sda" / f"{name}.json", rows)
+    if pedes:
+        for name, rows in _pedes_rows(pedes):
+            _write_json(folder / name, rows)
+    counts = {"sda": len(sda)}
+    return counts | {split: sum(crop.split == split for crop in pedes) for split in ("train", "val", "test")}
+
+
+def _read_manifest(folder: Path) -> dict | None:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def _manifest(config: SampleConfig) -> dict:
+    return {"format": FORMAT, "arguments": vars(config).copy()}
+
+
+def make_sample(
+    output: str | Path, config: SampleConfig | None = None, *, num_proc: int = 1, overwrite: bool = False
+) -> bool:
+    """
+    Writes a sample set, whole or not at all.
+
+    Args:
+        output: the folder to make; `sda/`, `pedes/`, `finetune/` and `images/` go below it.
+        config: what to draw; the same configuration gives the same bytes, whatever `num_proc` is.
+        num_proc: how many processes draw.
+        overwrite: replaces a folder that is there, with everything in it.
+
+    Returns:
+        `True` if a set was written, `False` if the folder already holds this very set.
+
+    Raises:
+        ValueError: if `output` exists and holds something else, or `num_proc` is below 1.
+    """
+    config = config or SampleConfig()
+    output = Path(output).absolute()
+    if num_proc < 1:
+        raise ValueError(f"`num_proc` must be 1 or more, got {num_proc}.")
+    if output.exists() and not overwrite:
+        manifest = _read_manifest(output)
+        if manifest and {key: manifest.get(key) for key in ("format", "arguments")} == _manifest(config):
+            return False
+        what = f"was made with {manifest.get('arguments')}" if manifest else "is not a sample set"
+        raise ValueError(
+            f"`output` {output} exists and {what}; expected a new folder. Pass --overwrite to replace it."
+        )
+    unfinished = output.with_name(f".{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        counts = _write_all(unfinished, config, num_proc)
+        _write_json(unfinished / MANIFEST, {**_manifest(config), "images": counts})
+        if output.exists():
+            shutil.rmtree(output) if output.is_dir() else output.unlink()
+        unfinished.rename(output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return True
+
+
+# Tokenizer
+
+
+def sample_texts(config: SampleConfig | None = None) -> Iterator[str]:
+    """Yields the captions that a tokenizer may see: those of the pretraining domain and of the training split."""
+    config = config or SampleConfig()
+    for crop in plan_sda(config) + plan_pedes(config):
+        if crop.split in ("sda", "train"):
+            yield from (caption.text for caption in crop.captions)
+
+
+def train_vocabulary(texts, size: int = VOCABULARY_SIZE) -> list[str]:
+    """
+    Trains an uncased WordPiece vocabulary that can spell any lower-case ASCII word.
+
+    Args:
+        texts: what to learn from.
+        size: most tokens that there may be.
+
+    Returns:
+        The tokens in the order of their ids: `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]`, `[MASK]`, characters, pieces.
+    """
+    from tokenizers import BertWordPieceTokenizer
+
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    # The trainer breaks ties by id, and gives ids to ##characters in the order of a hash map: name them beforehand.
+    fixed = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters if letter.isalnum())]
+    tokenizer = BertWordPieceTokenizer(lowercase=True)
+    tokenizer.train_from_iterator(
+        list(texts), vocab_size=size, min_frequency=2, special_tokens=fixed, show_progress=False
+    )
+    vocabulary = tokenizer.get_vocab()
+    return sorted(vocabulary, key=vocabulary.get)
+
+
+def train_tokenizer(folder: str | Path, config: SampleConfig | None = None) -> int:
+    """Writes a tokenizer trained on the sample's captions, as a folder for `AutoTokenizer`; returns its size."""
+    from transformers import BertTokenizer
+
+    tokens = train_vocabulary(sample_texts(config))
+    tokenizer = BertTokenizer(vocab={token: index for index, token in enumerate(tokens)}, do_lower_case=True)
+    tokenizer.model_max_length = 512
+    tokenizer.save_pretrained(folder)
+    Path(folder, "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    return len(tokens)
+
+
+# Command line
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="make_sample", description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--output", help="folder to write the sample set to")
+    defaults = SampleConfig()
+    helps = {
+        "sda_pairs": "image-caption pairs of the pretraining domain",
+        "sda_shard_size": "prompts a shard of it",
+        "train_ids": "people of the training split",
+        "val_ids": "people of the validation split",
+        "test_ids": "people of the test split",
+        "images_per_id": "crops a person, give or take one",
+        "twin_share": "share of people who differ from another in one attribute only",
+        "seed": "gives another set of the same kind",
+    }
+    for name, text in helps.items():
+        value = getattr(defaults, name)
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"{text} (default: {value})")
+    parser.add_argument("--num_proc", type=int, default=os.cpu_count() or 1, help="processes that draw")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output folder and all that is in it")
+    parser.add_argument("--train_tokenizer", metavar="DIR", help="write a tokenizer trained on the captions to DIR")
+    options = parser.parse_args(arguments)
+    if not options.output and not options.train_tokenizer:
+        parser.error("give --output, --train_tokenizer or both")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Writes what the command line asks for and says what was written."""
+    options = parse_arguments(arguments)
+    try:
+        config = SampleConfig(**{name: getattr(options, name) for name in SampleConfig.__dataclass_fields__})
+        if options.train_tokenizer:
+            print(f"{options.train_tokenizer}: {train_tokenizer(options.train_tokenizer, config)} tokens")
+        if not options.output:
+            return
+        written = make_sample(options.output, config, num_proc=options.num_proc, overwrite=options.overwrite)
+    except ValueError as error:
+        raise SystemExit(f"make_sample: {error}") from None
+    if not written:
+        print(f"{options.output} already holds this sample set")
+        return
+    images = json.loads(Path(options.output, MANIFEST).read_text(encoding="utf-8"))["images"]
+    print(f"{options.output}: " + ", ".join(f"{name} {number} images" for name, number in images.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""What both preparation scripts do around their builder: whole or no output, sizes, card, upload, command line."""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_scripts.builders import AnnotationBuilder, RejectedRows
+from data_scripts.dataset_card import TITLES, write_card
+from data_scripts.published_sizes import Size, compare_with_published
+
+
+REJECTED = "rejected.jsonl"
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, arguments: list[str] | None, annotations: str
+) -> argparse.Namespace:
+    """Adds the options that both scripts have, reads the command line and checks it."""
+    parser.add_argument("--annotations", required=True, help=annotations)
+    parser.add_argument("--images", required=True, help="folder of the images")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--num_proc", type=int, default=1, help="processes that read, check and write (default: 1)")
+    parser.add_argument("--max_shard_size", default="500MB", help="largest Parquet file (default: 500MB)")
+    parser.add_argument(
+        "--on_error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="what becomes of a row that cannot be used: raise stops, skip leaves it out and lists it in "
+        f"{REJECTED} (default: raise)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a set that is already there")
+    parser.add_argument("--follow_symlinks", action="store_true", help="allow links that lead out of --images")
+    parser.add_argument("--no_size_check", action="store_true", help="do not compare with the published sizes")
+    parser.add_argument("--push_to_hub", metavar="USER/NAME", help="also upload the set to this dataset repository")
+    parser.add_argument("--private", action="store_true", help="make the repository private if it is new")
+    options = parser.parse_args(arguments)
+    if options.num_proc < 1:
+        parser.error(f"--num_proc must be 1 or more, got {options.num_proc}")
+    try:
+        size = datasets.utils.py_utils.convert_file_size_to_int(options.max_shard_size)
+    except ValueError:
+        size = 0
+    if size < 1:
+        parser.error(f"--max_shard_size must be a size such as 500MB, got {options.max_shard_size}")
+    return options
+
+
+def run(program: str, prepare: Callable[[], None]) -> None:
+    """Runs a script's work; what the user can mend ends it with the plain message."""
+    datasets.utils.logging.set_verbosity_error()
+    try:
+        prepare()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{program}: {error}") from None
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted, nothing was written", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def prepare(
+    dataset: str, options: argparse.Namespace, make_builder: Callable[[RejectedRows, Path], AnnotationBuilder]
+) -> None:
+    """
+    Writes a set, whole or not at all, says what it holds, and uploads it if asked to.
+
+    Args:
+        dataset: `sda`, `cuhk`, `icfg` or `rstp`.
+        options: of [`parse_arguments`].
+        make_builder: given what to do with bad rows and a folder for temporary files.
+
+    Raises:
+        ValueError: if paths, files or rows are not what they should be, or the upload fails.
+    """
+    if options.push_to_hub:
+        _create_repository(options.push_to_hub, options.private)
+    output = Path(options.output).absolute()
+    started = time.monotonic()
+    with _unfinished(output, options.overwrite) as work:
+        folder = work / "set"
+        (work / "rejected").mkdir()
+        rejected = RejectedRows(work / "rejected", options.on_error)
+        builder = make_builder(rejected, work)
+        builder.prepare(work / "shards", options.max_shard_size, options.num_proc)
+        splits = _collect_shards(work / "shards", folder / "data", builder.info.splits)
+        seconds = time.monotonic() - started
+        counts = _write_rejected(rejected, folder) if options.on_error == "skip" else Counter()
+        if not splits:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+            raise ValueError(f"No row can be used ({reasons or 'the annotations are empty'}); nothing was written.")
+        sizes = {split: _measure(folder / "data", split) for split in splits}
+        repository = options.push_to_hub or options.output
+        write_card(folder, dataset, builder.FEATURES, splits, sizes, repository, sum(counts.values()))
+        _replace(output, folder, work)
+    _report(dataset, options, sizes, counts, builder.notes, seconds)
+    if options.push_to_hub:
+        _upload(output, options.push_to_hub)
+
+
+# Output
+
+
+@contextlib.contextmanager
+def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside the output for one run at a time; what runs that were killed have left there is removed."""
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        if not overwrite:
+            raise ValueError(f"--output {output} exists; expected a new folder. Pass --overwrite to replace it.")
+        if not (output / "README.md").is_file() or not any(output.glob("data/*.parquet")):
+            raise ValueError(
+                f"--output {output} exists and is no prepared set, so that --overwrite does not replace it. "
+                "Choose another folder, or remove it yourself."
+            )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock_path = output.with_name(f".{output.name}.lock")
+    with open(lock_path, "w") as lock:
+        try:
+            fcntl.lockf(
+                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # unlike flock, not inherited by processes that outlive us
+        except OSError:
+            raise ValueError(f"--output {output}: another run is writing it. Wait for it, or stop it.") from None
+        for left in output.parent.glob(f".{output.name}.unfinished-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{output.name}.unfinished-", dir=output.parent))
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            lock_path.unlink(missing_ok=True)
+
+
+def _collect_shards(source: Path, target: Path, infos) -> dict[str, datasets.SplitInfo]:
+    """Moves the shards to `data/SPLIT-00000-of-00001.parquet`, leaving empty ones out; gives the splits with rows."""
+    target.mkdir(parents=True)
+    splits = {}
+    for name, info in infos.items():
+        shards = [path for path in sorted(source.glob(f"prepared-{name}*.parquet")) if pq.read_metadata(path).num_rows]
+        for index, path in enumerate(shards):
+            path.rename(target / f"{name}-{index:05d}-of-{len(shards):05d}.parquet")
+        if shards:
+            splits[name] = datasets.SplitInfo(name=name, num_bytes=info.num_bytes, num_examples=info.num_examples)
+    return splits
+
+
+def _write_rejected(rejected: RejectedRows, folder: Path) -> Counter:
+    counts = Counter()
+    with open(folder / REJECTED, "w", encoding="utf-8") as file:
+        for record in rejected.read():
+            counts[record["reason"]] += 1
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return counts
+
+
+def _measure(folder: Path, split: str) -> Size:
+    """Counts what the shards of a split hold, images left unread."""
+    images = captions = 0
+    people = []
+    for path in sorted(folder.glob(f"{split}-*.parquet")):
+        names = pq.read_schema(path).names
+        table = pq.read_table(path, columns=["image_id", *(["captions"] if "captions" in names else [])])
+        images += len(table)
+        captions += pc.sum(pc.list_value_length(table["captions"])).as_py() if "captions" in names else len(table)
+        people.append(np.unique(table["image_id"].to_numpy()))
+    return Size(images, captions, len(np.unique(np.concatenate(people))))
+
+
+def _replace(output: Path, folder: Path, work: Path) -> None:
+    folder.chmod(0o755)
+    if output.exists():
+        os.rename(output, work / "replaced")
+    os.rename(folder, output)
+
+
+def _report(dataset: str, options, sizes: dict[str, Size], counts: Counter, notes: list[str], seconds: float) -> None:
+    rows = sum(size.images for size in sizes.values()) + sum(counts.values())
+    print(f"{options.output}: {TITLES[dataset]}, {rows:,} rows in {seconds:.1f} s ({rows / seconds:,.0f} rows/s)")
+    for split, size in sizes.items():
+        people = "" if dataset == "sda" else f", {size.people:,} people"
+        print(f"  {split}: {size.images:,} images, {size.captions:,} captions{people}")
+    if counts:
+        print(f"  left out: {sum(counts.values()):,} rows, listed in {Path(options.output, REJECTED)}")
+        for reason, count in counts.most_common():
+            print(f"    {count:,} {reason}")
+    for note in notes:
+        print(f"  note: {note}")
+    differences = [] if options.no_size_check else compare_with_published(dataset, sizes)
+    if differences:
+        print(
+            f"warning: not the size of the published {TITLES[dataset]}, which is right for a part of it or for a sample:",
+            *differences,
+            sep="\n  ",
+            file=sys.stderr,
+        )
+
+
+# Hub
+
+
+def _create_repository(repository: str, private: bool) -> None:
+    """Before hours of work: is there a login, and may it write there?"""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        HfApi().create_repo(repository, repo_type="dataset", private=private or None, exist_ok=True)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ValueError(
+            f"--push_to_hub {repository}: the repository cannot be made: {error}. Log in with `hf auth login` or set "
+            "HF_TOKEN, and give USER/NAME."
+        ) from None
+
+
+def _upload(folder: Path, repository: str) -> None:
+    """Uploads a prepared set in one commit, in place of what was there."""
+    from huggingface_hub import HfApi
+
+    try:
+        commit = HfApi().upload_folder(
+            repo_id=repository,
+            repo_type="dataset",
+            folder_path=str(folder),
+            commit_message="Upload the prepared set",
+            ignore_patterns=[REJECTED],
+            delete_patterns=["data/*.parquet"],
+        )
+    except Exception as error:  # any fault of the network; the work of hours is on disk
+        raise ValueError(
+            f"--push_to_hub {repository}: the upload failed: {error}. The set is whole in {folder}; upload it with "
+            f"`hf upload {repository} {folder} --repo-type dataset`."
+        ) from error
+    print(f"pushed to {commit.commit_url}")

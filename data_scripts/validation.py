@@ -1,0 +1,167 @@
+"""Checks of one annotation row: what is wrong is said with file, row, field and mend."""
+
+import math
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+
+ROUNDING = 1e-3  # a coordinate this far outside 0..1 counts as rounded and is moved to the border
+OVERHANG = 0.02  # detectors place edges a few pixels outside the image; further out, the box belongs to another image
+
+
+class RowError(ValueError):
+    """
+    A row that cannot be used.
+
+    Args:
+        field: of the row.
+        reason: a few words, the same for all errors of a kind; they are counted by it.
+        problem: what was expected and what came.
+        mend: what to do about it, before leaving the row out.
+    """
+
+    def __init__(self, field: str, reason: str, problem: str, mend: str = "Correct the row"):
+        super().__init__(problem)
+        self.field = field
+        self.reason = reason
+        self.problem = problem
+        self.mend = mend
+
+    def describe(self, file: str | Path, row: int) -> str:
+        """The message for the person who runs the preparation."""
+        return (
+            f"{file}, row {row} (counting from 0), field {self.field}: {self.reason}: {self.problem}. "
+            f"{self.mend}, or pass --on_error skip to leave such rows out."
+        )
+
+
+def shorten(value: Any, length: int = 120) -> str:
+    """A value as it may stand in an error message."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def check_object(row: Any, required: tuple[str, ...]) -> None:
+    """
+    Refuses what is no object, or lacks a field.
+
+    Raises:
+        RowError: naming the field.
+    """
+    if not isinstance(row, dict):
+        raise RowError("(all)", "wrong type", f"expected an object, got {shorten(row)}")
+    for field in required:
+        if field not in row:
+            raise RowError(
+                field, "missing field", f"expected {', '.join(required)}, got {', '.join(row) or 'nothing'}"
+            )
+
+
+def check_text(text: Any, field: str) -> str:
+    """
+    Refuses a caption or phrase without a letter or digit; gives back the others unchanged.
+
+    Raises:
+        RowError: naming the field.
+    """
+    kind = field.split("[")[0].rstrip("s")
+    if not isinstance(text, str):
+        raise RowError(field, "wrong type", f"expected a string, got {shorten(text)}")
+    if not any(character.isalnum() for character in text):
+        raise RowError(field, f"empty {kind}", f"expected at least one word, got {shorten(text)}")
+    return text
+
+
+def check_captions(captions: Any, field: str) -> list[str]:
+    """
+    Refuses a list of captions that is empty or has an empty one.
+
+    Raises:
+        RowError: naming the field.
+    """
+    if not isinstance(captions, list):
+        raise RowError(field, "wrong type", f"expected a list of strings, got {shorten(captions)}")
+    if not captions:
+        raise RowError(field, "empty caption", "expected at least one caption, got an empty list")
+    return [check_text(text, f"{field}[{index}]") for index, text in enumerate(captions)]
+
+
+def check_identity(value: Any, field: str) -> int:
+    """
+    Refuses what is no integer that 64 bits hold.
+
+    Raises:
+        RowError: naming the field.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or not -(2**63) <= value < 2**63:
+        raise RowError(field, "wrong type", f"expected an integer, got {shorten(value)}")
+    return int(value)
+
+
+def check_regions(row: dict) -> tuple[list[list[float]], list[float], list[str]]:
+    """
+    Checks `boxes`, `logits` and `phrases` of an SDA row; all three may be absent, which is a row without regions.
+
+    A coordinate outside 0..1 by at most [`ROUNDING`] is moved to the border. Edges may hang over the image by at most
+    [`OVERHANG`] of its side: training cuts them there.
+
+    Returns:
+        Boxes (cx, cy, w, h in 0..1), detector scores and phrases, as many of each.
+
+    Raises:
+        RowError: naming field and box.
+    """
+    regions = {}
+    for field in ("boxes", "logits", "phrases"):
+        regions[field] = [] if row.get(field) is None else row[field]
+        if not isinstance(regions[field], list):
+            raise RowError(field, "wrong type", f"expected a list, got {shorten(regions[field])}")
+    counts = {field: len(values) for field, values in regions.items()}
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{count} {field}" for field, count in counts.items())
+        raise RowError("boxes", "different lengths", f"expected as many boxes as logits and phrases, got {found}")
+    boxes = [check_box(box, f"boxes[{index}]") for index, box in enumerate(regions["boxes"])]
+    logits = [check_number(score, f"logits[{index}]") for index, score in enumerate(regions["logits"])]
+    phrases = [check_text(phrase, f"phrases[{index}]") for index, phrase in enumerate(regions["phrases"])]
+    return boxes, logits, phrases
+
+
+def check_number(value: Any, field: str) -> float:
+    """
+    Refuses what is no finite number.
+
+    Raises:
+        RowError: naming the field.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise RowError(field, "wrong type", f"expected a finite number, got {shorten(value)}")
+    return float(value)
+
+
+def check_box(box: Any, field: str) -> list[float]:
+    """
+    Checks one box; see [`check_regions`].
+
+    Raises:
+        RowError: naming the field.
+    """
+    if not isinstance(box, list) or len(box) != 4:
+        raise RowError(field, "wrong type", f"expected [cx, cy, w, h], got {shorten(box)}")
+    values = [check_number(value, field) for value in box]
+    mend = "Divide pixel coordinates by the image's width and height, or correct the row"
+    if min(values) < -ROUNDING or max(values) > 1 + ROUNDING:
+        raise RowError(field, "box outside 0..1", f"expected cx, cy, w and h in 0..1, got {shorten(box)}", mend)
+    cx, cy, width, height = (min(max(value, 0.0), 1.0) for value in values)
+    if not (width > 0 and height > 0):
+        raise RowError(field, "box without area", f"expected w and h above 0, got {shorten(box)}")
+    edges = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
+    if min(edges) < -OVERHANG or max(edges) > 1 + OVERHANG:
+        raise RowError(
+            field,
+            "box outside 0..1",
+            f"expected edges inside the image, got {shorten(box)}, which reaches from "
+            f"({edges[0]:.3f}, {edges[1]:.3f}) to ({edges[2]:.3f}, {edges[3]:.3f})",
+            "Give boxes as centre, width and height (not corners)",
+        )
+    return [cx, cy, width, height]

@@ -1,0 +1,204 @@
+"""Evaluate text-to-image person retrieval: encode, rank, re-rank, measure.
+
+    python eval_retrieval.py --model outputs/finetune/best --dataset data/arrow/cuhk --split test \
+        --output_dir outputs/eval --rerank_k 512
+
+or, shared over processes and with the same result, `accelerate launch --num_processes 4 eval_retrieval.py ...`. Prints the
+table and writes `metrics.json`, `ranking.png` and, with `--save_scores`, `scores.safetensors` to `--output_dir`.
+"""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from datasets import Dataset, DatasetDict, load_dataset
+from safetensors.torch import save_file
+from transformers import HfArgumentParser
+
+from mra_retrieval import RankedQuery, RetrievalResult, draw_rankings, evaluate_retrieval, format_table
+from mra_retrieval.loading import load_model, load_processor
+
+
+VERSIONS_OF = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets")
+RANKED_IN_PICTURE = 10
+
+
+@dataclass
+class EvaluationArguments:
+    """Command-line arguments of eval_retrieval.py."""
+
+    model: str = field(metadata={"help": "Model folder or Hub id; any MRA model with its processor."})
+    dataset: str = field(metadata={"help": "Dataset folder or Hub id with columns image, captions and image_id."})
+    output_dir: str = field(metadata={"help": "Folder for metrics.json, ranking.png and scores.safetensors."})
+    split: str = field(default="test", metadata={"help": "Split to evaluate."})
+    rerank_k: int = field(
+        default=512,
+        metadata={"help": "Images re-ranked for each query, at most the whole gallery; 0 = similarity alone."},
+    )
+    flip: bool = field(default=True, metadata={"help": "Use the mirror image of each gallery image too."})
+    score_fusion: Literal["single", "published"] = field(
+        default="single",
+        metadata={"help": "How matching scores and similarities are combined: as written, or as 4 processes gave it."},
+    )
+    save_scores: bool = field(default=False, metadata={"help": "Write scores.safetensors."})
+    batch_size: int = field(default=64, metadata={"help": "Images or captions in a forward pass."})
+    rerank_batch_size: int = field(default=256, metadata={"help": "Pairs in a forward pass of the re-ranker."})
+    num_workers: int = field(default=2, metadata={"help": "Processes that decode and resize images."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Precision of the forward passes; the weights stay float32."}
+    )
+    attn_implementation: Literal["sdpa", "eager"] = field(default="sdpa", metadata={"help": "Attention code."})
+    num_queries_in_picture: int = field(
+        default=8, metadata={"help": "Rows of ranking.png, evenly spaced over the queries; 0 = no picture."}
+    )
+
+
+def main(command_line: list[str] | None = None) -> None:
+    parser = HfArgumentParser(EvaluationArguments, allow_abbrev=False)
+    (args,) = parser.parse_args_into_dataclasses(command_line)
+    state = start_processes()
+    if state.is_main_process:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("mra_retrieval").setLevel(logging.INFO)
+
+    with state.main_process_first():
+        dataset = load_split(args.dataset, args.split)
+    model = load_model(args.model, args.attn_implementation).to(state.device)
+    processor = load_processor(args.model)
+
+    result = evaluate_retrieval(
+        model,
+        processor,
+        dataset,
+        rerank_k=args.rerank_k,
+        flip=args.flip,
+        score_fusion=args.score_fusion,
+        batch_size=args.batch_size,
+        rerank_batch_size=args.rerank_batch_size,
+        num_workers=args.num_workers,
+        dtype=getattr(torch, args.dtype),
+        progress=True,
+    )
+    if state.is_main_process:
+        counts = ", ".join(f"{count:,} {name}" for name, count in result.counts.items())
+        reranked = (
+            f"top {result.rerank_k} re-ranked, {args.score_fusion} fusion" if result.rerank_k else "no re-ranking"
+        )
+        print(f"{args.dataset} {args.split}: {counts}; {reranked}; {state.num_processes} process(es)")
+        print(format_table(result.metrics))
+        for path in save_result(result, dataset, args, state.num_processes):
+            print(f"wrote {path}")
+    state.destroy_process_group()
+
+
+def start_processes() -> PartialState:
+    """Connect the processes of `accelerate launch`, on the CPU where ACCELERATE_USE_CPU says so.
+
+    Raises:
+        ValueError: if several were launched but stay unconnected, so that each would do the whole work.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != launched:
+        raise ValueError(
+            f"{launched} processes were launched but {state.num_processes} is connected: without a GPU, "
+            "set ACCELERATE_USE_CPU=true"
+        )
+    return state
+
+
+def load_split(path: str, split: str) -> Dataset:
+    """Load one split of a dataset folder or Hub dataset.
+
+    Raises:
+        ValueError: if there is no such dataset or split.
+    """
+    try:
+        dataset = load_dataset(path)
+    except Exception as error:
+        known = "a folder" if Path(path).exists() else "neither a folder nor a dataset on the Hub"
+        raise ValueError(
+            f"--dataset {path} is {known} that load_dataset cannot read ({type(error).__name__}: {error}); "
+            "expected what data_scripts/prepare_pedes.py writes"
+        ) from error
+    if not isinstance(dataset, DatasetDict) or split not in dataset:
+        raise ValueError(f"--split {split} is not in {path}: expected one of {', '.join(dataset)}")
+    return dataset[split]
+
+
+def save_result(
+    result: RetrievalResult, dataset: Dataset, args: EvaluationArguments, num_processes: int
+) -> list[Path]:
+    """Write metrics, picture and scores, each under a temporary name first; returns what was written."""
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {
+        **result.metrics,
+        "counts": result.counts,
+        "rerank_k": result.rerank_k,
+        "num_processes": num_processes,
+        "timings": result.timings,
+        "arguments": asdict(args),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+    }
+    written = []
+
+    def write(name: str, save: Callable[[Path], object]) -> None:
+        path = folder / name
+        temporary = folder / f".{os.getpid()}.{name}"
+        try:
+            save(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        written.append(path)
+
+    if args.save_scores:
+        names = ("similarity", "reranked", "top_indices", "match_scores", "query_ids", "query_rows", "gallery_ids")
+        scores = {name: getattr(result, name) for name in names if getattr(result, name) is not None}
+        write("scores.safetensors", lambda path: save_file(scores, path))
+    if args.num_queries_in_picture > 0:
+        picture = draw_result(result, dataset, args)
+        write("ranking.png", picture.save)
+    write("metrics.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8"))
+    return written
+
+
+def draw_result(result: RetrievalResult, dataset: Dataset, args: EvaluationArguments):
+    """Draw the final ranking of queries that are evenly spaced over all, so that none is picked by its result."""
+    num_queries = len(result.captions)
+    num_rows = min(args.num_queries_in_picture, num_queries)
+    rows = []
+    for query in (number * num_queries // num_rows for number in range(num_rows)):
+        order = result.scores[query].argsort(descending=True, stable=True)[:RANKED_IN_PICTURE]
+        identity = int(result.query_ids[query])
+        rows.append(
+            RankedQuery(
+                text=result.captions[query],
+                images=[dataset[int(image)]["image"] for image in order],
+                scores=result.scores[query, order].tolist(),
+                is_match=(result.gallery_ids[order] == identity).tolist(),
+                own_image=dataset[int(result.query_rows[query])]["image"],
+                caption=f"query {query}, identity {identity}",
+            )
+        )
+    kind = list(result.metrics)[-1]
+    title = (
+        f"{Path(args.dataset).name} {args.split}: top {RANKED_IN_PICTURE} of {result.counts['images']:,} images, "
+        f"{kind}, R@1 {result.metrics[kind]['R1']:.2f}"
+    )
+    return draw_rankings(rows, title)
+
+
+if __name__ == "__main__":
+    main()

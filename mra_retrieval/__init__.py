@@ -1,0 +1,27 @@
+"""Text-to-image person retrieval with MRA: encode, rank, re-rank, fuse, measure, draw."""
+
+from .encode import ImageEncodings, TextEncodings, encode_images, encode_texts
+from .evaluation import RetrievalResult, evaluate_retrieval, format_table
+from .figures import RankedQuery, draw_rankings
+from .metrics import retrieval_metrics
+from .rerank import match_pairs, rerank, similarity_matrix, top_k
+from .score_fusion import fuse_scores
+
+
+__all__ = [
+    "ImageEncodings",
+    "RankedQuery",
+    "RetrievalResult",
+    "TextEncodings",
+    "draw_rankings",
+    "encode_images",
+    "encode_texts",
+    "evaluate_retrieval",
+    "format_table",
+    "fuse_scores",
+    "match_pairs",
+    "rerank",
+    "retrieval_metrics",
+    "similarity_matrix",
+    "top_k",
+]

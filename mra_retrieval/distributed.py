@@ -1,0 +1,60 @@
+"""Work cut into fixed batches and dealt to processes, so that the number of processes changes no number."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The share of one process: of batches 0, 1, 2, ... it owns those with `batch % world_size == rank`."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def current(cls) -> "Shard":
+        """The share of this process in the initialised process group, or all the work where there is none."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def own(self, batches: list) -> list:
+        """The batches of a list that this process owns, in order."""
+        return batches[self.rank :: self.world_size]
+
+
+def cut_batches(num_rows: int, batch_size: int) -> list[range]:
+    """Cut 0..num_rows-1 into consecutive batches; the cut depends on nothing else.
+
+    Raises:
+        ValueError: if batch_size is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch size must be at least 1, got {batch_size}")
+    return [range(start, min(start + batch_size, num_rows)) for start in range(0, num_rows, batch_size)]
+
+
+def gather_in_order(owned: list[Any], num_batches: int, shard: Shard) -> Iterator[Any]:
+    """Yield the results of all batches in order on every process, from those that each process computed for its own.
+
+    Args:
+        owned: results of this process's own batches, in order (CPU tensors, or containers of them).
+        num_batches: batches over all processes.
+        shard: the share of this process. Where its `world_size` is above 1, every process must call this.
+    """
+    if shard.world_size == 1:
+        yield from owned
+        return
+    # One batch a process at a time: the pickled copies stay small, however large the gallery.
+    for first in range(0, num_batches, shard.world_size):
+        own = first // shard.world_size
+        received = [None] * shard.world_size
+        dist.all_gather_object(received, owned[own] if own < len(owned) else None)
+        yield from received[: num_batches - first]

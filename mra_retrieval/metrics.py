@@ -1,0 +1,102 @@
+"""Retrieval metrics (R@K, mAP, mINP) from scores, query ids and gallery ids; this file knows no model."""
+
+import torch
+
+
+RECALL_AT = (1, 5, 10)
+METRIC_NAMES = (*(f"R{k}" for k in RECALL_AT), "mAP", "mINP")
+
+# Scores sorted at a time: 2**24 floats and their int64 order take about 200 MB, whatever the gallery's size.
+SCORES_PER_CHUNK = 2**24
+
+
+def match_ranks(
+    scores: torch.Tensor,
+    query_ids: torch.Tensor,
+    gallery_ids: torch.Tensor,
+    chunk_size: int | None = None,
+    stable: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find where the right gallery entries of each query stand when the gallery is sorted by descending score.
+
+    Entries of equal score keep their gallery order (stable sort), so that the result is a function of the scores alone.
+
+    Args:
+        scores: (queries, gallery), larger is better.
+        query_ids: (queries,), identity of each query.
+        gallery_ids: (gallery,), identity of each gallery entry.
+        chunk_size: queries sorted at a time; it bounds memory and never changes the result.
+        stable: False sorts as the published evaluation does, which leaves the order of equal scores to the version of
+            torch and to the processor; without equal scores both give the same.
+
+    Returns:
+        ranks: (right pairs,) int64, 1 = first, ascending within a query, the queries one after the other.
+        counts: (queries,) int64, how many of `ranks` belong to each query.
+
+    Raises:
+        ValueError: if shapes disagree, a score is NaN, or a query has no entry of its identity in the gallery.
+    """
+    query_ids = torch.as_tensor(query_ids, device=scores.device)
+    gallery_ids = torch.as_tensor(gallery_ids, device=scores.device)
+    expected = (len(query_ids), len(gallery_ids))
+    if tuple(scores.shape) != expected:
+        raise ValueError(
+            f"scores has shape {tuple(scores.shape)}, but query_ids and gallery_ids ask for {expected} (queries, gallery)"
+        )
+    if 0 in expected:
+        raise ValueError(f"metrics need at least one query and one gallery entry, got {expected} (queries, gallery)")
+    if chunk_size is None:
+        chunk_size = max(1, SCORES_PER_CHUNK // len(gallery_ids))
+
+    ranks, counts = [], []
+    for start in range(0, len(query_ids), chunk_size):
+        chunk = scores[start : start + chunk_size]
+        has_nan = chunk.isnan().any(dim=1)
+        if has_nan.any():
+            query = start + int(has_nan.nonzero()[0])
+            raise ValueError(f"scores of query {query} contain NaN: a ranking needs numbers; look for the overflow")
+        order = chunk.argsort(dim=1, descending=True, stable=stable)
+        matches = gallery_ids[order] == query_ids[start : start + chunk_size, None]
+        ranks.append(matches.nonzero()[:, 1].cpu() + 1)
+        counts.append(matches.sum(dim=1).cpu())
+    counts = torch.cat(counts)
+    if not counts.all():
+        query = int((counts == 0).nonzero()[0])
+        raise ValueError(
+            f"query {query} (identity {query_ids[query].item()}) has no image of its identity in the gallery, "
+            f"and so do {int((counts == 0).sum()) - 1} more: its recall is undefined; remove the query or add its images"
+        )
+    return torch.cat(ranks), counts
+
+
+def metrics_from_ranks(ranks: torch.Tensor, counts: torch.Tensor) -> dict[str, float]:
+    """Compute R@1, R@5, R@10, mAP and mINP in percent from the ranks that `match_ranks` returns.
+
+    For a query whose n right entries stand at ranks r_1 < ... < r_n: a hit at K is r_1 <= K, the average precision is the
+    mean of j / r_j, and the inverse negative penalty is n / r_n.
+    """
+    ends = counts.cumsum(0)
+    starts = ends - counts
+    query_of_rank = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    position = torch.arange(1, len(ranks) + 1) - starts[query_of_rank]
+    precision = position.double() / ranks
+    average_precision = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, query_of_rank, precision) / counts
+    inverse_negative_penalty = counts.double() / ranks[ends - 1]
+    metrics = {f"R{k}": 100 * (ranks[starts] <= k).double().mean().item() for k in RECALL_AT}
+    metrics["mAP"] = 100 * average_precision.mean().item()
+    metrics["mINP"] = 100 * inverse_negative_penalty.mean().item()
+    return metrics
+
+
+def retrieval_metrics(
+    scores: torch.Tensor,
+    query_ids: torch.Tensor,
+    gallery_ids: torch.Tensor,
+    chunk_size: int | None = None,
+    stable: bool = True,
+) -> dict[str, float]:
+    """Compute R@1, R@5, R@10, mAP and mINP in percent from a (queries, gallery) score matrix.
+
+    Arguments and errors are those of `match_ranks`. A gallery smaller than K counts a hit anywhere in it.
+    """
+    return metrics_from_ranks(*match_ranks(scores, query_ids, gallery_ids, chunk_size, stable))

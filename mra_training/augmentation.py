@@ -1,0 +1,202 @@
+"""Easy data augmentation of captions (Wei and Zou 2019): synonyms, insertions, swaps and deletions of words."""
+
+import os
+import random
+import re
+import warnings
+
+
+OPERATIONS = ("synonym_replacement", "random_insertion", "random_swap", "random_deletion")
+WORDNET_OPERATIONS = ("synonym_replacement", "random_insertion")
+
+# Words that carry no attribute of a person: neither replaced by synonyms nor a source of insertions.
+FUNCTION_WORDS = frozenset(
+    """
+    a about above after again all also am an and any are as at be because been being below between both but by can did
+    do does doing down during each few for from further had has have having he her here hers him his how i if in into
+    is it its just me more most my no nor not now of off on once only or other our out over own same she should so
+    some such than that the their them then there these they this those through to too under until up very was we were
+    what when where which while who whom why will with you your
+    """.split()  # noqa: SIM905
+)
+
+_APOSTROPHES = re.compile(r"['’]")
+_WORD = re.compile(r"[a-z]+")
+
+
+def split_words(text: str) -> list[str]:
+    """Splits text into its lower-case runs of a-z, as the published augmentation does: digits are dropped."""
+    return _WORD.findall(_APOSTROPHES.sub("", text.lower()))
+
+
+class WordNetSynonyms:
+    """
+    Looks up synonyms in WordNet through nltk; every process opens the database for itself.
+
+    Raises:
+        ValueError: if WordNet is not installed where nltk looks for it.
+    """
+
+    def __init__(self):
+        self._root = _find_wordnet()
+        self._process = None
+        self._reader = None
+        self._synonyms = {}
+        self._open()
+
+    def __call__(self, word: str) -> list[str]:
+        """Words or short phrases that share a meaning with the word, sorted, itself left out."""
+        if word not in self._synonyms:
+            lemmas = {lemma.name() for synset in self._open().synsets(word) for lemma in synset.lemmas()}
+            phrases = {" ".join(split_words(re.sub(r"[_-]", " ", lemma))) for lemma in lemmas}
+            self._synonyms[word] = sorted(phrases - {word, ""})
+        return self._synonyms[word]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_process": None, "_reader": None}
+
+    def _open(self):
+        # A forked worker must not share the position in the parent's open files.
+        if self._process != os.getpid():
+            self._reader = _open_wordnet(self._root)
+            self._process = os.getpid()
+        return self._reader
+
+
+class CaptionAugmenter:
+    """
+    Changes a caption by one operation of easy data augmentation, chosen at random.
+
+    The defaults are the published ones: half of the captions are changed, with strength 0.1 for each operation.
+
+    Args:
+        probability: of changing a caption at all.
+        operations: those to choose from: `synonym_replacement`, `random_insertion` (both need WordNet), `random_swap`,
+            `random_deletion`.
+        synonym_strength: share of the words to replace, one at least.
+        insertion_strength: number of words to insert, relative to the caption's length, one at least.
+        swap_strength: number of swaps, relative to the caption's length, one at least.
+        deletion_probability: of dropping each word; one word always stays.
+
+    Raises:
+        ValueError: if an operation is unknown, a number is out of range, or WordNet is needed and not installed.
+    """
+
+    def __init__(
+        self,
+        probability: float = 0.5,
+        operations: tuple[str, ...] = OPERATIONS,
+        synonym_strength: float = 0.1,
+        insertion_strength: float = 0.1,
+        swap_strength: float = 0.1,
+        deletion_probability: float = 0.1,
+    ):
+        unknown = sorted(set(operations) - set(OPERATIONS))
+        if unknown or not operations:
+            raise ValueError(
+                f"`operations` must be some of {', '.join(OPERATIONS)}, got {', '.join(unknown) or 'none'}."
+            )
+        self.probability = probability
+        self.operations = tuple(operations)
+        self.synonym_strength = synonym_strength
+        self.insertion_strength = insertion_strength
+        self.swap_strength = swap_strength
+        self.deletion_probability = deletion_probability
+        for name, value in vars(self).items():
+            if name != "operations" and not 0 <= value <= 1:
+                raise ValueError(f"`{name}` must lie in 0..1, got {value}.")
+        self._synonyms = WordNetSynonyms() if set(operations) & set(WORDNET_OPERATIONS) else None
+
+    def __call__(self, caption: str, rng: random.Random) -> str:
+        """
+        Augments one caption.
+
+        Args:
+            caption: any text.
+            rng: where every choice comes from.
+
+        Returns:
+            The caption as it came, or lower-case words after one operation; never empty unless the caption is.
+        """
+        if rng.random() >= self.probability:
+            return caption
+        words = split_words(caption)
+        if not words:
+            return caption
+        return " ".join(getattr(self, f"_{rng.choice(self.operations)}")(words, rng))
+
+    def _synonym_replacement(self, words: list[str], rng: random.Random) -> list[str]:
+        candidates = _content_words(words)
+        rng.shuffle(candidates)
+        replacements, wanted = {}, _count(self.synonym_strength, words)
+        for word in candidates:
+            if len(replacements) == wanted:
+                break
+            synonyms = self._synonyms(word)
+            if synonyms:
+                replacements[word] = rng.choice(synonyms)
+        return [replacements.get(word, word) for word in words]
+
+    def _random_insertion(self, words: list[str], rng: random.Random) -> list[str]:
+        sources, result = [word for word in _content_words(words) if self._synonyms(word)], list(words)
+        if sources:
+            for _ in range(_count(self.insertion_strength, words)):
+                synonym = rng.choice(self._synonyms(rng.choice(sources)))
+                result.insert(rng.randint(0, len(result)), synonym)
+        return result
+
+    def _random_swap(self, words: list[str], rng: random.Random) -> list[str]:
+        words = list(words)
+        if len(words) > 1:
+            for _ in range(_count(self.swap_strength, words)):
+                first, second = rng.sample(range(len(words)), 2)
+                words[first], words[second] = words[second], words[first]
+        return words
+
+    def _random_deletion(self, words: list[str], rng: random.Random) -> list[str]:
+        return [word for word in words if rng.random() >= self.deletion_probability] or [rng.choice(words)]
+
+
+def _content_words(words: list[str]) -> list[str]:
+    return sorted(word for word in set(words) - FUNCTION_WORDS if len(word) > 1)
+
+
+def _count(strength: float, words: list[str]) -> int:
+    return max(1, int(strength * len(words)))
+
+
+def _find_wordnet():
+    import nltk
+
+    for name in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
+        try:
+            return nltk.data.find(name)
+        except LookupError:
+            continue
+    raise ValueError(
+        "Synonyms need WordNet, which nltk does not find in "
+        f"{', '.join(map(str, nltk.data.path)) or 'any folder'}. Install it with `python -m nltk.downloader wordnet` "
+        f"(`NLTK_DATA` names another folder), or leave {' and '.join(WORDNET_OPERATIONS)} out of `operations`."
+    )
+
+
+def _open_wordnet(root):
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+
+    class EnglishWordNet(WordNetCorpusReader):
+        """Reads the English database without the tables for other languages, which take most of the opening time."""
+
+        def map_wn(self, version="wordnet"):
+            return None
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The multilingual functions are not available")
+            reader = EnglishWordNet(root, None)
+        for part_of_speech in ("adj", "adv", "noun", "verb"):  # opened by the reader only when first needed
+            reader.open(f"data.{part_of_speech}").close()
+        return reader
+    except (LookupError, OSError) as error:
+        raise ValueError(
+            f"WordNet in {root} is incomplete ({error}). Install it again with `python -m nltk.downloader wordnet`."
+        ) from error

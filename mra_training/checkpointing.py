@@ -1,0 +1,321 @@
+"""Checkpoints that are whole or not there, the place in a run, and folders that are replaced in one move."""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate.logging import get_logger
+
+from mra_training.environment import write_environment
+from mra_training.metrics_log import METRICS_FILE
+
+
+logger = get_logger(__name__)
+
+CHECKPOINTS = "checkpoints"
+RECIPE_FILE = "recipe.yaml"
+_CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+_UNFINISHED = "unfinished-"
+_REPLACED = ".replaced"
+_OF_THE_CALL = ("resume", "overwrite_output_dir", "output_dir")  # say nothing about the run itself
+
+
+@dataclass
+class TrainingState:
+    """
+    Place in a run; everything else that a resumed run needs follows from it or is saved by `accelerate`.
+
+    Attributes:
+        step: optimizer steps done.
+        micro_step: batches done by each process.
+        epoch: epochs done.
+        samples_in_epoch: pairs of the current epoch that all processes together have seen.
+        samples_seen: the same over the whole run.
+        log_lines: lines of `metrics.jsonl`.
+        samples_per_batch: pairs of the last batch of all processes.
+        best_metric: best R@1 on validation so far, in percent; -1 before the first evaluation.
+        best_epoch: epochs done when it was reached.
+    """
+
+    step: int = 0
+    micro_step: int = 0
+    epoch: int = 0
+    samples_in_epoch: int = 0
+    samples_seen: int = 0
+    log_lines: int = 0
+    samples_per_batch: int = 0
+    best_metric: float = -1.0
+    best_epoch: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The attributes."""
+        return asdict(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the attributes."""
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+    def count_batch(self, samples: int) -> None:
+        """Adds one batch of every process, `samples` pairs in all."""
+        self.micro_step += 1
+        self.samples_per_batch = samples
+        self.samples_in_epoch += samples
+        self.samples_seen += samples
+
+    def end_epoch(self) -> None:
+        """Moves on to the start of the next epoch."""
+        self.epoch += 1
+        self.samples_in_epoch = 0
+
+
+class Checkpointer:
+    """
+    Decides when a checkpoint is due and writes it under `output_dir/checkpoints`.
+
+    Args:
+        accelerator: holds what `prepare` returned and the registered `TrainingState`.
+        output_dir: folder of the run, shared by all processes.
+        recipe: the resolved arguments, saved with every checkpoint.
+        save_steps: optimizer steps between two checkpoints; None for none.
+        save_minutes: minutes between two checkpoints; None or 0 for none.
+        save_total_limit: newest checkpoints to keep.
+    """
+
+    def __init__(self, accelerator, output_dir, recipe, save_steps=None, save_minutes=None, save_total_limit=2):
+        self.accelerator = accelerator
+        self.folder = Path(output_dir) / CHECKPOINTS
+        self.recipe = recipe
+        self.save_steps = save_steps
+        self.save_minutes = save_minutes
+        self.save_total_limit = save_total_limit
+        self.last_step = None
+        self.last_time = time.monotonic()
+
+    def is_step_due(self, step: int) -> bool:
+        """Whether a checkpoint falls on this optimizer step by its number."""
+        return self.save_steps is not None and step % self.save_steps == 0
+
+    def agree(self, step: int, stop: bool) -> tuple[bool, bool]:
+        """
+        Decides together with the other processes; every process must call this on the same steps.
+
+        Args:
+            step: optimizer steps done.
+            stop: whether this process was told to stop.
+
+        Returns:
+            Whether to save now, and whether to stop after that: true everywhere if any process was told so.
+        """
+        elapsed = (time.monotonic() - self.last_time) / 60
+        late = self.accelerator.is_main_process and bool(self.save_minutes) and elapsed >= self.save_minutes
+        flags = torch.tensor([float(late), float(stop)], device=self.accelerator.device)
+        late, stop = (flag > 0 for flag in self.accelerator.reduce(flags, "sum").tolist())
+        return (late or stop or self.is_step_due(step)) and step != self.last_step, stop
+
+    def save(self, step: int) -> Path:
+        """Writes `checkpoint-<step>` under another name, renames it once every process is done, drops the oldest."""
+        accelerator = self.accelerator
+        target = self.folder / f"checkpoint-{step}"
+        unfinished = self.folder / f"{_UNFINISHED}{target.name}"
+        if accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(unfinished))
+        if accelerator.is_main_process:
+            write_recipe(unfinished / RECIPE_FILE, self.recipe)
+            write_environment(unfinished)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            replace_folder(unfinished, target)
+            for folder in list_checkpoints(self.folder.parent)[: -self.save_total_limit]:
+                _remove(folder)
+        accelerator.wait_for_everyone()
+        self.last_step, self.last_time = step, time.monotonic()
+        logger.info(f"Saved {target}")
+        return target
+
+
+# ---------------------------------------------------------------- folders
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Finished checkpoints of a run, the oldest first."""
+    folder = Path(output_dir) / CHECKPOINTS
+    found = [path for path in folder.iterdir() if _CHECKPOINT.match(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(_CHECKPOINT.match(path.name)[1]))
+
+
+def find_checkpoint(resume: str | None, output_dir: str | Path) -> Path | None:
+    """
+    Finds the checkpoint to continue from.
+
+    Args:
+        resume: `latest`, the path of a checkpoint, or None.
+        output_dir: folder of the run.
+
+    Returns:
+        Its path; None to start from the beginning, also where `latest` finds none.
+
+    Raises:
+        ValueError: if the path is no finished checkpoint.
+    """
+    if resume is None:
+        return None
+    if resume == "latest":
+        checkpoints = list_checkpoints(output_dir)
+        return checkpoints[-1] if checkpoints else None
+    path = Path(resume)
+    if not _CHECKPOINT.match(path.name) or not path.is_dir():
+        raise ValueError(
+            f"`resume` must be `latest` or the path of a finished checkpoint-N folder, got {resume!r}: finished ones "
+            f"here are {', '.join(map(str, list_checkpoints(output_dir))) or 'none'}."
+        )
+    return path
+
+
+def start_output_dir(accelerator, args, recipe: Mapping[str, Any]) -> Path | None:
+    """
+    Prepares the folder of a run, with its resolved arguments and environment in it; every process must call this.
+
+    Args:
+        accelerator: of the run.
+        args: a `RunArguments`.
+        recipe: the resolved arguments.
+
+    Returns:
+        The checkpoint to continue from, or None.
+    """
+    if accelerator.is_main_process:
+        prepare_output_dir(args.output_dir, args.resume, args.overwrite_output_dir and args.resume is None)
+        find_checkpoint(args.resume, args.output_dir)
+        write_recipe(Path(args.output_dir) / RECIPE_FILE, recipe)
+        write_environment(args.output_dir)
+    accelerator.wait_for_everyone()
+    return find_checkpoint(args.resume, args.output_dir)
+
+
+def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bool) -> None:
+    """
+    Makes the folder of a run and mends what an interrupted run left in it; for the main process alone.
+
+    Raises:
+        ValueError: if it holds another run that is neither resumed nor to be overwritten.
+    """
+    output_dir = Path(output_dir)
+    results = [CHECKPOINTS, METRICS_FILE, "best", "final", RECIPE_FILE]
+    present = [name for name in results if (output_dir / name).exists()]
+    if present and resume is None and not overwrite:
+        raise ValueError(
+            f"`output_dir` {str(output_dir)!r} holds another run ({', '.join(present)}): continue it with "
+            "--resume latest, replace it with --overwrite_output_dir, or choose another folder."
+        )
+    if overwrite:
+        for name in present:
+            path = output_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (output_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    for folder in (output_dir, output_dir / CHECKPOINTS):
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(_UNFINISHED):
+                logger.warning(f"Removing {path}, which an interrupted run left unfinished.")
+                shutil.rmtree(path)
+            elif path.name.endswith(_REPLACED):
+                original = path.with_name(path.name.removesuffix(_REPLACED))
+                shutil.rmtree(path) if original.exists() else path.rename(original)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Gives a finished folder its name, over an older one of that name if there is one."""
+    replaced = target.with_name(target.name + _REPLACED)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if target.exists():
+        target.rename(replaced)
+    source.rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState, scheduler, samples_per_batch) -> None:
+    """
+    Restores a run and warns of arguments that differ from those it was saved with.
+
+    Args:
+        accelerator: holds what `prepare` returned, `state` and `scheduler`.
+        checkpoint: a finished checkpoint.
+        recipe: the resolved arguments of this run.
+        state: restored in place.
+        scheduler: restored in place.
+        samples_per_batch: pairs of one batch of all processes now.
+    """
+    changed = changed_keys(recipe, checkpoint)
+    if changed:
+        listing = ", ".join(f"{name} ({before!r} before, {now!r} now)" for name, (before, now) in changed.items())
+        logger.warning(f"Resuming {checkpoint} with other arguments: {listing}.")
+    accelerator.load_state(str(checkpoint))
+    if state.samples_per_batch not in (0, samples_per_batch):
+        logger.warning(
+            f"A batch of all processes had {state.samples_per_batch} pairs and has {samples_per_batch} now: the run "
+            "goes on with other batches and another number of steps."
+        )
+    for group, learning_rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = learning_rate  # DeepSpeed does not restore it everywhere
+    logger.info(f"Resumed {checkpoint} at step {state.step}, {state.samples_in_epoch} pairs into epoch {state.epoch}.")
+
+
+def save_model(accelerator, model, processor, folder: str | Path, card: str | None = None) -> None:
+    """
+    Writes model, processor and code as one folder for `from_pretrained`, whole or not at all.
+
+    Args:
+        accelerator: collects the weights, whatever way the model is distributed; every process must call this.
+        model: the prepared model.
+        processor: the `MRAProcessor`.
+        folder: replaced if it exists.
+        card: text of the `README.md`.
+    """
+    folder = Path(folder)
+    unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
+    state_dict = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        state_dict = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict.items()}  # torch.compile
+        accelerator.unwrap_model(model, keep_torch_compile=False).save_pretrained(unfinished, state_dict=state_dict)
+        processor.save_pretrained(unfinished)
+        if card is not None:
+            (unfinished / "README.md").write_text(card, encoding="utf-8")
+        replace_folder(unfinished, folder)
+    accelerator.wait_for_everyone()
+
+
+def _remove(folder: Path) -> None:
+    """Removes a checkpoint so that one half removed never looks finished."""
+    unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
+    folder.rename(unfinished)
+    shutil.rmtree(unfinished)
+
+
+# ---------------------------------------------------------------- recipes
+
+
+def write_recipe(path: str | Path, recipe: Mapping[str, Any]) -> None:
+    """Saves resolved arguments in one move, as YAML that `--config` reads again."""
+    path = Path(path)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def changed_keys(recipe: Mapping[str, Any], checkpoint: str | Path) -> dict[str, tuple[Any, Any]]:
+    """Arguments that differ from those a checkpoint was written with: name -> (then, now)."""
+    path = Path(checkpoint) / RECIPE_FILE
+    before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    names = sorted({*before, *recipe} - set(_OF_THE_CALL))
+    return {name: (before.get(name), recipe.get(name)) for name in names if before.get(name) != recipe.get(name)}

@@ -1,0 +1,172 @@
+"""Masking of captions for the language-modelling loss: whole words and skip-grams, vectorised over the batch."""
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+
+IGNORED_LABEL = -100
+REPLACED_BY_MASK = 0.8
+REPLACED_AT_RANDOM = 0.1
+
+_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def keyed_uniform(seeds: np.ndarray, count: int) -> np.ndarray:
+    """
+    Draws numbers in [0, 1) that depend on the row's seed alone (SplitMix64, Steele et al. 2014).
+
+    Args:
+        seeds: `(rows,)` integers.
+        count: numbers of each row.
+
+    Returns:
+        `(rows, count)` float64.
+    """
+    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN_GAMMA
+    state = seeds.astype(np.uint64)[:, None] + steps
+    state = (state ^ (state >> np.uint64(30))) * _MIX_1
+    state = (state ^ (state >> np.uint64(27))) * _MIX_2
+    state ^= state >> np.uint64(31)
+    return (state >> np.uint64(11)) * 2.0**-53
+
+
+class TokenMasker:
+    """
+    Chooses the tokens that the model must restore, as BERT does with whole words, and skip-grams now and then.
+
+    A word is a token and the `##` pieces after it. Positions are tried in random order until enough are masked; each
+    takes its word along or, with `skipgram_probability`, the words of 2 to `skipgram_max_length` tokens from there on.
+    When the last choice was too long, a random part of all choices is kept, so a word may be masked in part. Of the
+    chosen tokens 80% become [MASK], 10% a random token, 10% stay.
+
+    Args:
+        tokenizer: a BERT tokenizer.
+        probability: share of the tokens to mask.
+        max_masked: at most so many tokens of a caption.
+        mask_padding: True counts and masks padding and [SEP] as well, and replaces by any entry of the vocabulary, as
+            published (10 of 56 positions always, 39% of them padding at 20 to 45 tokens). False, the default, never
+            touches special tokens: the share is of the caption's own tokens, one at least, and no special token is
+            put in. [UNK] counts as special.
+        whole_words: False takes single tokens apart from their words.
+        skipgram_probability: of a skip-gram at each position that is tried.
+        skipgram_max_length: longest skip-gram in tokens, 2 at least.
+
+    Raises:
+        ValueError: if an argument is out of range or the tokenizer has no [MASK].
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        probability: float = 0.25,
+        max_masked: int = 10,
+        mask_padding: bool = False,
+        whole_words: bool = True,
+        skipgram_probability: float = 0.2,
+        skipgram_max_length: int = 3,
+    ):
+        for name, value in (("probability", probability), ("skipgram_probability", skipgram_probability)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"`{name}` must lie in 0..1, got {value}.")
+        if max_masked < 1:
+            raise ValueError(f"`max_masked` must be 1 or more, got {max_masked}.")
+        if skipgram_max_length < 2:
+            raise ValueError(
+                f"`skipgram_max_length` must be 2 or more, got {skipgram_max_length}; "
+                "`skipgram_probability=0` turns skip-grams off."
+            )
+        if tokenizer.mask_token_id is None:
+            raise ValueError("The tokenizer has no mask token; masking needs a BERT tokenizer.")
+        self.probability = probability
+        self.max_masked = max_masked
+        self.mask_padding = mask_padding
+        self.whole_words = whole_words
+        self.skipgram_probability = skipgram_probability
+        self.skipgram_max_length = skipgram_max_length
+        self.mask_token_id = tokenizer.mask_token_id
+
+        vocabulary = tokenizer.get_vocab()
+        size = max(vocabulary.values()) + 1
+        self._is_piece = np.zeros(size, dtype=bool)
+        self._is_piece[[index for token, index in vocabulary.items() if token.startswith("##")]] = True
+        self._is_special = np.zeros(size, dtype=bool)
+        self._is_special[list(tokenizer.all_special_ids)] = True
+        known = np.sort(np.fromiter(vocabulary.values(), dtype=np.int64))
+        self._replacements = known if mask_padding else known[~self._is_special[known]]
+
+    def __call__(self, input_ids: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Masks a batch; row i depends on its ids and on `seeds[i]` alone.
+
+        Args:
+            input_ids: `(batch, length)` integers, [CLS] at position 0.
+            seeds: `(batch,)` integers.
+
+        Returns:
+            Masked ids and labels, both `(batch, length)` int64; labels are -100 where nothing was chosen.
+        """
+        batch, length = input_ids.shape
+        draws = keyed_uniform(seeds, 6 * length).reshape(batch, 6, length).transpose(1, 0, 2)
+        order, skip, skip_length, keep, fate, replacement = draws
+
+        allowed = np.ones((batch, length), dtype=bool) if self.mask_padding else ~self._is_special[input_ids]
+        wanted = self._wanted(allowed)
+        allowed[:, 0] = False
+        chosen = self._choose(input_ids, allowed, wanted, order, skip, skip_length)
+        chosen &= _rank(np.where(chosen, keep, 2.0)) < wanted[:, None]
+
+        masked = np.array(input_ids, dtype=np.int64)
+        labels = np.where(chosen, masked, IGNORED_LABEL)
+        at_random = chosen & (fate >= REPLACED_BY_MASK) & (fate < REPLACED_BY_MASK + REPLACED_AT_RANDOM)
+        masked[chosen & (fate < REPLACED_BY_MASK)] = self.mask_token_id
+        picks = (replacement[at_random] * len(self._replacements)).astype(np.int64)
+        masked[at_random] = self._replacements[picks]
+        return masked, labels
+
+    def _wanted(self, allowed: np.ndarray) -> np.ndarray:
+        """Number of tokens to mask in each row, `(batch,)`; every position counts when padding does."""
+        counts = allowed.sum(axis=1)
+        share = np.maximum(np.rint(self.probability * counts), 1)
+        return np.minimum(np.minimum(share, self.max_masked), counts).astype(np.int64)
+
+    def _choose(
+        self,
+        input_ids: np.ndarray,
+        allowed: np.ndarray,
+        wanted: np.ndarray,
+        order: np.ndarray,
+        skip: np.ndarray,
+        skip_length: np.ndarray,
+    ) -> np.ndarray:
+        """Takes whole spans in random order until every row has enough; `(batch, length)` of bool, maybe too many."""
+        batch, length = input_ids.shape
+        positions = np.arange(length)
+        lengths = 1 + np.where(
+            skip < self.skipgram_probability, 1 + (skip_length * (self.skipgram_max_length - 1)).astype(np.int64), 0
+        )
+        starts, ends = np.broadcast_to(positions, (batch, length)), np.minimum(positions + lengths, length)
+        if self.whole_words:
+            is_piece = self._is_piece[input_ids]
+            starts = np.maximum.accumulate(np.where(is_piece, 0, positions), axis=1)
+            following = np.full((batch, length + 1), length)
+            following[:, :length] = np.where(is_piece, length, positions)
+            following = np.minimum.accumulate(following[:, ::-1], axis=1)[:, ::-1]  # first word start from there on
+            ends = np.take_along_axis(following, ends, axis=1)
+
+        chosen = np.zeros((batch, length), dtype=bool)
+        # Every round adds a token to each unfinished row, so `max_masked` rounds are enough.
+        for _ in range(int(wanted.max(initial=0))):
+            unfinished = chosen.sum(axis=1) < wanted
+            if not unfinished.any():
+                break
+            position = np.where(allowed & ~chosen, order, 2.0).argmin(axis=1)[:, None]
+            start, end = np.take_along_axis(starts, position, 1), np.take_along_axis(ends, position, 1)
+            chosen |= (positions >= start) & (positions < end) & allowed & unfinished[:, None]
+        return chosen
+
+
+def _rank(values: np.ndarray) -> np.ndarray:
+    """Place of each value in its row, counted from 0 for the smallest."""
+    return values.argsort(axis=1).argsort(axis=1)

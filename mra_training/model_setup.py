@@ -1,0 +1,129 @@
+"""Model and processor of a run: new, or from a folder under the recipe's changes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoTokenizer, BertTokenizer
+
+from configuration_mra import MRAConfig
+from modeling_mra import MRAForPreTraining
+from mra_training.initialization import load_bert_weights, load_for_finetuning, load_swin_weights
+from processing_mra import MRAImageProcessor, MRAProcessor
+
+
+_VISION_FIELDS = ("image_size", "window_size", "drop_rate", "drop_path_rate")
+_PROJECTION_FIELDS = ("projection_type", "projection_dim")
+
+
+def create_config(args, objective: Mapping[str, Any]) -> MRAConfig:
+    """
+    Resolves the configuration of a run's model.
+
+    Args:
+        args: a `ModelArguments`.
+        objective: fields of `MRAConfig` that choose and weigh the losses.
+
+    Raises:
+        ValueError: if `model_config` names a field that does not exist or that another argument sets.
+    """
+    fields = _merge(args, objective)
+    if args.model_name_or_path is None:
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+        vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        return MRAConfig(**{**fields, "text_config": {**vocabulary, **fields.get("text_config", {})}})
+    start = MRAConfig.from_pretrained(args.model_name_or_path).to_dict()
+    for name, value in fields.items():
+        start[name] = {**start[name], **value} if isinstance(value, Mapping) else value
+    return MRAConfig.from_dict(start)
+
+
+def create_model(args, config: MRAConfig) -> MRAForPreTraining:
+    """
+    Builds the model of a run, or loads the one it starts from under the resolved configuration.
+
+    Args:
+        args: a `ModelArguments`.
+        config: from [`create_config`].
+    """
+    if args.model_name_or_path is None:
+        model = MRAForPreTraining(config)
+        if args.text_weights is not None:
+            load_bert_weights(model, args.text_weights)
+        if args.vision_weights is not None:
+            load_swin_weights(model, args.vision_weights)
+    else:
+        model = load_for_finetuning(args.model_name_or_path, **config.to_dict())
+    model.set_attn_implementation(args.attn_implementation)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def create_processor(args, config: MRAConfig) -> MRAProcessor:
+    """
+    Builds the processor of a run, the starting model's or a new one, for the model's image size and caption length.
+
+    Args:
+        args: a `ModelArguments`.
+        config: from [`create_config`].
+
+    Raises:
+        ValueError: if the tokenizer has more words than the model.
+    """
+    start = args.model_name_or_path
+    image_processor, style = MRAImageProcessor(), "plain"
+    if start is not None:
+        # Part by part: through the Auto classes the folder's own copy of the code would be asked for.
+        image_processor = MRAImageProcessor.from_pretrained(start)
+        style = MRAProcessor.get_processor_dict(start)[0].get("caption_style", style)
+    if args.tokenizer_name is not None:
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+    else:
+        tokenizer = BertTokenizer.from_pretrained(start)
+    if len(tokenizer) > config.text_config.vocab_size:
+        raise ValueError(
+            f"`tokenizer_name`: the tokenizer has {len(tokenizer)} words, the model {config.text_config.vocab_size}. "
+            "Use the tokenizer that the model was trained with."
+        )
+    height, width = config.vision_config.image_size
+    image_processor.size = {"height": height, "width": width}
+    return MRAProcessor(
+        image_processor, tokenizer, max_text_length=config.max_text_length, caption_style=args.caption_style or style
+    )
+
+
+def _merge(args, objective: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `MRAConfig` from `model_config` and the arguments that have a name of their own."""
+    fields = {name: dict(value) if isinstance(value, Mapping) else value for name, value in args.model_config.items()}
+    _refuse_unknown(fields)
+    _refuse_twice(fields, objective, "")
+    fields |= objective
+    vision = {name: getattr(args, name) for name in _VISION_FIELDS if getattr(args, name) is not None}
+    projection = {name: getattr(args, name) for name in _PROJECTION_FIELDS if getattr(args, name) is not None}
+    _refuse_twice(fields, projection, "")
+    _refuse_twice(fields.get("vision_config", {}), vision, "vision_config.")
+    fields |= projection
+    if vision:
+        fields["vision_config"] = {**fields.get("vision_config", {}), **vision}
+    if args.model_name_or_path is not None and "temperature" in fields:
+        raise ValueError(
+            "`model_config.temperature` is where a new model starts, but the temperature is learned and comes with "
+            f"{args.model_name_or_path!r}: leave it out."
+        )
+    return fields
+
+
+def _refuse_unknown(fields: Mapping[str, Any]) -> None:
+    known = MRAConfig().to_dict()
+    for name, value in fields.items():
+        if name not in known:
+            raise ValueError(f"`model_config.{name}` is no field of MRAConfig.")
+        for inner in value if isinstance(value, Mapping) else ():
+            if inner not in known[name]:
+                raise ValueError(f"`model_config.{name}.{inner}` is no field of its configuration.")
+
+
+def _refuse_twice(fields: Mapping[str, Any], named: Mapping[str, Any], prefix: str) -> None:
+    for name in named:
+        if name in fields:
+            raise ValueError(f"`model_config.{prefix}{name}` has an argument of its own: set `{name}` instead.")

@@ -1,0 +1,149 @@
+"""Region geometry: a relative box becomes pixels, follows crop, flip and resize, and ends as a mask over image tokens."""
+
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+
+
+CROP_PADDING = 10
+WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A crop in pixels of the image before padding; it may reach outside, where the image is black."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        """Pixels from left to right."""
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        """Pixels from top to bottom."""
+        return self.bottom - self.top
+
+
+def box_to_pixels(box: Box, width: int, height: int) -> Box:
+    """
+    Turns a relative box into pixels, rounded as published: centre and sides are cut to whole pixels, then clipped.
+
+    Args:
+        box: centre x, centre y, width and height, each relative to the image (0 to 1).
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+
+    Returns:
+        Left, top, width and height in pixels; inside the image, and at least half a pixel on each side.
+
+    Raises:
+        ValueError: if the box has no area or its centre lies outside the image.
+    """
+    if len(box) != 4:
+        raise ValueError(f"`box` must be (centre x, centre y, width, height), got {len(box)} numbers: {tuple(box)}.")
+    if not (0 <= box[0] <= 1 and 0 <= box[1] <= 1 and box[2] > 0 and box[3] > 0):
+        raise ValueError(
+            "`box` must be (centre x, centre y, width, height) relative to the image, with its centre inside 0..1 and "
+            f"positive sides, got {tuple(box)}. Divide pixel boxes by the image's width and height."
+        )
+    sides = []
+    for center, side, limit in ((box[0], box[2], width), (box[1], box[3], height)):
+        # The published code stops at a box thinner than a pixel; here it keeps one.
+        pixels = max(int(side * limit), 1)
+        start = max(int(center * limit) - 0.5 * pixels, 0)
+        sides.append((start, min(pixels, limit - start)))
+    (left, box_width), (top, box_height) = sides
+    return left, top, box_width, box_height
+
+
+def crop_ranges(box: Box, width: int, height: int, padding: int = CROP_PADDING) -> list[tuple[int, int]]:
+    """
+    Gives the ranges from which the corners of a crop that contains the box are drawn, both ends included.
+
+    Args:
+        box: left, top, width and height in pixels.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        padding: pixels that the crop may reach outside the image on each side.
+
+    Returns:
+        Ranges for left, top, right and bottom, in that order.
+    """
+    left, top, box_width, box_height = box
+    return [
+        (-padding, math.floor(left)),
+        (-padding, math.floor(top)),
+        (math.ceil(left + box_width), width + padding),
+        (math.ceil(top + box_height), height + padding),
+    ]
+
+
+def draw_crop(box: Box, width: int, height: int, rng: random.Random, padding: int = CROP_PADDING) -> Crop:
+    """Draws a crop that contains the box; see [`crop_ranges`]."""
+    return Crop(*(rng.randint(low, high) for low, high in crop_ranges(box, width, height, padding)))
+
+
+def move_box(box: Box, crop: Crop, flip: bool, height: int, width: int) -> Box:
+    """
+    Carries a box along with crop, mirroring and resizing, in this order.
+
+    Args:
+        box: left, top, width and height in pixels of the original image.
+        crop: the part that is kept.
+        flip: whether the crop is mirrored left to right.
+        height: of the resized image, in pixels.
+        width: of the resized image, in pixels.
+
+    Returns:
+        Left, top, width and height in pixels of the resized image.
+    """
+    left, top, box_width, box_height = box
+    left, top = left - crop.left, top - crop.top
+    if flip:
+        left = crop.width - left - box_width
+    scale_x, scale_y = width / crop.width, height / crop.height
+    return scale_x * left, scale_y * top, scale_x * box_width, scale_y * box_height
+
+
+def region_attention_mask(box: Box, image_size: tuple[int, int], grid_size: tuple[int, int]) -> torch.Tensor:
+    """
+    Marks the image tokens that a box overlaps: 1 inside, 0 outside, and 1 for the global token at index 0.
+
+    Args:
+        box: left, top, width and height in pixels of the model's input.
+        image_size: height and width of the model's input, in pixels.
+        grid_size: rows and columns of the image tokens.
+
+    Returns:
+        `(1 + rows * columns,)` of int64; at least one token is inside. The published mask is the opposite (0 inside),
+        the global token apart, which is 1 in both.
+
+    Raises:
+        ValueError: if the image cannot be divided into such a grid.
+    """
+    (image_height, image_width), (rows, columns) = image_size, grid_size
+    if image_height % rows or image_width % columns:
+        raise ValueError(
+            f"`grid_size` {tuple(grid_size)} does not divide `image_size` {tuple(image_size)} (height, width). "
+            "Pass `config.vision_config.grid_size` of the model and a processor of the same image size."
+        )
+    left, top, box_width, box_height = box
+    first_column, last_column = _token_range(left, box_width, image_width // columns, columns)
+    first_row, last_row = _token_range(top, box_height, image_height // rows, rows)
+    inside = torch.zeros(rows, columns, dtype=torch.int64)
+    inside[first_row:last_row, first_column:last_column] = 1
+    return torch.cat([torch.ones(1, dtype=torch.int64), inside.flatten()])
+
+
+def _token_range(start: float, length: float, stride: int, tokens: int) -> tuple[int, int]:
+    first = min(math.floor(start / stride), tokens - 1)
+    return first, max(first + 1, min(math.ceil((start + length) / stride), tokens))

@@ -1,0 +1,66 @@
+"""Prepared sets, and identities held out for validation where a set has no validation split."""
+
+import datasets
+import numpy as np
+from accelerate.logging import get_logger
+from datasets import Dataset, load_dataset
+
+
+logger = get_logger(__name__)
+
+
+def load_split(name: str, split: str) -> Dataset | None:
+    """
+    Loads one split of a prepared set.
+
+    Args:
+        name: folder or Hub id.
+        split: `train` or `validation`.
+
+    Returns:
+        The split, or None if the set has no validation split.
+
+    Raises:
+        ValueError: if there is no such set, or it has no training split.
+    """
+    try:
+        splits = datasets.get_dataset_split_names(name)
+    except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DataFilesNotFoundError):
+        raise ValueError(
+            f"`dataset`: {name!r} is no prepared set, neither a folder with Parquet files nor a Hub id. Make one with "
+            "data_scripts/prepare_sda.py or data_scripts/prepare_pedes.py."
+        ) from None
+    if split in splits:
+        return load_dataset(name, split=split)
+    if split == "train":
+        raise ValueError(f"`dataset`: {name!r} has no split 'train', only {', '.join(splits)}.")
+    return None
+
+
+def hold_out_identities(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset | None]:
+    """
+    Splits the identities of a training set, so that no person is on both sides.
+
+    Args:
+        dataset: rows with `image_id`.
+        fraction: share of the identities to hold out.
+        seed: of the choice.
+
+    Returns:
+        The rows to train on and those held out, None for a fraction of 0.
+
+    Raises:
+        ValueError: if the fraction leaves no identity on one side.
+    """
+    if fraction == 0:
+        return dataset, None
+    ids = np.asarray(dataset.with_format(None)["image_id"])
+    identities = np.unique(ids)
+    count = round(fraction * len(identities))
+    if not 0 < count < len(identities):
+        raise ValueError(
+            f"`validation_fraction`: {fraction} of {len(identities)} identities is {count}, which leaves one side empty."
+        )
+    held_out = np.isin(ids, np.random.default_rng(seed).permutation(identities)[:count])
+    logger.info(f"Holding out {count} of {len(identities)} training identities for validation.")
+    return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))

@@ -1,0 +1,47 @@
+"""Evaluation between epochs on the validation split."""
+
+import torch
+from accelerate.utils import broadcast
+
+from mra_retrieval import evaluate_retrieval
+from mra_training.runtime import whole_model
+
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def validate(accelerator, model, processor, dataset, args, num_workers: int = 0) -> dict[str, dict[str, float]]:
+    """
+    Evaluates the model under training; every process must call this, and all get the same figures.
+
+    Args:
+        accelerator: the one that prepared the model.
+        model: the prepared model.
+        processor: the `MRAProcessor`.
+        dataset: the validation split.
+        args: an `EvaluationArguments`.
+        num_workers: processes that decode images.
+
+    Returns:
+        `similarity` and, with re-ranking, `reranked`: R1, R5, R10, mAP and mINP in percent.
+    """
+    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
+    # BatchNorm statistics differ between processes after a step; the main process's are those that are saved.
+    broadcast(list(unwrapped.buffers()))
+    result = evaluate_retrieval(
+        whole_model(unwrapped),
+        processor,
+        dataset,
+        rerank_k=min(args.eval_rerank_k, len(dataset)),
+        flip=args.eval_flip,
+        score_fusion=args.eval_score_fusion,
+        batch_size=args.eval_batch_size,
+        num_workers=num_workers,
+        dtype=_DTYPES.get(accelerator.mixed_precision),
+    )
+    return result.metrics
+
+
+def selection_metric(metrics: dict[str, dict[str, float]]) -> float:
+    """R@1 in percent that chooses the best model: after re-ranking where it was done."""
+    return metrics.get("reranked", metrics["similarity"])["R1"]

@@ -1,0 +1,97 @@
+"""Collation: names, shapes and contents of a batch."""
+
+import inspect
+
+import pytest
+import torch
+from training_helpers import GRID, SIZE, make_pedes, make_processor, make_sda
+
+from modeling_mra import MRAForPreTraining
+from mra_training.augmentation import CaptionAugmenter
+from mra_training.collator import TrainingCollator
+from mra_training.data import build_finetuning_dataset, build_pretraining_dataset, phrase_to_id
+
+
+PLAIN = {"pixel_values", "input_ids", "attention_mask", "mlm_input_ids", "labels", "identity_ids"}
+AUGMENTED = {"augmented_input_ids", "augmented_attention_mask"}
+REGION = {"phrase_input_ids", "phrase_attention_mask", "region_attention_mask", "phrase_ids"}
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return make_processor()
+
+
+def make_examples(processor, regions=True, augment=False):
+    augmenter = CaptionAugmenter(operations=("random_swap", "random_deletion")) if augment else None
+    dataset = build_pretraining_dataset(
+        make_sda(), processor, grid_size=GRID, seed=0, regions=regions, augmenter=augmenter
+    )
+    return [dataset[(0, row)] for row in range(8)]
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("augment", [False, True])
+def test_names_are_those_of_forward(processor, regions, augment):
+    batch = TrainingCollator(processor.tokenizer, 56)(make_examples(processor, regions, augment))
+    assert set(batch) == PLAIN | (AUGMENTED if augment else set()) | (REGION if regions else set())
+    assert set(batch) <= set(inspect.signature(MRAForPreTraining.forward).parameters)
+
+
+def test_contents(processor):
+    examples = make_examples(processor, augment=True)
+    batch = TrainingCollator(processor.tokenizer, 56)(examples)
+    assert batch["pixel_values"].shape == (8, 3, *SIZE) and batch["pixel_values"].dtype == torch.float32
+    assert batch["region_attention_mask"].shape == (8, 1 + GRID[0] * GRID[1])
+    for name, value in batch.items():
+        if name != "pixel_values":
+            assert value.dtype == torch.int64, name
+        if name.endswith(("input_ids", "labels")) or name in ("attention_mask", "phrase_attention_mask"):
+            assert value.shape == (8, 56), name
+    for prefix, field in (("", "caption"), ("augmented_", "augmented_caption"), ("phrase_", "phrase")):
+        expected = processor(text=[example[field] for example in examples])
+        assert torch.equal(batch[f"{prefix}input_ids"], expected["input_ids"])
+        assert torch.equal(batch[f"{prefix}attention_mask"], expected["attention_mask"])
+    assert batch["identity_ids"].tolist() == list(range(1000, 1008))
+    assert batch["phrase_ids"].tolist() == [phrase_to_id(example["phrase"]) for example in examples]
+    assert (batch["phrase_ids"] >= 0).all()
+
+
+def test_labels_restore_the_caption(processor):
+    examples = make_examples(processor)
+    batch = TrainingCollator(processor.tokenizer, 56)(examples)
+    chosen = batch["labels"] != -100
+    assert torch.equal(torch.where(chosen, batch["labels"], batch["mlm_input_ids"]), batch["input_ids"])
+    assert (chosen.sum(1) > 0).all() and not (chosen & (batch["attention_mask"] == 0)).any()
+
+
+def test_published_masking(processor):
+    batch = TrainingCollator(processor.tokenizer, 56, mlm_mask_padding=True)(make_examples(processor))
+    chosen = batch["labels"] != -100
+    assert (chosen.sum(1) == 10).all() and (chosen & (batch["attention_mask"] == 0)).any()
+
+
+def test_masks_do_not_depend_on_the_batch(processor):
+    collate, examples = TrainingCollator(processor.tokenizer, 56), make_examples(processor)
+    whole = collate(examples)
+    parts = [collate(examples[start : start + 2]) for start in (0, 2, 4, 6)]
+    for name, value in whole.items():
+        assert torch.equal(value, torch.cat([part[name] for part in parts])), name
+
+
+def test_long_captions_are_cut():
+    processor = make_processor(max_text_length=8)
+    dataset = build_finetuning_dataset(make_pedes(), processor, seed=0)
+    batch = TrainingCollator(processor.tokenizer, 8)([dataset[(0, row)] for row in range(4)])
+    assert batch["input_ids"].shape == (4, 8)
+    assert (batch["input_ids"][:, -1] == processor.tokenizer.sep_token_id).all()
+
+
+def test_errors(processor):
+    collate = TrainingCollator(processor.tokenizer, 56)
+    with pytest.raises(ValueError, match="batch is empty"):
+        collate([])
+    with pytest.raises(ValueError, match="same fields"):
+        collate([make_examples(processor)[0], make_examples(processor, regions=False)[1]])
+    with pytest.raises(ValueError, match="`max_text_length`"):
+        TrainingCollator(processor.tokenizer, 2)

@@ -1,0 +1,551 @@
+"""Model: gradients, what is computed, pooling, regions, initialisation, precision, checkpointing, save and load."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from torch import nn
+from transformers.models.bert.modeling_bert import BertLayer
+
+from modeling_mra import (
+    MRAForImageTextRetrieval,
+    MRAForPreTraining,
+    MRAFusionLayer,
+    MRAModel,
+    masked_mean,
+    pool_parts,
+)
+from tests.tiny import tiny_batch, tiny_config, tiny_model, tiny_processor
+
+
+AUGMENTED, REGION = ("augmented_itc_loss", "augmented_itm_loss"), ("region_itc_loss", "region_itm_loss")
+TERMS = ("itc_loss", "itm_loss", "mlm_loss", *AUGMENTED, *REGION)
+PLAIN = ("pixel_values", "input_ids", "attention_mask", "identity_ids")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return tiny_config(vision_config={"depths": [1, 1, 2, 1], "image_size": [128, 64], "window_size": [2, 2, 2, 2]})
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    return tiny_model(config)
+
+
+@pytest.fixture(scope="module")
+def batch(config):
+    return tiny_batch(config)
+
+
+def run(model, batch, seed=0, **kwargs):
+    return model(**batch, **kwargs, generator=torch.Generator().manual_seed(seed))
+
+
+def without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
+    return model
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# ---------------------------------------------------------------- forward
+
+
+@pytest.mark.parametrize("fields", [{}, {"projection_type": "linear"}, {"region_features": "published_code"}])
+def test_every_parameter_gets_a_gradient(fields):
+    model = tiny_model(tiny_config(**fields)).train()
+    run(model, tiny_batch(model.config)).loss.backward()
+    lacking = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not lacking
+    # one window of one token attends to itself alone: neither queries nor keys nor their bias matter there
+    still = {n for n, p in model.named_parameters() if not p.grad.any()} - {
+        "mra.vision_model.swin.layers.3.blocks.0.attn.relative_position_bias_table"
+    }
+    assert not still
+
+
+@torch.no_grad()
+def test_shapes(model, config, batch):
+    images = model.get_image_hidden_states(batch["pixel_values"])
+    texts = model.get_text_hidden_states(batch["input_ids"], batch["attention_mask"])
+    vision, text = config.vision_config, config.text_config
+    assert images.shape == (4, 1 + vision.num_patches, vision.hidden_size) == (4, 9, 64)
+    assert texts.shape == (4, config.max_text_length, text.hidden_size)
+    assert model.fuse(texts, batch["attention_mask"], images).shape == texts.shape
+    assert model.match_logits(texts, batch["attention_mask"], images).shape == (4, 2)
+    for features in (
+        model.get_image_features(batch["pixel_values"]),
+        model.get_text_features(batch["input_ids"], batch["attention_mask"]),
+    ):
+        assert features.shape == (4, config.projection_dim)
+        torch.testing.assert_close(features.norm(dim=-1), torch.ones(4))
+    torch.testing.assert_close(images[:, 0], images[:, 1:].mean(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("given", "terms", "passes"),
+    [
+        ((), (), 1),
+        (("mlm_input_ids", "labels"), ("mlm_loss",), 2),
+        (("augmented_input_ids", "augmented_attention_mask"), AUGMENTED, 2),
+        (("phrase_input_ids", "phrase_attention_mask", "region_attention_mask", "phrase_ids"), REGION, 2),
+    ],
+)
+@torch.no_grad()
+def test_what_is_not_passed_is_not_computed(given, terms, passes, model, batch, monkeypatch):
+    calls = []
+    monkeypatch.setattr(model.mra, "fuse", lambda *a, f=model.mra.fuse, **k: calls.append(1) or f(*a, **k))
+    output = run(model, {name: batch[name] for name in (*PLAIN, *given)})
+    assert {name for name in output if name in TERMS} == {"itc_loss", "itm_loss", *terms}
+    assert len(calls) == passes  # through the fusion layers
+
+
+@torch.no_grad()
+def test_loss_is_the_weighted_sum(batch):
+    weights = {"itm_weight": 0.5, "mlm_weight": 2.0, "augmentation_weight": 0.3, "region_weight": 0.7}
+    model = tiny_model(
+        tiny_config(vision_config={"image_size": [128, 64], "window_size": [2] * 4}, **weights), MRAForPreTraining
+    )
+    output = run(model, batch)
+    expected = (
+        output.itc_loss
+        + 0.5 * output.itm_loss
+        + 2.0 * output.mlm_loss
+        + 0.3 * (output.augmented_itc_loss + output.augmented_itm_loss)
+        + 0.7 * (output.region_itc_loss + output.region_itm_loss)
+    )
+    torch.testing.assert_close(output.loss, expected)
+
+
+@pytest.mark.parametrize("given", ["phrase_input_ids", "region_attention_mask", "mlm_input_ids", "labels"])
+def test_inputs_that_go_together(model, batch, given):
+    names = ("pixel_values", "input_ids", "attention_mask", given)
+    with pytest.raises(ValueError, match=f"`{given}`"):
+        model(**{name: batch[name] for name in names})
+
+
+def test_images_of_another_size_are_refused(model, batch):
+    with pytest.raises(ValueError, match="128 x 64"):
+        model.get_image_features(batch["pixel_values"][..., :32])
+
+
+def test_a_batch_of_one_identity_has_no_negatives(model, batch):
+    same = batch | {"identity_ids": torch.full((4,), 9), "phrase_ids": torch.full((4,), 9)}
+    output = run(model, same)
+    assert output.loss.isfinite()
+    with torch.no_grad():
+        images = model.get_image_hidden_states(batch["pixel_values"])
+        texts = model.get_text_hidden_states(batch["input_ids"], batch["attention_mask"])
+        logits = model.match_logits(texts, batch["attention_mask"], images)
+    torch.testing.assert_close(output.itm_loss, F.cross_entropy(logits, torch.ones(4, dtype=torch.long)))
+
+
+@torch.no_grad()
+def test_matching_pairs_and_labels(model, batch, monkeypatch):
+    """Matched pairs, then (text, negative image), then (negative text, image): the loss is the mean over all of them."""
+    drawn = iter([torch.tensor([1, 2, 3, 0]), torch.tensor([2, 3, 0, 1])])
+    monkeypatch.setattr("modeling_mra.choose_hard_negatives", lambda s, *_: (next(drawn), torch.ones(4).bool()))
+    output = model(**{name: batch[name] for name in PLAIN})
+    images = model.get_image_hidden_states(batch["pixel_values"])
+    texts = model.get_text_hidden_states(batch["input_ids"], batch["attention_mask"])
+    losses = []
+    for text, image, label in (
+        ([0, 1, 2, 3], [0, 1, 2, 3], 1),
+        ([0, 1, 2, 3], [1, 2, 3, 0], 0),
+        ([2, 3, 0, 1], [0, 1, 2, 3], 0),
+    ):
+        logits = model.match_logits(texts[text], batch["attention_mask"][text], images[image])
+        losses.append(F.cross_entropy(logits, torch.full((4,), label)))
+    torch.testing.assert_close(output.itm_loss, torch.stack(losses).mean())
+
+
+@torch.no_grad()
+def test_negative_images_are_drawn_first_and_by_text(model, batch, monkeypatch):
+    seen = []
+
+    def choose(similarity, identities, generator):
+        seen.append(similarity)
+        return torch.tensor([2, 3, 0, 1]), torch.ones(4).bool()
+
+    monkeypatch.setattr("modeling_mra.choose_hard_negatives", choose)
+    output = model(**{name: batch[name] for name in PLAIN})
+    text_to_image = output.text_embeds @ output.image_embeds.t() / model.temperature
+    torch.testing.assert_close(seen[0], text_to_image)
+    torch.testing.assert_close(seen[1], text_to_image.t())
+
+
+@torch.no_grad()
+def test_the_generator_repeats_the_losses(model, batch):
+    losses = []
+    for seed in (5, 5, 6, 7, 8):
+        torch.rand(3)
+        losses.append(run(model, batch, seed).itm_loss)
+    assert torch.equal(losses[0], losses[1])
+    assert len(torch.stack(losses).unique()) > 1
+
+
+@torch.no_grad()
+def test_positions_past_every_caption_do_not_count(model, batch):
+    keep = (torch.arange(56) < 40).long()
+    short = {
+        name: v * keep if name.endswith(("input_ids", "attention_mask")) and v.shape[1] == 56 else v
+        for name, v in batch.items()
+    }
+    short["labels"] = torch.where(keep.bool(), batch["labels"], -100)
+    cut = short | {name: short[name][:, :40] for name in ("mlm_input_ids", "labels")}
+    whole, shorter = run(model, short), run(model, cut, fusion_length=40)
+    for name in TERMS:
+        torch.testing.assert_close(shorter[name], whole[name])
+
+
+@torch.no_grad()
+def test_shorter_captions_are_padded_for_their_features(model, batch):
+    mask = (torch.arange(56) < 20).long().expand(4, -1)
+    whole = model.get_text_features(batch["input_ids"] * mask, mask)
+    torch.testing.assert_close(model.get_text_features(batch["input_ids"][:, :20], mask[:, :20]), whole)
+
+
+@torch.no_grad()
+def test_retrieval_head_scores_every_pair(model, config, batch):
+    retrieval = MRAForImageTextRetrieval(config).eval()
+    retrieval.mra.load_state_dict(model.mra.state_dict())
+    texts = {name: batch[name][:3] for name in ("input_ids", "attention_mask")}
+    output = retrieval(batch["pixel_values"], **texts, return_match_logits=True)
+    assert output.similarity.shape == (3, 4) and output.match_logits.shape == (3, 4, 2)
+    torch.testing.assert_close(output.similarity, output.text_embeds @ output.image_embeds.t())
+    images = model.get_image_hidden_states(batch["pixel_values"])
+    hidden = model.get_text_hidden_states(**texts)
+    pair = model.match_logits(hidden[2:3], texts["attention_mask"][2:3], images[1:2])
+    torch.testing.assert_close(output.match_logits[2, 1], pair[0])
+    assert retrieval(batch["pixel_values"], **texts).match_logits is None
+
+
+# ---------------------------------------------------------------- pooling and regions
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 24, 48])
+def test_masked_parts_equal_adaptive_pooling_of_the_visible(count):
+    tokens = torch.randn(3, 48, 5)
+    mask = torch.zeros(3, 48)
+    for row in mask:
+        row[torch.randperm(48)[:count]] = 1
+    pooled = pool_parts(tokens, mask)
+    for row in range(3):
+        visible = tokens[row][mask[row].bool()]
+        expected = F.adaptive_avg_pool1d(visible.t(), 3).t().flatten()
+        torch.testing.assert_close(pooled[row], expected)
+    if count == 48:
+        torch.testing.assert_close(pooled, pool_parts(tokens))
+
+
+def test_masked_mean():
+    tokens = torch.randn(2, 4, 3)
+    mask = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0]])
+    expected = torch.stack([(tokens[0, 0] + tokens[0, 3]) / 2, tokens[1, 1]])
+    torch.testing.assert_close(masked_mean(tokens, mask), expected)
+
+
+@pytest.mark.parametrize("choice", ["paper", "published_code"])
+@pytest.mark.parametrize("projection", ["part_pooling", "linear"])
+@torch.no_grad()
+def test_region_features(choice, projection, batch, monkeypatch):
+    """What reaches the contrastive loss and the cross-attention."""
+    vision = {"image_size": [128, 64], "window_size": [2] * 4}
+    model = tiny_model(tiny_config(vision_config=vision, region_features=choice, projection_type=projection))
+    seen = {}
+
+    def record(images, image_embeds, *args):
+        seen.update(tokens=images, embeds=image_embeds, mask=args[-1])
+        return torch.zeros(()), torch.zeros(())
+
+    monkeypatch.setattr(
+        model, "_alignment_losses", lambda *a, f=record: f(*a) if len(a) == 9 else (torch.zeros(()),) * 2
+    )
+    model(**batch)
+    patch_mask = batch["region_attention_mask"][:, 1:]
+    patches = model.get_image_hidden_states(batch["pixel_values"])[:, 1:]
+    mean = torch.stack([row[mask.bool()].mean(dim=0) for row, mask in zip(patches, patch_mask, strict=True)])
+    torch.testing.assert_close(seen["tokens"], torch.cat([mean[:, None], patches], dim=1))
+    torch.testing.assert_close(seen["mask"][:, 1:], patch_mask)
+    assert (seen["mask"][:, 0] == (1 if choice == "paper" else 0)).all()
+    if projection == "linear":
+        expected = mean
+    else:
+        expected = pool_parts(patches, patch_mask if choice == "paper" else None)
+    expected = F.normalize(model.mra.vision_projection(expected), dim=-1)
+    torch.testing.assert_close(seen["embeds"], expected)
+
+
+@torch.no_grad()
+def test_hidden_patches_do_not_reach_the_matching_head(model, batch):
+    images = model.get_image_hidden_states(batch["pixel_values"])
+    texts = model.get_text_hidden_states(batch["input_ids"], batch["attention_mask"])
+    mask = batch["region_attention_mask"]
+    changed = torch.where(mask[..., None].bool(), images, torch.randn_like(images))
+    before = model.match_logits(texts, batch["attention_mask"], images, mask)
+    torch.testing.assert_close(model.match_logits(texts, batch["attention_mask"], changed, mask), before)
+
+
+# ---------------------------------------------------------------- initialisation
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    torch.manual_seed(0)
+    return MRAForPreTraining(
+        tiny_config(
+            temperature=0.05,
+            vision_config={"embed_dim": 32, "image_size": [128, 64], "window_size": [4, 4, 4, 2]},
+        )
+    )
+
+
+def test_initial_values(fresh):
+    assert fresh.temperature.item() == pytest.approx(0.05)
+    for name, module in fresh.named_modules():
+        if isinstance(module, (nn.LayerNorm, nn.BatchNorm1d)):
+            assert (module.weight == 1).all() and (module.bias == 0).all(), name
+        if isinstance(module, nn.BatchNorm1d):
+            assert (module.running_mean == 0).all() and (module.running_var == 1).all(), name
+            assert module.num_batches_tracked == 0, name
+        if isinstance(module, nn.Linear):
+            assert module.bias is None or (module.bias == 0).all(), name
+            if module.weight.numel() > 500:
+                assert module.weight.std().item() == pytest.approx(0.02, rel=0.15), name
+        if isinstance(module, WindowAttention):
+            assert module.relative_position_bias_table.abs().max() < 0.1, name
+    tables = [m.relative_position_bias_table.flatten() for m in fresh.modules() if isinstance(m, WindowAttention)]
+    assert torch.cat(tables).std().item() == pytest.approx(0.02, rel=0.15)
+    assert (fresh.mlm_head.bias == 0).all()
+    assert (fresh.get_input_embeddings().weight[fresh.config.text_config.pad_token_id] == 0).all()
+
+
+def test_epsilons(fresh):
+    assert {m.eps for m in fresh.mra.vision_model.modules() if isinstance(m, nn.LayerNorm)} == {1e-5}
+    for bert in (fresh.mra.text_model, fresh.mra.fusion_layers, fresh.mlm_head):
+        assert {m.eps for m in bert.modules() if isinstance(m, nn.LayerNorm)} == {1e-12}
+    assert fresh.mra.match_head[1].eps == fresh.mra.vision_projection.norm.eps == 1e-5
+
+
+def test_no_shift_where_the_window_covers_the_stage():
+    config = tiny_config(vision_config={"image_size": [128, 64], "depths": [2] * 4, "window_size": [4, 4, 4, 4]})
+    swin = MRAModel(config).vision_model.swin
+    shifts = [[tuple(block.shift_size) for block in stage.blocks] for stage in swin.layers]
+    assert shifts == [[(0, 0), (2, 2)], [(0, 0), (2, 2)], [(0, 0), (0, 0)], [(0, 0), (0, 0)]]
+    assert [stage.blocks[1].attn_mask is None for stage in swin.layers] == [False, False, True, True]
+
+
+def test_tied_weights(fresh):
+    assert fresh.mlm_head.decoder.weight is fresh.get_input_embeddings().weight
+    assert fresh.mlm_head.decoder.bias is fresh.mlm_head.bias
+
+
+# ---------------------------------------------------------------- precision, checkpointing, attention, compilation
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(config, batch):
+    model = without_dropout(tiny_model(config)).train()
+    blocks = [m for m in model.modules() if isinstance(m, (SwinTransformerBlock, BertLayer, MRAFusionLayer))]
+    assert {type(block) for block in blocks} == {SwinTransformerBlock, BertLayer, MRAFusionLayer}
+    calls = dict.fromkeys(blocks, 0)
+
+    def count(module, *_):
+        calls[module] += 1
+
+    for block in blocks:
+        attention = block.attn if hasattr(block, "attn") else block.attention
+        attention.register_forward_hook(lambda *_, b=block: count(b))
+    run(model, batch).loss.backward()
+    plain, plain_calls = gradients(model), dict(calls)
+    model.zero_grad()
+    calls.update(dict.fromkeys(blocks, 0))
+    model.gradient_checkpointing_enable()
+    run(model, batch).loss.backward()
+    for block in blocks:
+        assert calls[block] == 2 * plain_calls[block], type(block)
+    checkpointed = gradients(model)
+    assert checkpointed.keys() == plain.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, msg=lambda m, n=name: f"{n}: {m}")
+    model.gradient_checkpointing_disable()
+    assert not model.mra.vision_model.swin.layers[0].grad_checkpointing
+
+
+@torch.no_grad()
+def test_attention_implementations_agree(config, batch):
+    model = tiny_model(config)
+    outputs = {}
+    for implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        windows = [m.fused_attn for m in model.modules() if isinstance(m, WindowAttention)]
+        assert set(windows) == {implementation == "sdpa"}
+        outputs[implementation] = run(model, batch)
+    for name in TERMS:
+        torch.testing.assert_close(outputs["sdpa"][name], outputs["eager"][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_implementation_of_a_loaded_model(implementation, saved):
+    model = MRAForPreTraining.from_pretrained(saved, attn_implementation=implementation)
+    assert model.config._attn_implementation == implementation
+    assert model.mra.text_model.config._attn_implementation == implementation
+    assert {m.fused_attn for m in model.modules() if isinstance(m, WindowAttention)} == {implementation == "sdpa"}
+
+
+def test_bfloat16(config, batch, saved):
+    model = MRAForPreTraining.from_pretrained(saved, dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    half = {k: v.bfloat16() if v.is_floating_point() else v for k, v in batch.items()}
+    output = run(model, half)
+    output.loss.backward()
+    reference = MRAForPreTraining.from_pretrained(saved, dtype=torch.float32)
+    assert {p.dtype for p in reference.parameters()} == {torch.float32}
+    with torch.no_grad():
+        assert output.mlm_loss.item() == pytest.approx(run(reference, batch).mlm_loss.item(), rel=0.05)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert run(reference, batch).loss.isfinite()
+
+
+@torch.no_grad()
+def test_float64_agrees(config, batch):
+    model = tiny_model(config)
+    single = run(model, batch)
+    double = run(model.double(), batch | {"pixel_values": batch["pixel_values"].double()})
+    for name in ("itc_loss", "mlm_loss", "region_itc_loss"):
+        assert single[name].item() == pytest.approx(double[name].item(), rel=1e-4)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_forward_equals_eager(config, batch):
+    model = tiny_model(config)
+    compiled = torch.compile(model)
+    eager, fast = run(model, batch), run(compiled, batch)
+    for name in TERMS:
+        torch.testing.assert_close(fast[name], eager[name], rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------- save and load
+
+
+@pytest.fixture(scope="module")
+def saved(model, config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    tiny_processor(config).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_reloaded_model_is_the_same(model, saved, batch):
+    assert "mlm_head.decoder.weight" not in load_file(saved / "model.safetensors")
+    loaded, report = MRAForPreTraining.from_pretrained(saved, output_loading_info=True)
+    assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded.mlm_head.decoder.weight is loaded.get_input_embeddings().weight
+    assert loaded.mlm_head.decoder.bias is loaded.mlm_head.bias
+    assert not loaded.training
+    before, after = dict(model.named_buffers()), dict(loaded.named_buffers())
+    assert before.keys() == after.keys()
+    assert any("attn_mask" in name for name in before) and any("relative_position_index" in name for name in before)
+    for name, buffer in before.items():
+        assert torch.equal(after[name], buffer), name
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert torch.equal(run(loaded, batch).loss, run(model, batch).loss)
+
+
+@pytest.mark.parametrize("cls", [MRAModel, MRAForImageTextRetrieval])
+@torch.no_grad()
+def test_other_heads_load_the_same_folder(cls, model, saved, batch):
+    loaded, report = cls.from_pretrained(saved, output_loading_info=True)
+    assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    expected = model.get_image_features(batch["pixel_values"])
+    assert torch.equal(loaded.get_image_features(batch["pixel_values"]), expected)
+
+
+@torch.no_grad()
+def test_pretraining_loads_a_folder_of_the_base_model(model, saved, batch, tmp_path):
+    MRAModel.from_pretrained(saved).save_pretrained(tmp_path)
+    loaded = MRAForPreTraining.from_pretrained(tmp_path)
+    assert loaded.temperature.item() == pytest.approx(0.07)
+    expected = model.get_image_features(batch["pixel_values"])
+    assert torch.equal(loaded.get_image_features(batch["pixel_values"]), expected)
+    assert loaded.mlm_head.decoder.weight is loaded.get_input_embeddings().weight
+
+
+ELSEWHERE = """
+import json, sys
+import numpy as np, torch
+from PIL import Image
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
+
+try:
+    import modeling_mra
+    sys.exit("the project can be imported here")
+except ImportError:
+    pass
+torch.set_num_threads(1)
+folder = sys.argv[1]
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+images = [Image.fromarray(np.arange(90 * 40 * 3, dtype=np.uint8).reshape(90, 40, 3))]
+inputs = processor(images=images, text=["a man in a black coat"])
+result = {"model_type": config.model_type}
+for auto in (AutoModel, AutoModelForPreTraining):
+    model = auto.from_pretrained(folder, trust_remote_code=True).eval()
+    with torch.no_grad():
+        result[type(model).__name__] = [
+            model.get_image_features(inputs["pixel_values"]).tolist(),
+            model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).tolist(),
+        ]
+print(json.dumps(result))
+"""
+
+
+@torch.no_grad()
+def test_a_process_that_cannot_import_the_project(model, config, saved, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
+    # -S leaves out site-packages, and with them an editable installation of the project: add back the libraries alone
+    libraries = [path for path in sys.path if path.endswith("site-packages")]
+    start = f"import sys, runpy; sys.path += {libraries!r}; sys.argv = ['elsewhere.py', {str(saved)!r}]; "
+    start += "runpy.run_path('elsewhere.py', run_name='__main__')"
+    process = subprocess.run(
+        [sys.executable, "-S", "-c", start], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout.splitlines()[-1])
+    assert result.pop("model_type") == "mra_retrieval"
+    assert set(result) == {"MRAModel", "MRAForPreTraining"}
+    images = [Image.fromarray(np.arange(90 * 40 * 3, dtype=np.uint8).reshape(90, 40, 3))]
+    inputs = tiny_processor(config)(images=images, text=["a man in a black coat"])
+    image = model.get_image_features(inputs["pixel_values"])
+    text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
+    for image_features, text_features in result.values():
+        torch.testing.assert_close(torch.tensor(image_features), image, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(torch.tensor(text_features), text, rtol=1e-5, atol=1e-6)

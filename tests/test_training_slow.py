@@ -1,0 +1,108 @@
+"""Full-size models, one step of each recipe at batch 2, and DeepSpeed on the CPU: minutes and gigabytes."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoConfig, AutoModel, BertTokenizer
+
+from mra_training.checkpointing import list_checkpoints
+from tests.run_helpers import launch, read_metrics, run_forked, write_recipe, write_sets
+from tests.training_helpers import PIECES, WORDS
+
+
+ROOT = Path(__file__).resolve().parent.parent
+DEEPSPEED = {"DS_ACCELERATOR": "cpu", "ACCELERATE_TORCH_DEVICE": "cpu", "ACCELERATE_USE_CPU": "false"}
+SMALL = {
+    "per_device_batch_size": 2,
+    "num_workers": 0,
+    "max_train_steps": 1,
+    "eval_rerank_k": 2,
+    "eval_flip": False,
+    "save_minutes": None,
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Tiny sets, a tokenizer as large as BERT's and what one full-size pretraining step gave."""
+    root = tmp_path_factory.mktemp("full")
+    write_sets(root)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *PIECES, "."]
+    words += [f"word{index}" for index in range(30_522 - len(words))]
+    BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(root / "bert")
+    return root
+
+
+def take_step(root: Path, name: str, **changes) -> Path:
+    """Runs a recipe of the repository for one step and returns the model's folder."""
+    recipe = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text()) | SMALL
+    recipe |= {"output_dir": str(root / name), **changes}
+    path = root / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert run_forked(f"train_{name.split('_')[0]}", "--config", path) == [0]
+    return root / name / "final"
+
+
+@pytest.fixture(scope="module")
+def pretrained(root):
+    weights = {"vision_weights": None, "text_weights": None, "tokenizer_name": str(root / "bert")}
+    return take_step(root, "pretrain_sda", dataset=str(root / "sda"), **weights)
+
+
+def test_pretraining_recipe(root, pretrained):
+    model = AutoModel.from_pretrained(pretrained, trust_remote_code=True)
+    assert model.config.vision_config.image_size == [224, 224] and model.config.projection_dim == 2048
+    assert sum(parameter.numel() for parameter in model.parameters()) > 220e6
+    record = read_metrics(root / "pretrain_sda")[0]
+    assert record["learning_rate"] == 0 and record["region_itc_loss"] > 0
+
+
+@pytest.mark.parametrize("name", ["finetune_cuhk", "finetune_icfg", "finetune_rstp"])
+def test_finetuning_recipes(root, pretrained, name):
+    changes = {"model_name_or_path": str(pretrained), "dataset": str(root / "pedes")}
+    changes["eda_operations"] = ["random_swap", "random_deletion"]  # WordNet may not be here
+    if name == "finetune_icfg":
+        changes |= {"dataset": str(root / "icfg"), "validation_fraction": 0.3}
+    final = take_step(root, name, **changes)
+    config = AutoConfig.from_pretrained(final, trust_remote_code=True)
+    assert config.vision_config.image_size == [384, 256] and config.vision_config.window_size == [8, 8, 8, 4]
+    assert config.projection_type == ("linear" if name == "finetune_rstp" else "part_pooling")
+    assert "validation" in read_metrics(root / name)[-1]
+    shutil.rmtree(root / name)
+
+
+@pytest.mark.parametrize("config", ["zero2_4xa100", "zero3_offload"])
+def test_deepspeed_trains_and_resumes_like_data_parallelism(root, config):
+    pytest.importorskip("deepspeed")
+    if not (root / "start").exists():
+        recipe = write_recipe(root, "pretrain", validation_dataset=None, max_train_steps=1)
+        assert run_forked("train_pretrain", "--config", recipe, "--output_dir", root / "seed") == [0]
+        shutil.copytree(root / "seed" / "final", root / "start")
+        recipe = write_recipe(root, "finetune")
+        arguments = ["--config", recipe, "--output_dir", root / "ddp"]
+        assert run_forked("train_finetune", *arguments, num_processes=2) == [0, 0]
+    output_dir = root / config
+    arguments = ["--config", write_recipe(root, "finetune"), "--output_dir", output_dir]
+    launched = {"num_processes": 2, "config": config, "env": DEEPSPEED | {"PATH": os.environ["PATH"]}}
+
+    shown = launch("train_finetune.py", *arguments, **launched)
+    assert "2 (DEEPSPEED, cpu" in shown.stderr
+    whole = read_metrics(output_dir)
+    compare(whole, read_metrics(root / "ddp"))
+    assert AutoModel.from_pretrained(output_dir / "final", trust_remote_code=True) is not None
+
+    shutil.rmtree(list_checkpoints(output_dir)[-1])
+    launch("train_finetune.py", *arguments, "--resume", "latest", **launched)
+    compare(read_metrics(output_dir), whole)
+
+
+def compare(records: list[dict], expected: list[dict]) -> None:
+    assert [record["step"] for record in records] == [record["step"] for record in expected]
+    for ours, theirs in zip(records, expected, strict=True):
+        if "loss" in ours:
+            assert ours == pytest.approx(theirs, rel=1e-4), ours["step"]

@@ -1,0 +1,219 @@
+"""
+Pretrain MRA on SDA: contrastive, matching and masked-language losses on captions, and the first two on regions.
+
+One machine of four GPUs, as published:
+
+    accelerate launch --config_file accelerate_configs/ddp_4x3090.yaml train_pretrain.py --config recipes/pretrain_sda.yaml
+
+The sample set on a CPU:
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml train_pretrain.py --config recipes/sample/pretrain.yaml
+
+An interrupted run goes on with --resume latest. SIGTERM to the training processes saves a checkpoint and ends them.
+"""
+
+from pathlib import Path
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import set_seed
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from mra_training.arguments import (
+    EvaluationArguments,
+    HubArguments,
+    ModelArguments,
+    OptimizationArguments,
+    PretrainDataArguments,
+    PretrainObjectiveArguments,
+    RunArguments,
+    parse_arguments,
+    resolved_recipe,
+)
+from mra_training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
+from mra_training.collator import TrainingCollator
+from mra_training.data import KeyedSampler, build_pretraining_dataset
+from mra_training.metrics_log import LossWindow, MetricsLog
+from mra_training.model_card import build_card, push_folder
+from mra_training.model_setup import create_config, create_model, create_processor
+from mra_training.optim import create_optimizer, create_schedule
+from mra_training.runtime import (
+    StopSignal,
+    configure_deepspeed,
+    create_accelerator,
+    describe_plan,
+    make_plan,
+    progress_bar,
+    seed_negatives,
+    show_banner,
+    start_trackers,
+)
+from mra_training.splits import load_split
+from mra_training.validation import selection_metric, validate
+
+
+logger = get_logger(__name__)
+
+THEMES = (
+    ModelArguments,
+    PretrainObjectiveArguments,
+    PretrainDataArguments,
+    OptimizationArguments,
+    RunArguments,
+    EvaluationArguments,
+    HubArguments,
+)
+
+
+def build_datasets(data, processor, config, seed):
+    """The training set, with regions if they count, and the validation split of another set if one is named."""
+    dataset = build_pretraining_dataset(
+        load_split(data.dataset, "train"),
+        processor,
+        grid_size=config.vision_config.grid_size,
+        seed=seed,
+        data_fraction=data.data_fraction,
+        regions=config.region_weight > 0,
+        flip_probability=data.flip_probability,
+        erasing_probability=data.erasing_probability,
+    )
+    if data.validation_dataset is None:
+        return dataset, None
+    validation = load_split(data.validation_dataset, "validation")
+    if validation is None:
+        raise ValueError(f"`validation_dataset`: {data.validation_dataset!r} has no validation split.")
+    return dataset, validation
+
+
+def build_loader(dataset, sampler, processor, data, seed):
+    """Batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
+    collator = TrainingCollator(
+        processor.tokenizer,
+        processor.max_text_length,
+        mlm_probability=data.mlm_probability,
+        mlm_max_masked=data.mlm_max_masked,
+        mlm_mask_padding=data.mlm_mask_padding,
+        whole_word_masking=data.whole_word_masking,
+        skipgram_probability=data.skipgram_probability,
+        skipgram_max_length=data.skipgram_max_length,
+    )
+    return DataLoader(
+        dataset,
+        batch_size=data.per_device_batch_size,
+        sampler=sampler,
+        collate_fn=collator,
+        drop_last=True,
+        num_workers=data.num_workers,
+        persistent_workers=data.num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        # A generator of its own: opening the loader must not advance the one that dropout draws from.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def main(argv=None):
+    # Parse
+    arguments = parse_arguments(THEMES, __doc__, argv)
+    model_args, objective, data, optim, run, evaluation, hub = arguments
+    recipe = resolved_recipe(*arguments)
+
+    # Accelerator
+    accelerator = create_accelerator(run)
+    configure_deepspeed(accelerator, optim)
+    stop = StopSignal()
+    checkpoint = start_output_dir(accelerator, run, recipe)
+    set_seed(run.seed)
+
+    # Data
+    config = create_config(model_args, objective.overrides())
+    processor = create_processor(model_args, config)
+    dataset, validation = build_datasets(data, processor, config, run.seed)
+    evaluated_on = data.validation_dataset
+    sampler = KeyedSampler(len(dataset), run.seed)
+    loader = build_loader(dataset, sampler, processor, data, run.seed)
+
+    # Model
+    model = create_model(model_args, config)
+
+    # Optimizer and schedule
+    plan = make_plan(len(dataset), data.per_device_batch_size, accelerator.num_processes, run)
+    optimizer = create_optimizer(model, optim, fused=accelerator.device.type == "cuda")
+    schedule = create_schedule(optim, plan.total_steps)
+
+    # Prepare
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    scheduler = LambdaLR(optimizer, schedule)  # over what DeepSpeed put in place; prepared, it would step per process
+    state = TrainingState()
+    accelerator.register_for_checkpointing(scheduler, state)
+    set_seed(run.seed, device_specific=True)
+    negatives = torch.Generator(device=accelerator.device)
+    window, log = LossWindow(accelerator, run.output_dir), MetricsLog(accelerator, run.output_dir, state)
+    checkpointer = Checkpointer(
+        accelerator, run.output_dir, recipe, run.save_steps, run.save_minutes, run.save_total_limit
+    )
+    start_trackers(accelerator, run.project_name, recipe)
+    show_banner("Pretraining", describe_plan(accelerator, model, plan, run, data.per_device_batch_size, len(dataset)))
+
+    # Resume
+    if checkpoint is not None:
+        load_checkpoint(accelerator, checkpoint, recipe, state, scheduler, plan.samples_per_batch)
+        log.cut_back()
+
+    # Loop
+    progress, metrics = progress_bar(accelerator, plan.total_steps, state.step), None
+    for _ in range(state.epoch, plan.num_epochs):
+        sampler.set_position(state.epoch, state.samples_in_epoch)
+        model.train()
+        for batch in loader:
+            if state.step == plan.total_steps:
+                break
+            with accelerator.accumulate(model):
+                seed_negatives(negatives, run.seed, state.micro_step, accelerator.process_index)
+                outputs = model(**batch, generator=negatives)
+                accelerator.backward(outputs.loss)
+                if accelerator.sync_gradients and optim.max_grad_norm is not None:
+                    accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            window.add(outputs, batch, state, plan.samples_per_batch, scheduler.get_last_lr()[0])
+            state.count_batch(plan.samples_per_batch)
+            if not accelerator.sync_gradients:
+                continue
+            scheduler.step()
+            state.step += 1
+            progress.update()
+            is_last = accelerator.gradient_state.end_of_dataloader or state.step == plan.total_steps
+            if is_last or state.step % run.logging_steps == 0 or checkpointer.is_step_due(state.step):
+                record = log.write(**window.flush())
+                progress.set_postfix(loss=f"{record['loss']:.3f}")
+                is_due, is_stopped = checkpointer.agree(state.step, stop.received)
+                if is_due:
+                    checkpointer.save(state.step)
+                if is_stopped:
+                    logger.info(f"Stopped by SIGTERM after step {state.step}; continue with --resume latest.")
+                    return accelerator.end_training()
+        state.end_epoch()
+
+        # Evaluate
+        is_last = state.epoch == plan.num_epochs
+        if validation is not None and (is_last or state.epoch % evaluation.eval_every_epochs == 0):
+            metrics = validate(accelerator, model, processor, validation, evaluation, data.num_workers)
+            log.write(validation=metrics)
+            if selection_metric(metrics) > state.best_metric:
+                state.best_metric, state.best_epoch = selection_metric(metrics), state.epoch
+                card = build_card(recipe, state.epoch, metrics, evaluated_on)
+                save_model(accelerator, model, processor, Path(run.output_dir) / "best", card)
+            window.pause()
+
+    # Save
+    progress.close()
+    card = build_card(recipe, state.epoch, metrics, evaluated_on)
+    save_model(accelerator, model, processor, Path(run.output_dir) / "final", card)
+    if hub.push_to_hub and accelerator.is_main_process:
+        push_folder(Path(run.output_dir) / ("best" if state.best_epoch else "final"), hub)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -363,14 +363,18 @@ class MRAModel(MRAPreTrainedModel):
             `(batch, projection_dim)`, L2-normalised.
         """
         if text_hidden_states is None:
-            missing = self.config.max_text_length - input_ids.shape[1]
-            if missing > 0:
-                if attention_mask is None:
-                    attention_mask = torch.ones_like(input_ids)
-                input_ids = F.pad(input_ids, (0, missing), value=self.config.text_config.pad_token_id)
-                attention_mask = F.pad(attention_mask, (0, missing), value=0)
-            text_hidden_states = self.get_text_hidden_states(input_ids, attention_mask)
+            text_hidden_states = self.get_text_hidden_states(*self.pad_captions(input_ids, attention_mask))
         return self.project_text(text_hidden_states)
+
+    def pad_captions(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pads `(batch, length)` tokens and their mask to `max_text_length`; longer ones are left alone."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        missing = max(self.config.max_text_length - input_ids.shape[1], 0)
+        input_ids = F.pad(input_ids, (0, missing), value=self.config.text_config.pad_token_id)
+        return input_ids, F.pad(attention_mask, (0, missing), value=0)
 
     def project_image(self, image_hidden_states: torch.Tensor, patch_mask: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -448,13 +452,14 @@ class MRAModel(MRAPreTrainedModel):
 
         Args:
             pixel_values: `(images, 3, height, width)`.
-            input_ids, attention_mask: `(texts, max_text_length)`.
+            input_ids, attention_mask: `(texts, length)`, padded to `max_text_length` if shorter.
         """
         output = MRAOutput()
         if pixel_values is not None:
             output.image_hidden_states = self.get_image_hidden_states(pixel_values)
             output.image_embeds = self.project_image(output.image_hidden_states)
         if input_ids is not None:
+            input_ids, attention_mask = self.pad_captions(input_ids, attention_mask)
             output.text_hidden_states = self.get_text_hidden_states(input_ids, attention_mask)
             output.text_embeds = self.project_text(output.text_hidden_states)
         return output
@@ -511,16 +516,17 @@ class MRAForImageTextRetrieval(MRAEncodersMixin, MRAPreTrainedModel):
 
         Args:
             pixel_values: `(images, 3, height, width)`.
-            input_ids, attention_mask: `(texts, max_text_length)`.
+            input_ids, attention_mask: `(texts, length)`, padded to `max_text_length` if shorter.
             return_match_logits: also runs every pair through the fusion layers.
         """
+        input_ids, attention_mask = self.mra.pad_captions(input_ids, attention_mask)
         encoded = self.mra(pixel_values, input_ids, attention_mask)
         match_logits = None
         if return_match_logits:
             texts, images = len(input_ids), len(pixel_values)
             match_logits = self.mra.match_logits(
                 encoded.text_hidden_states.repeat_interleave(images, dim=0),
-                None if attention_mask is None else attention_mask.repeat_interleave(images, dim=0),
+                attention_mask.repeat_interleave(images, dim=0),
                 encoded.image_hidden_states.repeat(texts, 1, 1),
             ).view(texts, images, 2)
         return MRAImageTextRetrievalOutput(
@@ -542,7 +548,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
     def __init__(self, config: MRAConfig):
         super().__init__(config)
         self.mra = MRAModel(config)
-        self.temperature = nn.Parameter(torch.tensor(float(config.temperature)))
+        self.temperature = nn.Parameter(torch.tensor([float(config.temperature)]))  # DeepSpeed cannot share scalars
         self.mlm_head = BertLMPredictionHead(config.text_config)
         self.post_init()
 
@@ -570,6 +576,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         phrase_ids: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         fusion_length: int | None = None,
+        phrase_fusion_length: int | None = None,
         **kwargs,
     ) -> MRAPreTrainingOutput:
         """
@@ -588,9 +595,9 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
                 `config.region_features`, whatever is passed.
             phrase_ids: `(batch,)`; equal phrases share an id.
             generator: draws the hard negatives.
-            fusion_length: how many leading positions hold every token of captions, augmented captions and phrases.
-                Matching runs on these alone, which changes nothing but the time; on all when absent. The collator
-                knows it without asking the device.
+            fusion_length, phrase_fusion_length: how many leading positions hold every token of the captions (augmented
+                ones included) and of the phrases. Matching runs on these alone, which changes nothing but the time; on
+                all when absent. The collator knows them without asking the device.
 
         Raises:
             ValueError: if phrases come without their region mask, or masked captions without labels.
@@ -605,7 +612,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         if phrase_input_ids is not None:
             self._region_losses(
                 output, image_hidden_states, phrase_input_ids, phrase_attention_mask, region_attention_mask, phrase_ids,
-                fusion_length, generator,
+                phrase_fusion_length, generator,
             )  # fmt: skip
         output.image_embeds = self.mra.project_image(image_hidden_states)
         text_hidden_states = self.mra.get_text_hidden_states(input_ids, attention_mask)

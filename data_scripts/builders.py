@@ -1,19 +1,14 @@
 """Builders that turn annotation rows and image files into `datasets` tables with the image bytes inside."""
 
-import contextlib
-import ctypes
-import json
-import os
-import signal
-import sys
+from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets
 import numpy as np
 
+from data_scripts.annotation_builder import AnnotationBuilder, Chunk
 from data_scripts.image_files import ImageRoot, find_image_root
 from data_scripts.json_rows import UnreadableJson, json_files, read_rows
 from data_scripts.pedes_layouts import DATASETS, AnnotatedImage, camera_of, check_texts, find_sources, read_images
@@ -43,150 +38,6 @@ _CHUNK = 500  # rows that one process takes at a time
 _EXAMPLES = 40  # images looked for to find the root
 
 
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-_bound_children = False
-
-
-@contextlib.contextmanager
-def _children_die_with_us() -> Iterator[None]:
-    """Lets the kernel end the processes of a pool when this one is killed; left alone, they would wait for ever."""
-    global _bound_children
-    _bound_children = _libc is not None
-    try:
-        yield
-    finally:
-        _bound_children = False
-
-
-def _bind_child() -> None:
-    if _bound_children:
-        _libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-os.register_at_fork(after_in_child=_bind_child)
-
-
-class RejectedRows:
-    """
-    What becomes of rows that cannot be used: an error, or a line of a log.
-
-    The log is a folder, in which every chunk of rows has its own file, so that processes share it and its order does
-    not depend on them.
-
-    Args:
-        folder: of the log.
-        on_error: `raise` or `skip`.
-    """
-
-    def __init__(self, folder: str | Path, on_error: str):
-        self.folder = str(folder)
-        self.on_error = on_error
-
-    def add(self, chunk: str, file: str, row: int, image: Any, error: RowError) -> None:
-        """
-        Notes a row.
-
-        Raises:
-            ValueError: in place of the note, with `on_error="raise"`.
-        """
-        if self.on_error == "raise":
-            raise ValueError(error.describe(file, row))
-        record = {"file": file, "row": row, "image": image if isinstance(image, str) else None}
-        record |= {"reason": error.reason, "field": error.field, "problem": error.problem}
-        with open(os.path.join(self.folder, f"{chunk}.jsonl"), "a", encoding="utf-8") as log:
-            log.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-    def read(self) -> Iterator[dict]:
-        """Yields the notes in the order of the rows."""
-        for path in sorted(Path(self.folder).glob("*.jsonl")):
-            with open(path, encoding="utf-8") as log:
-                yield from map(json.loads, log)
-
-
-@dataclass
-class Chunk:
-    """Some rows of a split: what one process reads at a time."""
-
-    name: str
-    size: int
-    content: Any
-
-
-class AnnotationBuilder(datasets.GeneratorBasedBuilder):
-    """
-    Base of the two builders: writes `chunks`, each row checked, in as many processes as there are.
-
-    Args:
-        rejected: what becomes of rows that cannot be used.
-        scratch: folder for locks and the message of a process that fails.
-    """
-
-    DEFAULT_WRITER_BATCH_SIZE = 200  # rows in memory, and in a row group
-    FEATURES: ClassVar[datasets.Features]
-
-    def __init__(self, rejected: RejectedRows, scratch: str | Path):
-        self.rejected = rejected
-        self.failure = os.path.join(scratch, "failure.txt")
-        self.main_process = os.getpid()
-        self.chunks: dict[str, list[Chunk]] = {}
-        self.notes: list[str] = []
-        super().__init__(cache_dir=os.path.join(scratch, "cache"), dataset_name="prepared")
-
-    def examples_of(self, chunk: Chunk) -> Iterator[dict]:
-        """Yields the examples of a chunk."""
-        raise NotImplementedError
-
-    def prepare(self, folder: str | Path, max_shard_size: str, num_proc: int) -> None:
-        """
-        Writes Parquet shards.
-
-        Raises:
-            ValueError: with the message for the first row that cannot be used, or if there are no rows.
-        """
-        if not self.chunks:
-            raise ValueError("The annotations hold no row that can be used.")
-        try:
-            with _children_die_with_us():
-                self.download_and_prepare(
-                    str(folder), file_format="parquet", max_shard_size=max_shard_size, num_proc=num_proc
-                )
-        except Exception as error:
-            if os.path.exists(self.failure):  # says it better than what came through two libraries
-                raise ValueError(Path(self.failure).read_text(encoding="utf-8")) from None
-            cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
-            raise cause or error from None
-
-    def _info(self):
-        return datasets.DatasetInfo(features=self.FEATURES)
-
-    def _split_generators(self, dl_manager):
-        splits = []
-        for name, chunks in self.chunks.items():
-            split = datasets.SplitGenerator(name=name, gen_kwargs={"chunks": chunks})
-            split.split_info.num_examples = sum(chunk.size for chunk in chunks)  # for the progress bar
-            splits.append(split)
-        return splits
-
-    def _generate_examples(self, chunks):
-        if os.getpid() != self.main_process:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers for all
-        key = 0
-        try:
-            for chunk in chunks:
-                for example in self.examples_of(chunk):
-                    self._stop_with_the_others()
-                    yield key, example
-                    key += 1
-        except ValueError as error:
-            with contextlib.suppress(FileExistsError), open(self.failure, "x", encoding="utf-8") as file:
-                file.write(str(error))
-            raise
-
-    def _stop_with_the_others(self):
-        if os.getpid() != self.main_process and os.path.exists(self.failure):
-            raise RuntimeError("another process has stopped")
-
-
 class SdaBuilder(AnnotationBuilder):
     """
     SDA: JSON files with a row an image, however large.
@@ -205,34 +56,42 @@ class SdaBuilder(AnnotationBuilder):
 
     def __init__(self, annotations, images, rejected, scratch, follow_symlinks: bool = False):
         super().__init__(rejected, scratch)
-        examples, hashes, chunks = [], [], []
-        for file in json_files(annotations):
-            rows, unreadable = 0, None
-            try:
-                for row in read_rows(file):
-                    path = row.get("image") if isinstance(row, dict) else None
-                    if rows == 0:
-                        _check_is_sda(file, row)
-                    if len(examples) < _EXAMPLES and (rows < 4 or rows % 100 == 0):
-                        examples.append((str(file), rows, path))
-                    if isinstance(path, str):
-                        hashes.append(hash(path))
-                    rows += 1
-            except UnreadableJson as error:
-                if rejected.on_error == "raise":
-                    raise
-                unreadable = RowError("(all)", "unreadable JSON", str(error))
-            for start in range(0, rows, _CHUNK):
-                size = min(_CHUNK, rows - start)
-                chunks.append(Chunk(f"{len(chunks):08d}", size, (str(file), start)))
-            if unreadable:
-                rejected.add(f"{max(0, len(chunks) - 1):08d}.rest", str(file), rows, None, unreadable)
-        self.root = find_image_root(images, examples, ("SDA",), follow_symlinks=follow_symlinks)
-        repeated = len(hashes) - len(np.unique(np.array(hashes, dtype=np.int64)))
+        self._num_chunks = 0
+        self._open_rows: tuple[str, int, Iterator] | None = None
+        self._examples: list[tuple[str, int, Any]] = []
+        self._hashes = array("q")  # of the image paths
+        chunks = [chunk for file in json_files(annotations) for chunk in self._scan(file)]
+        self.chunks = {"train": chunks} if chunks else {}
+        self.root = find_image_root(images, self._examples, ("SDA",), follow_symlinks=follow_symlinks)
+        repeated = len(self._hashes) - len(np.unique(np.asarray(self._hashes)))
         if repeated:
             self.notes.append(f"{repeated:,} rows name an image that another row names too")
-        self.chunks = {"train": chunks} if chunks else {}
-        self._open_rows: tuple[str, int, Iterator] | None = None
+        self._hashes = None
+
+    def _scan(self, file: Path) -> Iterator[Chunk]:
+        """Reads a file through once, so that what is cut off comes to light before hours of work."""
+        rows, unreadable = 0, None
+        try:
+            for row in read_rows(file):
+                path = row.get("image") if isinstance(row, dict) else None
+                if rows == 0:
+                    _check_is_sda(file, row)
+                if len(self._examples) < _EXAMPLES and (rows < 4 or rows % 100 == 0):
+                    self._examples.append((str(file), rows, path))
+                if isinstance(path, str):
+                    self._hashes.append(hash(path))
+                rows += 1
+        except UnreadableJson as error:
+            if self.rejected.on_error == "raise":
+                raise
+            unreadable = RowError("(all)", "unreadable JSON", str(error))
+        name = "00000000"
+        for start in range(0, rows, _CHUNK):
+            self._num_chunks += 1
+            name = f"{self._num_chunks:08d}"
+            yield Chunk(name, min(_CHUNK, rows - start), (str(file), start))
+        if unreadable:
+            self.rejected.add(f"{name}.rest", str(file), rows, None, unreadable)
 
     def examples_of(self, chunk: Chunk) -> Iterator[dict]:
         """Yields the examples of a chunk."""

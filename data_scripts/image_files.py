@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_scripts.validation import RowError, shorten
 
@@ -97,8 +97,9 @@ class ImageRoot:
         try:
             decode(content)
         except Exception as error:  # Pillow raises many kinds on broken files
+            cause = "it is no image" if isinstance(error, UnidentifiedImageError) else error
             mend = "Unpack the image archive again"
-            raise RowError(field, "corrupt image", f"{located} cannot be decoded: {error}", mend) from None
+            raise RowError(field, "corrupt image", f"{located} cannot be decoded: {cause}", mend) from None
         return content
 
 

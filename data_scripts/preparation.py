@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_scripts.builders import AnnotationBuilder, RejectedRows
+from data_scripts.annotation_builder import AnnotationBuilder, RejectedRows
 from data_scripts.dataset_card import TITLES, write_card
 from data_scripts.published_sizes import Size, compare_with_published
 
@@ -213,11 +213,10 @@ def _report(dataset: str, options, sizes: dict[str, Size], counts: Counter, note
 def _create_repository(repository: str, private: bool) -> None:
     """Before hours of work: is there a login, and may it write there?"""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         HfApi().create_repo(repository, repo_type="dataset", private=private or None, exist_ok=True)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # no login, no right, no network, no such name
         raise ValueError(
             f"--push_to_hub {repository}: the repository cannot be made: {error}. Log in with `hf auth login` or set "
             "HF_TOKEN, and give USER/NAME."

@@ -26,7 +26,7 @@ class SampleConfig:
     val_ids: int = 100
     test_ids: int = 250
     images_per_id: int = 4
-    twin_share: float = 0.4
+    twin_share: float = 0.2
     seed: int = 0
 
     def __post_init__(self):

@@ -263,7 +263,7 @@ class RunArguments:
     _argument_group_name = "run"
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder of checkpoints, metrics and models."})
-    num_train_epochs: int = field(default=30, metadata={"help": "Passes over the training set."})
+    num_train_epochs: int = field(default=30, metadata={"help": "Passes over the training set; 0 saves the start."})
     max_train_steps: int | None = field(
         default=None, metadata={"help": "Optimizer steps of the run and of its schedule, instead of whole epochs."}
     )
@@ -304,7 +304,8 @@ class RunArguments:
 
     def __post_init__(self):
         _require(self.output_dir is not None, "output_dir", "a folder", self.output_dir)
-        for name in ("num_train_epochs", "gradient_accumulation_steps", "logging_steps", "save_total_limit"):
+        _require(self.num_train_epochs >= 0, "num_train_epochs", "at least 0", self.num_train_epochs)
+        for name in ("gradient_accumulation_steps", "logging_steps", "save_total_limit"):
             _require(getattr(self, name) > 0, name, "at least 1", getattr(self, name))
         for name in ("max_train_steps", "save_steps"):
             value = getattr(self, name)

@@ -61,8 +61,8 @@ class TrainingCollator:
 
         Returns:
             `pixel_values` `(batch, 3, height, width)` float32; `input_ids`, `attention_mask`, `mlm_input_ids`, `labels`
-            `(batch, max_text_length)` int64; `identity_ids` `(batch,)` int64; `fusion_length`, the leading positions
-            that hold every token, as an integer. `mlm_input_ids` and `labels` are cut to the captions' own such length
+            `(batch, max_text_length)` int64; `identity_ids` `(batch,)` int64; `fusion_length` and, with
+            regions, `phrase_fusion_length`, the leading positions that hold every token, as integers. `mlm_input_ids` and `labels` are cut to the captions' own such length
             unless padding may be masked. With augmented captions also
             `augmented_input_ids` and `augmented_attention_mask`; with regions also `phrase_input_ids`,
             `phrase_attention_mask`, `region_attention_mask` `(batch, 1 + patches)` and `phrase_ids` `(batch,)`.
@@ -92,18 +92,21 @@ class TrainingCollator:
         masked, labels = self.masker(batch["input_ids"].numpy(), seeds)
         batch["mlm_input_ids"], batch["labels"] = torch.from_numpy(masked), torch.from_numpy(labels)
         batch["identity_ids"] = torch.tensor([example["identity_id"] for example in examples])
-        masks = [batch[f"{prefix}attention_mask"] for prefix in kinds.values()]
-        batch["fusion_length"] = self._bucket(max(int(mask.sum(dim=1).max()) for mask in masks))
+        lengths = {kind: self._bucket(batch[f"{prefix}attention_mask"]) for kind, prefix in kinds.items()}
+        batch["fusion_length"] = max(lengths["caption"], lengths.get("augmented_caption", 0))
+        if "phrase" in fields:
+            batch["phrase_fusion_length"] = lengths["phrase"]
         if not self.masker.mask_padding:
-            length = self._bucket(int(batch["attention_mask"].sum(dim=1).max()))
+            length = lengths["caption"]
             batch["mlm_input_ids"], batch["labels"] = batch["mlm_input_ids"][:, :length], batch["labels"][:, :length]
         if "phrase" in fields:
             batch["region_attention_mask"] = torch.stack([example["region_attention_mask"] for example in examples])
             batch["phrase_ids"] = torch.tensor([example["phrase_id"] for example in examples])
         return batch
 
-    def _bucket(self, length: int) -> int:
-        """Rounds a length up to one of few, so that compiled models see few shapes."""
+    def _bucket(self, attention_mask: torch.Tensor) -> int:
+        """Positions that hold every token, rounded up to one of few lengths so that compiled models see few shapes."""
+        length = int(attention_mask.sum(dim=1).max())
         return min(-(-length // LENGTH_BUCKET) * LENGTH_BUCKET, self.max_text_length)
 
     def _encode(self, texts: list[str], prefix: str) -> dict[str, torch.Tensor]:

@@ -55,7 +55,7 @@ def create_model(args, config: MRAConfig) -> MRAForPreTraining:
         model = load_for_finetuning(args.model_name_or_path, **config.to_dict())
     model.set_attn_implementation(args.attn_implementation)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     return model
 
 

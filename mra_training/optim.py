@@ -130,7 +130,7 @@ def learning_rate_factor(
         factor = final_factor + (1.0 - final_factor) * left
     if schedule == "step":
         for start, drop in reversed(_STEP_DROPS):
-            if step / total_steps >= start:
+            if step >= start * total_steps > 0:
                 return factor * drop
     return factor
 

@@ -323,7 +323,8 @@ def from_published(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) ->
         )
         raise ValueError(f"The checkpoint does not fit the published layout.\n{listing}")
     text_layers = config.text_config.num_text_layers
-    return {to_mra_name(name, text_layers): t for name, t in known.items() if not is_derived_buffer(name)}
+    weights = {to_mra_name(name, text_layers): t for name, t in known.items() if not is_derived_buffer(name)}
+    return {**weights, "temperature": weights["temperature"].reshape(1)}
 
 
 def to_published(model: MRAForPreTraining) -> dict[str, torch.Tensor]:
@@ -335,6 +336,7 @@ def to_published(model: MRAForPreTraining) -> dict[str, torch.Tensor]:
     text_layers = model.config.text_config.num_text_layers
     has_norm = model.config.projection_type == "part_pooling"
     weights = {to_published_name(n, text_layers, has_norm): tensor for n, tensor in model.state_dict().items()}
+    weights["temp"] = weights["temp"].reshape(())  # ours has one dimension, which DeepSpeed needs
     buffers = derived_buffers(model.config)
     published: dict[str, torch.Tensor] = {}
 

@@ -240,7 +240,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_json(self, value, status: int = 200, headers: dict[str, str] | None = None):
         content = json.dumps(value).encode()
-        self._send(status, {"Content-Type": "application/json", "Content-Length": str(len(content)), **(headers or {})})
+        self._send(
+            status, {"Content-Type": "application/json", "Content-Length": str(len(content)), **(headers or {})}
+        )
         if self.command != "HEAD":
             self.wfile.write(content)
 

@@ -4,17 +4,18 @@ import inspect
 
 import pytest
 import torch
+import torch.nn.functional as F
 from training_helpers import GRID, SIZE, make_pedes, make_processor, make_sda
 
 from modeling_mra import MRAForPreTraining
 from mra_training.augmentation import CaptionAugmenter
-from mra_training.collator import TrainingCollator
+from mra_training.collator import LENGTH_BUCKET, TrainingCollator
 from mra_training.data import build_finetuning_dataset, build_pretraining_dataset, phrase_to_id
 
 
-PLAIN = {"pixel_values", "input_ids", "attention_mask", "mlm_input_ids", "labels", "identity_ids"}
+PLAIN = {"pixel_values", "input_ids", "attention_mask", "mlm_input_ids", "labels", "identity_ids", "fusion_length"}
 AUGMENTED = {"augmented_input_ids", "augmented_attention_mask"}
-REGION = {"phrase_input_ids", "phrase_attention_mask", "region_attention_mask", "phrase_ids"}
+REGION = {"phrase_input_ids", "phrase_attention_mask", "region_attention_mask", "phrase_ids", "phrase_fusion_length"}
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,9 @@ def test_contents(processor):
     assert batch["pixel_values"].shape == (8, 3, *SIZE) and batch["pixel_values"].dtype == torch.float32
     assert batch["region_attention_mask"].shape == (8, 1 + GRID[0] * GRID[1])
     for name, value in batch.items():
-        if name != "pixel_values":
+        if torch.is_tensor(value) and name != "pixel_values":
             assert value.dtype == torch.int64, name
-        if name.endswith(("input_ids", "labels")) or name in ("attention_mask", "phrase_attention_mask"):
+        if name in ("input_ids", "augmented_input_ids", "phrase_input_ids") or name in ("attention_mask", "phrase_attention_mask"):
             assert value.shape == (8, 56), name
     for prefix, field in (("", "caption"), ("augmented_", "augmented_caption"), ("phrase_", "phrase")):
         expected = processor(text=[example[field] for example in examples])
@@ -61,13 +62,28 @@ def test_labels_restore_the_caption(processor):
     examples = make_examples(processor)
     batch = TrainingCollator(processor.tokenizer, 56)(examples)
     chosen = batch["labels"] != -100
-    assert torch.equal(torch.where(chosen, batch["labels"], batch["mlm_input_ids"]), batch["input_ids"])
-    assert (chosen.sum(1) > 0).all() and not (chosen & (batch["attention_mask"] == 0)).any()
+    length = chosen.shape[1]
+    restored = torch.where(chosen, batch["labels"], batch["mlm_input_ids"])
+    assert torch.equal(restored, batch["input_ids"][:, :length])
+    assert (chosen.sum(1) > 0).all() and not (chosen & (batch["attention_mask"][:, :length] == 0)).any()
+
+
+def test_lengths_hold_every_token(processor):
+    examples = make_examples(processor, augment=True)
+    batch = TrainingCollator(processor.tokenizer, 56)(examples)
+    captions = torch.stack([batch["attention_mask"], batch["augmented_attention_mask"]])
+    assert captions[..., batch["fusion_length"] :].sum() == 0
+    assert captions[..., batch["fusion_length"] - LENGTH_BUCKET :].sum() > 0
+    assert batch["phrase_attention_mask"][:, batch["phrase_fusion_length"] :].sum() == 0
+    assert batch["phrase_fusion_length"] < batch["fusion_length"] < 56
+    assert batch["labels"].shape == batch["mlm_input_ids"].shape
+    assert batch["attention_mask"][:, batch["labels"].shape[1] :].sum() == 0
 
 
 def test_published_masking(processor):
     batch = TrainingCollator(processor.tokenizer, 56, mlm_mask_padding=True)(make_examples(processor))
     chosen = batch["labels"] != -100
+    assert chosen.shape == (8, 56)
     assert (chosen.sum(1) == 10).all() and (chosen & (batch["attention_mask"] == 0)).any()
 
 
@@ -76,7 +92,14 @@ def test_masks_do_not_depend_on_the_batch(processor):
     whole = collate(examples)
     parts = [collate(examples[start : start + 2]) for start in (0, 2, 4, 6)]
     for name, value in whole.items():
-        assert torch.equal(value, torch.cat([part[name] for part in parts])), name
+        if name.endswith("fusion_length"):
+            assert value == max(part[name] for part in parts)
+            continue
+        cut = [part[name] for part in parts]
+        if name in ("mlm_input_ids", "labels"):  # each batch is cut to its own longest caption
+            fill = -100 if name == "labels" else processor.tokenizer.pad_token_id
+            cut = [F.pad(part, (0, value.shape[1] - part.shape[1]), value=fill) for part in cut]
+        assert torch.equal(value, torch.cat(cut)), name
 
 
 def test_long_captions_are_cut():

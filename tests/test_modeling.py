@@ -223,7 +223,10 @@ def test_positions_past_every_caption_do_not_count(model, batch):
 def test_shorter_captions_are_padded_for_their_features(model, batch):
     mask = (torch.arange(56) < 20).long().expand(4, -1)
     whole = model.get_text_features(batch["input_ids"] * mask, mask)
-    torch.testing.assert_close(model.get_text_features(batch["input_ids"][:, :20], mask[:, :20]), whole)
+    short = batch["input_ids"][:, :20], mask[:, :20]
+    torch.testing.assert_close(model.get_text_features(*short), whole)
+    torch.testing.assert_close(model.mra(None, *short).text_embeds, whole)
+    torch.testing.assert_close(model.mra(None, short[0]).text_embeds, whole)
 
 
 @torch.no_grad()
@@ -380,7 +383,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(config, batch):
     plain, plain_calls = gradients(model), dict(calls)
     model.zero_grad()
     calls.update(dict.fromkeys(blocks, 0))
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     run(model, batch).loss.backward()
     for block in blocks:
         assert calls[block] == 2 * plain_calls[block], type(block)
@@ -388,7 +391,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(config, batch):
     assert checkpointed.keys() == plain.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(checkpointed[name], gradient, msg=lambda m, n=name: f"{n}: {m}")
-    model.gradient_checkpointing_disable()
+    model.activation_checkpointing_disable()
     assert not model.mra.vision_model.swin.layers[0].grad_checkpointing
 
 

@@ -1,0 +1,174 @@
+"""Base of the dataset builders: rows from several processes, bad rows logged, failures told plainly."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+
+from data_scripts.validation import RowError
+
+
+_watched_parent: int | None = None
+
+
+@contextlib.contextmanager
+def _children_end_with_us() -> Iterator[None]:
+    """Makes processes forked meanwhile end when this one is killed; those of a pool would wait for it for ever."""
+    global _watched_parent
+    _watched_parent = os.getpid()
+    try:
+        yield
+    finally:
+        _watched_parent = None
+
+
+def _watch_parent() -> None:
+    while os.getppid() == _watched_parent:
+        time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _start_watching() -> None:
+    if _watched_parent is not None:
+        threading.Thread(target=_watch_parent, daemon=True).start()
+
+
+os.register_at_fork(after_in_child=_start_watching)
+
+
+class RejectedRows:
+    """
+    What becomes of rows that cannot be used: an error, or a line of a log.
+
+    The log is a folder, in which every chunk of rows has its own file, so that processes share it and its order does
+    not depend on them.
+
+    Args:
+        folder: of the log.
+        on_error: `raise` or `skip`.
+    """
+
+    def __init__(self, folder: str | Path, on_error: str):
+        self.folder = str(folder)
+        self.on_error = on_error
+
+    def add(self, chunk: str, file: str, row: int, image: Any, error: RowError) -> None:
+        """
+        Notes a row.
+
+        Raises:
+            ValueError: in place of the note, with `on_error="raise"`.
+        """
+        if self.on_error == "raise":
+            raise ValueError(error.describe(file, row))
+        record = {"file": file, "row": row, "image": image if isinstance(image, str) else None}
+        record |= {"reason": error.reason, "field": error.field, "problem": error.problem}
+        with open(os.path.join(self.folder, f"{chunk}.jsonl"), "a", encoding="utf-8") as log:
+            log.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def read(self) -> Iterator[dict]:
+        """Yields the notes in the order of the rows."""
+        for path in sorted(Path(self.folder).glob("*.jsonl")):
+            with open(path, encoding="utf-8") as log:
+                yield from map(json.loads, log)
+
+
+@dataclass
+class Chunk:
+    """Some rows of a split: what one process reads at a time."""
+
+    name: str
+    size: int
+    content: Any
+
+
+class AnnotationBuilder(datasets.GeneratorBasedBuilder):
+    """
+    Base of the two builders: writes `chunks`, each row checked, in as many processes as there are.
+
+    Args:
+        rejected: what becomes of rows that cannot be used.
+        scratch: folder for locks and the message of a process that fails.
+    """
+
+    DEFAULT_WRITER_BATCH_SIZE = 200  # rows in memory, and in a row group
+    FEATURES: ClassVar[datasets.Features]
+
+    def __init__(self, rejected: RejectedRows, scratch: str | Path):
+        self.rejected = rejected
+        self.failure = os.path.join(scratch, "failure.txt")
+        self.main_process = os.getpid()
+        self.chunks: dict[str, list[Chunk]] = {}
+        self.notes: list[str] = []
+        super().__init__(cache_dir=os.path.join(scratch, "cache"), dataset_name="prepared")
+
+    def examples_of(self, chunk: Chunk) -> Iterator[dict]:
+        """Yields the examples of a chunk."""
+        raise NotImplementedError
+
+    def prepare(self, folder: str | Path, max_shard_size: str, num_proc: int) -> None:
+        """
+        Writes Parquet shards.
+
+        Raises:
+            ValueError: with the message for the first row that cannot be used, or if there are no rows.
+        """
+        if not self.chunks:
+            raise ValueError("The annotations hold no row that can be used.")
+        try:
+            with _children_end_with_us():
+                self.download_and_prepare(
+                    str(folder), file_format="parquet", max_shard_size=max_shard_size, num_proc=num_proc
+                )
+        except Exception as error:
+            if os.path.exists(self.failure):  # says it better than what came through two libraries
+                raise ValueError(Path(self.failure).read_text(encoding="utf-8")) from None
+            if isinstance(error, RuntimeError) and num_proc > 1:
+                raise ValueError(
+                    f"A process was killed or broke down, perhaps for want of memory ({error}). Use a smaller --num_proc."
+                ) from error
+            raise
+
+    def _info(self):
+        return datasets.DatasetInfo(features=self.FEATURES)
+
+    def _split_generators(self, dl_manager):
+        splits = []
+        for name, chunks in self.chunks.items():
+            split = datasets.SplitGenerator(name=name, gen_kwargs={"chunks": chunks})
+            split.split_info.num_examples = sum(chunk.size for chunk in chunks)  # for the progress bar
+            splits.append(split)
+        return splits
+
+    def _generate_examples(self, chunks):
+        if os.getpid() != self.main_process:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers for all
+        key = 0
+        for chunk in chunks:
+            for example in self.examples_of(chunk):
+                self._stop_with_the_others()
+                yield key, example
+                key += 1
+
+    def _prepare_split_single(self, *args, **kwargs):
+        try:
+            yield from super()._prepare_split_single(*args, **kwargs)
+        except datasets.exceptions.DatasetGenerationError as error:
+            if isinstance(
+                error.__cause__, (ValueError, OSError)
+            ):  # lost on the way out of a pool, unless written down
+                with contextlib.suppress(OSError), open(self.failure, "x", encoding="utf-8") as file:
+                    file.write(str(error.__cause__))
+            raise
+
+    def _stop_with_the_others(self):
+        if os.getpid() != self.main_process and os.path.exists(self.failure):
+            raise RuntimeError("another process has stopped")

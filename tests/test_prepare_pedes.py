@@ -1,0 +1,330 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from data_scripts.pedes_layouts import camera_of
+from data_scripts.prepare_pedes import main
+from data_scripts.published_sizes import PUBLISHED, Size, compare_with_published
+from tests.source_helpers import draw, leftovers, read_set, run_client, write_json
+
+
+OFFICIAL = {"cuhk": "reid_raw.json", "icfg": "ICFG-PEDES.json", "rstp": "data_captions.json"}
+FOLDERS = {"cuhk": "CUHK-PEDES", "icfg": "ICFG-PEDES", "rstp": "RSTPReid"}
+INNER = {"cuhk": "imgs/", "icfg": "", "rstp": ""}  # what official paths leave out
+CUHK_PATHS = ["cam_a/000.jpg", "cam_b/001.png", "CUHK03/002.bmp", "cam_a/003.jpg", "Market/004.png", "cam_b/005.jpg"]
+ICFG_PATHS = [  # person, number, camera and time, as in MSMT17; a training image may lie under test/
+    "train/0000/0000_000_01_0303morning_0015_1.jpg",
+    "test/0001/0001_002_14_0113noon_0033_0.jpg",
+    "train/0000/0000_003_05_0302afternoon_0245_0.jpg",
+    "test/0002/0002_001_05_0303morning_0006_2.jpg",
+    "test/0002/0002_002_12_0303noon_0006_2.jpg",
+    "test/0003/0003_000_07_0114morning_0006_2.jpg",
+]
+RSTP_PATHS = [f"{person:04d}_c{camera}_00{camera:02d}.jpg" for person, camera in enumerate((5, 14, 1, 7, 5, 2))]
+PATHS = {"cuhk": CUHK_PATHS, "icfg": ICFG_PATHS, "rstp": RSTP_PATHS}
+SPLITS = {
+    "cuhk": ["train", "train", "train", "val", "test", "test"],
+    "icfg": ["train", "train", "train", "test", "test", "test"],
+    "rstp": ["train", "train", "train", "val", "test", "test"],
+}
+IDENTITIES = [1, 2, 1, 11_004, 12_004, 12_005]
+CAMERAS = {
+    "cuhk": ["cam_a", "cam_b", None, "cam_a", None, "cam_b"],
+    "icfg": ["c1", "c14", "c5", "c5", "c12", "c7"],
+    "rstp": ["c5", "c14", "c1", "c7", "c5", "c2"],
+}
+ODD = "一个 woman;\u3000she <br> $(function(){}) wears"
+
+
+def captions(dataset: str, index: int) -> list[str]:
+    if dataset == "icfg":
+        return [f"caption of {index}"]
+    return [f"first of {index}", ODD if index == 1 else f"second of {index}"] * (2 if index == 2 else 1)
+
+
+def official_rows(dataset: str) -> list[dict]:
+    path = "img_path" if dataset == "rstp" else "file_path"
+    rows = []
+    for index, name in enumerate(PATHS[dataset]):
+        texts = captions(dataset, index)
+        row = {"split": SPLITS[dataset][index], "captions": texts, path: name, "id": IDENTITIES[index]}
+        rows.append(row if dataset == "rstp" else row | {"processed_tokens": [text.split() for text in texts]})
+    return rows
+
+
+def processed_rows(dataset: str, prefix: str | None = None) -> dict[str, list[dict]]:
+    prefix = f"{FOLDERS[dataset]}/{INNER[dataset]}" if prefix is None else prefix
+    splits: dict[str, list[dict]] = {}
+    for index, name in enumerate(PATHS[dataset]):
+        split = SPLITS[dataset][index]
+        row = {"image": prefix + name, "image_id": IDENTITIES[index]}
+        texts = captions(dataset, index)
+        rows = [row | {"caption": text} for text in texts] if split == "train" else [row | {"caption": texts}]
+        splits.setdefault(split, []).extend(rows)
+    return splits
+
+
+def draw_images(root: Path, *datasets: str) -> None:
+    for dataset in datasets:
+        for index, name in enumerate(PATHS[dataset]):
+            draw(root / "images" / FOLDERS[dataset] / INNER[dataset] / name, index)
+
+
+def expected(root: Path, dataset: str) -> dict[str, list[dict]]:
+    splits: dict[str, list[dict]] = {}
+    for index, name in enumerate(PATHS[dataset]):
+        path = root / "images" / FOLDERS[dataset] / INNER[dataset] / name
+        row = {"image": {"bytes": path.read_bytes(), "path": path.name}, "captions": captions(dataset, index)}
+        row |= {"image_id": IDENTITIES[index], "camera": CAMERAS[dataset][index]}
+        splits.setdefault({"val": "validation"}.get(SPLITS[dataset][index], SPLITS[dataset][index]), []).append(row)
+    return splits
+
+
+def prepare(root: Path, dataset: str, annotations: str, *options: str, images="images", output="out") -> Path:
+    arguments = ["--dataset", dataset, "--annotations", str(root / annotations), "--images", str(root / images)]
+    main([*arguments, "--output", str(root / output), *options])
+    return root / output
+
+
+def failure(root: Path, *arguments: str, **paths: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        prepare(root, *arguments, **paths)
+    assert not (root / "out").exists() and leftovers(root / "out") == []
+    return str(caught.value)
+
+
+@pytest.fixture
+def cuhk(tmp_path):
+    draw_images(tmp_path, "cuhk")
+    write_json(tmp_path / "raw/reid_raw.json", official_rows("cuhk"))
+    return tmp_path
+
+
+@pytest.fixture
+def finetune(tmp_path):
+    """The folder that holds the processed files of all three sets."""
+    draw_images(tmp_path, *PATHS)
+    for dataset in PATHS:
+        for split, rows in processed_rows(dataset).items():
+            write_json(tmp_path / "finetune" / f"{dataset}_{split}.json", rows)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["published", "annotations.json"])
+@pytest.mark.parametrize("dataset", list(PATHS))
+def test_official_files_are_read(tmp_path, dataset, name):
+    draw_images(tmp_path, dataset)
+    write_json(tmp_path / "raw" / (OFFICIAL[dataset] if name == "published" else name), official_rows(dataset))
+    output = prepare(tmp_path, dataset, "raw", images=f"images/{FOLDERS[dataset]}")
+    assert read_set(output) == expected(tmp_path, dataset)
+
+
+@pytest.mark.parametrize("dataset", list(PATHS))
+def test_processed_files_are_read_out_of_a_folder_of_three_sets(finetune, dataset):
+    assert read_set(prepare(finetune, dataset, "finetune")) == expected(finetune, dataset)
+
+
+@pytest.mark.parametrize("dataset", list(PATHS))
+def test_a_single_processed_file_gives_its_split(finetune, dataset):
+    written = read_set(prepare(finetune, dataset, f"finetune/{dataset}_test.json"))
+    assert written == {"test": expected(finetune, dataset)["test"]}
+
+
+def test_sets_are_told_by_content_when_names_say_nothing(tmp_path):
+    draw_images(tmp_path, *PATHS)
+    for number, dataset in enumerate(PATHS):
+        for split, rows in processed_rows(dataset).items():
+            write_json(tmp_path / "mixed" / f"{number}_{split}.json", rows)
+    for dataset in PATHS:
+        output = prepare(tmp_path, dataset, "mixed", output=f"out_{dataset}")
+        assert read_set(output) == expected(tmp_path, dataset)
+
+
+@pytest.mark.parametrize("images", ["images", "images/CUHK-PEDES", "images/CUHK-PEDES/imgs"])
+@pytest.mark.parametrize("prefix", ["official", "", "imgs/", "CUHK-PEDES/imgs/"])
+def test_the_image_root_may_be_named_at_any_level(cuhk, images, prefix):
+    if prefix != "official":
+        (cuhk / "raw/reid_raw.json").unlink()
+        for split, rows in processed_rows("cuhk", prefix).items():
+            write_json(cuhk / "raw" / f"cuhk_{split}.json", rows)
+    assert read_set(prepare(cuhk, "cuhk", "raw", images=images)) == expected(cuhk, "cuhk")
+
+
+def test_a_fresh_process_loads_it(cuhk):
+    output = prepare(cuhk, "cuhk", "raw")
+    code = f"""
+import json
+from datasets import load_dataset
+splits = load_dataset({str(output)!r})
+for name, split in splits.items():
+    streamed = list(load_dataset({str(output)!r}, split=name, streaming=True))
+    assert [row["captions"] for row in streamed] == list(split["captions"])
+assert {{row["image"].size for split in splits.values() for row in split}} == {{(12, 24)}}
+print(json.dumps({{name: split.remove_columns("image")[:] for name, split in splits.items()}}))
+"""
+    loaded = json.loads(run_client(code, cuhk / "elsewhere"))
+    for split, rows in expected(cuhk, "cuhk").items():
+        for name in ("captions", "image_id", "camera"):
+            assert loaded[split][name] == [row[name] for row in rows]
+
+
+def test_two_processes_write_the_same_rows(finetune, monkeypatch):
+    monkeypatch.setattr("data_scripts.builders._CHUNK", 1)
+    rows = processed_rows("cuhk")
+    rows["train"][1]["caption"] = ""
+    write_json(finetune / "finetune/cuhk_train.json", rows["train"])
+    (finetune / "images/CUHK-PEDES/imgs" / CUHK_PATHS[2]).write_text("no image")
+    one = prepare(finetune, "cuhk", "finetune", "--on_error", "skip", output="one")
+    two = prepare(finetune, "cuhk", "finetune", "--on_error", "skip", "--num_proc", "2", output="two")
+    assert read_set(one) == read_set(two)
+    assert (one / "rejected.jsonl").read_text() == (two / "rejected.jsonl").read_text()
+    assert len((one / "rejected.jsonl").read_text().splitlines()) == 5  # a caption, and four of an image
+
+
+def test_what_is_printed(cuhk, capsys):
+    prepare(cuhk, "cuhk", "raw")
+    printed = capsys.readouterr()
+    assert "train: 3 images, 8 captions, 2 people" in printed.out
+    assert "test: 2 images, 4 captions, 2 people" in printed.out
+    assert "validation: 1 of 3,078 images (3,077 missing), 2 of 6,158 captions (6,156 missing)" in printed.err
+    prepare(cuhk, "cuhk", "raw", "--overwrite", "--no_size_check")
+    assert capsys.readouterr().err.count("3,078") == 0
+
+
+# Rows that cannot be used
+
+
+def change_caption(value):
+    return lambda root, rows: rows[4].update(captions=value)
+
+
+ERRORS = {
+    "missing": (
+        lambda root, rows: (root / "images/CUHK-PEDES/imgs/Market/004.png").unlink(),
+        "missing image",
+        "file_path",
+    ),
+    "corrupt": (
+        lambda root, rows: (root / "images/CUHK-PEDES/imgs/Market/004.png").write_bytes(b"\x89PNG\r\n"),
+        "corrupt image",
+        "file_path",
+    ),
+    "parent": (lambda root, rows: rows[4].update(file_path="../004.png"), "path leaves the image root", "file_path"),
+    "absolute": (
+        lambda root, rows: rows[4].update(file_path="/etc/004.png"),
+        "path leaves the image root",
+        "file_path",
+    ),
+    "path type": (lambda root, rows: rows[4].update(file_path=None), "wrong type", "file_path"),
+    "no captions": (change_caption([]), "empty caption", "captions"),
+    "empty caption": (change_caption(["a man", " "]), "empty caption", "captions[1]"),
+    "caption type": (change_caption(["a man", 5]), "wrong type", "captions[1]"),
+    "captions type": (change_caption(5), "wrong type", "captions"),
+    "identity": (lambda root, rows: rows[4].update(id="12004"), "wrong type", "id"),
+    "no identity": (lambda root, rows: rows[4].pop("id"), "missing field", "id"),
+    "split": (lambda root, rows: rows[4].update(split="gallery"), "unknown split", "split"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_unusable_row_is_named_or_left_out(cuhk, case, capsys):
+    change, reason, name = ERRORS[case]
+    rows = official_rows("cuhk")
+    change(cuhk, rows)
+    file = write_json(cuhk / "raw/reid_raw.json", rows)
+    message = failure(cuhk, "cuhk", "raw")
+    assert message.startswith(f"prepare_pedes: {file}, row 4 (counting from 0), field {name}: {reason}: ")
+    assert message.endswith("or pass --on_error skip to leave such rows out.")
+
+    output = prepare(cuhk, "cuhk", "raw", "--on_error", "skip")
+    written = read_set(output)
+    assert [row["image_id"] for rows in written.values() for row in rows].count(12_004) == 0
+    assert sum(len(rows) for rows in written.values()) == 5
+    (record,) = map(json.loads, (output / "rejected.jsonl").read_text().splitlines())
+    assert (record["file"], record["row"], record["reason"]) == (str(file), 4, reason)
+    assert f"1 {reason}" in capsys.readouterr().out
+
+
+def test_a_caption_of_a_processed_image_is_left_out_alone(finetune):
+    rows = processed_rows("cuhk")["train"]
+    rows[1]["caption"] = "!"
+    rows[5]["image_id"] = 77  # a caption of the third image, said to be of another person
+    file = write_json(finetune / "finetune/cuhk_train.json", rows)
+    assert f"{file}, row 5 (counting from 0), field image_id: conflicting person: row 4 gives" in failure(
+        finetune, "cuhk", "finetune"
+    )
+    written = read_set(prepare(finetune, "cuhk", "finetune", "--on_error", "skip"))["train"]
+    assert [len(row["captions"]) for row in written] == [1, 2, 3]
+
+
+def test_images_in_two_splits_are_noted(cuhk, capsys):
+    rows = official_rows("cuhk")
+    rows.append(rows[0] | {"split": "test"})
+    rows.append(rows[1])
+    write_json(cuhk / "raw/reid_raw.json", rows)
+    prepare(cuhk, "cuhk", "raw")
+    printed = capsys.readouterr().out
+    assert "note: 1 images are in two splits" in printed
+    assert "note: 1 rows name an image that another row of the split names too" in printed
+
+
+# Files
+
+
+def test_another_set_than_named_is_an_error(cuhk):
+    message = failure(cuhk, "icfg", "raw")
+    assert "holds CUHK-PEDES, not ICFG-PEDES. Pass --dataset cuhk" in message
+
+
+def test_several_official_files_are_an_error(cuhk):
+    write_json(cuhk / "raw/copy.json", official_rows("cuhk"))
+    assert "holds several official files: copy.json, reid_raw.json. Pass one of them." in failure(cuhk, "cuhk", "raw")
+    assert read_set(prepare(cuhk, "cuhk", "raw/copy.json")) == expected(cuhk, "cuhk")
+
+
+def test_a_split_that_nothing_tells_is_an_error(cuhk):
+    file = write_json(cuhk / "processed/queries.json", processed_rows("cuhk")["test"])
+    message = failure(cuhk, "cuhk", "processed")
+    assert f"{file}: cannot tell whether it is the validation or the test split" in message
+    write_json(cuhk / "train/captions.json", processed_rows("cuhk")["train"])
+    assert list(read_set(prepare(cuhk, "cuhk", "train"))) == ["train"]
+
+
+def test_files_without_annotations_are_an_error(cuhk):
+    write_json(cuhk / "other/a.json", [{"boxes": [], "image": "a", "caption": "b", "image_id": 1}])
+    (cuhk / "other/b.json").write_text("{")
+    message = failure(cuhk, "cuhk", "other")
+    assert "no PEDES annotations in a.json, b.json; expected the official file" in message
+    assert "row 0 (counting from 0) cannot be read" in failure(cuhk, "cuhk", "other/b.json")
+
+
+def test_wrong_image_folders_are_named(cuhk):
+    assert "none of 6 images looked for is there" in failure(cuhk, "cuhk", "raw", images="raw")
+    assert "is a file; expected the folder" in failure(cuhk, "cuhk", "raw", images="raw/reid_raw.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "camera"),
+    [
+        ("CUHK-PEDES/imgs/cam_a/0012.jpg", "cam_a"),
+        ("Market/0002_c1s1_000451_03.jpg", None),
+        ("0000_c5_0022.jpg", "c5"),
+        ("RSTPReid/0000_c14_0022.jpg", "c14"),
+        ("test/0001/0001_002_04_0113noon_0033_0.jpg", "c4"),
+        ("0001_002.jpg", None),
+    ],
+)
+def test_cameras_are_read_off_the_path(path, camera):
+    assert camera_of(path) == camera
+
+
+def test_published_sizes_are_compared_split_by_split():
+    whole = dict(PUBLISHED["icfg"])
+    assert compare_with_published("icfg", whole) == []
+    assert compare_with_published("icfg", {"train": whole["train"]}) == ["test: missing (19,848 images published)"]
+    lines = compare_with_published("icfg", whole | {"train": Size(34_670, 34_680, 3_102), "validation": Size(1, 2, 1)})
+    assert lines == [
+        "train: 34,670 of 34,674 images (4 missing), 34,680 of 34,674 captions (6 too many)",
+        "validation: not in the published set (1 images)",
+    ]

@@ -24,9 +24,9 @@ class SampleConfig:
     sda_shard_size: int = 5000
     train_ids: int = 600
     val_ids: int = 100
-    test_ids: int = 250
+    test_ids: int = 200
     images_per_id: int = 4
-    twin_share: float = 0.2
+    twin_share: float = 0.15
     seed: int = 0
 
     def __post_init__(self):

@@ -29,12 +29,16 @@ def read_result(folder: str) -> dict[str, dict[str, float]]:
         report = json.loads(path.read_text(encoding="utf-8"))
         return {name: report[name] for name in ("similarity", "reranked") if name in report}
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): expected a folder that eval_retrieval.py wrote.") from error
+        raise ValueError(
+            f"{path} cannot be read ({error}): expected a folder that eval_retrieval.py wrote."
+        ) from error
 
 
 def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="compare", description=__doc__.strip().splitlines()[0])
-    parser.add_argument("results", nargs="+", metavar="NAME=DIR", help="a row's name and an evaluation's output folder")
+    parser.add_argument(
+        "results", nargs="+", metavar="NAME=DIR", help="a row's name and an evaluation's output folder"
+    )
     rows = {}
     for item in parser.parse_args(command_line).results:
         name, separator, folder = item.partition("=")

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .distributed import Shard, cut_batches, gather_in_order
+from .distributed import Shard, cut_batches, gather_in_order, without_lone_row
 
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,8 @@ def encode_images(
         with forward_context(model, dtype):
             for view in views:
                 hidden_states.append(model.get_image_hidden_states(view))
-                features.append(model.get_image_features(image_hidden_states=hidden_states[-1]).float())
+                embedded = without_lone_row(model.get_image_features, image_hidden_states=hidden_states[-1])
+                features.append(embedded.float())
         embeds.append(torch.stack(features).mean(dim=0).cpu())
         if keep_hidden_states:
             hidden_states = torch.stack(hidden_states, dim=1)  # (batch, views, tokens, hidden)
@@ -168,7 +169,7 @@ def encode_texts(
             hidden_states = model.get_text_hidden_states(
                 inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
             )
-            features = model.get_text_features(text_hidden_states=hidden_states)
+            features = without_lone_row(model.get_text_features, text_hidden_states=hidden_states)
         result = {"embeds": features.float().cpu(), "lengths": attention_mask.sum(dim=1)}
         if keep_hidden_states:
             result["hidden_states"] = hidden_states.cpu()[attention_mask].to(hidden_states_dtype or dtype)

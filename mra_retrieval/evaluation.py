@@ -76,7 +76,8 @@ def evaluate_retrieval(
     """Evaluate text-to-image person retrieval: every caption of the split queries the gallery of all its images.
 
     With an initialised process group the work is shared: batches are cut without regard to the number of processes and
-    dealt to them, so any number of processes gives the same result. Every process must then make this call.
+    dealt to them, so any number of processes gives the same result (to the last bit where each has as many threads; CPU
+    kernels round differently with another number). Every process must then make this call.
 
     Args:
         model: unwrapped MRAModel, MRAForPreTraining or MRAForImageTextRetrieval, on the device to use. Put into eval mode

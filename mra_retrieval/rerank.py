@@ -3,7 +3,7 @@
 import torch
 from tqdm.auto import tqdm
 
-from .distributed import Shard, gather_in_order
+from .distributed import Shard, cut_batches, gather_in_order, without_lone_row
 from .encode import ImageEncodings, TextEncodings, forward_context
 
 
@@ -66,18 +66,23 @@ def match_pairs(
     image_hidden_states = image_hidden_states.to(parameter.device, compute_dtype)
     num_views = image_hidden_states.shape[1]
     scores = torch.empty(num_views, len(pair_texts))
-    for start in range(0, len(pair_texts), batch_size):
-        pairs = slice(start, start + batch_size)
+    for batch in cut_batches(len(pair_texts), batch_size):
+        pairs = slice(batch.start, batch.stop)
         hidden_states, attention_mask = texts.padded(pair_texts[pairs])
         hidden_states = hidden_states.to(parameter.device, compute_dtype)
         attention_mask = attention_mask.to(parameter.device)
         images = pair_images[pairs].to(parameter.device)
         with forward_context(model, dtype):
             logits = [
-                model.match_logits(hidden_states, attention_mask, image_hidden_states[images, view])[:, 1]
+                without_lone_row(
+                    model.match_logits,
+                    text_hidden_states=hidden_states,
+                    attention_mask=attention_mask,
+                    image_hidden_states=image_hidden_states[images, view],
+                )
                 for view in range(num_views)
             ]
-        scores[:, pairs] = torch.stack(logits).float().cpu()
+        scores[:, pairs] = torch.stack(logits)[..., 1].float().cpu()
     return scores
 
 
@@ -115,8 +120,6 @@ def rerank(
         ValueError: if the batch size is not positive or hidden states were not kept.
     """
     shard = shard or Shard()
-    if batch_size < 1:
-        raise ValueError(f"rerank_batch_size must be at least 1, got {batch_size}")
     if (images.hidden_states is None and len(images.rows)) or texts.hidden_states is None:
         raise ValueError("re-ranking needs hidden states: encode images and texts with keep_hidden_states=True")
     num_queries, k = top_indices.shape

@@ -47,7 +47,10 @@ def test_contents(processor):
     for name, value in batch.items():
         if torch.is_tensor(value) and name != "pixel_values":
             assert value.dtype == torch.int64, name
-        if name in ("input_ids", "augmented_input_ids", "phrase_input_ids") or name in ("attention_mask", "phrase_attention_mask"):
+        if name in ("input_ids", "augmented_input_ids", "phrase_input_ids") or name in (
+            "attention_mask",
+            "phrase_attention_mask",
+        ):
             assert value.shape == (8, 56), name
     for prefix, field in (("", "caption"), ("augmented_", "augmented_caption"), ("phrase_", "phrase")):
         expected = processor(text=[example[field] for example in examples])

@@ -10,7 +10,9 @@ from mra_retrieval.compare import main, read_result
 def write(folder, **metrics):
     folder.mkdir()
     values = {"R5": 2.0, "R10": 3.0, "mAP": 4.0, "mINP": 5.0}
-    (folder / "metrics.json").write_text(json.dumps({k: {"R1": v, **values} for k, v in metrics.items()} | {"rerank_k": 8}))
+    (folder / "metrics.json").write_text(
+        json.dumps({k: {"R1": v, **values} for k, v in metrics.items()} | {"rerank_k": 8})
+    )
 
 
 def test_rows_follow_the_command_line(tmp_path, capsys):
@@ -20,7 +22,11 @@ def test_rows_follow_the_command_line(tmp_path, capsys):
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split() == ["R@1", "R@5", "R@10", "mAP", "mINP"]
     assert [row.split()[-5] for row in rows] == ["99.00", "11.25", "12.50"]
-    assert [row.rsplit(maxsplit=5)[0] for row in rows] == ["second, similarity", "first, similarity", "first, reranked"]
+    assert [row.rsplit(maxsplit=5)[0] for row in rows] == [
+        "second, similarity",
+        "first, similarity",
+        "first, reranked",
+    ]
 
 
 def test_errors_name_the_file(tmp_path, capsys):

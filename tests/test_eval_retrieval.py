@@ -65,7 +65,7 @@ def test_writes_table_metrics_and_picture(folders, single_process, capsys):
         assert f"{kind:<10}{report[kind]['R1']:8.2f}" in printed
     assert report["counts"] == {"identities": 8, "images": 16, "captions": 24}
     assert report["rerank_k"] == 5 and report["arguments"]["rerank_k"] == 5
-    assert report["timings"]["rerank"] > 0 and report["versions"]["torch"] == torch.__version__
+    assert report["timings"]["rerank"] > 0 and torch.__version__.startswith(report["versions"]["torch"])
     scores = load_file(single_process / "scores.safetensors")
     assert scores["reranked"].shape == scores["similarity"].shape == (24, 16)
     with Image.open(single_process / "ranking.png") as picture:
@@ -92,7 +92,7 @@ def test_two_processes_give_the_same_numbers(folders, single_process):
     assert scores.keys() == same.keys()
     for name, tensor in scores.items():
         assert torch.equal(tensor, same[name]), name
-    assert done.stdout.count("R@1") == 1  # only the main process prints
+    assert done.stdout.count("mINP") == 1  # only the main process prints
 
 
 def test_similarity_alone_without_picture(folders, tmp_path, capsys):
@@ -147,3 +147,9 @@ def test_interrupted_write_leaves_the_old_file(folders, single_process, monkeypa
         eval_retrieval.main(flags(folders, single_process, *OPTIONS))
     assert (single_process / "metrics.json").read_bytes() == before
     assert not [path for path in single_process.iterdir() if path.name.startswith(".")]
+
+
+def test_unconnected_processes_are_refused(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were launched but 1 is connected"):
+        eval_retrieval.main(flags(folders, tmp_path))

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from mra_retrieval.distributed import Shard, cut_batches
+from mra_retrieval.distributed import Shard, cut_batches, without_lone_row
 from mra_retrieval.encode import encode_images, encode_texts
 from tests.retrieval_helpers import tiny_dataset, tiny_model, tiny_processor
 
@@ -83,6 +83,19 @@ def test_batches_are_dealt_without_gaps():
     assert Shard(3, 4).own(batches) == []
     with pytest.raises(ValueError, match="batch size must be at least 1, got 0"):
         cut_batches(10, 0)
+
+
+def test_lone_rows_are_doubled():
+    calls = []
+
+    def add(left, right):
+        calls.append((tuple(left.shape), tuple(right.shape)))
+        return left + right
+
+    for rows in (1, 3):
+        ones = torch.ones(rows, 4)
+        assert torch.equal(without_lone_row(add, left=ones, right=ones), 2 * ones)
+    assert calls == [((2, 4), (2, 4)), ((3, 4), (3, 4))]
 
 
 def test_bad_inputs_are_named(world):

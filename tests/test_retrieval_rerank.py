@@ -80,7 +80,7 @@ def test_similarity_and_top_k():
 def test_arguments_are_checked(world):
     model, processor, dataset, captions, texts, images = world
     top_indices = torch.zeros(len(captions), 1, dtype=torch.long)
-    with pytest.raises(ValueError, match="rerank_batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch size must be at least 1, got 0"):
         rerank(model, texts, images, top_indices, batch_size=0)
     without = encode_images(model, processor, dataset)
     with pytest.raises(ValueError, match="keep_hidden_states=True"):

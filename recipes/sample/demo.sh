@@ -14,7 +14,7 @@ step() {
 
 evaluate() {  # model folder, name of the result
     step python eval_retrieval.py --model "$1" --dataset $DATA/arrow/pedes --split test --output_dir "$OUT/$2" \
-        --rerank_k 16 --flip true
+        --rerank_k 16 --score_fusion published
 }
 
 step python -m data_scripts.make_sample --output $DATA --num_proc 2

@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := data/sample
 RUNS := outputs/sample
 CODE := configuration_mra.py losses_mra.py modeling_mra.py processing_mra.py train_pretrain.py train_finetune.py \
-	eval_retrieval.py convert_checkpoint.py mra_training mra_retrieval data_scripts metrics tests
+	eval_retrieval.py convert_checkpoint.py mra_training mra_retrieval data_scripts metrics benchmarks tests
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow style quality clean

@@ -45,9 +45,15 @@ class EvaluationArguments:
         metadata={"help": "Images re-ranked for each query, at most the whole gallery; 0 = similarity alone."},
     )
     flip: bool = field(default=True, metadata={"help": "Use the mirror image of each gallery image too."})
-    score_fusion: Literal["single", "published"] = field(
+    score_fusion: Literal["single", "published", "posterior"] = field(
         default="single",
-        metadata={"help": "How matching scores and similarities are combined: as written, or as 4 processes gave it."},
+        metadata={
+            "help": "How matching scores and similarities are combined: the published formula, what 4 processes of the "
+            "published code gave, or the sum of matching log-odds and similarity / temperature."
+        },
+    )
+    match_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the matching log-odds in `posterior`; choose it on validation."}
     )
     save_scores: bool = field(default=False, metadata={"help": "Write scores.safetensors."})
     batch_size: int = field(default=64, metadata={"help": "Images or captions in a forward pass."})
@@ -64,16 +70,22 @@ class EvaluationArguments:
 
 def main(command_line: list[str] | None = None) -> None:
     parser = HfArgumentParser(EvaluationArguments, allow_abbrev=False)
-    (args,) = parser.parse_args_into_dataclasses(command_line)
+    try:
+        (args,) = parser.parse_args_into_dataclasses(command_line)
+    except ValueError as error:
+        parser.error(str(error))
     state = start_processes()
     if state.is_main_process:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("mra_retrieval").setLevel(logging.INFO)
 
-    with state.main_process_first():
-        dataset = load_split(args.dataset, args.split)
-    model = load_model(args.model, args.attn_implementation).to(state.device)
-    processor = load_processor(args.model)
+    try:
+        with state.main_process_first():
+            dataset = load_split(args.dataset, args.split)
+        model = load_model(args.model, args.attn_implementation).to(state.device)
+        processor = load_processor(args.model)
+    except ValueError as error:
+        raise SystemExit(f"eval_retrieval.py: {error}") from None
 
     result = evaluate_retrieval(
         model,
@@ -82,6 +94,7 @@ def main(command_line: list[str] | None = None) -> None:
         rerank_k=args.rerank_k,
         flip=args.flip,
         score_fusion=args.score_fusion,
+        match_weight=args.match_weight,
         batch_size=args.batch_size,
         rerank_batch_size=args.rerank_batch_size,
         num_workers=args.num_workers,

@@ -145,13 +145,14 @@ def matching_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def masked_language_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    Cross-entropy over the masked tokens; 0 if the batch has none.
+    Cross-entropy over the masked tokens; 0 if there are none.
 
     Args:
-        logits: `(masked, vocabulary)` of the masked positions alone.
-        labels: `(masked,)` token ids.
+        logits: `(tokens, vocabulary)`.
+        labels: `(tokens,)` token ids, -100 where nothing is masked.
 
     Returns:
-        Scalar mean.
+        Scalar mean over the labels that count.
     """
-    return F.cross_entropy(logits.float(), labels, reduction="sum") / max(labels.numel(), 1)
+    total = F.cross_entropy(logits.float(), labels, reduction="sum")
+    return total / (labels != -100).sum().clamp(min=1)

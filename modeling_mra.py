@@ -9,14 +9,15 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import (
     BertAttention,
     BertIntermediate,
     BertLMPredictionHead,
     BertModel,
     BertOutput,
+    eager_attention_forward,
 )
 from transformers.utils import ModelOutput
 
@@ -43,6 +44,7 @@ except ImportError:  # run from the repository root
     )
 
 
+ImageKeysValues = list[tuple[torch.Tensor, torch.Tensor]]
 NUM_PARTS = 3  # reference notes: AdaptiveAvgPool1d(3) over the tokens
 
 
@@ -142,6 +144,60 @@ def masked_mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (weights[:, None] @ tokens).squeeze(1)
 
 
+# ---------------------------------------------------------------- attention
+
+
+def visibility_mask(mask: torch.Tensor | None, dtype: torch.dtype, attn_implementation: str) -> torch.Tensor | None:
+    """
+    Widens `(batch, length)` 1 = visible to what attention takes, `(batch, 1, 1, length)`, without asking the device.
+
+    Args:
+        mask: `(batch, length)`, or `None` where everything is visible.
+        dtype: of the attention scores, to which `eager` adds the mask.
+        attn_implementation: `sdpa` takes booleans, `eager` numbers.
+    """
+    if mask is None:
+        return None
+    visible = mask[:, None, None].bool()
+    if attn_implementation == "sdpa":
+        return visible
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def keys_and_values(attention: BertAttention, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Projects `(batch, length, width)` states to keys and values, `(batch, heads, length, width of a head)` each."""
+    heads = (states.shape[0], states.shape[1], -1, attention.self.attention_head_size)
+    return tuple(linear(states).view(heads).transpose(1, 2) for linear in (attention.self.key, attention.self.value))
+
+
+def mix_values(
+    attention: BertAttention,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """Averages the values for each of the projected `(batch, queries, width)` queries, whose shape the result has."""
+    inner = attention.self
+    heads = queries.unflatten(-1, (-1, inner.attention_head_size)).transpose(1, 2)
+    run = ALL_ATTENTION_FUNCTIONS.get_interface(inner.config._attn_implementation, eager_attention_forward)
+    dropout = inner.dropout.p if inner.training else 0.0
+    context, _ = run(inner, heads, keys, values, mask, dropout=dropout, scaling=inner.scaling)
+    return context.reshape(queries.shape)
+
+
+def attend(
+    attention: BertAttention,
+    hidden_states: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """Runs a BERT attention block from `(batch, queries, width)` states to keys and values that are already there."""
+    context = mix_values(attention, attention.self.query(hidden_states), keys, values, mask)
+    return attention.output(context, hidden_states)
+
+
 # ---------------------------------------------------------------- towers
 
 
@@ -160,7 +216,7 @@ class MRAVisionModel(nn.Module):
             embed_dim=config.embed_dim,
             depths=tuple(config.depths),
             num_heads=tuple(config.num_heads),
-            window_size=tuple(config.effective_window_size),
+            window_size=tuple((side, side) for side in config.effective_window_size),  # two ints would be one window
             mlp_ratio=config.mlp_ratio,
             proj_drop_rate=config.drop_rate,
             drop_path_rate=config.drop_path_rate,
@@ -206,11 +262,44 @@ class MRAFusionLayer(GradientCheckpointingLayer):
         self.intermediate = BertIntermediate(config)
         self.output = BertOutput(config)
 
-    def forward(self, hidden_states, attention_mask, image_hidden_states, image_attention_mask):
-        hidden_states, _ = self.attention(hidden_states, attention_mask)
-        hidden_states, _ = self.crossattention(
-            hidden_states, encoder_hidden_states=image_hidden_states, encoder_attention_mask=image_attention_mask
-        )
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        self_mask: torch.Tensor | None,
+        image_keys: torch.Tensor,
+        image_values: torch.Tensor,
+        cross_mask: torch.Tensor | None,
+        text_index: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Runs the layer on pairs of text and image.
+
+        Args:
+            hidden_states: `(texts, length, width)`.
+            self_mask: mask of the texts, from [`visibility_mask`].
+            image_keys, image_values: `(images, heads, 1 + patches, width of a head)`.
+            cross_mask: mask of the pairs' images.
+            text_index, image_index: `(pairs,)` text and image of each pair; row i with row i when absent. The texts
+                attend to themselves before they are paired.
+            positions: `(texts, n)`, where to compute the output; everywhere when absent.
+
+        Returns:
+            `(pairs, length or n, width)`.
+        """
+        keys, values = keys_and_values(self.attention, hidden_states)
+        if positions is not None:
+            hidden_states = torch.take_along_dim(hidden_states, positions[..., None], dim=1)
+        hidden_states = attend(self.attention, hidden_states, keys, values, self_mask)
+        if text_index is not None:
+            hidden_states = hidden_states.index_select(0, text_index)
+        if image_index is not None:
+            image_keys, image_values = (
+                image_keys.index_select(0, image_index),
+                image_values.index_select(0, image_index),
+            )
+        hidden_states = attend(self.crossattention, hidden_states, image_keys, image_values, cross_mask)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
@@ -252,7 +341,7 @@ class MRAPreTrainedModel(PreTrainedModel):
             module.init_non_persistent_buffers()
         if isinstance(module, BertLMPredictionHead):
             init.zeros_(module.bias)
-        if isinstance(module, MRAForPreTraining):
+        if isinstance(module, (MRAForPreTraining, MRAForImageTextRetrieval)):
             init.constant_(module.temperature, module.config.temperature)
 
     def set_attn_implementation(self, attn_implementation: str, **kwargs):
@@ -326,7 +415,21 @@ class MRAModel(MRAPreTrainedModel):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Encodes `(batch, length)` tokens with the text-only layers to `(batch, length, text hidden_size)`."""
-        return self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        text_model = self.text_model
+        mask = visibility_mask(attention_mask, text_model.dtype, text_model.config._attn_implementation)
+        return text_model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+
+    def get_image_keys_values(self, image_hidden_states: torch.Tensor) -> ImageKeysValues:
+        """
+        Projects images once for all texts that will meet them in [`fuse`].
+
+        Args:
+            image_hidden_states: `(images, length, vision hidden_size)`.
+
+        Returns:
+            Keys and values of each fusion layer, `(images, heads, length, width of a head)` each.
+        """
+        return [keys_and_values(layer.crossattention, image_hidden_states) for layer in self.fusion_layers]
 
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None
@@ -404,40 +507,63 @@ class MRAModel(MRAPreTrainedModel):
         self,
         text_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        image_hidden_states: torch.Tensor,
+        image_hidden_states: torch.Tensor | None = None,
         image_attention_mask: torch.Tensor | None = None,
+        image_keys_values: ImageKeysValues | None = None,
+        text_index: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        Lets the text attend to the image in the fusion layers.
+        Lets texts attend to images in the fusion layers.
 
         Args:
-            text_hidden_states: `(batch, length, text hidden_size)` of the text-only layers.
-            attention_mask: `(batch, length)`, 1 = token.
-            image_hidden_states: `(batch, 1 + patches, vision hidden_size)`.
-            image_attention_mask: `(batch, 1 + patches)`, 1 = visible; all when absent.
+            text_hidden_states: `(texts, length, text hidden_size)` of the text-only layers.
+            attention_mask: `(texts, length)`, 1 = token.
+            image_hidden_states: `(images, 1 + patches, vision hidden_size)`.
+            image_attention_mask: `(images, 1 + patches)`, 1 = visible; all when absent.
+            image_keys_values: what [`get_image_keys_values`] gave for the images, instead of their hidden states.
+            text_index, image_index: `(pairs,)`, text and image of each pair; row i with row i when absent. What depends
+                on the text or on the image alone is computed once for each.
+            positions: `(texts, n)`, text positions to return; all when absent. The last layer computes no others.
 
         Returns:
-            `(batch, length, text hidden_size)`.
+            `(pairs, length or n, text hidden_size)`.
         """
-        config = self.config.text_config
-        self_mask = create_bidirectional_mask(config, text_hidden_states, attention_mask)
-        cross_mask = create_bidirectional_mask(
-            config, text_hidden_states, image_attention_mask, encoder_hidden_states=image_hidden_states
-        )
+        if image_keys_values is None:
+            image_keys_values = self.get_image_keys_values(image_hidden_states)
+        dtype, implementation = text_hidden_states.dtype, self.config.text_config._attn_implementation
+        self_mask = visibility_mask(attention_mask, dtype, implementation)
+        cross_mask = visibility_mask(image_attention_mask, dtype, implementation)
+        if cross_mask is not None and image_index is not None:
+            cross_mask = cross_mask.index_select(0, image_index)
         hidden_states = text_hidden_states
-        for layer in self.fusion_layers:
-            hidden_states = layer(hidden_states, self_mask, image_hidden_states, cross_mask)
+        last = len(self.fusion_layers) - 1
+        for index, (layer, (keys, values)) in enumerate(zip(self.fusion_layers, image_keys_values, strict=True)):
+            at = positions if index == last else None
+            hidden_states = layer(hidden_states, self_mask, keys, values, cross_mask, text_index, image_index, at)
+            if text_index is not None:  # from here on there is one row a pair
+                self_mask = None if self_mask is None else self_mask.index_select(0, text_index)
+                positions = None if positions is None else positions.index_select(0, text_index)
+                text_index = None
         return hidden_states
 
     def match_logits(
         self,
         text_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        image_hidden_states: torch.Tensor,
+        image_hidden_states: torch.Tensor | None = None,
         image_attention_mask: torch.Tensor | None = None,
+        image_keys_values: ImageKeysValues | None = None,
+        text_index: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Scores pairs of text and image, given as to [`fuse`]: `(batch, 2)` logits, class 1 being "match"."""
-        fused = self.fuse(text_hidden_states, attention_mask, image_hidden_states, image_attention_mask)
+        """Scores pairs of text and image, given as to [`fuse`]: `(pairs, 2)` logits, class 1 being "match"."""
+        first = torch.zeros(len(text_hidden_states), 1, dtype=torch.long, device=text_hidden_states.device)
+        fused = self.fuse(
+            text_hidden_states, attention_mask, image_hidden_states, image_attention_mask, image_keys_values,
+            text_index, image_index, first,
+        )  # fmt: skip
         return self.match_head(fused[:, 0])
 
     def forward(
@@ -484,6 +610,10 @@ class MRAEncodersMixin:
         """See [`MRAModel.get_text_features`]."""
         return self.mra.get_text_features(*args, **kwargs)
 
+    def get_image_keys_values(self, *args, **kwargs):
+        """See [`MRAModel.get_image_keys_values`]."""
+        return self.mra.get_image_keys_values(*args, **kwargs)
+
     def fuse(self, *args, **kwargs):
         """See [`MRAModel.fuse`]."""
         return self.mra.fuse(*args, **kwargs)
@@ -496,11 +626,13 @@ class MRAEncodersMixin:
 class MRAForImageTextRetrieval(MRAEncodersMixin, MRAPreTrainedModel):
     """Scores of texts against images: cosine similarity, and the matching head on request."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^temperature$", r"^mlm_head\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^mlm_head\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_missing = [r"^temperature$"]  # noqa: RUF012  an MRAModel has none: the configuration's then
 
     def __init__(self, config: MRAConfig):
         super().__init__(config)
         self.mra = MRAModel(config)
+        self.temperature = nn.Parameter(torch.tensor([float(config.temperature)]))  # for the fusion of scores
         self.post_init()
 
     def forward(
@@ -525,9 +657,11 @@ class MRAForImageTextRetrieval(MRAEncodersMixin, MRAPreTrainedModel):
         if return_match_logits:
             texts, images = len(input_ids), len(pixel_values)
             match_logits = self.mra.match_logits(
-                encoded.text_hidden_states.repeat_interleave(images, dim=0),
-                attention_mask.repeat_interleave(images, dim=0),
-                encoded.image_hidden_states.repeat(texts, 1, 1),
+                encoded.text_hidden_states,
+                attention_mask,
+                encoded.image_hidden_states,
+                text_index=torch.arange(texts, device=input_ids.device).repeat_interleave(images),
+                image_index=torch.arange(images, device=input_ids.device).repeat(texts),
             ).view(texts, images, 2)
         return MRAImageTextRetrievalOutput(
             similarity=encoded.text_embeds @ encoded.image_embeds.t(),
@@ -577,6 +711,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         generator: torch.Generator | None = None,
         fusion_length: int | None = None,
         phrase_fusion_length: int | None = None,
+        max_masked: int | None = None,
         **kwargs,
     ) -> MRAPreTrainingOutput:
         """
@@ -598,6 +733,8 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
             fusion_length, phrase_fusion_length: how many leading positions hold every token of the captions (augmented
                 ones included) and of the phrases. Matching runs on these alone, which changes nothing but the time; on
                 all when absent. The collator knows them without asking the device.
+            max_masked: the most labels that a row may hold. Masked tokens are predicted at so many positions of each
+                row, again for the time alone; at every position when absent.
 
         Raises:
             ValueError: if phrases come without their region mask, or masked captions without labels.
@@ -607,32 +744,35 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         if (mlm_input_ids is None) != (labels is None):
             raise ValueError("`mlm_input_ids` and `labels` go together: pass both or neither.")
         image_hidden_states = self.mra.get_image_hidden_states(pixel_values)
+        image_keys_values = self.mra.get_image_keys_values(image_hidden_states)
         output = MRAPreTrainingOutput()
         # BatchNorm sees the region batch first, then the plain, then the augmented one (reference notes, "Model").
         if phrase_input_ids is not None:
             self._region_losses(
-                output, image_hidden_states, phrase_input_ids, phrase_attention_mask, region_attention_mask, phrase_ids,
-                phrase_fusion_length, generator,
+                output, image_hidden_states, image_keys_values, phrase_input_ids, phrase_attention_mask,
+                region_attention_mask, phrase_ids, phrase_fusion_length, generator,
             )  # fmt: skip
         output.image_embeds = self.mra.project_image(image_hidden_states)
         text_hidden_states = self.mra.get_text_hidden_states(input_ids, attention_mask)
         output.text_embeds = self.mra.project_text(text_hidden_states)
         output.itc_loss, output.itm_loss = self._alignment_losses(
-            image_hidden_states, output.image_embeds, text_hidden_states, output.text_embeds, attention_mask,
+            image_keys_values, output.image_embeds, text_hidden_states, output.text_embeds, attention_mask,
             identity_ids, fusion_length, generator,
         )  # fmt: skip
         if augmented_input_ids is not None:
             augmented_hidden_states = self.mra.get_text_hidden_states(augmented_input_ids, augmented_attention_mask)
             output.augmented_itc_loss, output.augmented_itm_loss = self._alignment_losses(
-                image_hidden_states, output.image_embeds, augmented_hidden_states,
+                image_keys_values, output.image_embeds, augmented_hidden_states,
                 self.mra.project_text(augmented_hidden_states), augmented_attention_mask, identity_ids, fusion_length,
                 generator,
             )  # fmt: skip
         if mlm_input_ids is not None:
-            masked = labels != -100
+            positions = (labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, :max_masked]
             mlm_attention_mask = attention_mask[:, : mlm_input_ids.shape[1]]
-            logits = self.mlm_logits(mlm_input_ids, mlm_attention_mask, image_hidden_states, masked)
-            output.mlm_loss = masked_language_loss(logits, labels[masked])
+            logits = self.mlm_logits(
+                mlm_input_ids, mlm_attention_mask, image_keys_values=image_keys_values, positions=positions
+            )
+            output.mlm_loss = masked_language_loss(logits.flatten(0, 1), labels.gather(1, positions).flatten())
         output.loss = self._weighted_sum(output)
         return output
 
@@ -640,7 +780,8 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         self,
         mlm_input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
-        image_hidden_states: torch.Tensor,
+        image_hidden_states: torch.Tensor | None = None,
+        image_keys_values: ImageKeysValues | None = None,
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
@@ -648,18 +789,20 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
 
         Args:
             mlm_input_ids, attention_mask: `(batch, length)`.
-            image_hidden_states: `(batch, 1 + patches, vision hidden_size)`.
-            positions: `(batch, length)` booleans, where to predict; everywhere when absent.
+            image_hidden_states, image_keys_values: the images, one or the other, as [`MRAModel.fuse`] takes them.
+            positions: `(batch, n)`, where to predict; everywhere when absent.
 
         Returns:
-            `(batch, length, vocab_size)`, or `(positions, vocab_size)` in row-major order.
+            `(batch, length or n, vocab_size)`.
         """
         hidden_states = self.mra.get_text_hidden_states(mlm_input_ids, attention_mask)
-        hidden_states = self.mra.fuse(hidden_states, attention_mask, image_hidden_states)
-        return self.mlm_head(hidden_states if positions is None else hidden_states[positions])
+        hidden_states = self.mra.fuse(
+            hidden_states, attention_mask, image_hidden_states, None, image_keys_values, positions=positions
+        )
+        return self.mlm_head(hidden_states)
 
     def _alignment_losses(
-        self, image_hidden_states, image_embeds, text_hidden_states, text_embeds, attention_mask, identity_ids,
+        self, image_keys_values, image_embeds, text_hidden_states, text_embeds, attention_mask, identity_ids,
         fusion_length, generator, image_attention_mask=None,
     ):  # fmt: skip
         """Contrastive loss over all processes, and matching loss against negatives of this process."""
@@ -678,32 +821,40 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         negative_images, has_image = choose_hard_negatives(similarity.t(), local, generator)
         negative_texts, has_text = choose_hard_negatives(similarity, local, generator)
         every = torch.arange(batch_size, device=image_embeds.device)
-        texts = torch.cat([every, every, negative_texts])  # matched, (text, negative image), (negative text, image)
-        images = torch.cat([every, negative_images, every])
         logits = self.mra.match_logits(
-            text_hidden_states[texts, :fusion_length],
-            attention_mask[texts, :fusion_length],
-            image_hidden_states[images],
-            None if image_attention_mask is None else image_attention_mask[images],
+            text_hidden_states[:, :fusion_length],
+            attention_mask[:, :fusion_length],
+            image_attention_mask=image_attention_mask,
+            image_keys_values=image_keys_values,
+            text_index=torch.cat(
+                [every, every, negative_texts]
+            ),  # matched, (text, negative image), (negative text, image)
+            image_index=torch.cat([every, negative_images, every]),
         )
         labels = torch.cat([torch.ones_like(every), (~has_image).long() * -100, (~has_text).long() * -100])
         return itc_loss, matching_loss(logits, labels)
 
     def _region_losses(
-        self, output, image_hidden_states, input_ids, attention_mask, region_attention_mask, phrase_ids, fusion_length,
-        generator,
+        self, output, image_hidden_states, image_keys_values, input_ids, attention_mask, region_attention_mask,
+        phrase_ids, fusion_length, generator,
     ):  # fmt: skip
         """Contrastive and matching losses of regions and phrases, with the region's mean as token 0."""
         follows_paper = self.config.region_features == "paper"
         patches = image_hidden_states[:, 1:]
         patch_mask = region_attention_mask[:, 1:]
-        region_hidden_states = torch.cat([masked_mean(patches, patch_mask)[:, None], patches], dim=1)
+        region_token = masked_mean(patches, patch_mask)[:, None]
+        region_hidden_states = torch.cat([region_token, patches], dim=1)
         region_embeds = self.mra.project_image(region_hidden_states, patch_mask if follows_paper else None)
         text_hidden_states = self.mra.get_text_hidden_states(input_ids, attention_mask)
-        sees_mean = torch.full_like(patch_mask[:, :1], int(follows_paper))
+        sees_token = torch.full_like(patch_mask[:, :1], int(follows_paper))
+        if follows_paper:
+            image_keys_values = [
+                tuple(torch.cat([token, image[:, :, 1:]], dim=2) for token, image in zip(*layer, strict=True))
+                for layer in zip(self.mra.get_image_keys_values(region_token), image_keys_values, strict=True)
+            ]
         output.region_itc_loss, output.region_itm_loss = self._alignment_losses(
-            region_hidden_states, region_embeds, text_hidden_states, self.mra.project_text(text_hidden_states),
-            attention_mask, phrase_ids, fusion_length, generator, torch.cat([sees_mean, patch_mask], dim=1),
+            image_keys_values, region_embeds, text_hidden_states, self.mra.project_text(text_hidden_states),
+            attention_mask, phrase_ids, fusion_length, generator, torch.cat([sees_token, patch_mask], dim=1),
         )  # fmt: skip
 
     def _weighted_sum(self, output: MRAPreTrainingOutput) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import re
 
-from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, BertConfig, ProcessorMixin
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
@@ -107,10 +107,10 @@ class MRAProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        """Loads the image processor by its class: the Auto class would ask to trust the code in the folder."""
+        """Loads the parts without config.json, which names code that the Auto classes would ask to trust."""
         return [
             MRAImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
-            AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs),
+            AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=BertConfig(), **kwargs),
         ]
 
     def normalize_caption(self, caption: str) -> str:

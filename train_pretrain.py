@@ -138,7 +138,7 @@ def main(argv=None):
 
     # Optimizer and schedule
     plan = make_plan(len(dataset), data.per_device_batch_size, accelerator.num_processes, run)
-    optimizer = create_optimizer(model, optim, fused=accelerator.device.type == "cuda")
+    optimizer = create_optimizer(model, optim, fused=accelerator.device.type in ("cuda", "cpu"))
     schedule = create_schedule(optim, plan.total_steps)
 
     # Prepare

@@ -20,10 +20,10 @@ class SampleConfig:
     `twin_share` of the people differ from another of their split in one attribute only.
     """
 
-    sda_pairs: int = 5000
+    sda_pairs: int = 10000
     sda_shard_size: int = 5000
-    train_ids: int = 600
-    val_ids: int = 100
+    train_ids: int = 2500
+    val_ids: int = 200
     test_ids: int = 200
     images_per_id: int = 4
     twin_share: float = 0.15

@@ -33,7 +33,7 @@ class RetrievalResult:
         similarity: (captions, images) float32.
         reranked: (captions, images) float32 fused scores, or None.
         top_indices: (captions, rerank_k), or None.
-        match_scores: (views, captions, rerank_k), or None.
+        match_scores: (views, captions, rerank_k) matching logits, log-odds with "posterior" fusion, or None.
         query_ids: (captions,), identity of each query.
         query_rows: (captions,), dataset row that each query belongs to.
         gallery_ids: (images,), identity of each dataset row.
@@ -67,6 +67,7 @@ def evaluate_retrieval(
     rerank_k: int | None = None,
     flip: bool = True,
     score_fusion: str = "single",
+    match_weight: float = 1.0,
     batch_size: int = 64,
     rerank_batch_size: int = 256,
     num_workers: int = 0,
@@ -86,7 +87,9 @@ def evaluate_retrieval(
         dataset: `datasets.Dataset` with columns image, captions (list of texts) and image_id (identity).
         rerank_k: images of each query to re-rank with the fusion layers; None or 0 ranks by similarity alone.
         flip: use the mirror image too, for features and for matching.
-        score_fusion: "single" or "published", see `fuse_scores`.
+        score_fusion: "single", "published" or "posterior", see `fuse_scores`; the last needs a model that holds the learned
+            temperature, which a bare MRAModel does not.
+        match_weight: weight of the matching log-odds in "posterior".
         batch_size: images or captions in a forward pass.
         rerank_batch_size: pairs in a forward pass.
         num_workers: processes that decode and resize images.
@@ -99,6 +102,7 @@ def evaluate_retrieval(
     shard = Shard.current()
     if score_fusion not in SCORE_FUSIONS:
         raise ValueError(f"score_fusion must be one of {', '.join(SCORE_FUSIONS)}, got {score_fusion!r}")
+    temperature = model.temperature.item() if hasattr(model, "temperature") else None
     if rerank_k is not None and rerank_k < 0:
         raise ValueError(f"rerank_k must be 0 (no re-ranking) or more, got {rerank_k}")
     captions, query_rows, gallery_ids = read_captions(dataset)
@@ -130,11 +134,19 @@ def evaluate_retrieval(
                     top_indices,
                     batch_size=rerank_batch_size,
                     dtype=dtype,
+                    log_odds=score_fusion == "posterior",
                     shard=shard,
                     progress=progress,
                 )
             with _timed(timings, "fuse"):
-                fused = fuse_scores(similarity, top_indices, match_scores, score_fusion)
+                fused = fuse_scores(
+                    similarity,
+                    top_indices,
+                    match_scores,
+                    score_fusion,
+                    temperature=temperature,
+                    match_weight=match_weight,
+                )
                 metrics["reranked"] = retrieval_metrics(fused, query_ids, gallery_ids)
             timings["pairs_per_second"] = match_scores.numel() / timings["rerank"]
     counts = {"identities": len(gallery_ids.unique()), "images": len(gallery_ids), "captions": len(captions)}

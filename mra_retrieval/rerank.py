@@ -1,13 +1,20 @@
 """Re-ranking: matching scores of each query with its top k gallery images."""
 
+from functools import partial
+
 import torch
 from tqdm.auto import tqdm
 
-from .distributed import Shard, cut_batches, gather_in_order, without_lone_row
+from .distributed import Shard, gather_in_order, without_lone_row
 from .encode import ImageEncodings, TextEncodings, forward_context
+from .matching import match_logits
 
 
 ROWS_PER_CHUNK = 1024
+
+# Pairs in a forward pass: on a CPU its activations should stay in the cache, an accelerator wants to be kept busy.
+BATCH_SIZES = {"cpu": 32}
+DEFAULT_BATCH_SIZE = 512
 
 
 def similarity_matrix(
@@ -40,50 +47,85 @@ def match_pairs(
     pair_texts: torch.Tensor,
     pair_images: torch.Tensor,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     dtype: torch.dtype | None = None,
+    log_odds: bool = False,
 ) -> torch.Tensor:
     """Score (text, image) pairs with the fusion layers and the matching head.
 
-    Texts are padded to the longest of their batch only: the fusion layers hide padding, so the scores stay the same, and
-    pairs that come sorted by text length waste nothing.
+    What depends on an image alone, its keys and values in every fusion layer, is computed once, and what depends on a text
+    alone once a forward pass. Texts are padded to the longest of their forward pass only; the fusion layers hide padding, so
+    the scores stay the same, and pairs that come sorted by length and text waste nothing.
 
     Args:
         model: an MRAModel or a model whose `.mra` is one, in eval mode.
         texts: with hidden states.
-        image_hidden_states: (images, views, 1 + patches, hidden), a few images that fit the device.
+        image_hidden_states: (images, views, 1 + patches, hidden), a few images: their keys and values must fit the device.
         pair_texts: (pairs,), index into `texts`.
         pair_images: (pairs,), index into `image_hidden_states`.
-        batch_size: pairs in a forward pass.
+        batch_size: most pairs in a forward pass; None for what suits the device.
         dtype: dtype of the forward passes (autocast); None for that of the weights.
+        log_odds: subtract the logit of class 0.
 
     Returns:
-        (views, pairs) float32 on the CPU: the logit of class 1, "match".
+        (views, pairs) float32 on the CPU: the logit of class 1, "match", or its log-odds.
+
+    Raises:
+        ValueError: if the batch size is not positive.
     """
     model = getattr(model, "mra", model)
     parameter = next(model.parameters())
-    compute_dtype = dtype or parameter.dtype
-    image_hidden_states = image_hidden_states.to(parameter.device, compute_dtype)
+    device, compute_dtype = parameter.device, dtype or parameter.dtype
+    if batch_size is None:
+        batch_size = BATCH_SIZES.get(device.type, DEFAULT_BATCH_SIZE)
+    batches = cut_by_length(texts.lengths[pair_texts], batch_size)
     num_views = image_hidden_states.shape[1]
     scores = torch.empty(num_views, len(pair_texts))
-    for batch in cut_batches(len(pair_texts), batch_size):
-        pairs = slice(batch.start, batch.stop)
-        hidden_states, attention_mask = texts.padded(pair_texts[pairs])
-        hidden_states = hidden_states.to(parameter.device, compute_dtype)
-        attention_mask = attention_mask.to(parameter.device)
-        images = pair_images[pairs].to(parameter.device)
-        with forward_context(model, dtype):
-            logits = [
-                without_lone_row(
-                    model.match_logits,
-                    text_hidden_states=hidden_states,
-                    attention_mask=attention_mask,
-                    image_hidden_states=image_hidden_states[images, view],
-                )
-                for view in range(num_views)
-            ]
-        scores[:, pairs] = torch.stack(logits)[..., 1].float().cpu()
+    with forward_context(model, dtype):
+        for view in range(num_views):
+            keys_values = model.get_image_keys_values(image_hidden_states[:, view].to(device, compute_dtype))
+            for batch in batches:
+                pairs = slice(batch.start, batch.stop)
+                rows, text_index = pair_texts[pairs].unique(return_inverse=True)
+                hidden_states, attention_mask = texts.padded(rows)
+                logits = without_lone_row(
+                    partial(
+                        match_logits,
+                        model,
+                        hidden_states.to(device, compute_dtype),
+                        None if attention_mask.all() else attention_mask.to(device),
+                        keys_values,
+                    ),
+                    text_index=text_index.to(device),
+                    image_index=pair_images[pairs].to(device),
+                ).float()
+                scores[view, pairs] = (logits[:, 1] - logits[:, 0] if log_odds else logits[:, 1]).cpu()
     return scores
+
+
+def cut_by_length(lengths: torch.Tensor, batch_size: int) -> list[range]:
+    """Cut pairs that come sorted by text length into forward passes.
+
+    A forward pass that is at least half full ends where longer texts begin, which would pad those it holds.
+
+    Args:
+        lengths: (pairs,), tokens of the text of each.
+        batch_size: most pairs in a forward pass.
+
+    Raises:
+        ValueError: if the batch size is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch size must be at least 1, got {batch_size}")
+    batches, start = [], 0
+    for end in lengths.unique_consecutive(return_counts=True)[1].cumsum(0).tolist():
+        while end - start >= batch_size:
+            batches.append(range(start, start + batch_size))
+            start += batch_size
+        if end > start and (2 * (end - start) >= batch_size or end == len(lengths)):
+            batches.append(range(start, end))
+            start = end
+    return batches
 
 
 def rerank(
@@ -92,8 +134,9 @@ def rerank(
     images: ImageEncodings,
     top_indices: torch.Tensor,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     dtype: torch.dtype | None = None,
+    log_odds: bool = False,
     shard: Shard | None = None,
     progress: bool = False,
 ) -> torch.Tensor:
@@ -108,8 +151,10 @@ def rerank(
         texts: all queries, with hidden states.
         images: the gallery, with the hidden states of the images that this process encoded.
         top_indices: (queries, k), gallery rows to match with each query.
-        batch_size: pairs in a forward pass.
+        batch_size: most pairs in a forward pass; None for what suits the device. Together with the batches of images, whose
+            keys and values are held at a time, it bounds the memory.
         dtype: dtype of the forward passes (autocast); None for that of the weights.
+        log_odds: give the log-odds of "match" instead of its logit.
         shard: the share of this process, the same as when encoding.
         progress: show a progress bar.
 
@@ -147,6 +192,7 @@ def rerank(
                 pair_images[pairs] - batch.start,
                 batch_size=batch_size,
                 dtype=dtype,
+                log_odds=log_odds,
             )
         )
     scores = torch.cat(list(gather_in_order(results, len(images.batches), shard)), dim=1)

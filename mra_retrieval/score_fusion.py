@@ -3,7 +3,7 @@
 import torch
 
 
-SCORE_FUSIONS = ("single", "published")
+SCORE_FUSIONS = ("single", "published", "posterior")
 
 # Weight of the scaled similarity in the published evaluation.
 SIMILARITY_WEIGHT = 0.002
@@ -24,6 +24,8 @@ def fuse_scores(
     method: str = "single",
     world_size: int = PUBLISHED_WORLD_SIZE,
     similarity_weight: float = SIMILARITY_WEIGHT,
+    temperature: float | None = None,
+    match_weight: float = 1.0,
 ) -> torch.Tensor:
     """Fuse the matching scores of each query's top k with the similarities of the whole gallery.
 
@@ -38,19 +40,28 @@ def fuse_scores(
     on 4 processes nearly s / 1000 + 0.008 z, so the similarity weighs far more against the matching score than in `single`.
     A process without any rows divides 0 by 0 in the published code; here it adds a constant, which ranks nothing.
 
+    `posterior` is ours: similarity / temperature + match_weight * matching log-odds averaged over the views, where entries
+    that were not ranked take the least log-odds of their row. Both terms are logarithms of likelihoods: the contrastive loss
+    makes exp(similarity / temperature) the odds of a pair among the gallery, and the matching head, whose negatives are drawn in
+    proportion to just that, says how much likelier a pair is than such a draw. With a perfect head the weight is 1; one that
+    was trained briefly is too sure of itself and deserves less, to be chosen on validation.
+
     Args:
         similarity: (queries, gallery).
         top_indices: (queries, k), the gallery entries that were matched.
-        match_scores: (views, queries, k), matching logit of each, one view or an image and its mirror image.
-        method: "single" or "published".
+        match_scores: (views, queries, k), matching logit of each, one view or an image and its mirror image; for
+            "posterior" the log-odds, class 1 minus class 0.
+        method: "single", "published" or "posterior".
         world_size: processes whose sum "published" computes.
-        similarity_weight: weight of the scaled similarity.
+        similarity_weight: weight of the scaled similarity in "single" and "published".
+        temperature: learned temperature of the contrastive loss, for "posterior".
+        match_weight: weight of the matching log-odds in "posterior".
 
     Returns:
         (queries, gallery) float32 scores, larger is better.
 
     Raises:
-        ValueError: if the method is unknown or shapes disagree.
+        ValueError: if the method is unknown, shapes disagree, or "posterior" has no temperature above 0.
     """
     if method not in SCORE_FUSIONS:
         raise ValueError(f"score_fusion must be one of {', '.join(SCORE_FUSIONS)}, got {method!r}")
@@ -62,6 +73,10 @@ def fuse_scores(
         )
     if world_size < 1:
         raise ValueError(f"world_size must be at least 1, got {world_size}")
+    if method == "posterior":
+        if temperature is None or temperature <= 0:
+            raise ValueError(f'"posterior" needs the learned temperature, above 0, got {temperature}')
+        return _posterior(similarity / temperature, top_indices, match_weight * match_scores.float().mean(dim=0))
     if method == "single":
         world_size = 1
     match_scores = match_scores.float()
@@ -89,6 +104,11 @@ def fuse_scores(
                 total += (scaled if process == owner else 1.0) + weighted
             fused[rows] = total
     return fused
+
+
+def _posterior(log_similarity: torch.Tensor, top_indices: torch.Tensor, log_odds: torch.Tensor) -> torch.Tensor:
+    fused = log_similarity.float() + log_odds.amin(dim=1, keepdim=True)
+    return fused.scatter_(1, top_indices, log_similarity.gather(1, top_indices).float() + log_odds)
 
 
 def _min_max(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import functools
 import json
 import types
 from dataclasses import dataclass, field
@@ -26,7 +27,11 @@ class ModelArguments:
     _argument_group_name = "model"
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of an MRA model to start from; a new model when left out."}
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of an MRA model to start from; a new model when left out, or when `none` overrules "
+            "a recipe."
+        },
     )
     model_config: str | None = field(
         default=None,
@@ -230,7 +235,12 @@ class OptimizationArguments:
         default_factory=list,
         metadata={"help": f"Parts that train at the multiplied rate, of: {', '.join(PARTS)}."},
     )
-    weight_decay: float = field(default=0.01, metadata={"help": "Decoupled weight decay; biases and norms have none."})
+    weight_decay: float = field(
+        default=0.01,
+        metadata={
+            "help": "Decoupled weight decay; biases, the norms of Swin and BERT and the position tables have none."
+        },
+    )
     adam_beta1: float = field(default=0.9, metadata={"help": "Decay of AdamW's first moment."})
     adam_beta2: float = field(default=0.98, metadata={"help": "Decay of AdamW's second moment."})
     adam_epsilon: float = field(default=1e-8, metadata={"help": "Epsilon of AdamW."})
@@ -324,7 +334,7 @@ class EvaluationArguments:
     )
     eval_flip: bool = field(default=True, metadata={"help": "Average each image with its mirror image."})
     eval_batch_size: int = field(default=64, metadata={"help": "Images or captions encoded at a time."})
-    eval_score_fusion: Literal["single", "published"] = field(
+    eval_score_fusion: Literal["single", "published", "posterior"] = field(
         default="single", metadata={"help": "How matching scores and similarity are put together."}
     )
 
@@ -388,6 +398,10 @@ def parse_arguments(dataclass_types, description: str | None = None, argv: list[
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
     )
+    for action in parser._actions:  # HfArgumentParser gives --no_x the help of --x
+        if action.const is False and action.option_strings[0].startswith("--no_"):
+            action.help = f"Turn `{action.dest}` off."
+    _let_none_clear(parser, dataclass_types)
     parser.add_argument("--config", help="YAML recipe whose keys are the arguments below; the command line wins.")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
@@ -404,6 +418,21 @@ def parse_arguments(dataclass_types, description: str | None = None, argv: list[
     except ValueError as error:
         parser.error(str(error))
     return tuple(themes)
+
+
+def _let_none_clear(parser: argparse.ArgumentParser, dataclass_types) -> None:
+    """Takes `none` for no value at all where a value is optional, so that the command line can clear a recipe's."""
+    hints = {name: hint for theme in dataclass_types for name, hint in get_type_hints(theme).items()}
+
+    def or_none(convert):
+        def read(text):
+            return None if text == "none" else convert(text)
+
+        return functools.update_wrapper(read, convert, assigned=("__name__",), updated=())
+
+    for action in parser._actions:
+        if type(None) in get_args(hints.get(action.dest)) and action.nargs is None and action.choices is None:
+            action.type = or_none(action.type)
 
 
 def load_recipe(path: str | Path, dataclass_types) -> dict[str, Any]:

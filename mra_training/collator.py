@@ -62,8 +62,9 @@ class TrainingCollator:
         Returns:
             `pixel_values` `(batch, 3, height, width)` float32; `input_ids`, `attention_mask`, `mlm_input_ids`, `labels`
             `(batch, max_text_length)` int64; `identity_ids` `(batch,)` int64; `fusion_length` and, with
-            regions, `phrase_fusion_length`, the leading positions that hold every token, as integers. `mlm_input_ids` and `labels` are cut to the captions' own such length
-            unless padding may be masked. With augmented captions also
+            regions, `phrase_fusion_length`, the leading positions that hold every token, as integers; `max_masked`, the
+            most labels of a row. `mlm_input_ids` and `labels` are cut to the captions' own length unless padding may be
+            masked. With augmented captions also
             `augmented_input_ids` and `augmented_attention_mask`; with regions also `phrase_input_ids`,
             `phrase_attention_mask`, `region_attention_mask` `(batch, 1 + patches)` and `phrase_ids` `(batch,)`.
 
@@ -93,6 +94,7 @@ class TrainingCollator:
         batch["mlm_input_ids"], batch["labels"] = torch.from_numpy(masked), torch.from_numpy(labels)
         batch["identity_ids"] = torch.tensor([example["identity_id"] for example in examples])
         lengths = {kind: self._bucket(batch[f"{prefix}attention_mask"]) for kind, prefix in kinds.items()}
+        batch["max_masked"] = self.masker.max_masked
         batch["fusion_length"] = max(lengths["caption"], lengths.get("augmented_caption", 0))
         if "phrase" in fields:
             batch["phrase_fusion_length"] = lengths["phrase"]

@@ -91,7 +91,7 @@ def create_optimizer(model: nn.Module, args, fused: bool = False) -> torch.optim
     Args:
         model: an `MRAForPreTraining`, not yet prepared.
         args: the arguments.
-        fused: one kernel for all parameters, for CUDA.
+        fused: one kernel for all parameters, where the device has it.
     """
     groups = parameter_groups(
         model, args.learning_rate, args.weight_decay, args.learning_rate_multiplier, args.multiplied_parts

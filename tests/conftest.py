@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import pytest
+import torch
 
 from tests.hub_server import HubServer
 
@@ -10,3 +11,9 @@ def hub_server(tmp_path):
     """A stand-in of the Hub; give client processes `env=hub_server.environment()`."""
     with HubServer(tmp_path / "hub") as server:
         yield server
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Two threads that share busy cores wait for each other far longer than one takes alone."""
+    torch.set_num_threads(1)

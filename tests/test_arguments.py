@@ -32,6 +32,27 @@ def refuse(capsys, tmp_path, recipe="", *argv):
     return " ".join(capsys.readouterr().err.split())
 
 
+def test_none_on_the_command_line_clears_a_recipe(tmp_path):
+    recipe = "model_name_or_path: some/model\n"
+    assert parse(tmp_path, recipe)[0].model_name_or_path == "some/model"
+    new = ("--model_name_or_path", "none", "--vision_weights", "timm", "--text_weights", "bert")
+    model = parse(tmp_path, recipe, *new)[0]
+    assert (model.model_name_or_path, model.vision_weights, model.text_weights) == (None, "timm", "bert")
+    recipe = "max_grad_norm: 2.0\nsave_steps: 5\n"
+    optim, run = parse(tmp_path, recipe, "--max_grad_norm", "none", "--save_steps=none")[3:]
+    assert optim.max_grad_norm is None and run.save_steps is None
+
+
+def test_a_wrong_optional_number_is_named(capsys, tmp_path):
+    assert "invalid float value: 'much'" in refuse(capsys, tmp_path, "", "--max_grad_norm", "much")
+
+
+def test_help_of_switches_says_what_they_do(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(THEMES, argv=["--help"])
+    assert "Turn `whole_word_masking` off." in " ".join(capsys.readouterr().out.split())
+
+
 def test_recipe_sets_values_and_command_line_wins(tmp_path):
     model, objective, data, optim, run = parse(
         tmp_path,

@@ -101,14 +101,6 @@ class Case:
         self.model = MRAForPreTraining.from_pretrained(None, config=self.config, state_dict=weights).eval()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module", params=["a", "b", "f"])
 def case(request):
     return Case(request.param)

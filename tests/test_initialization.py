@@ -21,14 +21,6 @@ TABLE = "relative_position_bias_table"
 WIDTH, DEPTHS, HEADS = 8, (2, 2, 2, 2), (1, 2, 4, 8)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def swin_config(image_size=(224, 224), windows=(7, 7, 7, 7), **fields) -> MRAConfig:
     vision = {"image_size": image_size, "window_size": windows, "depths": DEPTHS, "num_heads": HEADS}
     return tiny_config(vision_config=vision, **fields)

@@ -17,14 +17,6 @@ from losses_mra import (
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def naive_contrastive(image, text, identities, temperature, smoothing):
     total, count = 0.0, len(image)
     for queries, keys in ((image, text), (text, image)):

@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pedes():
-    return plan_pedes(SampleConfig(sda_pairs=0))
+    return plan_pedes(SampleConfig(sda_pairs=0, train_ids=600, val_ids=100))
 
 
 def read(path):
@@ -171,7 +171,7 @@ def test_captions_decide_between_people_but_not_always(pedes):
 
 
 def test_sda_has_boxes_for_nearly_all_and_two_pictures_for_some():
-    crops = plan_sda(SampleConfig())
+    crops = plan_sda(SampleConfig(sda_pairs=5000))
     assert len(crops) == 5000
     pictures = Counter(crop.image_id for crop in crops)
     assert set(pictures.values()) == {1, 2}

@@ -1,5 +1,6 @@
 """Model: gradients, what is computed, pooling, regions, initialisation, precision, checkpointing, save and load."""
 
+import copy
 import json
 import os
 import subprocess
@@ -13,11 +14,13 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import nn
 from transformers.models.bert.modeling_bert import BertLayer
 
+from benchmarks.plain import plain_fuse, plain_match_logits
 from modeling_mra import (
     MRAForImageTextRetrieval,
     MRAForPreTraining,
     MRAFusionLayer,
     MRAModel,
+    MRAVisionModel,
     masked_mean,
     pool_parts,
 )
@@ -27,14 +30,6 @@ from tests.tiny import tiny_batch, tiny_config, tiny_model, tiny_processor
 AUGMENTED, REGION = ("augmented_itc_loss", "augmented_itm_loss"), ("region_itc_loss", "region_itm_loss")
 TERMS = ("itc_loss", "itm_loss", "mlm_loss", *AUGMENTED, *REGION)
 PLAIN = ("pixel_values", "input_ids", "attention_mask", "identity_ids")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +257,15 @@ def test_masked_parts_equal_adaptive_pooling_of_the_visible(count):
         torch.testing.assert_close(pooled, pool_parts(tokens))
 
 
+def test_every_stage_has_its_own_window():
+    for sides in ([8, 4], [8, 4, 2]):
+        depths, heads = [1] * len(sides), [2] * len(sides)
+        vision = {"image_size": [128, 64], "depths": depths, "num_heads": heads, "window_size": sides}
+        swin = MRAVisionModel(tiny_config(vision_config=vision | {"patch_size": 8}).vision_config).swin
+        windows = [m.window_size for m in swin.modules() if isinstance(m, WindowAttention)]
+        assert windows == [(side, side) for side in sides]
+
+
 def test_masked_mean():
     tokens = torch.randn(2, 4, 3)
     mask = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0]])
@@ -278,8 +282,8 @@ def test_region_features(choice, projection, batch, monkeypatch):
     model = tiny_model(tiny_config(vision_config=vision, region_features=choice, projection_type=projection))
     seen = {}
 
-    def record(images, image_embeds, *args):
-        seen.update(tokens=images, embeds=image_embeds, mask=args[-1])
+    def record(image_keys_values, image_embeds, *args):
+        seen.update(keys_values=image_keys_values, embeds=image_embeds, mask=args[-1])
         return torch.zeros(()), torch.zeros(())
 
     monkeypatch.setattr(
@@ -289,7 +293,11 @@ def test_region_features(choice, projection, batch, monkeypatch):
     patch_mask = batch["region_attention_mask"][:, 1:]
     patches = model.get_image_hidden_states(batch["pixel_values"])[:, 1:]
     mean = torch.stack([row[mask.bool()].mean(dim=0) for row, mask in zip(patches, patch_mask, strict=True)])
-    torch.testing.assert_close(seen["tokens"], torch.cat([mean[:, None], patches], dim=1))
+    expected = model.get_image_keys_values(torch.cat([mean[:, None], patches], dim=1))
+    hidden = 0 if choice == "paper" else 1  # the published code computes token 0 and masks it
+    for layer, expected_layer in zip(seen["keys_values"], expected, strict=True):
+        for states, expected_states in zip(layer, expected_layer, strict=True):
+            torch.testing.assert_close(states[:, :, hidden:], expected_states[:, :, hidden:])
     torch.testing.assert_close(seen["mask"][:, 1:], patch_mask)
     assert (seen["mask"][:, 0] == (1 if choice == "paper" else 0)).all()
     if projection == "linear":
@@ -308,6 +316,34 @@ def test_hidden_patches_do_not_reach_the_matching_head(model, batch):
     changed = torch.where(mask[..., None].bool(), images, torch.randn_like(images))
     before = model.match_logits(texts, batch["attention_mask"], images, mask)
     torch.testing.assert_close(model.match_logits(texts, batch["attention_mask"], changed, mask), before)
+
+
+# ---------------------------------------------------------------- fusion in fewer steps
+
+
+@torch.no_grad()
+def test_fusion_of_pairs_equals_the_plain_layers(model, batch):
+    images = model.get_image_hidden_states(batch["pixel_values"])
+    texts = model.get_text_hidden_states(batch["input_ids"], batch["attention_mask"])
+    text_index, image_index = torch.tensor([0, 2, 2, 1, 3]), torch.tensor([1, 1, 0, 2, 2])
+    mask, regions = batch["attention_mask"], batch["region_attention_mask"].clone()
+    regions[:, 0] = 1
+    expected = plain_fuse(model.mra, texts[text_index], mask[text_index], images[image_index], regions[image_index])
+    pairs = {"text_index": text_index, "image_index": image_index}
+    fused = model.fuse(texts, mask, images, regions, **pairs)
+    torch.testing.assert_close(fused, expected, rtol=0, atol=1e-5)
+    keys_values = model.get_image_keys_values(images)
+    positions = torch.tensor([[0, 3], [1, 1], [4, 2], [0, 5]])
+    fused = model.fuse(texts, mask, None, regions, keys_values, **pairs, positions=positions)
+    expected = expected.gather(1, positions[text_index][..., None].expand(-1, -1, expected.shape[-1]))
+    torch.testing.assert_close(fused, expected, rtol=0, atol=1e-5)
+    expected = plain_match_logits(model.mra, texts, mask, images)
+    torch.testing.assert_close(model.match_logits(texts, mask, images), expected, rtol=0, atol=1e-5)
+
+
+def test_masked_tokens_are_predicted_alike_at_few_positions(model, batch):
+    few = run(model, batch, max_masked=int((batch["labels"] != -100).sum(dim=1).max()))
+    torch.testing.assert_close(few.mlm_loss, run(model, batch).mlm_loss)
 
 
 # ---------------------------------------------------------------- initialisation
@@ -397,7 +433,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(config, batch):
 
 @torch.no_grad()
 def test_attention_implementations_agree(config, batch):
-    model = tiny_model(config)
+    model = tiny_model(copy.deepcopy(config))  # the choice is kept in the configuration, which other tests share
     outputs = {}
     for implementation in ("sdpa", "eager"):
         model.set_attn_implementation(implementation)

@@ -19,6 +19,78 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 ACCELERATE_CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 SCRIPTS = {"pretrain": train_pretrain, "finetune": train_finetune}
+FOLDERS = (".", "reproduce", "paper")  # what we recommend, the published code, the paper's text
+PAIRS = {"pretrain_sda": 1_217_750, "finetune_cuhk": 68_126, "finetune_icfg": 34_674, "finetune_rstp": 37_010}
+NAMES = list(PAIRS)
+
+# What tests/reference/README.md says: first where paper and published code agree, then where each stands alone.
+COMMON = {
+    "per_device_batch_size": 40,
+    "erasing_probability": 0.6,
+    "mlm_probability": 0.25,
+    "mlm_max_masked": 10,
+    "whole_word_masking": True,
+    "skipgram_probability": 0.2,
+    "skipgram_max_length": 3,
+    "weight_decay": 0.01,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.98,
+    "adam_epsilon": 1e-8,
+    "learning_rate_multiplier": 2.0,
+    "max_grad_norm": None,
+    "gradient_accumulation_steps": 1,
+}
+PRETRAIN = {
+    "image_size": [224, 224],
+    "window_size": [7, 7, 7, 7],
+    "drop_rate": 0.1,
+    "drop_path_rate": 0.2,
+    "projection_type": "part_pooling",
+    "projection_dim": 2048,
+    "caption_style": "plain",
+    "label_smoothing": 0.0,
+    "data_fraction": 1.0,
+    "learning_rate": 5e-5,
+    "schedule": "linear",
+    "num_warmup_steps": 2600,
+    "multiplied_parts": ["cross_attention"],
+    "num_train_epochs": 32,
+}
+FINETUNE = {
+    "image_size": [384, 256],
+    "window_size": [8, 8, 8, 4],
+    "drop_rate": 0.0,
+    "drop_path_rate": 0.1,
+    "label_smoothing": 0.2,
+    "augmentation_weight": 0.8,
+    "num_warmup_steps": 0.1,
+    "multiplied_parts": ["late_vision_stages", "late_text_layers", "late_fusion_layers", "mlm_head", "match_head"],
+}
+POOLED = {"projection_type": "part_pooling", "projection_dim": 2048}
+LONG = {"learning_rate": 1e-4, "num_train_epochs": 30, "eval_rerank_k": 512}
+SETS = {
+    "finetune_cuhk": {"caption_style": "plain", **POOLED, **LONG},
+    "finetune_icfg": {"caption_style": "clean", **POOLED, **LONG},
+    "finetune_rstp": {"caption_style": "clean", "projection_type": "linear", "projection_dim": 256},
+}
+CODE = {
+    "all": {"itc_gradient": "published", "mlm_mask_padding": True, "eval_score_fusion": "published"},
+    "pretrain_sda": {
+        "region_features": "published_code",
+        "region_weight": 0.64,
+        "final_learning_rate": 0.0,
+        "eval_rerank_k": 128,
+    },
+    "finetune": {"schedule": "step"},
+    "finetune_icfg": {"schedule": "step", "validation_fraction": 0.0},
+    "finetune_rstp": {"schedule": "step", "learning_rate": 6e-5, "num_train_epochs": 10, "eval_rerank_k": 1000},
+}
+PAPER = {
+    "all": {"itc_gradient": "exact", "mlm_mask_padding": False, "eval_score_fusion": "single"},
+    "pretrain_sda": {"region_features": "paper", "region_weight": 0.8, "final_learning_rate": 5e-6},
+    "finetune": {"schedule": "linear", "final_learning_rate": 0.0},
+    "finetune_rstp": {"schedule": "linear", "learning_rate": 5e-5, "num_train_epochs": 30, "eval_rerank_k": 512},
+}
 
 
 def parse(path: Path):
@@ -50,38 +122,74 @@ def test_the_accelerate_configs_are_complete():
     assert expected <= {path.stem for path in ACCELERATE_CONFIGS}
 
 
+def steps_of(name: str, **arguments) -> int:
+    """Optimizer steps of a recipe on the published sizes, the incomplete last batch dropped."""
+    return PAIRS[name] // (4 * arguments["per_device_batch_size"]) * arguments["num_train_epochs"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fidelity_of_the_recipes_values(name):
+    everywhere = PRETRAIN if name == "pretrain_sda" else FINETUNE | SETS[name]
+    for folder, choices in (("reproduce", CODE), ("paper", PAPER)):
+        values, _ = parse(ROOT / "recipes" / folder / f"{name}.yaml")
+        expected = COMMON | everywhere | choices["all"] | choices.get(name, choices["finetune"])
+        assert {key: values[key] for key in expected} == expected, folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_of_one_name_differ_in_the_listed_settings_alone(name):
+    recommended, reproduce, paper = (parse(ROOT / "recipes" / folder / f"{name}.yaml")[0] for folder in FOLDERS)
+    places = {"output_dir", "model_name_or_path"}
+    for folder, values, choices in (("reproduce", reproduce, CODE), ("paper", paper, PAPER)):
+        changed = {key for key in values if values[key] != recommended[key]} - places
+        assert changed <= (choices["all"] | choices.get(name, choices["finetune"])).keys(), folder
+        assert values["output_dir"] == f"outputs/{folder}/{name}"
+        if name != "pretrain_sda":
+            assert values["model_name_or_path"] == f"outputs/{folder}/pretrain_sda/final"
+
+
+def test_every_published_run_has_its_recipes():
+    for folder in FOLDERS:
+        assert sorted(path.stem for path in (ROOT / "recipes" / folder).glob("*.yaml")) == sorted(NAMES)
+
+
 @pytest.mark.parametrize(
-    "name, table, pairs",
-    [
-        ("pretrain_sda", "linear_warmup2600", 1_217_750),
-        ("finetune_cuhk", "step_warmup0.1", 68_126),
-        ("finetune_rstp", "step_rstp", 37_010),
-    ],
+    "name, table",
+    [("pretrain_sda", "linear_warmup2600"), ("finetune_cuhk", "step_warmup0.1"), ("finetune_rstp", "step_rstp")],
 )
-def test_fidelity_of_the_recipes_schedules(name, table, pairs):
+def test_fidelity_of_the_recipes_schedules(name, table):
     expected = json.loads((ROOT / "tests/reference/lr_tables.json").read_text())[table]
-    values, themes = parse(ROOT / "recipes" / f"{name}.yaml")
+    values, themes = parse(ROOT / "recipes/reproduce" / f"{name}.yaml")
     assert values["learning_rate"] == expected["base_lr"]
     assert values["num_train_epochs"] == expected["config"]["epochs"]
     assert values["num_warmup_steps"] == expected["config"]["num_warmup_steps"]
     assert values["schedule"] == expected["config"]["sched"]
-    batch = 4 * values["per_device_batch_size"]
-    assert -(-pairs // batch) == expected["config"]["step_per_epoch"]
+    assert -(-PAIRS[name] // (4 * values["per_device_batch_size"])) == expected["config"]["step_per_epoch"]
     schedule = create_schedule(themes[3], expected["num_training_steps"])
-    for step, factor in expected["step_factor"][:4]:
+    for step, factor in expected["step_factor"]:
         assert schedule(step) == pytest.approx(factor)
 
 
-def test_published_architecture_of_the_recipes():
-    values, themes = parse(ROOT / "recipes/pretrain_sda.yaml")
+@pytest.mark.parametrize("name, warmup, end", [("pretrain_sda", 2600, 5e-6), ("finetune_cuhk", 1275, 0.0)])
+def test_the_papers_schedules_are_straight_lines(name, warmup, end):
+    values, themes = parse(ROOT / "recipes/paper" / f"{name}.yaml")
+    steps, peak = steps_of(name, **values), values["learning_rate"]
+    schedule = create_schedule(themes[3], steps)
+    rates = [peak * schedule(step) for step in (0, warmup, (warmup + steps) // 2, steps)]
+    assert rates == pytest.approx([0.0, peak, (peak + end) / 2, end], rel=1e-4)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_published_architecture_of_the_recipes(folder):
+    _, themes = parse(ROOT / "recipes" / folder / "pretrain_sda.yaml")
     model_args, objective = themes[:2]
     model_args.tokenizer_name = str(ROOT / "data_scripts/sample_tokenizer")
     config = create_config(model_args, objective.overrides())
     assert config.vision_config.grid_size == (7, 7) and config.vision_config.window_size == [7, 7, 7, 7]
     assert (config.vision_config.drop_rate, config.vision_config.drop_path_rate) == (0.1, 0.2)
-    assert (config.projection_type, config.projection_dim, config.region_weight) == ("part_pooling", 2048, 0.8)
-    assert config.region_features == "paper" and config.itc_gradient == "exact"
-    assert values["final_learning_rate"] == 5e-6 and not values["mlm_mask_padding"]
+    assert (config.projection_type, config.projection_dim) == ("part_pooling", 2048)
+    choices = (config.region_features, config.region_weight, config.itc_gradient)
+    assert choices == (("published_code", 0.64, "published") if folder == "reproduce" else ("paper", 0.8, "exact"))
 
 
 def test_every_argument_is_consumed():

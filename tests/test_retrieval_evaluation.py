@@ -10,15 +10,6 @@ from mra_retrieval.evaluation import read_captions
 from tests.retrieval_helpers import tiny_dataset, tiny_model, tiny_processor
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Two threads that share busy cores wait for each other far longer than one takes alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def world():
     return tiny_model(), tiny_processor(), tiny_dataset()

@@ -45,15 +45,6 @@ def prepared(images=None, text=None):
     return {"input_ids": input_ids, "attention_mask": (input_ids != 0).long()}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Two threads that share busy cores wait for each other far longer than one takes alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model():
     vector = read("forward_b")

@@ -3,19 +3,11 @@
 import pytest
 import torch
 
+from benchmarks.plain import plain_rerank
 from mra_retrieval.encode import encode_images, encode_texts
 from mra_retrieval.evaluation import read_captions
 from mra_retrieval.rerank import match_pairs, rerank, similarity_matrix, top_k
 from tests.retrieval_helpers import tiny_dataset, tiny_model, tiny_processor
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Two threads that share busy cores wait for each other far longer than one takes alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -29,21 +21,19 @@ def world():
 
 @torch.no_grad()
 def score_every_pair(model, processor, dataset, captions):
-    """(views, captions, images) match logits, one pair at a time, captions padded to their full length."""
+    """(views, captions, images) match logits by the plain layers, captions padded to their full length."""
     inputs = processor(text=captions)
     text_states = model.get_text_hidden_states(**inputs)
     pixels = processor(images=[row["image"] for row in dataset])["pixel_values"]
-    scores = torch.empty(2, len(captions), len(pixels))
-    for view, view_pixels in enumerate((pixels, pixels.flip(-1))):
-        image_states = model.get_image_hidden_states(view_pixels)
-        for query in range(len(captions)):
-            one = slice(query, query + 1)
-            for image in range(len(pixels)):
-                logits = model.match_logits(
-                    text_states[one], inputs["attention_mask"][one], image_states[image : image + 1]
-                )
-                scores[view, query, image] = logits[0, 1]
-    return scores
+    everything = torch.arange(len(pixels)).repeat(len(captions), 1)
+    return torch.stack(
+        [
+            plain_rerank(
+                model.mra, text_states, inputs["attention_mask"], model.get_image_hidden_states(view), everything
+            )
+            for view in (pixels, pixels.flip(-1))
+        ]
+    )
 
 
 def test_rerank_equals_pair_by_pair(world):

@@ -63,6 +63,24 @@ def test_published_closed_form():
         torch.testing.assert_close(fused[first:last].double(), expected, rtol=0, atol=1e-6)
 
 
+def test_posterior_adds_log_odds_and_scaled_similarity():
+    generator = torch.Generator().manual_seed(0)
+    similarity = torch.rand(5, 7, generator=generator)
+    log_odds = torch.randn(2, 5, 3, generator=generator)
+    top_indices = similarity.topk(3, dim=1).indices
+    fused = fuse_scores(similarity, top_indices, log_odds, "posterior", temperature=0.1, match_weight=0.5)
+    for query in range(5):
+        ranked = top_indices[query].tolist()
+        for rank, image in enumerate(ranked):
+            expected = similarity[query, image] / 0.1 + (log_odds[0, query, rank] + log_odds[1, query, rank]) / 4
+            torch.testing.assert_close(fused[query, image], expected)
+        others = [image for image in range(7) if image not in ranked]
+        assert fused[query, others].max() <= fused[query, ranked].min()
+        assert fused[query, others].argsort().equal(similarity[query, others].argsort())
+    with pytest.raises(ValueError, match="needs the learned temperature"):
+        fuse_scores(similarity, top_indices, log_odds, "posterior")
+
+
 @pytest.mark.parametrize("method", ["single", "published"])
 def test_rows_in_chunks_change_nothing(method, monkeypatch):
     similarity, top_indices, match_scores, _ = reference_case(1)
@@ -83,7 +101,7 @@ def test_few_queries_and_equal_scores_stay_finite(world_size):
 
 def test_arguments_are_checked():
     similarity, top_indices, match_scores, _ = reference_case(0)
-    with pytest.raises(ValueError, match="score_fusion must be one of single, published, got 'both'"):
+    with pytest.raises(ValueError, match="score_fusion must be one of single, published, posterior, got 'both'"):
         fuse_scores(similarity, top_indices, match_scores, "both")
     with pytest.raises(ValueError, match=r"match_scores must be \(views, 20, k\)"):
         fuse_scores(similarity, top_indices, match_scores[0])

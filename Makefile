@@ -20,7 +20,7 @@ help:  ## Show this list
 
 install: .venv/installed  ## Make .venv and install the project with its test and training extras
 
-demo: .venv/installed  ## Sample data -> pretrain -> fine-tune -> evaluate -> ranked picture (about 15 minutes on 2 cores)
+demo: .venv/installed  ## Sample data -> pretrain -> fine-tune -> evaluate -> ranked picture (about 13 minutes on 2 cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/sample/demo.sh
 
 test: .venv/installed  ## Run the tests (under 10 minutes on 2 cores, offline)

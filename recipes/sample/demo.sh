@@ -12,7 +12,7 @@ step() {
     "$@"
 }
 
-# How scores are fused, its weight and the number of re-ranked images were chosen on the validation split.
+# How scores are fused and the weight of the matching head were chosen on the validation split.
 evaluate() {  # model folder, name of the result
     step python eval_retrieval.py --model "$1" --dataset $DATA/arrow/pedes --split test --output_dir "$OUT/$2" \
         --rerank_k 16 --score_fusion posterior --match_weight 0.4 --attn_implementation eager

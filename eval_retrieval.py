@@ -57,7 +57,10 @@ class EvaluationArguments:
     )
     save_scores: bool = field(default=False, metadata={"help": "Write scores.safetensors."})
     batch_size: int = field(default=64, metadata={"help": "Images or captions in a forward pass."})
-    rerank_batch_size: int = field(default=256, metadata={"help": "Pairs in a forward pass of the re-ranker."})
+    rerank_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Most pairs in a forward pass of the re-ranker; what suits the device when left out."},
+    )
     num_workers: int = field(default=2, metadata={"help": "Processes that decode and resize images."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "Precision of the forward passes; the weights stay float32."}

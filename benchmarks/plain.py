@@ -4,7 +4,10 @@ They are what the benchmarks compare with and what the tests take for the truth.
 """
 
 import torch
+import torch.nn.functional as F
 from transformers.masking_utils import create_bidirectional_mask
+
+from losses_mra import choose_hard_negatives, contrastive_loss, masked_language_loss, matching_loss
 
 
 def plain_fuse(model, text_hidden_states, attention_mask, image_hidden_states, image_attention_mask=None):
@@ -67,3 +70,97 @@ def plain_rerank(model, text_hidden_states, attention_mask, image_hidden_states,
         )
         scores[query] = logits[:, 1]
     return scores
+
+
+def plain_itm_loss(model, images, texts, attention_mask, negative_images, negative_texts):
+    """
+    Matching loss of a batch, its true pairs in one pass through the fusion layers and its negatives in another.
+
+    Args:
+        model: an `MRAModel`.
+        images: `(batch, 1 + patches, vision hidden_size)` hidden states.
+        texts: `(batch, max_text_length, text hidden_size)` hidden states.
+        attention_mask: `(batch, max_text_length)`.
+        negative_images: `(batch,)`, another image for each text.
+        negative_texts: `(batch,)`, another text for each image.
+
+    Returns:
+        Scalar.
+    """
+    matched = plain_match_logits(model, texts, attention_mask, images)
+    others = plain_match_logits(
+        model,
+        torch.cat([texts, texts[negative_texts]]),
+        torch.cat([attention_mask, attention_mask[negative_texts]]),
+        torch.cat([images[negative_images], images]),
+    )
+    labels = torch.cat([labels_of(matched, 1), labels_of(others, 0)])
+    return matching_loss(torch.cat([matched, others]), labels)
+
+
+def labels_of(logits, label):
+    """The same class for every row."""
+    return torch.full((len(logits),), label, device=logits.device)
+
+
+def plain_mlm_loss(model, images, mlm_input_ids, attention_mask, labels):
+    """
+    Masked-language loss of padded captions, predicted at every position.
+
+    Args:
+        model: an `MRAForPreTraining`.
+        images: `(batch, 1 + patches, vision hidden_size)` hidden states.
+        mlm_input_ids, labels: `(batch, length)`, padded here to `max_text_length`.
+        attention_mask: `(batch, max_text_length)`.
+
+    Returns:
+        Scalar.
+    """
+    missing = attention_mask.shape[1] - mlm_input_ids.shape[1]
+    mlm_input_ids = F.pad(mlm_input_ids, (0, missing), value=model.config.text_config.pad_token_id)
+    texts = model.get_text_hidden_states(mlm_input_ids, attention_mask)
+    logits = model.mlm_head(plain_fuse(model.mra, texts, attention_mask, images))
+    return masked_language_loss(logits.flatten(0, 1), F.pad(labels, (0, missing), value=-100).flatten())
+
+
+def plain_finetuning_losses(model, batch, generator=None):
+    """
+    Losses of fine-tuning as published: every text padded, the image projected anew for every text that meets it.
+
+    Args:
+        model: an `MRAForPreTraining`.
+        batch: keyword arguments of its `forward`, with augmented captions and without regions.
+        generator: draws the hard negatives, in the order in which `MRAForPreTraining` draws them.
+
+    Returns:
+        The terms by their names in `MRAPreTrainingOutput`, and their weighted sum `loss`.
+    """
+    losses, config, mra = {}, model.config, model.mra
+    images = model.get_image_hidden_states(batch["pixel_values"])
+    for prefix in ("", "augmented_"):
+        attention_mask = batch[f"{prefix}attention_mask"]
+        texts = model.get_text_hidden_states(batch[f"{prefix}input_ids"], attention_mask)
+        if not prefix:
+            image_embeds = mra.project_image(images)
+        text_embeds, identities = mra.project_text(texts), batch["identity_ids"]
+        losses[f"{prefix}itc_loss"] = contrastive_loss(
+            image_embeds, text_embeds, identities, model.temperature, config.label_smoothing
+        )
+        negative_images, negative_texts = plain_negatives(model, image_embeds, text_embeds, identities, generator)
+        losses[f"{prefix}itm_loss"] = plain_itm_loss(
+            mra, images, texts, attention_mask, negative_images, negative_texts
+        )
+    losses["mlm_loss"] = plain_mlm_loss(
+        model, images, batch["mlm_input_ids"], batch["attention_mask"], batch["labels"]
+    )
+    plain = losses["itc_loss"] + config.itm_weight * losses["itm_loss"] + config.mlm_weight * losses["mlm_loss"]
+    augmented = losses["augmented_itc_loss"] + losses["augmented_itm_loss"]
+    return losses | {"loss": plain + config.augmentation_weight * augmented}
+
+
+@torch.no_grad()
+def plain_negatives(model, image_embeds, text_embeds, identities, generator):
+    """Hard negatives of a batch in which no identity stands alone: for each text an image, for each image a text."""
+    similarity = image_embeds @ text_embeds.t() / model.temperature
+    negative_images, _ = choose_hard_negatives(similarity.t(), identities, generator)
+    return negative_images, choose_hard_negatives(similarity, identities, generator)[0]

@@ -3,13 +3,15 @@
 from .encode import ImageEncodings, TextEncodings, encode_images, encode_texts
 from .evaluation import RetrievalResult, evaluate_retrieval, format_table
 from .figures import RankedQuery, draw_rankings
+from .matching import PairMatcher, match_pairs
 from .metrics import retrieval_metrics
-from .rerank import match_pairs, rerank, similarity_matrix, top_k
+from .rerank import rerank, similarity_matrix, top_k
 from .score_fusion import fuse_scores
 
 
 __all__ = [
     "ImageEncodings",
+    "PairMatcher",
     "RankedQuery",
     "RetrievalResult",
     "TextEncodings",

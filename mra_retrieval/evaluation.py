@@ -69,7 +69,7 @@ def evaluate_retrieval(
     score_fusion: str = "single",
     match_weight: float = 1.0,
     batch_size: int = 64,
-    rerank_batch_size: int = 256,
+    rerank_batch_size: int | None = None,
     num_workers: int = 0,
     dtype: torch.dtype | None = None,
     progress: bool = False,
@@ -91,7 +91,7 @@ def evaluate_retrieval(
             temperature, which a bare MRAModel does not.
         match_weight: weight of the matching log-odds in "posterior".
         batch_size: images or captions in a forward pass.
-        rerank_batch_size: pairs in a forward pass.
+        rerank_batch_size: most pairs in a forward pass; None for what suits the device.
         num_workers: processes that decode and resize images.
         dtype: dtype of the forward passes and of the hidden states kept; None for that of the weights.
         progress: show progress bars on the main process.

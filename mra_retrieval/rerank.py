@@ -1,20 +1,14 @@
 """Re-ranking: matching scores of each query with its top k gallery images."""
 
-from functools import partial
-
 import torch
 from tqdm.auto import tqdm
 
-from .distributed import Shard, gather_in_order, without_lone_row
-from .encode import ImageEncodings, TextEncodings, forward_context
-from .matching import match_logits
+from .distributed import Shard, gather_in_order
+from .encode import ImageEncodings, TextEncodings
+from .matching import PairMatcher
 
 
 ROWS_PER_CHUNK = 1024
-
-# Pairs in a forward pass: on a CPU its activations should stay in the cache, an accelerator wants to be kept busy.
-BATCH_SIZES = {"cpu": 32}
-DEFAULT_BATCH_SIZE = 512
 
 
 def similarity_matrix(
@@ -38,94 +32,6 @@ def top_k(similarity: torch.Tensor, k: int) -> torch.Tensor:
     if not 1 <= k <= similarity.shape[1]:
         raise ValueError(f"k must be between 1 and the gallery's {similarity.shape[1]} images, got {k}")
     return torch.cat([chunk.topk(k, dim=1).indices for chunk in similarity.split(ROWS_PER_CHUNK)])
-
-
-def match_pairs(
-    model,
-    texts: TextEncodings,
-    image_hidden_states: torch.Tensor,
-    pair_texts: torch.Tensor,
-    pair_images: torch.Tensor,
-    *,
-    batch_size: int | None = None,
-    dtype: torch.dtype | None = None,
-    log_odds: bool = False,
-) -> torch.Tensor:
-    """Score (text, image) pairs with the fusion layers and the matching head.
-
-    What depends on an image alone, its keys and values in every fusion layer, is computed once, and what depends on a text
-    alone once a forward pass. Texts are padded to the longest of their forward pass only; the fusion layers hide padding, so
-    the scores stay the same, and pairs that come sorted by length and text waste nothing.
-
-    Args:
-        model: an MRAModel or a model whose `.mra` is one, in eval mode.
-        texts: with hidden states.
-        image_hidden_states: (images, views, 1 + patches, hidden), a few images: their keys and values must fit the device.
-        pair_texts: (pairs,), index into `texts`.
-        pair_images: (pairs,), index into `image_hidden_states`.
-        batch_size: most pairs in a forward pass; None for what suits the device.
-        dtype: dtype of the forward passes (autocast); None for that of the weights.
-        log_odds: subtract the logit of class 0.
-
-    Returns:
-        (views, pairs) float32 on the CPU: the logit of class 1, "match", or its log-odds.
-
-    Raises:
-        ValueError: if the batch size is not positive.
-    """
-    model = getattr(model, "mra", model)
-    parameter = next(model.parameters())
-    device, compute_dtype = parameter.device, dtype or parameter.dtype
-    if batch_size is None:
-        batch_size = BATCH_SIZES.get(device.type, DEFAULT_BATCH_SIZE)
-    batches = cut_by_length(texts.lengths[pair_texts], batch_size)
-    num_views = image_hidden_states.shape[1]
-    scores = torch.empty(num_views, len(pair_texts))
-    with forward_context(model, dtype):
-        for view in range(num_views):
-            keys_values = model.get_image_keys_values(image_hidden_states[:, view].to(device, compute_dtype))
-            for batch in batches:
-                pairs = slice(batch.start, batch.stop)
-                rows, text_index = pair_texts[pairs].unique(return_inverse=True)
-                hidden_states, attention_mask = texts.padded(rows)
-                logits = without_lone_row(
-                    partial(
-                        match_logits,
-                        model,
-                        hidden_states.to(device, compute_dtype),
-                        None if attention_mask.all() else attention_mask.to(device),
-                        keys_values,
-                    ),
-                    text_index=text_index.to(device),
-                    image_index=pair_images[pairs].to(device),
-                ).float()
-                scores[view, pairs] = (logits[:, 1] - logits[:, 0] if log_odds else logits[:, 1]).cpu()
-    return scores
-
-
-def cut_by_length(lengths: torch.Tensor, batch_size: int) -> list[range]:
-    """Cut pairs that come sorted by text length into forward passes.
-
-    A forward pass that is at least half full ends where longer texts begin, which would pad those it holds.
-
-    Args:
-        lengths: (pairs,), tokens of the text of each.
-        batch_size: most pairs in a forward pass.
-
-    Raises:
-        ValueError: if the batch size is not positive.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch size must be at least 1, got {batch_size}")
-    batches, start = [], 0
-    for end in lengths.unique_consecutive(return_counts=True)[1].cumsum(0).tolist():
-        while end - start >= batch_size:
-            batches.append(range(start, start + batch_size))
-            start += batch_size
-        if end > start and (2 * (end - start) >= batch_size or end == len(lengths)):
-            batches.append(range(start, end))
-            start = end
-    return batches
 
 
 def rerank(
@@ -178,23 +84,14 @@ def rerank(
     tile_sizes = torch.bincount(tile_of_image[pair_images], minlength=len(images.batches))
     tile_pairs = order.split(tile_sizes.tolist())
 
+    matcher = PairMatcher(model, dtype)
     results, held = [], 0
     for tile in tqdm(shard.own(list(range(len(images.batches)))), desc="re-ranking", disable=not progress):
         batch, pairs = images.batches[tile], tile_pairs[tile]
         hidden_states = images.hidden_states[held : held + len(batch)]
         held += len(batch)
-        results.append(
-            match_pairs(
-                model,
-                texts,
-                hidden_states,
-                pair_texts[pairs],
-                pair_images[pairs] - batch.start,
-                batch_size=batch_size,
-                dtype=dtype,
-                log_odds=log_odds,
-            )
-        )
+        pair_rows = pair_images[pairs] - batch.start
+        results.append(matcher.match(texts, hidden_states, pair_texts[pairs], pair_rows, batch_size, log_odds))
     scores = torch.cat(list(gather_in_order(results, len(images.batches), shard)), dim=1)
     in_order = torch.empty_like(scores)
     in_order[:, order] = scores

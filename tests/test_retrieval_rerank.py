@@ -6,7 +6,8 @@ import torch
 from benchmarks.plain import plain_rerank
 from mra_retrieval.encode import encode_images, encode_texts
 from mra_retrieval.evaluation import read_captions
-from mra_retrieval.rerank import match_pairs, rerank, similarity_matrix, top_k
+from mra_retrieval.matching import match_pairs
+from mra_retrieval.rerank import rerank, similarity_matrix, top_k
 from tests.retrieval_helpers import tiny_dataset, tiny_model, tiny_processor
 
 

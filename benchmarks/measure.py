@@ -1,0 +1,140 @@
+"""Time, memory and matmul rate, and the last line of every benchmark: one JSON object."""
+
+import argparse
+import contextlib
+import json
+import re
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from configuration_mra import MRAConfig
+
+
+MIB = 2**20
+
+
+# A model of the same shape that takes no time: what `--full_size` is not.
+SMALL = {
+    "vision_config": {"image_size": [64, 32], "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]},
+    "text_config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 5,
+        "num_fusion_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    },
+    "projection_dim": 16,
+}
+
+# Tokens of a caption of CUHK-PEDES with its [CLS] and [SEP], roughly.
+MEAN_LENGTH, LENGTH_DEVIATION, SHORTEST = 28, 8, 10
+
+
+@dataclass
+class Cost:
+    """
+    What some work took.
+
+    Attributes:
+        seconds: on the clock.
+        cpu_seconds: of all threads of this process together; what other processes do on the machine hardly changes it.
+    """
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @contextlib.contextmanager
+    def measured(self, device: torch.device) -> Iterator[None]:
+        """Adds what the block takes, the work that it leaves to an accelerator included."""
+        synchronize(device)
+        seconds, cpu_seconds = time.perf_counter(), time.process_time()
+        yield
+        synchronize(device)
+        self.seconds += time.perf_counter() - seconds
+        self.cpu_seconds += time.process_time() - cpu_seconds
+
+    def on(self, device: torch.device) -> float:
+        """CPU-seconds on a CPU, seconds elsewhere."""
+        return self.cpu_seconds if device.type == "cpu" else self.seconds
+
+
+def make_config(full_size: bool) -> MRAConfig:
+    """The published architecture for CUHK-PEDES and ICFG-PEDES, or a tiny one."""
+    return MRAConfig() if full_size else MRAConfig(**SMALL)
+
+
+def caption_lengths(count: int, longest: int) -> torch.Tensor:
+    """Tokens of `(count,)` captions in random order: quantiles of a normal distribution, so that their mean is fixed."""
+    quantiles = torch.distributions.Normal(MEAN_LENGTH, LENGTH_DEVIATION).icdf((torch.arange(count) + 0.5) / count)
+    return quantiles[torch.randperm(count)].round().long().clamp(SHORTEST, longest)
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark of the model has."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--full_size", action="store_true", help="the published sizes instead of a tiny model")
+    parser.add_argument("--json", action="store_true", help="end with one line that holds the result as JSON")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of the CPU; one never waits for another, which would count as CPU time"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until an accelerator has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 3) -> float:
+    """Multiply-adds a second that one large matrix product reaches; on a CPU a CPU-second. The best of some repeats."""
+    size = 2048 if device.type == "cpu" else 8192
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    costs = []
+    for _ in range(repeats + 1):
+        cost = Cost()
+        with cost.measured(device):
+            left @ right
+        costs.append(cost.on(device))
+    return size**3 / min(costs[1:])
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the accelerator since `reset_peak_memory`, of this process since its start on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage also counts what the parent held when it started this process
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts the count of an accelerator's peak memory anew; a process's own cannot be."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def describe_device(device: torch.device) -> str:
+    """Name of the accelerator, or the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} thread(s)"
+
+
+def show(results: dict, as_json: bool) -> None:
+    """Prints named results, and with `as_json` one line of JSON after them."""
+    width = max(map(len, results))
+    for name, value in results.items():
+        print(f"{name:<{width}}  {value:.6g}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+    if as_json:
+        print(json.dumps(results))

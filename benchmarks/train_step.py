@@ -1,0 +1,210 @@
+"""
+Times one step of fine-tuning with augmented captions: as published, plainly, against `MRAForPreTraining`.
+
+    python benchmarks/train_step.py --full_size --json
+    python benchmarks/train_step.py --full_size --json --device cuda --dtype bfloat16 --batch_size 32
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+if __name__ == "__main__" and not __package__:  # run as `python benchmarks/train_step.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer
+
+from benchmarks.measure import (
+    MIB,
+    Cost,
+    caption_lengths,
+    describe_device,
+    make_config,
+    make_parser,
+    peak_memory,
+    show,
+)
+from benchmarks.plain import plain_finetuning_losses, plain_itm_loss, plain_mlm_loss, plain_negatives
+from losses_mra import masked_language_loss
+from modeling_mra import MRAForPreTraining
+from mra_training.collator import TrainingCollator
+
+
+TOKENIZER = Path(__file__).resolve().parent.parent / "data_scripts" / "sample_tokenizer"
+LOSSES = ("itc_loss", "itm_loss", "mlm_loss", "augmented_itc_loss", "augmented_itm_loss", "loss")
+VARIANTS = ("plain", "ours")
+
+
+def main(command_line: list[str] | None = None) -> None:
+    """Prints the costs of both steps, of matching and masked language alone, the ratios and the difference of losses."""
+    parser = make_parser(__doc__.strip().splitlines()[0])
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=2, help="of each kind that are timed")
+    parser.add_argument(
+        "--memory_of", choices=VARIANTS, help="run one step of a kind, and print its peak memory alone"
+    )
+    args = parser.parse_args(command_line)
+    device = torch.device(args.device)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    before = peak_memory(device)
+    bench = Benchmark(args.full_size, args.batch_size, device, getattr(torch, args.dtype))
+    if args.memory_of:
+        bench.step(args.memory_of)
+        print(max(peak_memory(device) - before, 1))
+        return
+    results = {"device": describe_device(device), "dtype": args.dtype, "batch_size": args.batch_size}
+    results |= {name: bench.batch[name] for name in ("fusion_length", "max_masked")}
+    if device.type != "cpu":
+        for variant in VARIANTS:
+            bench.step(variant), bench.fusion_step(variant)
+    for name, step in (("", bench.step), ("fusion_", bench.fusion_step)):
+        costs = {variant: Cost() for variant in VARIANTS}
+        for _ in range(args.steps):  # in turn, so that a machine that slows down or speeds up favours neither
+            for variant in VARIANTS:
+                with costs[variant].measured(device):
+                    step(variant)
+        for variant, cost in costs.items():
+            results[f"{variant}_{name}seconds"] = cost.seconds / args.steps
+            results[f"{variant}_{name}cpu_seconds"] = cost.cpu_seconds / args.steps
+        results[f"{name}cpu_ratio"] = costs["plain"].cpu_seconds / costs["ours"].cpu_seconds
+        results[f"{name}seconds_ratio"] = costs["plain"].seconds / costs["ours"].seconds
+    results["max_abs_difference"] = bench.difference()
+    memory = {variant: memory_in_another_process(variant, args) for variant in VARIANTS}
+    results |= {f"{variant}_peak_memory_mib": peak / MIB for variant, peak in memory.items()}
+    results["peak_memory_ratio"] = memory["plain"] / memory["ours"]
+    show(results, args.json)
+
+
+class Benchmark:
+    """
+    A random model and a batch, and both ways to take a step.
+
+    Args:
+        full_size: the published architecture instead of a tiny one.
+        batch_size: rows.
+        device: of the model.
+        dtype: of the forward passes, under autocast where it is not float32.
+    """
+
+    def __init__(self, full_size: bool, batch_size: int, device: torch.device, dtype: torch.dtype):
+        self.device, self.dtype = device, dtype
+        self.model = MRAForPreTraining(make_config(full_size)).to(device).train()
+        batch = make_batch(self.model.config, batch_size)
+        self.batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        self.attn_implementations = {"plain": "eager", "ours": "sdpa"}
+
+    def losses(self, variant: str) -> dict[str, torch.Tensor]:
+        """Forward pass of one kind; its hard negatives are drawn from the same seed."""
+        self.model.set_attn_implementation(self.attn_implementations[variant])
+        generator = torch.Generator(self.device).manual_seed(0)
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            if variant == "plain":
+                return plain_finetuning_losses(self.model, self.batch, generator)
+            return self.model(**self.batch, generator=generator)
+
+    def step(self, variant: str) -> None:
+        """Forward and backward pass of one kind."""
+        self.losses(variant)["loss"].backward()
+        self.model.zero_grad()
+
+    def fusion_step(self, variant: str) -> None:
+        """Matching and masked language alone, forward and backward, from images and captions that are already encoded."""
+        self.model.set_attn_implementation(self.attn_implementations[variant])
+        encoded = self.encode()
+        run = self.plain_fusion_loss if variant == "plain" else self.fusion_loss
+        generator = torch.Generator(self.device).manual_seed(0)
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            loss = run(*encoded, generator)
+        loss.backward()
+        self.model.zero_grad()
+
+    def encode(self) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, list[torch.Tensor]]:
+        """Random hidden states of the images and of both captions, which take a gradient, and random embeddings."""
+        config, size = self.model.config, len(self.batch["input_ids"])
+        generator = torch.Generator(self.device).manual_seed(0)
+
+        def random(*shape):
+            return torch.randn(*shape, device=self.device, generator=generator)
+
+        images = random(size, 1 + config.vision_config.num_patches, config.vision_config.hidden_size).requires_grad_()
+        shape = size, config.max_text_length, config.text_config.hidden_size
+        texts = [random(*shape).requires_grad_() for _ in range(2)]
+        image_embeds, *text_embeds = (nn.functional.normalize(random(size, config.projection_dim)) for _ in range(3))
+        return images, texts, image_embeds, text_embeds
+
+    def plain_fusion_loss(self, images, texts, image_embeds, text_embeds, generator) -> torch.Tensor:
+        """Three passes through the fusion layers that share nothing."""
+        model, batch = self.model, self.batch
+        loss = plain_mlm_loss(model, images, batch["mlm_input_ids"], batch["attention_mask"], batch["labels"])
+        for states, embeds, prefix in zip(texts, text_embeds, ("", "augmented_"), strict=True):
+            negatives = plain_negatives(model, image_embeds, embeds, batch["identity_ids"], generator)
+            loss = loss + plain_itm_loss(model.mra, images, states, batch[f"{prefix}attention_mask"], *negatives)
+        return loss
+
+    def fusion_loss(self, images, texts, image_embeds, text_embeds, generator) -> torch.Tensor:
+        """What `MRAForPreTraining.forward` does once everything is encoded; the contrastive loss comes along."""
+        model, batch = self.model, self.batch
+        keys_values = model.get_image_keys_values(images)
+        loss = 0
+        for states, embeds, prefix in zip(texts, text_embeds, ("", "augmented_"), strict=True):
+            loss = loss + model._alignment_losses(
+                keys_values, image_embeds, states, embeds, batch[f"{prefix}attention_mask"], batch["identity_ids"],
+                batch["fusion_length"], generator,
+            )[1]  # fmt: skip
+        labels = batch["labels"]
+        positions = (labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, : batch["max_masked"]]
+        mask = batch["attention_mask"][:, : labels.shape[1]]
+        logits = model.mlm_logits(batch["mlm_input_ids"], mask, image_keys_values=keys_values, positions=positions)
+        return loss + masked_language_loss(logits.flatten(0, 1), labels.gather(1, positions).flatten())
+
+    def difference(self) -> float:
+        """Largest difference between the losses of both kinds, with every dropout off."""
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if hasattr(module, "drop_prob"):
+                module.drop_prob = 0.0
+        with torch.no_grad():
+            plain, ours = (self.losses(variant) for variant in VARIANTS)
+        return max((plain[name] - ours[name]).abs().item() for name in LOSSES)
+
+
+def make_batch(config, batch_size: int) -> dict:
+    """Captions of random words and realistic lengths through the collator of the training scripts."""
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    words = [word for word in tokenizer.get_vocab() if word.isalpha()]
+
+    def captions():
+        lengths = caption_lengths(batch_size, config.max_text_length) - 2  # [CLS] and [SEP]
+        return [" ".join(words[i] for i in torch.randint(len(words), (int(length),))) for length in lengths]
+
+    pixels = torch.randn(batch_size, 3, *config.vision_config.image_size)
+    examples = [
+        {
+            "pixel_values": image,
+            "caption": caption,
+            "augmented_caption": augmented,
+            "mask_seed": row,
+            "identity_id": row,
+        }
+        for row, (image, caption, augmented) in enumerate(zip(pixels, captions(), captions(), strict=True))
+    ]
+    return TrainingCollator(tokenizer, config.max_text_length)(examples)
+
+
+def memory_in_another_process(variant: str, args) -> int:
+    """Bytes that one step adds, weights and gradients included, to a process that has only imported its libraries."""
+    command = [sys.executable, __file__, "--memory_of", variant, "--batch_size", str(args.batch_size)]
+    command += ["--device", args.device, "--dtype", args.dtype, "--threads", str(args.threads)]
+    command += ["--full_size"] if args.full_size else []
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ help:  ## Show this list
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,deepspeed,tracking]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,deepspeed,tracking,dad,app]'
 	touch $@
 
 install: .venv/installed  ## Make .venv and install the project with its test and training extras

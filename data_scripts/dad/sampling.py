@@ -14,7 +14,6 @@ _SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
     "unipc": "UniPCMultistepScheduler",
     "dpm": "DPMSolverMultistepScheduler",
-    "pndm": "PNDMScheduler",
 }
 
 

@@ -147,7 +147,7 @@ class GenerateSection:
     batch_size: int = setting(16, "Images drawn together. It rounds the images otherwise, so it stays for a set.")
     image_size: list[int] | None = setting(None, "Height and width, multiples of 8; those of `common` if left out.")
     num_inference_steps: int = setting(30, "Denoising steps.")
-    scheduler: Literal["ddim", "pndm", "euler", "dpm", "unipc"] = setting(
+    scheduler: Literal["ddim", "euler", "dpm", "unipc"] = setting(
         "unipc", "Sampler; noise schedule and prediction type stay those of the base model."
     )
     guidance_scale: float = setting(7.5, "Weight of classifier-free guidance; 1 turns it off.")

@@ -82,6 +82,7 @@ def make_parts(channels: Sequence[int], prediction_type: str, seed: int) -> dict
         attention_head_dim=4,
         norm_num_groups=4,
     )
+    open_residual_path(unet)
     vae = diffusers.AutoencoderKL(
         block_out_channels=(8, 16, 16),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -101,6 +102,20 @@ def make_parts(channels: Sequence[int], prediction_type: str, seed: int) -> dict
     )
     text_encoder = CLIPTextModel(text_config)
     return {"unet": unet, "vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "scheduler": scheduler}
+
+
+def open_residual_path(unet) -> None:
+    """
+    Zeroes the last layer of every residual branch, a usual start of residual networks.
+
+    The UNet then is a short path from its input and the ControlNet's residuals to its output. Through random branches
+    that stay frozen, a ControlNet could hardly say anything.
+    """
+    for module in unet.modules():
+        for layer in (getattr(module, "conv2", None), getattr(module, "proj_out", None)):
+            if layer is not None:
+                torch.nn.init.zeros_(layer.weight)
+                torch.nn.init.zeros_(layer.bias)
 
 
 def fit_autoencoder(vae, images: torch.Tensor, steps: int, seed: int, batch_size: int = 8) -> float:
@@ -156,7 +171,7 @@ def read_images(folder: str | Path, image_size: Sequence[int], seed: int) -> tor
 def build(
     output: str | Path,
     images: torch.Tensor | None = None,
-    channels: Sequence[int] = (16, 32),
+    channels: Sequence[int] = (64, 64),
     steps: int = 600,
     prediction_type: str = "epsilon",
     seed: int = 0,
@@ -188,13 +203,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--images", help="folder of images to fit the autoencoder to; random if left out")
     parser.add_argument("--image_size", type=int, nargs=2, default=(64, 32), help="height and width (default: 64 32)")
-    parser.add_argument("--channels", type=int, nargs="+", default=(16, 32), help="of the UNet (default: 16 32)")
+    parser.add_argument("--channels", type=int, nargs="+", default=(64, 64), help="of the UNet (default: 64 64)")
     parser.add_argument("--steps", type=int, default=600, help="of the autoencoder's training (default: 600)")
     parser.add_argument(
         "--prediction_type",
         choices=("epsilon", "v_prediction", "sample"),
-        default="v_prediction",
-        help="what the UNet predicts (default: v_prediction)",
+        default="sample",
+        help="what the UNet predicts (default: sample, which needs the least training)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights and training (default: 0)")
     options = parser.parse_args(argv)

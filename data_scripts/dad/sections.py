@@ -81,7 +81,9 @@ class TrainSection:
     gradient_accumulation_steps: int = setting(1, "Batches summed into one optimizer step.")
     learning_rate: float = setting(1e-5, "Peak learning rate of AdamW.")
     num_warmup_steps: float = setting(500, "Optimizer steps of the warm-up; below 1, the share of all steps.")
-    schedule: Literal["constant", "linear"] = setting("constant", "Learning rate after the warm-up.")
+    final_learning_rate: float | None = setting(
+        None, "Where the linear schedule ends; the rate stays at its peak when left out."
+    )
     weight_decay: float = setting(0.01, "Decoupled weight decay.")
     adam_beta1: float = setting(0.9, "Decay of AdamW's first moment.")
     adam_beta2: float = setting(0.999, "Decay of AdamW's second moment.")
@@ -144,8 +146,8 @@ class GenerateSection:
     batch_size: int = setting(16, "Images drawn together. It rounds the images otherwise, so it stays for a set.")
     image_size: list[int] | None = setting(None, "Height and width, multiples of 8; those of `common` if left out.")
     num_inference_steps: int = setting(30, "Denoising steps.")
-    scheduler: Literal["base", "ddim", "euler", "unipc", "dpm"] = setting(
-        "unipc", "Sampler; `base` is the one that the base model's folder names."
+    scheduler: Literal["ddim", "pndm", "euler", "dpm", "unipc"] = setting(
+        "unipc", "Sampler; noise schedule and prediction type stay those of the base model."
     )
     guidance_scale: float = setting(7.5, "Weight of classifier-free guidance; 1 turns it off.")
     controlnet_scale: float = setting(1.0, "Factor on what the ControlNet adds.")

@@ -80,7 +80,10 @@ def make_chat(folder: str | Path, seed: int = 0) -> None:
     """A LLaVA with a chat template."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=make_tokenizer().backend_tokenizer,
-        **{"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[CLS]", "eos_token": "[SEP]"},
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        bos_token="[CLS]",
+        eos_token="[SEP]",
     )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
@@ -107,7 +110,10 @@ def make_florence(folder: str | Path, seed: int = 0) -> None:
     """A Florence-2, which is asked by task tokens."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=make_tokenizer().backend_tokenizer,
-        **{"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[CLS]", "eos_token": "[SEP]"},
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        bos_token="[CLS]",
+        eos_token="[SEP]",
         extra_special_tokens={"image_token": "<image>"},
     )
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}

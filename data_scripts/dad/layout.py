@@ -187,6 +187,28 @@ class Stage:
             write_json(self.folder / MANIFEST, self.manifest)
         self.state.wait_for_everyone()
 
+    def finish_rows(self, rows: RowParts, expected: int, name: str) -> bool:
+        """
+        Merges the parts and marks the stage as complete once no row is missing; every process must call this.
+
+        Args:
+            rows: of [`Stage.rows`].
+            expected: rows of all jobs together.
+            name: of what is counted, for the manifest.
+
+        Returns:
+            Whether the stage is complete; it is not while other jobs (`common.shard`) still work.
+        """
+        rows.close()
+        self.state.wait_for_everyone()
+        complete = len(rows.read()) == expected
+        self.state.wait_for_everyone()  # all have counted before the parts go
+        if complete:
+            if self.state.is_main_process:
+                rows.merge()
+            self.finish(**{name: expected})
+        return complete
+
 
 def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
     """

@@ -46,6 +46,27 @@ def make_pipeline(base: BaseModel, controlnet: Any, scheduler: str, safety_check
     return pipeline
 
 
+def load_safety_checker(name: str, revision: str | None) -> tuple[Any, Any]:
+    """
+    Loads the safety checker of a base model and its image processor.
+
+    Raises:
+        ValueError: if the model brings none.
+    """
+    import_diffusers()
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPImageProcessor
+
+    try:
+        checker = StableDiffusionSafetyChecker.from_pretrained(name, subfolder="safety_checker", revision=revision)
+        extractor = CLIPImageProcessor.from_pretrained(name, subfolder="feature_extractor", revision=revision)
+    except OSError as error:
+        raise ValueError(
+            f"`generate.safety_checker`: {name!r} brings none that can be loaded: {str(error).splitlines()[0]}"
+        ) from None
+    return checker, extractor
+
+
 def draw(
     pipeline, prompts: list[str], seeds: list[int], conditions: torch.Tensor, section: GenerateSection
 ) -> list[Image.Image]:

@@ -45,7 +45,12 @@ def make_target(folder: Path, number: int = 24) -> Path:
     names = list(COLOURS)
     rows["captions"] = [[f"a man in a {names[row % 4]} shirt"] for row in range(number)]
     rows |= {"image_id": list(range(number)), "camera": ["c1"] * number}
-    kinds = {"image": Image(), "captions": List(Value("string")), "image_id": Value("int64"), "camera": Value("string")}
+    kinds = {
+        "image": Image(),
+        "captions": List(Value("string")),
+        "image_id": Value("int64"),
+        "camera": Value("string"),
+    }
     dataset = Dataset.from_dict(rows, features=Features(kinds))
     folder.mkdir(parents=True)
     dataset.to_parquet(folder / "train-00000-of-00001.parquet")

@@ -9,7 +9,15 @@ from data_scripts.dad import filter as filter_stage
 from data_scripts.dad.config import load_config
 from data_scripts.dad.filter_rules import calibrate, cheap_reasons, decide
 from data_scripts.dad.sections import FilterSection
-from tests.dad_reader_helpers import draw_person, files_of, make_sources, run, run_forked, write_config, write_generated
+from tests.dad_reader_helpers import (
+    draw_person,
+    files_of,
+    make_sources,
+    run,
+    run_forked,
+    write_config,
+    write_generated,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +37,9 @@ def scored(prompt_id: int, look: str | None = None, **changes) -> dict:
     return row | {"hash": rng.integers(0, 256, 128, dtype=np.uint8).tobytes().hex()} | changes
 
 
-TARGET = [{"contrast": v, "colour": 10 * v, "sharpness": v, "detail": 40 * v, "text_score": v / 100} for v in range(101)]
+TARGET = [
+    {"contrast": v, "colour": 10 * v, "sharpness": v, "detail": 40 * v, "text_score": v / 100} for v in range(101)
+]
 
 
 def test_thresholds_are_quantiles_of_the_target():
@@ -186,7 +196,10 @@ def test_killed_and_two_processes_give_the_same_files(root):
 
 
 def test_wrong_models_are_refused(root):
-    for name, message in (("clip", r"filter\.person_model.*clip.*cannot be loaded"), ("nowhere", r"filter\.person_model")):
+    for name, message in (
+        ("clip", r"filter\.person_model.*clip.*cannot be loaded"),
+        ("nowhere", r"filter\.person_model"),
+    ):
         path = write_config(root, f"wrong_{name}", filter={"person_model": str(root / "readers" / name)})
         write_generated(load_config(str(path)), {0: draw_person(0)})
         with pytest.raises(ValueError, match=message):

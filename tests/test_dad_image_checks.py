@@ -76,7 +76,8 @@ def test_hash_survives_scaling_and_compression_and_tells_pictures_apart():
 def test_colour_tells_pictures_of_one_brightness_apart():
     grey = np.asarray(draw_person(0).convert("L"), dtype=float)[..., None]
     red, blue = (
-        Image.fromarray((grey * np.array(weights)).clip(0, 255).astype(np.uint8)) for weights in ((1, 0.3, 0), (0, 0.5, 1))
+        Image.fromarray((grey * np.array(weights)).clip(0, 255).astype(np.uint8))
+        for weights in ((1, 0.3, 0), (0, 0.5, 1))
     )
     hashes = [perceptual_hash(each) for each in (red, blue)]
     assert find_near_duplicates(hashes) == {} and find_near_duplicates(hashes, 31, max_colour=255) == {1: 0}

@@ -244,9 +244,10 @@ class ReportSection:
         "edges when left out.",
     )
     images: int = setting(2000, "Images of each set that the distances are measured on.")
+    note: str | None = setting(None, "What the reader of the page must know first.")
 
     def __post_init__(self):
-        at_least(1, "report", self, "images")
+        at_least(2, "report", self, "images")
 
 
 # ---------------------------------------------------------------- checks

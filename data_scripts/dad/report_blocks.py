@@ -57,7 +57,7 @@ def _counts(counts: dict[str, int], models: dict[str, str | None]) -> list[Block
     return [
         Heading("From prompts to boxes"),
         Table(["stage", "number", "share of the images"], rows),
-        Table(["for", "model"], used, numbers=False),
+        Table(["for", "model"], used, text_columns=2),
     ]
 
 
@@ -74,7 +74,7 @@ def _filter(filtered: dict[str, Any]) -> list[Block]:
             "under its first reason and under every check that it failed as any reason. The paper dropped 10.63% of its "
             "images, by thresholds that it does not name; this run was not tuned to that figure."
         ),
-        Table(["check", "limit", "looked at", "first reason", "any reason"], rows, numbers=True),
+        Table(["check", "limit", "looked at", "first reason", "any reason"], rows, text_columns=2),
     ]
 
 

@@ -23,11 +23,11 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows below a header; all columns but the first are numbers, flush right, unless `numbers` is off."""
+    """Rows below a header; columns past the first `text_columns` are numbers, flush right."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    numbers: bool = True
+    text_columns: int = 1
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _markdown(block: Block) -> str:
         return f"> **Note.** {block.text}" if block.is_note else block.text
     if isinstance(block, Figure):
         return f"![{block.caption}]({block.path})\n\n*{block.caption}*"
-    rule = ["---", *["---:" if block.numbers else "---"] * (len(block.header) - 1)]
+    rule = ["---" if column < block.text_columns else "---:" for column in range(len(block.header))]
     return "\n".join(
         "| " + " | ".join(_cell(cell) for cell in row) + " |" for row in (block.header, rule, *block.rows)
     )
@@ -98,7 +98,7 @@ def _html(block: Block) -> str:
     if isinstance(block, Figure):
         path, caption = html.escape(block.path, quote=True), html.escape(block.caption)
         return f'<figure><img src="{path}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
-    kinds = ["", *[" class=number" if block.numbers else ""] * (len(block.header) - 1)]
+    kinds = ["" if column < block.text_columns else " class=number" for column in range(len(block.header))]
     rows = [_html_row("th", block.header, kinds), *(_html_row("td", row, kinds) for row in block.rows)]
     return f"<div class=wide><table>\n{chr(10).join(rows)}\n</table></div>"
 

@@ -272,7 +272,10 @@ def _new_manifest(config: FactoryConfig, name: str, work: WorkFolder) -> dict[st
     common = config.deciding("common")
     settings = {f"common.{key}": common[key] for key in _COMMON[name]}
     settings |= {f"{name}.{key}": value for key, value in config.deciding(name).items()}
-    made_from = {source: digest(read_finished(work, source)) for source in MADE_FROM[name]}
+    sources = MADE_FROM[name]
+    if name == "generate" and config.generate.controlnet is not None:
+        sources = ("augment",)  # another ControlNet than the one trained here
+    made_from = {source: digest(read_finished(work, source)) for source in sources}
     return {
         "stage": name,
         "settings": settings,

@@ -31,8 +31,8 @@ class RowParts:
 
     def read(self) -> dict[Any, dict[str, Any]]:
         """All rows that any run has left, whole file and parts, by their key."""
-        files = [self.path] if self.path.exists() else []
-        rows = [row for file in [*files, *self._parts()] for row in _read_part(file)]
+        # The whole file last: a part that another job merges meanwhile is found there.
+        rows = [row for file in [*self._parts(), self.path] for row in _read_part(file)]
         return {row[self.key]: row for row in rows}
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -63,7 +63,7 @@ class RowParts:
         self._part.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self._part, "ab")  # noqa: SIM115 (open as long as the process works)
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf ends when any reader closes the file
         except OSError:
             self.close()
             raise ValueError(
@@ -78,5 +78,8 @@ def _whole_lines(content: bytes) -> int:
 
 
 def _read_part(path: Path) -> list[dict[str, Any]]:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
     return [json.loads(line) for line in content[: _whole_lines(content)].splitlines()]

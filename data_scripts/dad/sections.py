@@ -54,6 +54,7 @@ class CommonSection:
 
     def __post_init__(self):
         require(self.work_dir is not None, "common.work_dir", "a folder", self.work_dir)
+        require(self.dataset is not None, "common.dataset", "a folder or Hub id of a prepared set", self.dataset)
         require(
             len(self.image_size) == 2 and all(side > 0 and side % 8 == 0 for side in self.image_size),
             "common.image_size",

@@ -91,11 +91,8 @@ def test_small_boxes_and_weaker_overlapping_ones_are_left_out():
     assert choose("a hat", [thin], [[0.9]]) == {}
     assert choose("a hat", [thin], [[0.9]], min_box_side=0.005) == {"a hat": thin}
     moved = [0.52, 0.35, 0.5, 0.3]
-    assert (
-        choose("a shirt, a t-shirt", [SHIRT, moved], [[0.9, 0.8], [0.8, 0.9]])
-        == {"a shirt": SHIRT, "a t-shirt": moved}
-        or True
-    )
+    # Either is the other's twin: the one that a phrase likes less is suppressed, and the phrase behind goes without.
+    assert choose("a shirt, a t-shirt", [SHIRT, moved], [[0.9, 0.8], [0.8, 0.9]]) == {"a shirt": SHIRT}
     assert choose("a hat", [MAN, SHIRT], [[0.4], [0.6]]) == {"a hat": SHIRT}
 
 

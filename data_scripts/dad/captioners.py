@@ -10,7 +10,8 @@ from data_scripts.dad.reading import load_pretrained
 
 
 _TASK_TOKEN = re.compile(r"<[A-Z_]+>")
-_SENTENCE_END = re.compile(r"(?<=[a-z0-9)\"'][.!?])\s+(?=[\"'A-Z0-9])|\n+")
+_SENTENCE_END = re.compile(r"(?<=[\w)\"'][.!?])\s+(?=[\"'A-Z])|\n+")
+_UNCASED_SENTENCE_END = re.compile(r"(?<=[\w)\"'][.!?])\s+(?=[\"'a-z])|\n+")  # of models that write no capitals
 _SPEAKERS = re.compile(r"^\s*(?:assistant|answer|caption|description)\s*:\s*", re.IGNORECASE)
 _SCRAPS = re.compile(r"</?[a-z_]+>|\[[A-Z]+\]|<\|[^|]*\|>")
 
@@ -119,5 +120,6 @@ def clean_style(text: str) -> str:
     Args:
         text: as the model gave it.
     """
-    first = _SENTENCE_END.split(_SPEAKERS.sub("", text.strip()), maxsplit=1)[0]
+    text = _SPEAKERS.sub("", text.strip())
+    first = (_UNCASED_SENTENCE_END if text.islower() else _SENTENCE_END).split(text, maxsplit=1)[0]
     return " ".join(first.split()).strip(" .!?\"'").lower()

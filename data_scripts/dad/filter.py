@@ -53,28 +53,22 @@ def run(config) -> None:
 
 
 class _Scorer:
-    """All scores of an image; models are loaded when the first image needs them."""
+    """All scores of an image."""
 
     def __init__(self, section: FilterSection, stage: Stage):
         self.section = section
         self.images = stage.work.images
-        self._options = {"dtype": DTYPES[section.dtype], "device": stage.state.device}
-        self._persons: PersonDetector | None = None
-        self._texts: TextScorer | None = None
+        options = {"dtype": DTYPES[section.dtype], "device": stage.state.device}
+        self._find_persons = PersonDetector(section.person_model, **options) if section.person_model else None
+        self._score_texts = TextScorer(section.score_model, **options) if section.score_model else None
 
     def persons(self, images: list) -> list[list | None]:
         """Persons of each image, None without a model."""
-        if self.section.person_model is None or not images:
-            return [None] * len(images)
-        self._persons = self._persons or PersonDetector(self.section.person_model, **self._options)
-        return self._persons(images)
+        return self._find_persons(images) if self._find_persons and images else [None] * len(images)
 
     def text_scores(self, images: list, texts: list[str]) -> list[float | None]:
         """How well each text fits its image, None without a model."""
-        if self.section.score_model is None or not images:
-            return [None] * len(images)
-        self._texts = self._texts or TextScorer(self.section.score_model, **self._options)
-        return self._texts(images, texts)
+        return self._score_texts(images, texts) if self._score_texts and images else [None] * len(images)
 
     def score_batch(self, batch: list[dict[str, Any]], thresholds: dict[str, Any]) -> list[dict[str, Any]]:
         """Rows of scores.jsonl for rows of generated.jsonl."""

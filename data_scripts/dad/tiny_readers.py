@@ -4,7 +4,8 @@ Models of a few thousand random weights that read images, for tests and `make de
     python -m data_scripts.dad.tiny_readers --output models/tiny
 
 writes folders as `from_pretrained` loads them: `blip`, `chat` (LLaVA) and `florence` caption, `grounding` (Grounding
-DINO) and `detector` (YOLOS) give boxes, `clip` compares images with texts.
+DINO) and `detector` (YOLOS) give boxes, `clip` compares images with texts. With `--captions SET`, a prepared set, the
+BLIP is trained on its captions for a minute, so that it says what captions say, if not what the image shows.
 """
 
 import argparse
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
 from transformers import (
     AutoTokenizer,
     BertTokenizer,
@@ -38,6 +41,8 @@ from transformers import (
     YolosForObjectDetection,
     YolosImageProcessor,
 )
+
+from mra_training.splits import load_split
 
 
 SAMPLE_TOKENIZER = Path(__file__).resolve().parent.parent / "sample_tokenizer"
@@ -196,6 +201,39 @@ def make_readers(folder: str | Path, names=tuple(MAKERS), seed: int = 0) -> None
         MAKERS[name](Path(folder) / name, seed)
 
 
+def train_blip(folder: str | Path, dataset: Dataset, steps: int, seed: int = 0, batch_size: int = 32) -> list[float]:
+    """
+    Trains a BLIP of [`make_blip`] on the captions of a set, and saves it in place.
+
+    Args:
+        folder: of the model.
+        dataset: rows with `image` and `captions`.
+        steps: of AdamW.
+        seed: of the order.
+
+    Returns:
+        The loss of every step.
+    """
+    model, processor = BlipForConditionalGeneration.from_pretrained(folder), BlipProcessor.from_pretrained(folder)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    generator, losses = torch.Generator().manual_seed(seed), []
+    with torch.random.fork_rng(devices=[]):  # dropout
+        torch.manual_seed(seed)
+        for _ in tqdm(range(steps), desc="captions"):
+            rows = [dataset[row] for row in torch.randint(len(dataset), (batch_size,), generator=generator).tolist()]
+            images, texts = [row["image"].convert("RGB") for row in rows], [row["captions"][0] for row in rows]
+            inputs = processor(images=images, text=texts, padding=True, return_tensors="pt")
+            labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+            loss = model(**inputs, labels=labels).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    model.save_pretrained(folder)
+    return losses
+
+
 def _save(folder: str | Path, seed: int, make_model: Callable, processor) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -213,8 +251,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--models", nargs="+", choices=list(MAKERS), default=list(MAKERS), help="default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
+    parser.add_argument("--captions", metavar="SET", help="prepared set to train the BLIP on; untrained if left out")
+    parser.add_argument("--steps", type=int, default=300, help="of that training (default: 300)")
     options = parser.parse_args(arguments)
     make_readers(options.output, options.models, options.seed)
+    if options.captions and "blip" in options.models:
+        train_blip(Path(options.output) / "blip", load_split(options.captions, "train"), options.steps, options.seed)
     print(f"{options.output}: {', '.join(options.models)}")
 
 

@@ -190,12 +190,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--image_size", type=int, nargs=2, default=(64, 32), help="height and width (default: 64 32)")
     parser.add_argument("--channels", type=int, nargs="+", default=(16, 32), help="of the UNet (default: 16 32)")
     parser.add_argument("--steps", type=int, default=600, help="of the autoencoder's training (default: 600)")
+    parser.add_argument(
+        "--prediction_type",
+        choices=("epsilon", "v_prediction", "sample"),
+        default="v_prediction",
+        help="what the UNet predicts (default: v_prediction)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights and training (default: 0)")
     options = parser.parse_args(argv)
 
     def work():
         images = options.images and read_images(options.images, options.image_size, options.seed)
-        build(options.output, images, options.channels, options.steps, seed=options.seed)
+        build(options.output, images, options.channels, options.steps, options.prediction_type, options.seed)
         print(f"{options.output}: a small Stable Diffusion for images of {options.image_size}")
 
     with_plain_errors("tiny_diffusion", work)

@@ -230,7 +230,8 @@ def run(config) -> None:
     save_controlnet(accelerator, controlnet, stage.work.controlnet, card)
     if train.push_to_hub and accelerator.is_main_process:
         push_folder(stage.work.controlnet, train, "Upload ControlNet")
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # `end_training` would also end the processes' group, which later stages need
+        tracker.finish()
     stage.finish(steps=state.step, pairs=state.samples_seen, validation_errors=errors)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -32,7 +32,11 @@ def test_counts_of_every_stage(work):
     rows = [row for file in (work / "sda").iterdir() for row in json.loads(file.read_text())]
     boxes = sum(len(row["boxes"]) for row in rows)
     assert facts["counts"] == {
-        **{"prompts": 9, "images": 8, "kept": 7, "captioned": 7, "annotated": 7},
+        "prompts": 9,
+        "images": 8,
+        "kept": 7,
+        "captioned": 7,
+        "annotated": 7,
         "boxes": boxes,
     }
     assert facts["regions"]["boxes"] == boxes and sum(facts["regions"]["boxes_per_image"].values()) == 7

@@ -38,7 +38,7 @@ quality: .venv/installed  ## Check style without changing anything
 	$(BIN)/ruff format --check $(CODE)
 
 .PHONY: demo-dad
-demo-dad: .venv/installed  ## Target set -> data factory with tiny models -> pretraining set -> 20 steps (within 10 minutes on 2 cores)
+demo-dad: .venv/installed  ## Target set -> data factory with tiny models -> pretraining set -> 20 steps
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/dad/demo.sh
 
 clean:  ## Remove the sample data and the demo's outputs

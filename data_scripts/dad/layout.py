@@ -7,7 +7,8 @@ The work folder of the factory: names, whole files, rows in parts, and what each
     WORK/images/c_<start>_<stop>/<prompt_id>.jpg of 5,000 prompts each; file_path is relative to WORK/images
     WORK/filter/manifest.json, scores.jsonl, thresholds.json, kept.jsonl, report
     WORK/captions/manifest.json, captions.jsonl  {file_path, caption, raw_caption, prompt_id}
-    WORK/sda/manifest.json, sda_<start>_<stop>.json of 5,000 prompts each, as prepare_sda reads them
+    WORK/grounding/manifest.json, regions.jsonl  rows as those of SDA, with their prompt_id
+    WORK/sda/sda_<start>_<stop>.json of 5,000 prompts each, and nothing else, as prepare_sda reads them
     WORK/report/manifest.json, index.md
 
 `source_row` is the row of the train split, `source_image_id` the person in it. While a stage runs, every process
@@ -47,7 +48,7 @@ FOLDERS = {
     "generate": "images",
     "filter": "filter",
     "caption": "captions",
-    "ground": "sda",
+    "ground": "grounding",
     "report": "report",
 }
 MADE_FROM = {
@@ -116,6 +117,14 @@ class WorkFolder:
     @property
     def captions(self) -> Path:
         return self.folder("caption") / "captions.jsonl"
+
+    @property
+    def regions(self) -> Path:
+        return self.folder("ground") / "regions.jsonl"
+
+    @property
+    def annotations(self) -> Path:
+        return self.root / "sda"
 
 
 def shard_name(prompt_id: int, prefix: str) -> str:

@@ -172,7 +172,14 @@ class FilterSection:
 
     calibration_images: int = setting(2000, "Target images whose quantiles set the thresholds, chosen by the seed.")
     quantile: float = setting(0.01, "Share of the target images that each one-sided threshold would drop.")
-    duplicate_distance: int = setting(2, "Bits of the perceptual hash in which a near-duplicate may differ.")
+    min_width: int = setting(64, "Smallest width in pixels.")
+    min_height: int = setting(128, "Smallest height in pixels.")
+    min_contrast: float | None = setting(None, "Lowest contrast; the quantile of the target's when left out.")
+    min_colour: float | None = setting(None, "Lowest variance between channels; the target's quantile if left out.")
+    min_sharpness: float | None = setting(None, "Lowest variance of the Laplacian; the target's quantile if left out.")
+    min_detail: float | None = setting(None, "Fewest bytes as a small JPEG; the target's quantile if left out.")
+    max_detail: float | None = setting(None, "Most bytes as a small JPEG; the target's quantile if left out.")
+    duplicate_distance: int = setting(12, "Bits of the 256 of a perceptual hash in which a near-duplicate may differ.")
     person_model: str | None = setting(None, "Object detector that counts persons; no check when left out.")
     person_threshold: float = setting(0.5, "Score from which a detection is a person.")
     min_person_height: float = setting(0.5, "Smallest height of the person, as a share of the image.")
@@ -182,8 +189,11 @@ class FilterSection:
     dtype: Precision = setting("fp32", "Precision of the models' weights.")
 
     def __post_init__(self):
-        at_least(1, "filter", self, "calibration_images", "batch_size")
+        at_least(1, "filter", self, "min_width", "min_height", "batch_size")
+        at_least(2, "filter", self, "calibration_images")
         share("filter", self, "quantile", "person_threshold", "min_person_height")
+        near = 0 <= self.duplicate_distance <= 31
+        require(near, "filter.duplicate_distance", "from 0 to 31 bits", self.duplicate_distance)
 
 
 @dataclass
@@ -191,7 +201,11 @@ class CaptionSection:
     """A caption for each image that was kept (caption.py)."""
 
     model: str | None = setting(None, "Image-to-text model: folder or Hub id.")
-    prompt: str | None = setting("Describe the image in English", "What the model is asked; none asks nothing.")
+    prompt: str | None = setting(
+        "Describe the image in English",
+        "What the model is asked: a question, a task token such as <DETAILED_CAPTION> (Florence-2), or the beginning of "
+        "the caption (BLIP); none lets a model without chat template begin by itself.",
+    )
     max_new_tokens: int = setting(60, "Longest caption in tokens.")
     num_beams: int = setting(1, "Beams of the search.")
     clean_style: bool = setting(False, "Keep one sentence, in lower case.")
@@ -207,27 +221,34 @@ class GroundSection:
     """Boxes of the captions' phrases, as SDA annotations (ground.py)."""
 
     model: str | None = setting(None, "Zero-shot object detector: folder or Hub id.")
-    box_threshold: float = setting(0.35, "Lowest score of a box.")
-    text_threshold: float = setting(0.35, "Lowest score of a phrase.")
-    nms_threshold: float = setting(0.7, "Overlap from which the weaker box of a phrase is dropped.")
+    box_threshold: float = setting(0.35, "Lowest score of a box, over all words.")
+    text_threshold: float = setting(0.35, "Lowest score of a box for the words of its phrase.")
+    nms_threshold: float = setting(0.7, "Overlap (IoU) from which the weaker of two boxes of a phrase is dropped.")
+    duplicate_threshold: float = setting(0.9, "Overlap (IoU) from which boxes of two phrases are the same box.")
     min_box_side: float = setting(0.02, "Smallest side of a box, as a share of the image.")
     batch_size: int = setting(8, "Images grounded together.")
     dtype: Precision = setting("fp32", "Precision of the model's weights.")
 
     def __post_init__(self):
         at_least(1, "ground", self, "batch_size")
-        share("ground", self, "box_threshold", "text_threshold", "nms_threshold", "min_box_side")
+        share("ground", self, "box_threshold", "text_threshold", "nms_threshold")
+        share("ground", self, "duplicate_threshold", "min_box_side")
 
 
 @dataclass
 class ReportSection:
     """The page about the result (report.py)."""
 
-    feature_extractor: str | None = setting(None, "Image model whose features measure the domain distance.")
+    feature_extractor: str | None = setting(
+        None,
+        "Image model whose features measure the domain distance, e.g. a CLIP or DINOv2: folder or Hub id; colours and "
+        "edges when left out.",
+    )
     images: int = setting(2000, "Images of each set that the distances are measured on.")
+    note: str | None = setting(None, "What the reader of the page must know first.")
 
     def __post_init__(self):
-        at_least(1, "report", self, "images")
+        at_least(2, "report", self, "images")
 
 
 # ---------------------------------------------------------------- checks

@@ -1,4 +1,4 @@
-"""Drawing: the same images from one and two processes, after a kill, and from jobs apart."""
+"""Drawing: the same images after a kill, and from jobs apart (from two processes: test_dad_run)."""
 
 import logging
 import signal
@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_scripts.dad import augment_captions, generate, train_dad
 from data_scripts.dad.layout import WorkFolder, read_stage_rows
-from tests.dad_helpers import SIZE, launch_module, make_config, run_forked, tree, write_sources
+from tests.dad_helpers import SIZE, make_config, run_forked, tree, write_sources
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,6 @@ def test_one_image_a_prompt(root, reference):
         with Image.open(WorkFolder(root / "reference").images / row["file_path"]) as image:
             assert image.size == (SIZE[1], SIZE[0]) and row["file_path"] == f"c_0_5000/{row['prompt_id']}.jpg"
     assert len({content for path, content in reference.items() if path.endswith(".jpg")}) == 12
-
-
-def test_two_processes_draw_the_same(root, reference):
-    prepare(root, "two")
-    launch_module("generate", "--config", root / "two.yaml")
-    assert tree(WorkFolder(root / "two").images) == reference
 
 
 @pytest.mark.parametrize("function, call", [("draw_batch", 2), ("write_whole", 5)])

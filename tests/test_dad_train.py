@@ -47,7 +47,7 @@ def base(root):
 @pytest.fixture(scope="module")
 def reference(root):
     """Folder of a run that nothing disturbed."""
-    run_module("train_dad", "--config", write_config(root, "reference"))
+    assert run_forked("train_dad", write_config(root, "reference")) == 0
     return root / "reference" / "controlnet"
 
 

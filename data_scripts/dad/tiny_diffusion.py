@@ -41,10 +41,13 @@ def make_tokenizer() -> CLIPTokenizer:
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=SUFFIX, unk_token=END))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    letters = _LETTERS.split()
+    # Named in advance, so that their numbers, which decide between equally frequent pairs, are always the same.
+    units = [BEGIN, END, *letters, *(letter + SUFFIX for letter in letters)]
     trainer = trainers.BpeTrainer(
-        vocab_size=1500, special_tokens=[BEGIN, END], end_of_word_suffix=SUFFIX, show_progress=False
+        vocab_size=1500, special_tokens=units, end_of_word_suffix=SUFFIX, show_progress=False
     )
-    tokenizer.train_from_iterator([_LETTERS, _LETTERS, _SENTENCE, *words], trainer)
+    tokenizer.train_from_iterator([_SENTENCE, *words], trainer)
     learnt = json.loads(tokenizer.to_str())["model"]
     merges = [tuple(pair) for pair in learnt["merges"]]
     return CLIPTokenizer(vocab=learnt["vocab"], merges=merges, model_max_length=77)

@@ -11,7 +11,7 @@ from tests.dad_helpers import launch_module, run_module, tree, write_config, wri
 
 
 SHORT = {
-    "train": {"max_train_steps": 2, "validation_images": 0},
+    "train": {"max_train_steps": None, "num_train_epochs": 0, "validation_images": 0},
     "generate": {"num_images": 8, "num_inference_steps": 1},
 }
 OURS = "train,augment,generate"

@@ -17,7 +17,7 @@ step python -m data_scripts.make_sample --output $DEMO/target --sda_pairs 10 --t
 step python -m data_scripts.prepare_pedes --dataset cuhk --annotations $DEMO/target/finetune --images $DEMO/target/images \
     --output $DEMO/arrow/target --overwrite --no_size_check
 
-# Models of a few thousand weights in place of Stable Diffusion, BLIP-2, CLIP and Grounding DINO.
+# Small models in place of Stable Diffusion, BLIP-2, CLIP and Grounding DINO.
 if [ ! -f $DEMO/models/done ]; then
     step python -m data_scripts.dad.tiny_diffusion --output $DEMO/models/diffusion --images $DEMO/target/images --steps 300
     step python -m data_scripts.dad.tiny_readers --output $DEMO/models --models blip grounding clip \

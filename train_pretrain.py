@@ -50,7 +50,7 @@ from mra_training.runtime import (
     start_trackers,
 )
 from mra_training.splits import load_split
-from mra_training.validation import selection_metric, validate
+from mra_training.validation import rerank_depth, selection_metric, validate
 
 
 logger = get_logger(__name__)
@@ -161,7 +161,7 @@ def main(argv=None):
     log.cut_back()  # also where a killed run logged but left no checkpoint
 
     # Loop
-    progress, metrics = progress_bar(accelerator, plan.total_steps, state.step), None
+    progress, result = progress_bar(accelerator, plan.total_steps, state.step), None
     for _ in range(state.epoch, plan.num_epochs):
         sampler.set_position(state.epoch, state.samples_in_epoch)
         model.train()
@@ -198,18 +198,20 @@ def main(argv=None):
         # Evaluate
         is_last = state.epoch == plan.num_epochs
         if validation is not None and (is_last or state.epoch % evaluation.eval_every_epochs == 0):
-            metrics = validate(accelerator, model, processor, validation, evaluation, data.num_workers)
-            log.write(validation=metrics)
-            if selection_metric(metrics) > state.best_metric:
-                state.best_metric, state.best_epoch = selection_metric(metrics), state.epoch
-                card = build_card(recipe, state.epoch, metrics, evaluated_on)
-                save_model(accelerator, model, processor, Path(run.output_dir) / "best", card)
+            result = validate(accelerator, model, processor, validation, evaluation, data.num_workers)
+            log.write(validation=result.metrics)
+            if selection_metric(result.metrics) > state.best_metric:
+                state.best_metric, state.best_epoch = selection_metric(result.metrics), state.epoch
+                depth = rerank_depth(result, evaluated_on)
+                card = build_card(recipe, state.epoch, result, evaluated_on, depth)
+                save_model(accelerator, model, processor, Path(run.output_dir) / "best", card, depth)
             window.pause()
 
     # Save
     progress.close()
-    card = build_card(recipe, state.epoch, metrics, evaluated_on)
-    save_model(accelerator, model, processor, Path(run.output_dir) / "final", card)
+    depth = rerank_depth(result, evaluated_on)
+    card = build_card(recipe, state.epoch, result, evaluated_on, depth)
+    save_model(accelerator, model, processor, Path(run.output_dir) / "final", card, depth)
     if hub.push_to_hub and accelerator.is_main_process:
         push_folder(Path(run.output_dir) / ("best" if state.best_epoch else "final"), hub)
     accelerator.end_training()

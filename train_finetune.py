@@ -161,6 +161,7 @@ def main(argv=None):
     accelerator.register_for_checkpointing(scheduler, state)
     set_seed(run.seed, device_specific=True)
     negatives = torch.Generator(device=accelerator.device)
+    drawing_process = 0 if config.itm_negatives == "all" else accelerator.process_index
     window, log = LossWindow(accelerator, run.output_dir), MetricsLog(accelerator, run.output_dir, state)
     checkpointer = Checkpointer(
         accelerator, run.output_dir, recipe, run.save_steps, run.save_minutes, run.save_total_limit
@@ -182,7 +183,7 @@ def main(argv=None):
             if state.step == plan.total_steps:
                 break
             with accelerator.accumulate(model):
-                seed_negatives(negatives, run.seed, state.micro_step, accelerator.process_index)
+                seed_negatives(negatives, run.seed, state.micro_step, drawing_process)
                 outputs = model(**batch, generator=negatives)
                 accelerator.backward(outputs.loss)
                 if accelerator.sync_gradients and optim.max_grad_norm is not None:

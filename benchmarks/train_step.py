@@ -30,7 +30,6 @@ from benchmarks.measure import (
     show,
 )
 from benchmarks.plain import plain_finetuning_losses, plain_itm_loss, plain_mlm_loss, plain_negatives
-from losses_mra import masked_language_loss
 from modeling_mra import MRAForPreTraining
 from mra_training.collator import TrainingCollator
 
@@ -43,12 +42,12 @@ VARIANTS = ("plain", "ours")
 def main(command_line: list[str] | None = None) -> None:
     """Prints the costs of both steps, of matching and masked language alone, the ratios and the difference of losses."""
     parser = make_parser(__doc__.strip().splitlines()[0])
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=2, help="of each kind that are timed")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=1, help="of each kind that are timed")
     parser.add_argument(
         "--checkpointing",
         choices=("none", "vision", "all"),
-        default="none",
+        default="vision",
         help="layers of ours whose activations are computed again in the backward pass, for less memory",
     )
     parser.add_argument(
@@ -65,7 +64,7 @@ def main(command_line: list[str] | None = None) -> None:
         print(max(peak_memory(device) - before, 1))
         return
     results = {"device": describe_device(device), "dtype": args.dtype, "batch_size": args.batch_size}
-    results |= {name: bench.batch[name] for name in ("fusion_length", "max_masked")}
+    results |= {name: bench.batch[name] for name in ("caption_lengths", "max_masked")}
     if device.type != "cpu":
         for variant in VARIANTS:
             bench.step(variant), bench.fusion_step(variant)
@@ -170,14 +169,11 @@ class Benchmark:
         loss = 0
         for states, embeds, prefix in zip(texts, text_embeds, ("", "augmented_"), strict=True):
             loss = loss + model._alignment_losses(
-                keys_values, image_embeds, states, embeds, batch[f"{prefix}attention_mask"], batch["identity_ids"],
-                batch["fusion_length"], generator,
+                images, keys_values, image_embeds, states, embeds, batch[f"{prefix}attention_mask"], batch["identity_ids"],
+                batch[f"{prefix or 'caption_'}lengths"], generator,
             )[1]  # fmt: skip
-        labels = batch["labels"]
-        positions = (labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, : batch["max_masked"]]
-        mask = batch["attention_mask"][:, : labels.shape[1]]
-        logits = model.mlm_logits(batch["mlm_input_ids"], mask, image_keys_values=keys_values, positions=positions)
-        return loss + masked_language_loss(logits.flatten(0, 1), labels.gather(1, positions).flatten())
+        masked = batch["mlm_input_ids"], batch["labels"], batch["attention_mask"]
+        return loss + model._mlm_loss(*masked, keys_values, batch["mlm_lengths"], batch["max_masked"])
 
     def difference(self) -> float:
         """Largest difference between the losses of both kinds, with every dropout off."""

@@ -67,8 +67,12 @@ class ModelArguments:
     attn_implementation: Literal["sdpa", "eager"] = field(
         default="sdpa", metadata={"help": "Attention kernels of the text, fusion and Swin layers."}
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Recompute activations in the backward pass: less memory, more time."}
+    gradient_checkpointing: Literal["none", "vision", "all"] = field(
+        default="none",
+        metadata={
+            "help": "Layers whose activations are computed again in the backward pass, for less memory: those of the image "
+            "encoder, which hold most of it, or all."
+        },
     )
 
     def __post_init__(self):

@@ -54,8 +54,10 @@ def create_model(args, config: MRAConfig) -> MRAForPreTraining:
     else:
         model = load_for_finetuning(args.model_name_or_path, **config.to_dict())
     model.set_attn_implementation(args.attn_implementation)
-    if args.gradient_checkpointing:
+    if args.gradient_checkpointing == "all":
         model.activation_checkpointing_enable()
+    elif args.gradient_checkpointing == "vision":
+        model.mra.vision_model.swin.set_grad_checkpointing()
     return model
 
 

@@ -547,7 +547,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
 
 try:
-        sys.exit("the project can be imported here")
+    import modeling_mra
+    sys.exit("the project can be imported here")
 except ImportError:
     pass
 torch.set_num_threads(1)

@@ -15,7 +15,13 @@ help:  ## Show this list
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,deepspeed,tracking,dad,app]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,deepspeed,tracking,dad,search]'
+	touch $@
+
+# Gradio needs an older Pillow, whose resized pictures differ in a few pixels from those of the reference vectors.
+.venv-app/installed: setup.cfg pyproject.toml
+	test -x .venv-app/bin/python || $(PYTHON) -m venv .venv-app
+	.venv-app/bin/python -m pip install --quiet --disable-pip-version-check -e '.[app,app-test]'
 	touch $@
 
 install: .venv/installed  ## Make .venv and install the project with its test and training extras

@@ -27,20 +27,24 @@ try:
     from .losses_mra import (
         choose_hard_negatives,
         contrastive_loss,
+        gather_constant,
         gather_features,
-        gather_identities,
+        is_distributed,
         masked_language_loss,
         matching_loss,
+        own_rows,
     )
 except ImportError:  # run from the repository root
     from configuration_mra import MRAConfig, MRATextConfig, MRAVisionConfig
     from losses_mra import (
         choose_hard_negatives,
         contrastive_loss,
+        gather_constant,
         gather_features,
-        gather_identities,
+        is_distributed,
         masked_language_loss,
         matching_loss,
+        own_rows,
     )
 
 
@@ -756,13 +760,13 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         text_hidden_states = self.mra.get_text_hidden_states(input_ids, attention_mask)
         output.text_embeds = self.mra.project_text(text_hidden_states)
         output.itc_loss, output.itm_loss = self._alignment_losses(
-            image_keys_values, output.image_embeds, text_hidden_states, output.text_embeds, attention_mask,
-            identity_ids, fusion_length, generator,
+            image_hidden_states, image_keys_values, output.image_embeds, text_hidden_states, output.text_embeds,
+            attention_mask, identity_ids, fusion_length, generator,
         )  # fmt: skip
         if augmented_input_ids is not None:
             augmented_hidden_states = self.mra.get_text_hidden_states(augmented_input_ids, augmented_attention_mask)
             output.augmented_itc_loss, output.augmented_itm_loss = self._alignment_losses(
-                image_keys_values, output.image_embeds, augmented_hidden_states,
+                image_hidden_states, image_keys_values, output.image_embeds, augmented_hidden_states,
                 self.mra.project_text(augmented_hidden_states), augmented_attention_mask, identity_ids, fusion_length,
                 generator,
             )  # fmt: skip
@@ -802,25 +806,36 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         return self.mlm_head(hidden_states)
 
     def _alignment_losses(
-        self, image_keys_values, image_embeds, text_hidden_states, text_embeds, attention_mask, identity_ids,
-        fusion_length, generator, image_attention_mask=None,
+        self, image_hidden_states, image_keys_values, image_embeds, text_hidden_states, text_embeds, attention_mask,
+        identity_ids, fusion_length, generator, image_attention_mask=None,
     ):  # fmt: skip
-        """Contrastive loss over all processes, and matching loss against negatives of this process."""
-        batch_size = len(image_embeds)
-        local = torch.arange(batch_size, device=image_embeds.device) if identity_ids is None else identity_ids
-        mode = self.config.itc_gradient
-        all_images, all_texts = gather_features(image_embeds, mode), gather_features(text_embeds, mode)
-        if identity_ids is None:
-            identities = torch.arange(len(all_images), device=image_embeds.device)
+        """Contrastive loss over all processes, and matching loss against negatives of this process or of all."""
+        config = self.config
+        all_images, all_texts = (gather_features(x, config.itc_gradient) for x in (image_embeds, text_embeds))
+        every = torch.arange(len(all_images), device=image_embeds.device)
+        identities = every if identity_ids is None else gather_constant(identity_ids)
+        itc_loss = contrastive_loss(
+            all_images, all_texts, identities, self.temperature, config.label_smoothing, config.itc_chunk_size
+        )
+        if config.itm_negatives == "all":
+            image_embeds, text_embeds = all_images, all_texts
+            if is_distributed():
+                image_keys_values = self.mra.get_image_keys_values(gather_features(image_hidden_states))
+                text_hidden_states, fusion_length = gather_features(text_hidden_states), None  # others' may be longer
+                attention_mask = gather_constant(attention_mask)
+                if image_attention_mask is not None:
+                    image_attention_mask = gather_constant(image_attention_mask)
         else:
-            identities = gather_identities(identity_ids)
-        itc_loss = contrastive_loss(all_images, all_texts, identities, self.temperature, self.config.label_smoothing)
+            every, identities = every[: len(image_embeds)], own_rows(identities)
 
         with torch.no_grad():
             similarity = image_embeds @ text_embeds.t() / self.temperature
-        negative_images, has_image = choose_hard_negatives(similarity.t(), local, generator)
-        negative_texts, has_text = choose_hard_negatives(similarity, local, generator)
-        every = torch.arange(batch_size, device=image_embeds.device)
+        negative_images, has_image = choose_hard_negatives(similarity.t(), identities, generator)
+        negative_texts, has_text = choose_hard_negatives(similarity, identities, generator)
+        if config.itm_negatives == "all":
+            every, negative_images, has_image, negative_texts, has_text = map(
+                own_rows, (every, negative_images, has_image, negative_texts, has_text)
+            )
         logits = self.mra.match_logits(
             text_hidden_states[:, :fusion_length],
             attention_mask[:, :fusion_length],
@@ -853,7 +868,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
                 for layer in zip(self.mra.get_image_keys_values(region_token), image_keys_values, strict=True)
             ]
         output.region_itc_loss, output.region_itm_loss = self._alignment_losses(
-            image_keys_values, region_embeds, text_hidden_states, self.mra.project_text(text_hidden_states),
+            region_hidden_states, image_keys_values, region_embeds, text_hidden_states, self.mra.project_text(text_hidden_states),
             attention_mask, phrase_ids, fusion_length, generator, torch.cat([sees_token, patch_mask], dim=1),
         )  # fmt: skip
 

@@ -6,6 +6,7 @@ Times one step of fine-tuning with augmented captions: as published, plainly, ag
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,12 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2, help="of each kind that are timed")
     parser.add_argument(
+        "--checkpointing",
+        choices=("none", "vision", "all"),
+        default="none",
+        help="layers of ours whose activations are computed again in the backward pass, for less memory",
+    )
+    parser.add_argument(
         "--memory_of", choices=VARIANTS, help="run one step of a kind, and print its peak memory alone"
     )
     args = parser.parse_args(command_line)
@@ -52,7 +59,7 @@ def main(command_line: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     before = peak_memory(device)
-    bench = Benchmark(args.full_size, args.batch_size, device, getattr(torch, args.dtype))
+    bench = Benchmark(args.full_size, args.batch_size, device, getattr(torch, args.dtype), args.checkpointing)
     if args.memory_of:
         bench.step(args.memory_of)
         print(max(peak_memory(device) - before, 1))
@@ -89,18 +96,28 @@ class Benchmark:
         batch_size: rows.
         device: of the model.
         dtype: of the forward passes, under autocast where it is not float32.
+        checkpointing: what of ours is computed again in the backward pass: `none`, `vision` or `all`.
     """
 
-    def __init__(self, full_size: bool, batch_size: int, device: torch.device, dtype: torch.dtype):
-        self.device, self.dtype = device, dtype
+    def __init__(self, full_size: bool, batch_size: int, device: torch.device, dtype: torch.dtype, checkpointing: str):
+        self.device, self.dtype, self.checkpointing = device, dtype, checkpointing
         self.model = MRAForPreTraining(make_config(full_size)).to(device).train()
         batch = make_batch(self.model.config, batch_size)
         self.batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
-        self.attn_implementations = {"plain": "eager", "ours": "sdpa"}
+
+    def set_up(self, variant: str) -> None:
+        """Attention and checkpointing of one kind."""
+        checkpointing = "none" if variant == "plain" else self.checkpointing
+        self.model.set_attn_implementation("eager" if variant == "plain" else "sdpa")
+        if checkpointing == "all":
+            self.model.activation_checkpointing_enable()
+        else:
+            self.model.activation_checkpointing_disable()
+        self.model.mra.vision_model.swin.set_grad_checkpointing(checkpointing != "none")
 
     def losses(self, variant: str) -> dict[str, torch.Tensor]:
         """Forward pass of one kind; its hard negatives are drawn from the same seed."""
-        self.model.set_attn_implementation(self.attn_implementations[variant])
+        self.set_up(variant)
         generator = torch.Generator(self.device).manual_seed(0)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             if variant == "plain":
@@ -114,7 +131,7 @@ class Benchmark:
 
     def fusion_step(self, variant: str) -> None:
         """Matching and masked language alone, forward and backward, from images and captions that are already encoded."""
-        self.model.set_attn_implementation(self.attn_implementations[variant])
+        self.set_up(variant)
         encoded = self.encode()
         run = self.plain_fusion_loss if variant == "plain" else self.fusion_loss
         generator = torch.Generator(self.device).manual_seed(0)
@@ -199,10 +216,13 @@ def make_batch(config, batch_size: int) -> dict:
 
 def memory_in_another_process(variant: str, args) -> int:
     """Bytes that one step adds, weights and gradients included, to a process that has only imported its libraries."""
-    command = [sys.executable, __file__, "--memory_of", variant, "--batch_size", str(args.batch_size)]
-    command += ["--device", args.device, "--dtype", args.dtype, "--threads", str(args.threads)]
+    names = ("batch_size", "checkpointing", "device", "dtype", "threads")
+    options = [f"--{name}={getattr(args, name)}" for name in names]
+    command = [sys.executable, __file__, f"--memory_of={variant}", *options]
     command += ["--full_size"] if args.full_size else []
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # Large tensors then go back to the system as they are freed, so that what is counted is what is held.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(64 * 1024)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

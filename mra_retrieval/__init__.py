@@ -6,6 +6,7 @@ from .figures import RankedQuery, draw_rankings
 from .matching import PairMatcher, match_pairs
 from .metrics import retrieval_metrics
 from .rerank import rerank, similarity_matrix, top_k
+from .rerank_depth import RerankDepth, choose_rerank_depth
 from .score_fusion import fuse_scores
 
 
@@ -13,8 +14,10 @@ __all__ = [
     "ImageEncodings",
     "PairMatcher",
     "RankedQuery",
+    "RerankDepth",
     "RetrievalResult",
     "TextEncodings",
+    "choose_rerank_depth",
     "draw_rankings",
     "encode_images",
     "encode_texts",

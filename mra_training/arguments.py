@@ -100,6 +100,17 @@ class ObjectiveArguments:
             "as the published gather gives."
         },
     )
+    itc_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows of the similarity matrix that the contrastive loss computes at a time, to save memory with "
+            "large batches; all at once if left out."
+        },
+    )
+    itm_negatives: Literal["local", "all"] = field(
+        default="local",
+        metadata={"help": "Draw negatives for matching from each process's own pairs, as published, or from all."},
+    )
 
     def overrides(self) -> dict[str, Any]:
         """The fields of `MRAConfig` that this theme sets."""

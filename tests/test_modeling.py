@@ -282,12 +282,12 @@ def test_region_features(choice, projection, batch, monkeypatch):
     model = tiny_model(tiny_config(vision_config=vision, region_features=choice, projection_type=projection))
     seen = {}
 
-    def record(image_keys_values, image_embeds, *args):
+    def record(image_hidden_states, image_keys_values, image_embeds, *args):
         seen.update(keys_values=image_keys_values, embeds=image_embeds, mask=args[-1])
         return torch.zeros(()), torch.zeros(())
 
     monkeypatch.setattr(
-        model, "_alignment_losses", lambda *a, f=record: f(*a) if len(a) == 9 else (torch.zeros(()),) * 2
+        model, "_alignment_losses", lambda *a, f=record: f(*a) if len(a) == 10 else (torch.zeros(()),) * 2
     )
     model(**batch)
     patch_mask = batch["region_attention_mask"][:, 1:]

@@ -1,6 +1,7 @@
 """Stored images: opened for their size, and decoded later, a large JPEG at a fraction of it."""
 
 import io
+import math
 
 from PIL import ExifTags, Image, ImageOps
 
@@ -53,13 +54,22 @@ def decode(image: Image.Image, reduction: int = 1) -> Image.Image:
 
 def largest_reduction(crop: Crop, height: int, width: int) -> int:
     """The largest reduction that leaves the crop at least as large as the `height` and `width` to which it is resized."""
-    for reduction in REDUCTIONS:
-        reduced = reduce_crop(crop, reduction)
-        if reduced.width >= width and reduced.height >= height:
-            return reduction
-    return 1
+    return next((n for n in REDUCTIONS if crop.width >= n * width and crop.height >= n * height), 1)
 
 
-def reduce_crop(crop: Crop, reduction: int) -> Crop:
-    """The crop on an image of a reduced size; its edges are rounded to whole pixels there."""
-    return Crop(*(round(edge / reduction) for edge in (crop.left, crop.top, crop.right, crop.bottom)))
+def crop_reduced(image: Image.Image, crop: Crop, reduction: int, height: int, width: int) -> Image.Image:
+    """
+    Crops and resizes an image that was decoded at a reduced size; its edges may fall between pixels there.
+
+    Args:
+        image: from [`decode`].
+        crop: in pixels of the whole size, black where it reaches outside.
+        reduction: what the image was decoded at.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+    """
+    left, top, right, bottom = (edge / reduction for edge in (crop.left, crop.top, crop.right, crop.bottom))
+    outer_left, outer_top = math.floor(left), math.floor(top)
+    outer = image.crop((outer_left, outer_top, math.ceil(right), math.ceil(bottom)))
+    box = left - outer_left, top - outer_top, right - outer_left, bottom - outer_top
+    return outer.resize((width, height), Image.Resampling.BICUBIC, box=box)

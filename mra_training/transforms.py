@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from mra_training.images import decode, largest_reduction, reduce_crop, upright_size
+from mra_training.images import crop_reduced, decode, largest_reduction, upright_size
 from mra_training.regions import Box, Crop, draw_crop, move_box
 
 
@@ -119,7 +119,7 @@ class TrainingImageTransform:
         self.image_backend = image_backend
 
     def __call__(
-        self, image: Image.Image, rng: random.Random, box: Box | None = None
+        self, image: Image.Image, rng: random.Random, box: Box | None = None, out: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Box | None]:
         """
         Transforms one image, and the box on it if there is one.
@@ -129,6 +129,7 @@ class TrainingImageTransform:
             rng: where every choice comes from.
             box: left, top, width and height in pixels of the upright image. With a box the image is first cropped at random
                 around it (pretraining); without, the whole image is used (fine-tuning).
+            out: `(3, height, width)` float32 to write to, a new tensor when absent.
 
         Returns:
             `(3, height, width)` float32, normalised, and the box in pixels of the result (None without a box).
@@ -140,7 +141,7 @@ class TrainingImageTransform:
         erased = None
         if rng.random() < self.erasing_probability:
             erased = draw_erasing(height, width, rng, self.erasing_scale, self.erasing_ratio)
-        pixels = self.normalize(self._render(image, crop, flip))
+        pixels = self.normalize(self._render(image, crop, flip), out)
         if erased is not None:
             pixels[:, erased.top : erased.bottom, erased.left : erased.right] = 0
         return pixels, None if box is None else move_box(box, crop, flip, height, width)
@@ -154,11 +155,11 @@ class TrainingImageTransform:
             reduction = largest_reduction(crop or Crop(0, 0, full_width, full_height), height, width)
         decoded = decode(image, reduction)
         if crop is not None and decoded.width < full_width:
-            crop = reduce_crop(crop, reduction)
+            decoded, crop = crop_reduced(decoded, crop, reduction, height, width), None
         return render(decoded, crop, flip, height, width, self.image_backend)
 
-    def normalize(self, image: torch.Tensor) -> torch.Tensor:
-        """Turns 8-bit RGB into a new float32 tensor `(3, height, width)` with the mean at 0 and the deviation at 1."""
+    def normalize(self, image: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Turns 8-bit RGB into float32 `(3, height, width)` with the mean at 0 and the deviation at 1."""
         # Channels first in memory too: stacking a batch of interleaved images takes several times as long.
-        pixels = torch.empty(image.shape, dtype=torch.float32).copy_(image)
+        pixels = (torch.empty(image.shape) if out is None else out).copy_(image)
         return pixels.sub_(self._offset).mul_(self._scale)

@@ -44,7 +44,7 @@ def load_split(name: str, split: str, streaming: Streaming | None = None) -> Tab
     return None
 
 
-def hold_out_identities(dataset: Table, fraction: float, seed: int) -> tuple[Table, Table | None]:
+def hold_out_identities(dataset: Table, fraction: float, seed: int) -> tuple[Table, Dataset | None]:
     """
     Splits the identities of a training set, so that no person is on both sides.
 
@@ -54,7 +54,7 @@ def hold_out_identities(dataset: Table, fraction: float, seed: int) -> tuple[Tab
         seed: of the choice.
 
     Returns:
-        The rows to train on and those held out, None for a fraction of 0.
+        The rows to train on, and those held out, read into memory if they were streamed; None for a fraction of 0.
 
     Raises:
         ValueError: if the fraction leaves no identity on one side.
@@ -70,4 +70,5 @@ def hold_out_identities(dataset: Table, fraction: float, seed: int) -> tuple[Tab
         )
     held_out = np.isin(ids, np.random.default_rng(seed).permutation(identities)[:count])
     logger.info(f"Holding out {count} of {len(identities)} training identities for validation.")
-    return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+    train, validation = dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+    return train, validation.to_dataset() if isinstance(validation, StreamedTable) else validation

@@ -134,6 +134,10 @@ class StreamedTable:
         selected.features = datasets.Features({name: self.features[name] for name in names})
         return selected
 
+    def to_dataset(self) -> datasets.Dataset:
+        """All rows in memory."""
+        return datasets.Dataset.from_dict(self[list(range(len(self)))], features=self.features)
+
     def column(self, name: str) -> pa.Array:
         """One whole column; the others are not read."""
         with ThreadPoolExecutor(_OPENING_THREADS) as threads:

@@ -45,13 +45,14 @@ SOURCES = {
 def main(command_line: list[str] | None = None) -> None:
     """Prints the costs of each kind of source, their ratios, and how far the pixels lie apart."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--full_size", action="store_true", help="384 x 256 pixels instead of 64 x 32")
+    parser.add_argument("--full_size", action="store_true", help="384 x 256 pixels instead of 64 x 32, sources too")
     parser.add_argument("--json", action="store_true", help="end with one line that holds the result as JSON")
     parser.add_argument("--images", type=int, help="of each kind of source, 80 at full size")
     parser.add_argument("--batch_size", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(command_line)
+    datasets.disable_progress_bars()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     config = make_config(args.full_size)
@@ -62,7 +63,8 @@ def main(command_line: list[str] | None = None) -> None:
     ratios, differences = {"tensor": [], "pillow": []}, []
     for source in SOURCES:
         with tempfile.TemporaryDirectory() as folder:
-            rows = write_source(Path(folder), source, count, config.max_text_length, args.seed)
+            sizes = SOURCES[source] if args.full_size else tuple((w // 6, h // 6) for w, h in SOURCES[source])
+            rows = write_source(Path(folder), sizes, count, config.max_text_length, args.seed)
             costs, difference = compare(Path(folder), rows, processor, config, args.seed, batch_size)
         differences.append(difference)
         for name, seconds in costs.items():
@@ -148,9 +150,16 @@ def token_difference(ours: dict, plain: dict) -> float:
     return largest
 
 
-def write_source(folder: Path, source: str, count: int, max_text_length: int, seed: int) -> list[dict]:
+def write_source(folder: Path, sizes, count: int, max_text_length: int, seed: int) -> list[dict]:
     """
     Draws pictures of one kind of source and writes them as files and as a prepared Parquet file.
+
+    Args:
+        folder: where to write.
+        sizes: smallest width and height, and largest.
+        count: pictures.
+        max_text_length: tokens of the longest caption.
+        seed: of what is drawn.
 
     Returns:
         The rows with the path of each file.
@@ -158,7 +167,7 @@ def write_source(folder: Path, source: str, count: int, max_text_length: int, se
     rng, generator = random.Random(seed), np.random.default_rng(seed)
     tokenizer = AutoTokenizer.from_pretrained(Path(__file__).resolve().parent.parent / TOKENIZER)
     words = [word for word in tokenizer.get_vocab() if word.isalpha()]
-    (least_width, least_height), (most_width, most_height) = SOURCES[source]
+    (least_width, least_height), (most_width, most_height) = sizes
     lengths = caption_lengths(count, max_text_length) - 2  # [CLS] and [SEP]
     rows, noise = [], draw_noise(max(most_width, most_height), generator)
     for number in range(count):

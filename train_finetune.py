@@ -34,11 +34,12 @@ from mra_training.arguments import (
 from mra_training.augmentation import CaptionAugmenter
 from mra_training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra_training.collator import TrainingCollator
-from mra_training.data import build_finetuning_dataset, make_sampler
+from mra_training.data import build_finetuning_dataset
 from mra_training.metrics_log import LossWindow, MetricsLog
 from mra_training.model_card import build_card, push_folder
 from mra_training.model_setup import create_config, create_model, create_processor
 from mra_training.optim import create_optimizer, create_schedule
+from mra_training.order import make_sampler
 from mra_training.runtime import (
     StopSignal,
     configure_deepspeed,

@@ -33,7 +33,8 @@ from benchmarks.data import make_processor
 from benchmarks.measure import MIB, make_config, show
 from data_scripts.builders import SDA_FEATURES
 from mra_training.collator import TrainingCollator
-from mra_training.data import build_pretraining_dataset, make_sampler
+from mra_training.data import build_pretraining_dataset
+from mra_training.order import make_sampler
 from mra_training.splits import load_split
 from mra_training.streaming import Streaming
 
@@ -51,6 +52,8 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--folder", help="where to write the set, kept; a temporary folder when left out")
     parser.add_argument("--json", action="store_true", help="end with one line that holds the result as JSON")
     args = parser.parse_args(command_line)
+    if args.batches < 2:
+        parser.error(f"--batches must be 2 or more, got {args.batches}")
     results = {name: getattr(args, name) for name in ("rows", "batches", "batch_size", "num_workers")}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.folder or temporary) / "sda"

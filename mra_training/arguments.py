@@ -158,7 +158,7 @@ class DataArguments:
         default="tensor",
         metadata={
             "help": "What resizes training images: `tensor` is fast, `pillow` gives the published pixels. Crops, boxes and "
-            "masks are the same; evaluation always takes the exact pixels."
+            "masks are the same; evaluation resizes as the model's processor does."
         },
     )
     streaming: bool = field(

@@ -1,6 +1,7 @@
 """Training sets: what a sample looks like depends on (seed, epoch, row), never on who asks for it."""
 
 import hashlib
+import math
 import random
 
 import datasets
@@ -11,7 +12,7 @@ from datasets import Image, IterableDatasetDict, LargeList, List, Value
 
 from mra_training.augmentation import CaptionAugmenter
 from mra_training.images import open_image, upright_size
-from mra_training.order import Key, KeyedSampler, LaneSampler, key_to_seed
+from mra_training.order import Key, key_to_seed
 from mra_training.regions import WHOLE_IMAGE, box_to_pixels, region_attention_mask
 from mra_training.streaming import StreamedTable, arrow_column
 from mra_training.transforms import ERASING_RATIO, ERASING_SCALE, TrainingImageTransform
@@ -95,9 +96,8 @@ class TrainingDataset(torch.utils.data.Dataset):
         image_rows = [int(self.image_rows[pair]) for _, pair in keys]
         columns = self.dataset[image_rows]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        # One tensor for all: memory that is touched for the first time costs more than resizing, and stacking touches it
-        # once more. `TrainingCollator` takes it as it is.
-        pixels = torch.empty(len(keys), 3, *self.transform.image_size)
+        # One tensor for all, which `TrainingCollator` takes as it is: new memory costs more than resizing.
+        pixels = _new_batch(len(keys), 3, *self.transform.image_size)
         return [
             self._checked(row, image_row, *key, out)
             for row, image_row, key, out in zip(rows, image_rows, keys, pixels, strict=True)
@@ -261,20 +261,12 @@ def build_finetuning_dataset(
     )
 
 
-def make_sampler(dataset: TrainingDataset, seed: int, batch_size: int) -> KeyedSampler:
-    """
-    Gives the order of a training set: any permutation, or for a streamed one such as can be read from files in pieces.
-
-    Args:
-        dataset: from one of the builders.
-        seed: of the order.
-        batch_size: pairs of a batch of one process.
-    """
-    table = dataset.dataset
-    if not isinstance(table, StreamedTable):
-        return KeyedSampler(len(dataset), seed)
-    groups = table.row_groups[dataset.image_rows]
-    return LaneSampler(groups, seed, batch_size, table.streaming.lanes, table.streaming.buffer)
+def _new_batch(*shape: int) -> torch.Tensor:
+    """Room for float32; in a worker shared with the main process, so that it is not copied there on its way."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(shape)
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # as `default_collate` does
+    return torch.empty(0).set_(storage, 0, shape)
 
 
 def _check_columns(dataset: Table, caption_columns: tuple[str, ...]) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from mra_training.streaming import StreamedTable
+
 
 Key = tuple[int, int]
 
@@ -124,3 +126,19 @@ class LaneSampler(KeyedSampler):
         # Whole batches in turn, then the rest lane after lane.
         whole = within < (np.bincount(lane, minlength=self.lanes) // self.batch_size * self.batch_size)[lane]
         return rows[np.lexsort((within, lane, np.where(whole, within // self.batch_size, self.num_rows)))]
+
+
+def make_sampler(dataset, seed: int, batch_size: int) -> KeyedSampler:
+    """
+    Gives the order of a training set: any permutation, or for a streamed one such as can be read from files in pieces.
+
+    Args:
+        dataset: a [`~mra_training.data.TrainingDataset`].
+        seed: of the order.
+        batch_size: pairs of a batch of one process.
+    """
+    table = dataset.dataset
+    if not isinstance(table, StreamedTable):
+        return KeyedSampler(len(dataset), seed)
+    groups = table.row_groups[dataset.image_rows]
+    return LaneSampler(groups, seed, batch_size, table.streaming.lanes, table.streaming.buffer)

@@ -8,7 +8,8 @@ from training_helpers import GRID, make_pedes, make_processor, make_sda
 
 from mra_training.augmentation import CaptionAugmenter
 from mra_training.collator import TrainingCollator
-from mra_training.data import build_finetuning_dataset, build_pretraining_dataset, make_sampler, phrase_to_id
+from mra_training.data import build_finetuning_dataset, build_pretraining_dataset, phrase_to_id
+from mra_training.order import make_sampler
 from mra_training.streaming import StreamedTable, Streaming
 
 

@@ -4,8 +4,8 @@ Opens and reads a set of SDA's size: seconds until the first batch, and memory t
     python benchmarks/large_set.py --rows 1217750 --batches 2000 --json
 
 Writes Parquet files of SDA's columns with pictures of a few pixels, then trains on nothing: each way of reading, as a table and
-streamed, runs in a process of its own with worker processes. Memory is that of all of them, without pages of files and memory
-that they share, which the system takes back when it needs them.
+streamed, runs in a process of its own with worker processes. Memory is that of all of them without pages of files, which the
+system takes back when it needs them; what forked workers still share with their parent is counted for each.
 """
 
 import argparse

@@ -34,11 +34,12 @@ from mra_training.arguments import (
 from mra_training.augmentation import CaptionAugmenter
 from mra_training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra_training.collator import TrainingCollator
-from mra_training.data import KeyedSampler, build_finetuning_dataset
+from mra_training.data import build_finetuning_dataset
 from mra_training.metrics_log import LossWindow, MetricsLog
 from mra_training.model_card import build_card, push_folder
 from mra_training.model_setup import create_config, create_model, create_processor
 from mra_training.optim import create_optimizer, create_schedule
+from mra_training.order import make_sampler
 from mra_training.runtime import (
     StopSignal,
     configure_deepspeed,
@@ -51,6 +52,7 @@ from mra_training.runtime import (
     start_trackers,
 )
 from mra_training.splits import hold_out_identities, load_split
+from mra_training.streaming import make_streaming
 from mra_training.validation import rerank_depth, selection_metric, validate
 
 
@@ -69,7 +71,7 @@ THEMES = (
 
 def build_datasets(data, processor, config, seed):
     """The training set, with augmented captions if they count, and what to validate on, if anything."""
-    train = load_split(data.dataset, "train")
+    train = load_split(data.dataset, "train", make_streaming(data))
     validation = load_split(data.dataset, "validation")
     if validation is None:
         train, validation = hold_out_identities(train, data.validation_fraction, seed)
@@ -95,6 +97,7 @@ def build_datasets(data, processor, config, seed):
         augmenter=augmenter,
         flip_probability=data.flip_probability,
         erasing_probability=data.erasing_probability,
+        image_backend=data.image_backend,
     )
     return dataset, validation
 
@@ -143,7 +146,7 @@ def main(argv=None):
     processor = create_processor(model_args, config)
     dataset, validation = build_datasets(data, processor, config, run.seed)
     evaluated_on = data.dataset
-    sampler = KeyedSampler(len(dataset), run.seed)
+    sampler = make_sampler(dataset, run.seed, data.per_device_batch_size)
     loader = build_loader(dataset, sampler, processor, data, run.seed)
 
     # Model

@@ -33,11 +33,12 @@ from mra_training.arguments import (
 )
 from mra_training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra_training.collator import TrainingCollator
-from mra_training.data import KeyedSampler, build_pretraining_dataset
+from mra_training.data import build_pretraining_dataset
 from mra_training.metrics_log import LossWindow, MetricsLog
 from mra_training.model_card import build_card, push_folder
 from mra_training.model_setup import create_config, create_model, create_processor
 from mra_training.optim import create_optimizer, create_schedule
+from mra_training.order import make_sampler
 from mra_training.runtime import (
     StopSignal,
     configure_deepspeed,
@@ -50,6 +51,7 @@ from mra_training.runtime import (
     start_trackers,
 )
 from mra_training.splits import load_split
+from mra_training.streaming import make_streaming
 from mra_training.validation import rerank_depth, selection_metric, validate
 
 
@@ -69,7 +71,7 @@ THEMES = (
 def build_datasets(data, processor, config, seed):
     """The training set, with regions if they count, and the validation split of another set if one is named."""
     dataset = build_pretraining_dataset(
-        load_split(data.dataset, "train"),
+        load_split(data.dataset, "train", make_streaming(data)),
         processor,
         grid_size=config.vision_config.grid_size,
         seed=seed,
@@ -77,6 +79,7 @@ def build_datasets(data, processor, config, seed):
         regions=config.region_weight > 0,
         flip_probability=data.flip_probability,
         erasing_probability=data.erasing_probability,
+        image_backend=data.image_backend,
     )
     if data.validation_dataset is None:
         return dataset, None
@@ -130,7 +133,7 @@ def main(argv=None):
     processor = create_processor(model_args, config)
     dataset, validation = build_datasets(data, processor, config, run.seed)
     evaluated_on = data.validation_dataset
-    sampler = KeyedSampler(len(dataset), run.seed)
+    sampler = make_sampler(dataset, run.seed, data.per_device_batch_size)
     loader = build_loader(dataset, sampler, processor, data, run.seed)
 
     # Model

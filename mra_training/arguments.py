@@ -158,6 +158,27 @@ class DataArguments:
     )
     per_device_batch_size: int = field(default=40, metadata={"help": "Image-text pairs of each process in a step."})
     num_workers: int = field(default=4, metadata={"help": "Worker processes that prepare batches, for each process."})
+    image_backend: Literal["tensor", "pillow"] = field(
+        default="tensor",
+        metadata={
+            "help": "What resizes training images: `tensor` is fast, `pillow` gives the published pixels. Crops, boxes and "
+            "masks are the same; evaluation resizes as the model's processor does."
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the training set piece by piece from its Parquet files, without a copy on disk."},
+    )
+    streaming_buffer: int = field(
+        default=16384,
+        metadata={"help": "Rows among which a streamed row is shuffled; about as many are held in memory."},
+    )
+    streaming_lanes: int = field(
+        default=16,
+        metadata={
+            "help": "Parts of a streamed epoch that are read side by side; best a multiple of processes x workers."
+        },
+    )
     flip_probability: float = field(default=0.5, metadata={"help": "Chance of mirroring an image."})
     erasing_probability: float = field(default=0.6, metadata={"help": "Chance of erasing a rectangle of an image."})
     mlm_probability: float = field(default=0.25, metadata={"help": "Share of a caption's tokens to mask."})
@@ -173,6 +194,8 @@ class DataArguments:
         _require(self.dataset is not None, "dataset", "a folder or Hub id of a prepared set", self.dataset)
         _require(self.per_device_batch_size > 0, "per_device_batch_size", "at least 1", self.per_device_batch_size)
         _require(self.num_workers >= 0, "num_workers", "0 or more", self.num_workers)
+        for name in ("streaming_buffer", "streaming_lanes"):
+            _require(getattr(self, name) > 0, name, "at least 1", getattr(self, name))
 
 
 @dataclass

@@ -82,7 +82,7 @@ class TrainingCollator:
         if "phrase" in fields:
             kinds["phrase"] = "phrase_"
 
-        batch = {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}
+        batch = {"pixel_values": _stack([example["pixel_values"] for example in examples])}
         for field, prefix in kinds.items():
             batch.update(self._encode([example[field] for example in examples], prefix))
         seeds = np.array([example["mask_seed"] for example in examples], dtype=np.uint64)
@@ -109,3 +109,16 @@ class TrainingCollator:
             return_tensors="pt",
         )
         return {f"{prefix}{name}": encoded[name] for name in ("input_ids", "attention_mask")}
+
+
+def _stack(images: list[torch.Tensor]) -> torch.Tensor:
+    """Stacks images; those that were written side by side (`TrainingDataset.__getitems__`) are taken as they lie."""
+    base = images[0]._base
+    if (
+        base is None
+        or base.shape != (len(images), *images[0].shape)
+        or any(image._base is not base for image in images)
+    ):
+        return torch.stack(images)
+    in_order = all(image.data_ptr() == row.data_ptr() for image, row in zip(images, base, strict=True))
+    return base if in_order else torch.stack(images)

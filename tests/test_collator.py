@@ -112,6 +112,19 @@ def test_masks_do_not_depend_on_the_batch(processor):
             assert torch.equal(value, torch.cat(cut)), name
 
 
+def test_images_side_by_side_are_taken_as_they_lie(processor):
+    dataset = build_pretraining_dataset(make_sda(), processor, grid_size=GRID, seed=0)
+    collate = TrainingCollator(processor.tokenizer, 56)
+    examples = dataset.__getitems__([(0, row) for row in range(6)])
+    stacked = collate(examples)["pixel_values"]
+    assert stacked.data_ptr() == examples[0]["pixel_values"].data_ptr() and stacked.shape == (6, 3, *SIZE)
+    alone = torch.stack([dataset[(0, row)]["pixel_values"] for row in range(6)])
+    assert torch.equal(stacked, alone)
+    for order in ([1, 0, 2, 3, 4, 5], [0, 1, 2], [0, 0, 2, 3, 4, 5]):
+        moved = collate([examples[row] for row in order])["pixel_values"]
+        assert torch.equal(moved, alone[order]) and moved.data_ptr() != stacked.data_ptr()
+
+
 def test_long_captions_are_cut():
     processor = make_processor(max_text_length=8)
     dataset = build_finetuning_dataset(make_pedes(), processor, seed=0)

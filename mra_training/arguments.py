@@ -74,6 +74,9 @@ class ModelArguments:
             "encoder, which hold most of it, or all."
         },
     )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile the layers of Swin, BERT and fusion with TorchInductor."}
+    )
 
     def __post_init__(self):
         self.model_config = _read_model_config(self.model_config)
@@ -325,7 +328,6 @@ class RunArguments:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = field(
         default=None, metadata={"help": "Precision of the matrix products; what `accelerate` is set to when left out."}
     )
-    torch_compile: bool = field(default=False, metadata={"help": "Compile the model with TorchInductor."})
     seed: int = field(default=42, metadata={"help": "Seed of initialisation, data order, augmentation and dropout."})
     logging_steps: int = field(default=50, metadata={"help": "Optimizer steps between two lines of metrics.jsonl."})
     log_with: list[str] = field(

@@ -58,7 +58,20 @@ def create_model(args, config: MRAConfig) -> MRAForPreTraining:
         model.activation_checkpointing_enable()
     elif args.gradient_checkpointing == "vision":
         model.mra.vision_model.swin.set_grad_checkpointing()
+    if args.torch_compile:
+        compile_layers(model)
     return model
+
+
+def compile_layers(model: MRAForPreTraining) -> None:
+    """
+    Compiles each layer of Swin, BERT and fusion in place, so that layers of one kind share what is compiled.
+
+    Names of the weights stay as they are. Texts differ in length from batch to batch, hence dynamic shapes.
+    """
+    for module in model.modules():
+        if type(module).__name__ in model._no_split_modules:
+            module.compile(dynamic=True)
 
 
 def create_processor(args, config: MRAConfig) -> MRAProcessor:

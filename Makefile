@@ -43,5 +43,9 @@ quality: .venv/installed  ## Check style without changing anything
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 
+.PHONY: demo-dad
+demo-dad: .venv/installed  ## Target set -> data factory with tiny models -> pretraining set -> 20 steps
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/dad/demo.sh
+
 clean:  ## Remove the sample data and the demo's outputs
-	rm -rf $(SAMPLE) $(RUNS)
+	rm -rf $(SAMPLE) $(RUNS) outputs/dad/demo

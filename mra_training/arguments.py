@@ -482,20 +482,45 @@ def load_recipe(path: str | Path, dataclass_types) -> dict[str, Any]:
     Raises:
         ValueError: if the file is missing or no mapping, a key is unknown, or a value is of another type.
     """
+    return cast_values(read_mapping(path), dataclass_types, str(path))
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """
+    Reads a YAML file that holds a mapping; an empty file is an empty one.
+
+    Raises:
+        ValueError: if the file is missing or no mapping.
+    """
     if not Path(path).is_file():
         raise ValueError(f"`config`: no recipe at {str(path)!r}.")
     recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     if not isinstance(recipe, dict):
         raise ValueError(f"{path}: a recipe is a mapping of arguments to values, got a {type(recipe).__name__}.")
+    return recipe
+
+
+def cast_values(values: dict[str, Any], dataclass_types, place: str) -> dict[str, Any]:
+    """
+    Casts what YAML read to the types of the dataclasses' fields.
+
+    Args:
+        values: name -> value.
+        dataclass_types: whose fields the names are.
+        place: where the values come from, for the error messages.
+
+    Raises:
+        ValueError: if a key is unknown, or a value is of another type.
+    """
     field_types = {}
     for dataclass_type in dataclass_types:
         field_types.update({item.name: get_type_hints(dataclass_type)[item.name] for item in _fields(dataclass_type)})
-    values = {}
-    for key, value in recipe.items():
+    cast = {}
+    for key, value in values.items():
         if key not in field_types:
-            raise ValueError(f"{path}: unknown key {key!r}{_nearest(str(key), dataclass_types)}")
-        values[key] = _cast(f"{path}: `{key}`", value, field_types[key])
-    return values
+            raise ValueError(f"{place}: unknown key {key!r}{_nearest(str(key), dataclass_types)}")
+        cast[key] = _cast(f"{place}: `{key}`", value, field_types[key])
+    return cast
 
 
 def resolved_recipe(*themes) -> dict[str, Any]:

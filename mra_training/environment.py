@@ -12,7 +12,17 @@ import torch
 
 
 ENVIRONMENT_FILE = "environment.json"
-_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "tokenizers", "accelerate", "datasets", "deepspeed")
+_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "datasets",
+    "diffusers",
+    "deepspeed",
+)
 
 
 def git_revision() -> str | None:

@@ -1,0 +1,129 @@
+"""
+Makes prompts from the captions of the target set: each caption, and changed copies of it.
+
+    python -m data_scripts.dad.augment_captions --config recipes/dad/cuhk.yaml
+
+`attributes` changes what the caption says of the person by the rules of `vocabulary/attributes.yaml`. `eda` is the
+published augmentation, one of four operations on words at the given strength; it needs WordNet. What becomes of a
+caption depends on the seed and the caption's number alone, and every change is written beside the prompt.
+"""
+
+import logging
+import random
+from collections.abc import Iterator
+
+from tqdm.auto import tqdm
+
+from data_scripts.dad.attribute_edits import AttributeEditor
+from data_scripts.dad.caption_phrases import load_vocabulary
+from data_scripts.dad.command import run_stage
+from data_scripts.dad.files import to_lines, write_whole
+from data_scripts.dad.layout import begin_stage
+from data_scripts.dad.sections import AugmentSection
+from mra_training.augmentation import CaptionAugmenter
+from mra_training.data import key_to_seed
+from mra_training.splits import load_split
+
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 5  # for each prompt, to find one that the caption does not have yet
+
+
+class PromptMaker:
+    """
+    Turns a caption into prompts.
+
+    Args:
+        section: mode, number and strength.
+        seed: of every choice.
+
+    Raises:
+        ValueError: if `eda` needs WordNet and it is not installed.
+    """
+
+    def __init__(self, section: AugmentSection, seed: int):
+        self.section, self.seed = section, seed
+        if section.mode == "attributes":
+            self.editor = AttributeEditor(load_vocabulary())
+        else:
+            strength = section.strength
+            self.augmenter = CaptionAugmenter(
+                1.0, tuple(section.eda_operations), strength, strength, strength, strength
+            )
+
+    def __call__(self, caption: str, number: int) -> list[tuple[str, list[dict]]]:
+        """
+        The prompts of a caption, itself first, no two alike, each with its changes.
+
+        Args:
+            caption: as it stands in the set.
+            number: of the caption; together with the seed it decides everything.
+
+        Returns:
+            As many as asked for, or fewer where a caption does not give so many different ones.
+        """
+        caption = " ".join(caption.split())
+        rng = random.Random(key_to_seed("prompts", self.seed, number))
+        made = {caption: []}
+        for _ in range(_ATTEMPTS * (self.section.prompts_per_caption - 1)):
+            if len(made) == self.section.prompts_per_caption:
+                break
+            prompt, edits = self._change(caption, rng)
+            if prompt and edits:
+                made.setdefault(prompt, edits)
+        return list(made.items())
+
+    def _change(self, caption: str, rng: random.Random) -> tuple[str, list[dict]]:
+        if self.section.mode == "attributes":
+            return self.editor.edit(caption, self.section.strength, rng)
+        prompt = self.augmenter(caption, rng)
+        return prompt, [{"operation": "eda", "attribute": "words", "before": caption, "after": prompt}]
+
+
+def make_rows(captions: list[list[str]], persons: list[int], maker: PromptMaker, most: int | None) -> Iterator[dict]:
+    """
+    Rows of `prompts.jsonl`.
+
+    Args:
+        captions: of each row of the train split.
+        persons: `image_id` of each row.
+        maker: of the prompts.
+        most: captions to use; None for all.
+    """
+    pairs = [(row, text) for row, texts in enumerate(captions) for text in texts][:most]
+    prompt_id = 0
+    for number, (row, caption) in enumerate(tqdm(pairs, desc="prompts", unit="caption")):
+        for prompt, edits in maker(caption, number):
+            yield {
+                "prompt_id": prompt_id,
+                "prompt": prompt,
+                "source_caption": caption,
+                "source_image_id": persons[row],
+                "source_row": row,
+                "edits": edits,
+            }
+            prompt_id += 1
+
+
+def run(config) -> None:
+    """Writes the prompts that the configuration asks for, unless they are there."""
+    stage = begin_stage(config, "augment", splits=False)
+    if stage.is_finished:
+        return
+    counts = {}
+    if stage.state.is_main_process:
+        table = load_split(config.common.dataset, "train")
+        maker = PromptMaker(config.augment, config.common.seed)
+        rows = list(make_rows(table["captions"], table["image_id"], maker, config.augment.max_captions))
+        if not rows:
+            raise ValueError(f"`common.dataset` {config.common.dataset!r} has no caption to make prompts from.")
+        write_whole(stage.work.prompts, to_lines(rows))
+        unchanged = sum(not row["edits"] for row in rows)
+        counts = {"prompts": len(rows), "captions": unchanged}
+        logger.info(f"{len(rows):,} prompts from {unchanged:,} captions in {stage.work.prompts}")
+    stage.finish(**counts)
+
+
+if __name__ == "__main__":
+    run_stage("data_scripts.dad.augment_captions", run, __doc__)

@@ -1,0 +1,53 @@
+"""
+Describes every image that was kept, whatever its prompt said.
+
+    python -m data_scripts.dad.caption --config recipes/dad/cuhk.yaml
+
+writes `WORK/captions/captions.jsonl`. The paper captions with BLIP-2; any `AutoModelForImageTextToText` will do.
+"""
+
+from typing import Any
+
+from data_scripts.dad.captioners import Captioner, clean_style
+from data_scripts.dad.command import run_stage
+from data_scripts.dad.layout import begin_stage, read_stage_rows
+from data_scripts.dad.reading import DTYPES, merge_rows, open_picture, read_batches
+from data_scripts.dad.sections import require
+
+
+def run(config) -> None:
+    """Captions what is missing."""
+    section = config.caption
+    require(section.model is not None, "caption.model", "a captioner's folder or Hub id", section.model)
+    stage = begin_stage(config, "caption")
+    if stage.is_finished:
+        return
+    rows = read_stage_rows(stage.work.kept)
+    captioner = Captioner(
+        section.model,
+        section.prompt,
+        dtype=DTYPES[section.dtype],
+        device=stage.state.device,
+        max_new_tokens=section.max_new_tokens,
+        num_beams=section.num_beams,
+    )
+
+    def caption(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        texts = captioner([open_picture(stage.work.images, row) for row in batch])
+        return [_make_row(row, text, section.clean_style) for row, text in zip(batch, texts, strict=True)]
+
+    read_batches(stage, stage.work.captions, rows, section.batch_size, caption)
+    if merge_rows(stage, stage.work.captions, len(rows)):
+        empty = sum(not row["caption"] for row in read_stage_rows(stage.work.captions))
+        stage.finish(captions=len(rows) - empty, empty=empty)
+
+
+def _make_row(row: dict[str, Any], text: str, clean: bool) -> dict[str, Any]:
+    """A row of captions.jsonl; the caption is empty where no word came, and grounding leaves the image out."""
+    caption = clean_style(text) if clean else text
+    caption = caption if any(character.isalnum() for character in caption) else ""
+    return {"file_path": row["file_path"], "caption": caption, "raw_caption": text, "prompt_id": row["prompt_id"]}
+
+
+if __name__ == "__main__":
+    run_stage("data_scripts.dad.caption", run, __doc__)

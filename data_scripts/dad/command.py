@@ -1,0 +1,40 @@
+"""The command line around a stage: what the user can mend ends it with one line."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from data_scripts.dad.config import FactoryConfig, load_config, make_parser
+
+
+def run_stage(
+    name: str, run: Callable[[FactoryConfig], None], description: str, argv: list[str] | None = None
+) -> None:
+    """
+    Runs one stage as `python -m data_scripts.dad.<module>`.
+
+    Args:
+        name: of the module.
+        run: does the stage's work.
+        description: shown by `--help`.
+        argv: arguments; the process's own when absent.
+    """
+    parser = make_parser(name, description)
+    options = parser.parse_args(argv)
+    try:
+        config = load_config(options.config, options.overrides)
+    except ValueError as error:
+        parser.error(str(error))
+    with_plain_errors(name, lambda: run(config))
+
+
+def with_plain_errors(name: str, work: Callable[[], None]) -> None:
+    """Does some work; bad input ends the process with a message and no traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        work()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{name}: {error}") from None
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,197 @@
+"""Boxes of phrases by zero-shot detectors, scored phrase by phrase, and boxes of persons by any detector."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torchvision.ops import box_convert, nms
+
+from data_scripts.dad.reading import load_pretrained
+
+
+TOKEN_MODELS = ("grounding-dino", "mm-grounding-dino")  # scores of every token of one text
+QUERY_MODELS = ("owlvit", "owlv2")  # scores of every text of a list
+PERSON_LABELS = ("person", "pedestrian", "human", "people")
+_SAME_PERSON = 0.7  # IoU
+_RECORDED = 0.1  # weaker detections of persons are not worth a note
+
+
+@dataclass
+class PhraseBoxes:
+    """
+    What a detector says of one image.
+
+    Attributes:
+        boxes: (boxes, 4) cx, cy, w, h in 0..1 of the image, cut at its edges; some may be empty.
+        scores: (boxes, phrases) highest score of a phrase's words for each box.
+        best: (boxes,) highest score over all words.
+    """
+
+    boxes: torch.Tensor
+    scores: torch.Tensor
+    best: torch.Tensor
+
+
+class PhraseDetector:
+    """
+    A model of `AutoModelForZeroShotObjectDetection` that is asked for phrases: Grounding DINO, OWL-ViT and their kin.
+
+    Args:
+        name: folder or Hub id.
+        argument: of the configuration, for messages.
+        dtype, device: of the weights.
+
+    Raises:
+        ValueError: if there is no such model, or its scores cannot be told apart by phrase.
+    """
+
+    def __init__(self, name: str, argument: str, dtype=torch.float32, device: str | torch.device = "cpu"):
+        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+        model = load_pretrained(AutoModelForZeroShotObjectDetection, name, argument, dtype=dtype)
+        self.model = model.to(device).eval()
+        self.processor = load_pretrained(AutoProcessor, name, argument)
+        self.kind = self.model.config.model_type
+        if self.kind not in TOKEN_MODELS + QUERY_MODELS:
+            known = ", ".join(TOKEN_MODELS + QUERY_MODELS)
+            raise ValueError(f"{argument}: {name!r} is of type {self.kind}; expected one of {known}.")
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[PhraseBoxes]:
+        """
+        Looks for phrases in images.
+
+        Args:
+            images: RGB.
+            phrases: of each image, one at least, in lower or upper case.
+        """
+        detect = self._detect_by_tokens if self.kind in TOKEN_MODELS else self._detect_by_queries
+        return detect(list(images), [[phrase.lower() for phrase in own] for own in phrases])
+
+    def _forward(self, images, text, **options):
+        inputs = self.processor(images=images, text=text, return_tensors="pt", **options).to(self.model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        return inputs, self.model(**inputs)
+
+    def _detect_by_tokens(self, images, phrases) -> list[PhraseBoxes]:
+        texts = [". ".join(own) + "." for own in phrases]
+        inputs, outputs = self._forward(images, texts, padding=True)
+        scores = outputs.logits.float().sigmoid().cpu()  # (images, boxes, max_text_len), 0 past the text
+        boxes = outputs.pred_boxes.float().cpu()
+        tokens = self.processor.tokenizer(texts, padding=True, return_offsets_mapping=True, return_tensors="pt")
+        if not torch.equal(tokens["input_ids"], inputs["input_ids"].cpu()):
+            raise ValueError(
+                "ground.model: its processor tokenises texts in a way of its own, so that phrases get lost."
+            )
+        found = []
+        for own, own_scores, own_boxes, offsets in zip(phrases, scores, boxes, tokens["offset_mapping"], strict=True):
+            spans = find_token_spans(own, offsets.tolist())
+            by_phrase = [own_scores[:, span].amax(dim=1) for span in spans]
+            found.append(PhraseBoxes(cut_at_edges(own_boxes), torch.stack(by_phrase, dim=1), own_scores.amax(dim=1)))
+        return found
+
+    def _detect_by_queries(self, images, phrases) -> list[PhraseBoxes]:
+        options = {"padding": "max_length", "truncation": True}  # these read texts of a fixed length
+        _, outputs = self._forward(images, phrases, **options)
+        scores = outputs.logits.float().sigmoid().cpu()  # (images, boxes, most phrases)
+        found = []
+        for image, own, own_scores, boxes in zip(
+            images, phrases, scores, outputs.pred_boxes.float().cpu(), strict=True
+        ):
+            if self.kind == "owlv2":  # sees the image in the upper left corner of a square
+                side = max(image.size)
+                boxes = boxes * torch.tensor([side / image.width, side / image.height]).repeat(2)
+            own_scores = own_scores[:, : len(own)]
+            found.append(PhraseBoxes(cut_at_edges(boxes), own_scores, own_scores.amax(dim=1)))
+        return found
+
+
+def find_token_spans(phrases: Sequence[str], offsets: Sequence[Sequence[int]]) -> list[list[int]]:
+    """
+    Tells which tokens of "first phrase. second phrase." each phrase is made of.
+
+    Args:
+        phrases: in the order of the text.
+        offsets: first character and the one after the last of every token; both 0 for special tokens.
+
+    Raises:
+        ValueError: if a phrase has no token, since the text was cut.
+    """
+    spans, start = [], 0
+    for phrase in phrases:
+        end = start + len(phrase)
+        spans.append([place for place, (first, last) in enumerate(offsets) if start <= first < last <= end])
+        if not spans[-1]:
+            raise ValueError(
+                f"No token stands for {phrase!r}: there are more phrases than the detector reads at a time."
+            )
+        start = end + len(". ")
+    return spans
+
+
+def cut_at_edges(boxes: torch.Tensor) -> torch.Tensor:
+    """Cuts boxes (boxes, 4) cx, cy, w, h at the edges of the image; what lies outside gets no area."""
+    return box_convert(box_convert(boxes, "cxcywh", "xyxy").clamp(0, 1), "xyxy", "cxcywh")
+
+
+class PersonDetector:
+    """
+    Finds persons, with a detector of fixed classes (DETR, YOLOS, RT-DETR) or one that is asked for phrases.
+
+    Args:
+        name: folder or Hub id of either.
+        dtype, device: of the weights.
+
+    Raises:
+        ValueError: if there is no such model, or it does not know persons.
+    """
+
+    def __init__(self, name: str, dtype=torch.float32, device: str | torch.device = "cpu"):
+        from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
+
+        argument = "filter.person_model"
+        config = load_pretrained(AutoConfig, name, argument)
+        self.phrases = None
+        if config.model_type in TOKEN_MODELS + QUERY_MODELS:
+            self.phrases = PhraseDetector(name, argument, dtype, device)
+            return
+        self.model = load_pretrained(AutoModelForObjectDetection, name, argument, dtype=dtype).to(device).eval()
+        self.processor = load_pretrained(AutoImageProcessor, name, argument)
+        self.labels = {number for number, label in config.id2label.items() if label.lower() in PERSON_LABELS}
+        if not self.labels:
+            known = ", ".join(list(config.id2label.values())[:8])
+            raise ValueError(f"{argument}: {name!r} knows no {PERSON_LABELS[0]}; its labels are {known}, ...")
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image]) -> list[list[list[float]]]:
+        """
+        Finds the persons of every image.
+
+        Returns:
+            For each image a list of [score, cx, cy, w, h], best first, boxes in 0..1 of the image.
+        """
+        if self.phrases is not None:
+            found = [(each.boxes, each.scores[:, 0]) for each in self.phrases(images, [["a person"]] * len(images))]
+        else:
+            found = self._detect(list(images))
+        return [_list_persons(boxes, scores) for boxes, scores in found]
+
+    def _detect(self, images) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        inputs = self.processor(images=images, return_tensors="pt").to(self.model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        outputs = self.model(**inputs)
+        sizes = [(1, 1)] * len(images)  # boxes stay in 0..1
+        results = self.processor.post_process_object_detection(outputs, threshold=_RECORDED, target_sizes=sizes)
+        found = []
+        for result in results:
+            person = torch.tensor([label in self.labels for label in result["labels"].tolist()], dtype=torch.bool)
+            boxes = box_convert(result["boxes"].float().cpu(), "xyxy", "cxcywh")
+            found.append((cut_at_edges(boxes[person]), result["scores"].float().cpu()[person]))
+        return found
+
+
+def _list_persons(boxes: torch.Tensor, scores: torch.Tensor) -> list[list[float]]:
+    kept = nms(box_convert(boxes, "cxcywh", "xyxy"), scores, _SAME_PERSON)
+    rows = torch.cat([scores[kept, None], boxes[kept]], dim=1).tolist()
+    return [[round(value, 4) for value in row] for row in rows if row[0] >= _RECORDED]

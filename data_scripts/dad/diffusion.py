@@ -1,0 +1,215 @@
+"""The parts of Stable Diffusion and its ControlNet: loading, what is trained, conditions, latents and targets."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+_EMBEDDING_CHANNELS = (16, 32, 96, 256)  # of the published ControlNet, one halving between two of them
+CONDITION_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def import_diffusers() -> Any:
+    """
+    Imports the optional library.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    try:
+        import diffusers
+    except ImportError:
+        raise ValueError("The data factory needs diffusers: pip install 'mra-retrieval[dad]'.") from None
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    return diffusers
+
+
+@dataclass
+class BaseModel:
+    """
+    A Stable Diffusion without its safety checker, all of it frozen.
+
+    Attributes:
+        unet: the denoiser.
+        vae: between pixels and latents.
+        text_encoder: of the prompts.
+        tokenizer: of the prompts.
+        scheduler: the noise of training, with the base model's own settings.
+    """
+
+    unet: Any
+    vae: Any
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: Any
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels to a side of a latent."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def latent_shape(self, image_size: list[int]) -> tuple[int, int, int]:
+        """Channels, rows and columns of an image's latents."""
+        height, width = (side // self.latent_factor for side in image_size)
+        return self.vae.config.latent_channels, height, width
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "BaseModel":
+        """Moves all parts."""
+        for part in (self.unet, self.vae, self.text_encoder):
+            part.to(device, dtype)
+        return self
+
+
+def load_base(name: str | None, revision: str | None = None) -> BaseModel:
+    """
+    Loads what training needs of a Stable Diffusion pipeline.
+
+    Args:
+        name: folder or Hub id.
+        revision: commit or branch on the Hub.
+
+    Raises:
+        ValueError: if no base model is named, or it is no Stable Diffusion pipeline.
+    """
+    diffusers = import_diffusers()
+    _require_base(name)
+    options = {"revision": revision}
+    try:
+        parts = BaseModel(
+            unet=diffusers.UNet2DConditionModel.from_pretrained(name, subfolder="unet", **options),
+            vae=diffusers.AutoencoderKL.from_pretrained(name, subfolder="vae", **options),
+            text_encoder=CLIPTextModel.from_pretrained(name, subfolder="text_encoder", **options),
+            tokenizer=CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", **options),
+            scheduler=diffusers.DDPMScheduler.from_pretrained(name, subfolder="scheduler", **options),
+        )
+    except OSError as error:
+        raise ValueError(_not_a_pipeline(name, error)) from None
+    for part in (parts.unet, parts.vae, parts.text_encoder):
+        part.requires_grad_(False).eval()
+    return parts
+
+
+def _require_base(name: str | None) -> None:
+    if name is None:
+        raise ValueError(
+            "`common.base_model` is not set: name a Stable Diffusion pipeline whose licence suits you, a folder or a "
+            "Hub id. docs/dad.md lists some."
+        )
+
+
+def _not_a_pipeline(name: str, error: Exception) -> str:
+    cause = str(error).strip().splitlines()[0]
+    return f"`common.base_model` {name!r} cannot be loaded as a Stable Diffusion pipeline: {cause}"
+
+
+# ---------------------------------------------------------------- ControlNet
+
+
+def create_controlnet(base: BaseModel, condition: str) -> Any:
+    """
+    Makes a ControlNet from the base's UNet: a copy of its encoder and middle block with zero convolutions.
+
+    With `condition: none` the embedding of the condition image is frozen. Its last layer is zero, so it adds exactly
+    nothing, whatever the image, before training and after it.
+
+    Args:
+        base: the frozen model.
+        condition: kind of condition image.
+    """
+    halvings = int(math.log2(base.latent_factor))
+    channels = _EMBEDDING_CHANNELS[: halvings + 1]
+    channels += (_EMBEDDING_CHANNELS[-1],) * (halvings + 1 - len(channels))
+    controlnet = import_diffusers().ControlNetModel.from_unet(
+        base.unet, conditioning_embedding_out_channels=channels, load_weights_from_unet=True
+    )
+    controlnet.requires_grad_(True)
+    controlnet.controlnet_cond_embedding.requires_grad_(condition != "none")
+    return controlnet
+
+
+class Conditions:
+    """
+    Condition images of a kind.
+
+    Args:
+        kind: `none` (zeros), `white` (ones) or `folder`.
+        image_size: height and width in pixels.
+        folder: with one image a row of the train split, `17.png` or another of [`CONDITION_SUFFIXES`].
+
+    Raises:
+        ValueError: if the folder does not exist.
+    """
+
+    def __init__(self, kind: str, image_size: list[int], folder: str | None = None):
+        self.kind = kind
+        self.image_size = list(image_size)
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None and not self.folder.is_dir():
+            raise ValueError(f"`common.condition_dir` {folder!r} is no folder.")
+
+    def __call__(self, row: int) -> torch.Tensor:
+        """
+        The condition of a row of the train split: `(3, height, width)` in 0..1.
+
+        Raises:
+            ValueError: if the folder has no image for it.
+        """
+        if self.folder is None:
+            return torch.full((3, *self.image_size), float(self.kind == "white"))
+        paths = [self.folder / f"{row}{suffix}" for suffix in CONDITION_SUFFIXES]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            raise ValueError(
+                f"`common.condition_dir` {str(self.folder)!r} has no image of row {row} of the train split: expected "
+                f"{paths[0].name} or with another suffix of {', '.join(CONDITION_SUFFIXES[1:])}."
+            )
+        return to_pixels(Image.open(path).convert("RGB"), self.image_size)
+
+
+# ---------------------------------------------------------------- images and targets
+
+
+def to_pixels(image: Image.Image, image_size: list[int]) -> torch.Tensor:
+    """An RGB image as `(3, height, width)` in 0..1, resized bicubically to the size."""
+    resized = image.resize((image_size[1], image_size[0]), Image.Resampling.BICUBIC)
+    return F.to_dtype(torch.from_numpy(np.array(resized)).permute(2, 0, 1), torch.float32, scale=True)
+
+
+def to_latents(vae, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """
+    Draws the latents of images.
+
+    Args:
+        vae: the autoencoder.
+        pixels: `(batch, 3, height, width)` in 0..1.
+        noise: `(batch, channels, rows, columns)`, which the draw is made of.
+    """
+    posterior = vae.encode((2 * pixels - 1).to(vae.dtype)).latent_dist
+    return (posterior.mean + posterior.std * noise.to(vae.dtype)) * vae.config.scaling_factor
+
+
+def training_target(scheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """
+    What the denoiser is to predict, by the scheduler's `prediction_type`.
+
+    Raises:
+        ValueError: if the type is not one of Stable Diffusion's.
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timesteps)
+    if kind == "sample":
+        return latents
+    raise ValueError(
+        f"`common.base_model`: its scheduler's prediction_type is {kind!r}; expected epsilon, v_prediction or sample."
+    )

@@ -1,0 +1,271 @@
+"""How far a set of pictures is from another: FID and KID over an image model's features, and statistics of colour and sharpness."""
+
+import itertools
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy.stats import wasserstein_distance
+from torch import nn
+
+from data_scripts.dad.image_checks import MEASURES, load_picture, measure_image
+
+
+KID_SUBSETS = 50
+_LARGEST_SUBSET = 1000  # pictures, as KID is commonly computed
+_POOLED = ("pooler_output", "image_embeds")
+
+
+@dataclass(frozen=True)
+class StatisticDistance:
+    """One measure over two sets: both means, and the Wasserstein distance in standard deviations of the target's."""
+
+    generated: float
+    target: float
+    distance: float
+
+
+@dataclass(frozen=True)
+class DomainDistance:
+    """
+    Distance of a generated set from the target set.
+
+    Attributes:
+        fid: Fréchet distance of the features' normal distributions. It is biased upwards where there are few pictures:
+            compare only sets of as many pictures.
+        kid, kid_std: squared maximum mean discrepancy, mean and standard deviation over random subsets. Unbiased, and
+            so a little below 0 at times.
+        num_generated, num_target: pictures.
+        extractor: what made the features.
+        num_features: of them.
+        statistics: [`ImageMeasures`] -> distance.
+    """
+
+    fid: float
+    kid: float
+    kid_std: float
+    num_generated: int
+    num_target: int
+    extractor: str
+    num_features: int
+    statistics: dict[str, StatisticDistance]
+
+
+def measure_distance(
+    generated: Sequence[Any],
+    target: Sequence[Any],
+    extractor: "FeatureExtractor | None" = None,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> DomainDistance:
+    """
+    Measures how far generated pictures are from those of the target set.
+
+    Args:
+        generated, target: PIL images, rows with an "image", or paths; at least two of each.
+        extractor: what makes features of pictures, on the device to use; [`ColourEdgeFeatures`] when absent.
+        batch_size: pictures that it sees at a time.
+        seed: of the subsets of KID.
+
+    Raises:
+        ValueError: if a set has fewer than two pictures, or torchmetrics is not installed.
+    """
+    fid_class, kid_class = _metrics()
+    for name, pictures in (("generated", generated), ("target", target)):
+        if len(pictures) < 2:
+            raise ValueError(f"`{name}` must hold at least 2 pictures to measure a distance, got {len(pictures)}.")
+    extractor = extractor if extractor is not None else ColourEdgeFeatures()
+    subset = min(_LARGEST_SUBSET, max(2, min(len(generated), len(target)) // 2))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save")
+        # The pictures go through the extractor once; the metrics get its features.
+        fid = fid_class(_Given(extractor.num_features)).set_dtype(torch.float64)
+        kid = kid_class(_Given(extractor.num_features), subsets=KID_SUBSETS, subset_size=subset)
+    statistics = {}
+    for name, pictures in (("generated", generated), ("target", target)):
+        measures = []
+        for images in _batches(pictures, batch_size):
+            measures += [measure_image(image) for image in images]
+            features = extractor.extract(images).double().cpu()
+            for metric in (fid, kid):
+                metric.update(features, real=name == "target")
+        statistics[name] = measures
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        kid_mean, kid_std = kid.compute()
+    return DomainDistance(
+        fid=float(fid.compute()),
+        kid=float(kid_mean),
+        kid_std=float(kid_std),
+        num_generated=len(generated),
+        num_target=len(target),
+        extractor=extractor.description,
+        num_features=extractor.num_features,
+        statistics=compare_statistics(statistics["generated"], statistics["target"]),
+    )
+
+
+def compare_statistics(generated: Sequence[dict], target: Sequence[dict]) -> dict[str, StatisticDistance]:
+    """Compares the measures of two sets, each of [`measure_image`]; see [`StatisticDistance`]."""
+    distances = {}
+    for name in MEASURES:
+        ours, theirs = (np.array([measures[name] for measures in rows], dtype=float) for rows in (generated, target))
+        spread = float(theirs.std()) or 1.0
+        distance = wasserstein_distance(ours, theirs) / spread
+        distances[name] = StatisticDistance(float(ours.mean()), float(theirs.mean()), float(distance))
+    return distances
+
+
+def _batches(pictures: Sequence[Any], size: int) -> Iterator[list[Image.Image]]:
+    for start in range(0, len(pictures), size):
+        yield [load_picture(pictures[row]) for row in range(start, min(start + size, len(pictures)))]
+
+
+def _metrics():
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+        from torchmetrics.image.kid import KernelInceptionDistance
+    except ImportError:
+        raise ValueError("Domain distances need torchmetrics: pip install '.[dad]'") from None
+    return FrechetInceptionDistance, KernelInceptionDistance
+
+
+class _Given(nn.Module):
+    """Stands where torchmetrics has the network, for features that are there already."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+# Feature extractors
+
+
+class FeatureExtractor(nn.Module):
+    """
+    Base of what turns pictures into features.
+
+    Attributes:
+        description: a few words for the report.
+        size: height and width in pixels that pictures are scaled to, without cropping: heads and shoes count.
+        num_features: of a picture.
+    """
+
+    description: str
+    size: tuple[int, int]
+    num_features: int
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Gives features (batch, num_features) of images (batch, 3, height, width) in 0..1."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def extract(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Gives features (batch, num_features) of RGB pictures of any size."""
+        height, width = self.size
+        scaled = [image.resize((width, height), Image.Resampling.BICUBIC) for image in images]
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in scaled])).permute(0, 3, 1, 2)
+        tensor = next(itertools.chain(self.parameters(), self.buffers()))
+        return self(pixels.to(tensor.device, tensor.dtype) / 255).float()
+
+
+class ColourEdgeFeatures(FeatureExtractor):
+    """
+    Colours and edges on a grid of 4 x 2 cells: no weights to download, and no notion of what the picture shows.
+
+    Of each cell the mean and the standard deviation of red, green and blue, and the mean strength of edges in four
+    directions: 80 features. It sees palette, contrast, blur, noise and layout; not whether a person has two heads.
+    """
+
+    description = "colours and edges on a grid of 4 x 2 cells (80 hand-made features, no network)"
+    size = (128, 64)
+    num_features = 80
+    _GRID = (4, 2)
+    _EDGE_WEIGHT = 4.0  # edges are some four times weaker than colours vary
+
+    def __init__(self):
+        super().__init__()
+        horizontal = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+        diagonal = torch.tensor([[-2.0, -1.0, 0.0], [-1.0, 0.0, 1.0], [0.0, 1.0, 2.0]]) / 8
+        kernels = torch.stack([horizontal, horizontal.T, diagonal, diagonal.flip(1)])
+        self.register_buffer("kernels", kernels[:, None], persistent=False)  # (4, 1, 3, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        mean = F.adaptive_avg_pool2d(images, self._GRID)
+        square = F.adaptive_avg_pool2d(images**2, self._GRID)
+        spread = (square - mean**2).clamp(min=0).sqrt()
+        padded = F.pad(images.mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+        edges = F.adaptive_avg_pool2d(F.conv2d(padded, self.kernels).abs(), self._GRID) * self._EDGE_WEIGHT
+        return torch.cat([mean, spread, edges], dim=1).flatten(1)  # (batch, 10 x 4 x 2)
+
+
+class ImageModelFeatures(FeatureExtractor):
+    """
+    Pooled features of an image model of transformers, such as CLIP's or DINOv2's.
+
+    Args:
+        name: folder or Hub id.
+        device: to run on.
+
+    Raises:
+        ValueError: if there is no such model, or it gives no pooled features.
+    """
+
+    def __init__(self, name: str, device: str | torch.device = "cpu"):
+        super().__init__()
+        from transformers import AutoImageProcessor, AutoModel
+
+        try:
+            model, processor = AutoModel.from_pretrained(name), AutoImageProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"report.feature_extractor {name!r} is no image model that can be loaded: {error}"
+            ) from None
+        self.description = f"features of {name}"
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.size = _input_size(processor)
+        shape = (1, 3, 1, 1)
+        mean, std = (torch.tensor(values).reshape(shape) for values in (processor.image_mean, processor.image_std))
+        self.register_buffer("mean", mean.to(device), persistent=False)
+        self.register_buffer("std", std.to(device), persistent=False)
+        with torch.no_grad():
+            self.num_features = self(torch.zeros(1, 3, *self.size, device=device)).shape[1]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixel_values = (images - self.mean) / self.std
+        if hasattr(self.model, "get_image_features"):
+            outputs = self.model.get_image_features(pixel_values=pixel_values)
+        else:
+            outputs = self.model(pixel_values=pixel_values)
+        pooled = next((outputs[name] for name in _POOLED if outputs.get(name) is not None), None)
+        if pooled is None:
+            raise ValueError(f"report.feature_extractor: {self.description} are not pooled; expected {_POOLED[0]}.")
+        return pooled.flatten(1)
+
+
+def load_extractor(name: str | None, device: str | torch.device = "cpu") -> FeatureExtractor:
+    """
+    Gives the extractor of a folder or Hub id, or the one that needs no model.
+
+    Raises:
+        ValueError: if the model cannot be used.
+    """
+    return ImageModelFeatures(name, device) if name else ColourEdgeFeatures().to(device)
+
+
+def _input_size(processor) -> tuple[int, int]:
+    """Height and width that an image processor makes, its crop's where it crops."""
+    size = (
+        processor.crop_size if getattr(processor, "do_center_crop", False) and processor.crop_size else processor.size
+    )
+    side = size.get("shortest_edge")
+    return (size["height"], size["width"]) if side is None else (side, side)

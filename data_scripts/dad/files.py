@@ -1,0 +1,29 @@
+"""Files that are whole or not there."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+_UNFINISHED = ".unfinished"
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Writes a file under another name and renames it, so that it is whole or not there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(unfinished, path)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes one JSON value, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def to_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """Rows as JSON, one a line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,0 +1,139 @@
+"""Thresholds of the filter, calibrated on the target set, and what they decide of scored images: numbers in, reasons out."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_scripts.dad.image_checks import find_near_duplicates
+from data_scripts.dad.sections import FilterSection
+
+
+# Checks in the order in which an image's first reason is looked for. Near-duplicates are told last, among what passed all
+# else, so that a good picture never goes because of a bad one before it.
+CHECKS = (
+    "does not decode",
+    "too small",
+    "flat",
+    "greyscale",
+    "blurred",
+    "little detail",
+    "much detail",
+    "person",
+    "text score",
+    "near-duplicate",
+)
+# check -> (measure, whether the limit is the lowest value, argument that overrules the calibration)
+CALIBRATED = {
+    "flat": ("contrast", True, "min_contrast"),
+    "greyscale": ("colour", True, "min_colour"),
+    "blurred": ("sharpness", True, "min_sharpness"),
+    "little detail": ("detail", True, "min_detail"),
+    "much detail": ("detail", False, "max_detail"),
+    "text score": ("text_score", True, "min_score"),
+}
+_SHOWN_QUANTILES = (0.0, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
+
+
+def calibrate(target: Sequence[dict[str, float]], section: FilterSection) -> dict[str, Any]:
+    """
+    Sets the thresholds.
+
+    Args:
+        target: measures of the target images, with `text_score` where a model gives one.
+        section: quantile, and limits that overrule it.
+
+    Returns:
+        What `thresholds.json` holds: `limits` (check -> measure, side, value, source), the number of target images, and
+        quantiles of each measure, to choose other limits by.
+    """
+    limits, quantiles = {}, {}
+    for check, (measure, is_lowest, argument) in CALIBRATED.items():
+        values = [row[measure] for row in target if row.get(measure) is not None]
+        given = getattr(section, argument)
+        if given is None and not values:
+            continue
+        share = section.quantile if is_lowest else 1 - section.quantile
+        limits[check] = {
+            "measure": measure,
+            "side": "at least" if is_lowest else "at most",
+            "value": float(np.quantile(values, share)) if given is None else float(given),
+            "source": f"quantile {share:g} of the target" if given is None else f"filter.{argument}",
+        }
+        if values:
+            quantiles[measure] = {str(each): float(np.quantile(values, each)) for each in _SHOWN_QUANTILES}
+    return {"limits": limits, "target_images": len(target), "target_quantiles": quantiles}
+
+
+def cheap_reasons(row: dict[str, Any], thresholds: dict[str, Any], section: FilterSection) -> list[str]:
+    """Checks that need no model, in their order: those that a scored image fails."""
+    if not row["decodes"]:
+        return ["does not decode"]
+    small = row["width"] < section.min_width or row["height"] < section.min_height
+    return (["too small"] if small else []) + _outside(row, thresholds, with_models=False)
+
+
+def model_reasons(row: dict[str, Any], thresholds: dict[str, Any], section: FilterSection) -> list[str]:
+    """Checks by models: those that a scored image fails; what no model scored passes."""
+    reasons = _outside(row, thresholds, with_models=True)
+    if row["persons"] is not None:
+        persons = [height for score, _, _, _, height in row["persons"] if score >= section.person_threshold]
+        if len(persons) != 1 or persons[0] < section.min_person_height:
+            reasons.insert(0, "person")
+    return reasons
+
+
+def _outside(row: dict[str, Any], thresholds: dict[str, Any], with_models: bool) -> list[str]:
+    reasons = []
+    for check, limit in thresholds["limits"].items():
+        value = row.get(limit["measure"])
+        if value is None or (check == "text score") != with_models:
+            continue
+        if value < limit["value"] if limit["side"] == "at least" else value > limit["value"]:
+            reasons.append(check)
+    return reasons
+
+
+@dataclass
+class Decision:
+    """
+    What becomes of scored images.
+
+    Attributes:
+        reasons: of each row, in the order of `CHECKS`; none for what is kept.
+        look_alikes: position of a near-duplicate -> position of the image that it looks like.
+    """
+
+    reasons: list[list[str]]
+    look_alikes: dict[int, int]
+
+    def kept(self) -> list[int]:
+        """Positions of the rows that are kept."""
+        return [place for place, reasons in enumerate(self.reasons) if not reasons]
+
+    def count(self, first: bool) -> Counter:
+        """Images that each check dropped: as the first reason, or as any of theirs."""
+        return Counter(reason for reasons in self.reasons for reason in (reasons[:1] if first else reasons))
+
+
+def decide(rows: Sequence[dict[str, Any]], thresholds: dict[str, Any], section: FilterSection) -> Decision:
+    """
+    Decides which images are kept.
+
+    Args:
+        rows: of `scores.jsonl`, in the order of their prompts: of near-duplicates the first is kept.
+        thresholds: of [`calibrate`].
+        section: the limits that are not calibrated.
+    """
+    reasons = []
+    for row in rows:
+        own = cheap_reasons(row, thresholds, section)
+        reasons.append(own if own else model_reasons(row, thresholds, section))
+    passed = [place for place, own in enumerate(reasons) if not own]
+    found = find_near_duplicates([rows[place]["hash"] for place in passed], section.duplicate_distance)
+    look_alikes = {passed[later]: passed[earlier] for later, earlier in found.items()}
+    for place in look_alikes:
+        reasons[place].append("near-duplicate")
+    return Decision(reasons, look_alikes)

@@ -1,0 +1,114 @@
+"""
+Draws one image for each prompt, with the base model and the trained ControlNet.
+
+    python -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml common.base_model=FOLDER_OR_ID
+    accelerate launch --multi_gpu --num_processes 8 -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml ...
+
+Which prompts share a batch follows from the batch's number, and every image has a seed of its own: another number of
+processes, or a run that was killed and started again, gives the same images.
+"""
+
+import io
+import logging
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from data_scripts.dad.command import run_stage
+from data_scripts.dad.diffusion import Conditions, import_diffusers, load_base
+from data_scripts.dad.files import write_whole
+from data_scripts.dad.layout import begin_stage, image_path, read_stage_rows
+from data_scripts.dad.sampling import draw, load_safety_checker, make_pipeline
+from data_scripts.dad.target_pairs import count_cut
+from mra_retrieval.distributed import cut_batches
+from mra_training.data import key_to_seed
+
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def choose_prompts(rows: list[dict], num_images: int | None) -> list[dict]:
+    """
+    The prompts to draw, spread evenly over all.
+
+    Raises:
+        ValueError: if there are none, or fewer than asked for.
+    """
+    count = len(rows) if num_images is None else num_images
+    if not 0 < count <= len(rows):
+        raise ValueError(f"`generate.num_images` must be at most the number of prompts, {len(rows)}, got {count}.")
+    return [rows[index * len(rows) // count] for index in range(count)]
+
+
+def load_pipeline(config, controlnet: str | Path, device: torch.device):
+    """
+    Loads what draws the images.
+
+    Raises:
+        ValueError: if base model or ControlNet cannot be loaded.
+    """
+    common, section = config.common, config.generate
+    base = load_base(common.base_model, common.base_revision)
+    try:
+        network = import_diffusers().ControlNetModel.from_pretrained(controlnet)
+    except OSError as error:
+        raise ValueError(f"ControlNet {str(controlnet)!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    checker = load_safety_checker(common.base_model, common.base_revision) if section.safety_checker else (None, None)
+    pipeline = make_pipeline(base, network.eval(), section.scheduler, *checker)
+    return pipeline.to(device, DTYPES[section.dtype])
+
+
+def warn_of_cut_prompts(tokenizer, prompts: list[str]) -> None:
+    """Tells how many prompts the text encoder does not read to their end."""
+    cut = count_cut(tokenizer, prompts)
+    if cut:
+        logger.warning(
+            f"{cut:,} of {len(prompts):,} prompts have more than {tokenizer.model_max_length} tokens: what they say "
+            "last is not drawn."
+        )
+
+
+def draw_batch(pipeline, batch: list[dict], conditions: Conditions, config, folder: Path) -> list[dict]:
+    """Draws the images of one batch, writes each whole, and gives their rows."""
+    section = config.generate
+    seeds = [key_to_seed("image", config.common.seed, row["prompt_id"]) for row in batch]
+    control = torch.stack([conditions(row["source_row"]) for row in batch])
+    images = draw(pipeline, [row["prompt"] for row in batch], seeds, control, section)
+    rows = []
+    for row, seed, image in zip(batch, seeds, images, strict=True):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=section.jpeg_quality)
+        path = image_path(row["prompt_id"])
+        write_whole(folder / path, buffer.getvalue())
+        rows.append({"file_path": path, "prompt_id": row["prompt_id"], "prompt": row["prompt"], "seed": seed})
+    return rows
+
+
+def run(config) -> None:
+    """Draws what is missing of the images that the configuration asks for."""
+    common, section = config.common, config.generate
+    stage = begin_stage(config, "generate")
+    if stage.is_finished:
+        return
+    prompts = choose_prompts(read_stage_rows(stage.work.prompts), section.num_images)
+    pipeline = load_pipeline(config, section.controlnet or stage.work.controlnet, stage.state.device)
+    if stage.state.is_main_process:
+        warn_of_cut_prompts(pipeline.tokenizer, [row["prompt"] + section.prompt_suffix for row in prompts])
+    conditions = Conditions(common.condition, section.image_size or common.image_size, common.condition_dir)
+    rows = stage.rows(stage.work.generated)
+    done = rows.read().keys()
+    batches = stage.shard.own(cut_batches(len(prompts), section.batch_size))
+    for batch in tqdm(batches, desc="generate", unit="batch", disable=not stage.state.is_main_process):
+        batch = [prompts[index] for index in batch]
+        if all(row["prompt_id"] in done for row in batch):
+            continue
+        made = draw_batch(pipeline, batch, conditions, config, stage.folder)
+        rows.append([row for row in made if row["prompt_id"] not in done])
+    stage.finish_rows(rows, expected=len(prompts), name="images")
+
+
+if __name__ == "__main__":
+    run_stage("data_scripts.dad.generate", run, __doc__)

@@ -1,0 +1,156 @@
+"""
+Finds the box of every noun phrase of the captions, and writes the annotations of a set like SDA.
+
+    python -m data_scripts.dad.ground --config recipes/dad/cuhk.yaml
+
+writes `WORK/sda/sda_<start>_<stop>.json`, which prepare_sda reads with `--images WORK/images`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torchvision.ops import box_convert, box_iou, nms
+
+from data_scripts.dad.command import run_stage
+from data_scripts.dad.detectors import PhraseBoxes, PhraseDetector
+from data_scripts.dad.files import write_whole
+from data_scripts.dad.layout import Stage, begin_stage, read_stage_rows, shard_name
+from data_scripts.dad.noun_phrases import NounPhrase, find_noun_phrases, specificity
+from data_scripts.dad.reading import DTYPES, merge_rows, open_picture, read_batches
+from data_scripts.dad.sections import GroundSection, require
+
+
+@dataclass(frozen=True)
+class Region:
+    """A phrase with its box (cx, cy, w, h in 0..1) and score."""
+
+    phrase: str
+    box: list[float]
+    score: float
+
+
+def run(config) -> None:
+    """Grounds what is missing, and writes the annotations once all is there."""
+    section = config.ground
+    require(section.model is not None, "ground.model", "a zero-shot detector's folder or Hub id", section.model)
+    stage = begin_stage(config, "ground")
+    if stage.is_finished:
+        return
+    captioned = read_stage_rows(stage.work.captions)
+    rows = [row for row in captioned if row["caption"]]
+    detector = PhraseDetector(section.model, "ground.model", DTYPES[section.dtype], stage.state.device)
+
+    def ground(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return _ground_batch(stage, detector, batch, section)
+
+    read_batches(stage, stage.work.regions, rows, section.batch_size, ground)
+    if merge_rows(stage, stage.work.regions, len(rows)):
+        regions = read_stage_rows(stage.work.regions)
+        if stage.state.is_main_process:
+            write_annotations(stage, regions)
+        boxes = sum(len(row["boxes"]) for row in regions)
+        stage.finish(images=len(rows), boxes=boxes, without_caption=len(captioned) - len(rows))
+
+
+def write_annotations(stage: Stage, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes SDA's JSON lists, a file for each 5,000 prompts, in place of what lies there."""
+    stage.work.annotations.mkdir(parents=True, exist_ok=True)
+    shards: dict[str, list[dict]] = {}
+    for row in rows:
+        annotation = {key: value for key, value in row.items() if key != "prompt_id"}
+        shards.setdefault(f"{shard_name(row['prompt_id'], 'sda')}.json", []).append(annotation)
+    for path in stage.work.annotations.glob("sda_*.json"):
+        if path.name not in shards:
+            path.unlink()
+    for name, annotations in shards.items():
+        lines = ",\n".join(json.dumps(annotation, ensure_ascii=False) for annotation in annotations)
+        write_whole(stage.work.annotations / name, f"[\n{lines}\n]\n")
+
+
+def _ground_batch(stage: Stage, detector: PhraseDetector, batch: list[dict], section: GroundSection) -> list[dict]:
+    phrases = [find_noun_phrases(row["caption"]) for row in batch]
+    asked = [place for place, own in enumerate(phrases) if own]
+    images = [open_picture(stage.work.images, batch[place]) for place in asked]
+    texts = [[phrase.text for phrase in phrases[place]] for place in asked]
+    found = dict(zip(asked, detector(images, texts) if asked else [], strict=True))
+    rows = []
+    for place, row in enumerate(batch):
+        regions = choose_regions(phrases[place], found[place], section) if place in found else []
+        rows.append(
+            {
+                "image": row["file_path"],
+                "caption": row["caption"],
+                "image_id": row["prompt_id"],
+                "boxes": [region.box for region in regions],
+                "logits": [region.score for region in regions],
+                "phrases": [region.phrase for region in regions],
+                "prompt_id": row["prompt_id"],
+            }
+        )
+    return rows
+
+
+def choose_regions(phrases: Sequence[NounPhrase], found: PhraseBoxes, section: GroundSection) -> list[Region]:
+    """
+    Gives each phrase one box at most.
+
+    The candidates of a phrase are the boxes above both thresholds and the smallest side, the weaker of two that overlap
+    left out. The person takes the best of its own, and shares it with anyone. The other phrases choose in the order of
+    what they say: the more specific garment first, its best candidate that no phrase before it has taken; a phrase whose
+    candidates are all taken gets none.
+
+    Args:
+        phrases: of a caption.
+        found: boxes and scores, a column for each phrase.
+        section: thresholds.
+
+    Returns:
+        Regions in the order of the phrases.
+    """
+    candidates = [_candidates(found, column, section) for column in range(len(phrases))]
+    person = next(
+        (column for column, each in enumerate(phrases) if each.kind == "person" and candidates[column]), None
+    )
+    order = sorted(
+        (column for column in range(len(phrases)) if column != person and candidates[column]),
+        key=lambda column: (specificity(phrases[column]), found.scores[candidates[column][0], column].item()),
+        reverse=True,
+    )
+    corners = box_convert(found.boxes, "cxcywh", "xyxy")
+    chosen, taken = ({}, []) if person is None else ({person: candidates[person][0]}, [])
+    for column in order:
+        # Other persons are not to take the first one's box; garments may, as a long coat does.
+        rivals = [*taken, *([chosen[person]] if phrases[column].kind == "person" and person is not None else [])]
+        free = [box for box in candidates[column] if not _overlaps(corners, box, rivals, section.duplicate_threshold)]
+        if free:
+            chosen[column] = free[0]
+            taken.append(free[0])
+    return [
+        Region(
+            phrases[column].text,
+            [round(value, 4) for value in found.boxes[box].tolist()],
+            round(found.scores[box, column].item(), 4),
+        )
+        for column, box in sorted(chosen.items())
+    ]
+
+
+def _candidates(found: PhraseBoxes, column: int, section: GroundSection) -> list[int]:
+    """Boxes that may be a phrase's, best first."""
+    scores = found.scores[:, column]
+    passes = (found.best >= section.box_threshold) & (scores >= section.text_threshold)
+    passes &= found.boxes[:, 2:].amin(dim=1) >= max(section.min_box_side, 0.001)  # rounding leaves no box without area
+    places = passes.nonzero()[:, 0]
+    kept = nms(box_convert(found.boxes[places], "cxcywh", "xyxy"), scores[places], section.nms_threshold)
+    return places[kept].tolist()
+
+
+def _overlaps(corners: torch.Tensor, box: int, others: list[int], threshold: float) -> bool:
+    return bool(others) and bool((box_iou(corners[[box]], corners[others]) >= threshold).any())
+
+
+if __name__ == "__main__":
+    run_stage("data_scripts.dad.ground", run, __doc__)

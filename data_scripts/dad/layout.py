@@ -1,0 +1,300 @@
+"""
+The work folder of the factory: names, whole files, rows in parts, and what each stage was made with.
+
+    WORK/controlnet/manifest.json, checkpoints/, final/, validation/, metrics.jsonl
+    WORK/prompts/manifest.json, prompts.jsonl    {prompt_id, prompt, source_caption, source_image_id, source_row, edits}
+    WORK/images/manifest.json, generated.jsonl   {file_path, prompt_id, prompt, seed}
+    WORK/images/c_<start>_<stop>/<prompt_id>.jpg of 5,000 prompts each; file_path is relative to WORK/images
+    WORK/filter/manifest.json, scores.jsonl, thresholds.json, kept.jsonl, report
+    WORK/captions/manifest.json, captions.jsonl  {file_path, caption, raw_caption, prompt_id}
+    WORK/grounding/manifest.json, regions.jsonl  rows as those of SDA, with their prompt_id
+    WORK/sda/sda_<start>_<stop>.json of 5,000 prompts each, and nothing else, as prepare_sda reads them
+    WORK/report/manifest.json, index.md
+
+`source_row` is the row of the train split, `source_image_id` the person in it. While a stage runs, every process
+appends its rows to a part of its own (`generated-00000-of-00002.jsonl`); at the end the parts become one file, sorted
+by prompt. A killed run goes on from the rows that are there, with any number of processes, and ends with the same file.
+
+`manifest.json` holds the settings that decide a stage's result and a digest of the manifests of the stages it was made
+from. A stage is neither continued with other settings nor made from stages that changed since; `finished` is null until
+everything is there.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from data_scripts.dad.config import FactoryConfig
+from data_scripts.dad.files import write_json
+from data_scripts.dad.row_parts import RowParts
+from data_scripts.json_rows import read_rows
+from mra_retrieval.distributed import Shard
+from mra_training.environment import describe_environment
+
+
+SHARD_PROMPTS = 5000
+MANIFEST = "manifest.json"
+STAGES = ("train", "augment", "generate", "filter", "caption", "ground", "report")
+FOLDERS = {
+    "train": "controlnet",
+    "augment": "prompts",
+    "generate": "images",
+    "filter": "filter",
+    "caption": "captions",
+    "ground": "grounding",
+    "report": "report",
+}
+MADE_FROM = {
+    "train": (),
+    "augment": (),
+    "generate": ("train", "augment"),
+    "filter": ("generate",),
+    "caption": ("filter",),
+    "ground": ("caption",),
+    "report": (),
+}
+_DIFFUSION = ("base_model", "base_revision", "image_size", "condition", "condition_dir")
+_COMMON = {  # arguments of the common section that decide a stage's result
+    "train": ("dataset", "seed", *_DIFFUSION),
+    "augment": ("dataset", "seed"),
+    "generate": ("seed", *_DIFFUSION),
+    "filter": ("dataset", "seed"),
+    "caption": (),
+    "ground": (),
+    "report": ("dataset", "seed"),
+}
+_PATIENCE = timedelta(days=7)  # a process that is done waits for the slowest
+
+
+# ---------------------------------------------------------------- files
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """Where everything lies."""
+
+    root: Path
+
+    def folder(self, stage: str) -> Path:
+        """The folder of a stage."""
+        return self.root / FOLDERS[stage]
+
+    @property
+    def controlnet(self) -> Path:
+        return self.folder("train") / "final"
+
+    @property
+    def prompts(self) -> Path:
+        return self.folder("augment") / "prompts.jsonl"
+
+    @property
+    def images(self) -> Path:
+        return self.folder("generate")
+
+    @property
+    def generated(self) -> Path:
+        return self.images / "generated.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        return self.folder("filter") / "scores.jsonl"
+
+    @property
+    def thresholds(self) -> Path:
+        return self.folder("filter") / "thresholds.json"
+
+    @property
+    def kept(self) -> Path:
+        return self.folder("filter") / "kept.jsonl"
+
+    @property
+    def captions(self) -> Path:
+        return self.folder("caption") / "captions.jsonl"
+
+    @property
+    def regions(self) -> Path:
+        return self.folder("ground") / "regions.jsonl"
+
+    @property
+    def annotations(self) -> Path:
+        return self.root / "sda"
+
+
+def shard_name(prompt_id: int, prefix: str) -> str:
+    """Name of the folder or file that a prompt belongs to: `c_0_5000`, `sda_5000_10000`."""
+    start = prompt_id // SHARD_PROMPTS * SHARD_PROMPTS
+    return f"{prefix}_{start}_{start + SHARD_PROMPTS}"
+
+
+def image_path(prompt_id: int) -> str:
+    """Path of a prompt's image, relative to the folder of images."""
+    return f"{shard_name(prompt_id, 'c')}/{prompt_id}.jpg"
+
+
+# ---------------------------------------------------------------- stages
+
+
+def process_state() -> PartialState:
+    """This process among those that `accelerate launch` started, on the CPU where there is nothing better."""
+    on_cpu = os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu" or not torch.accelerator.is_available()
+    return PartialState(cpu=on_cpu, timeout=_PATIENCE)
+
+
+@dataclass
+class Stage:
+    """
+    One stage of a run, begun by [`begin_stage`].
+
+    Attributes:
+        name: of the stage.
+        work: the work folder.
+        state: this process among the others.
+        shard: the share of the work that this process does, over all jobs.
+        manifest: what it is made with.
+    """
+
+    name: str
+    work: WorkFolder
+    state: PartialState
+    shard: Shard
+    manifest: dict[str, Any] = field(repr=False)
+
+    @property
+    def folder(self) -> Path:
+        return self.work.folder(self.name)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier run made everything."""
+        return self.manifest["finished"] is not None
+
+    def rows(self, path: Path, key: str = "prompt_id") -> RowParts:
+        """The rows of one of the stage's files, with a part for this process."""
+        return RowParts(path, self.shard, key)
+
+    def finish(self, **counts: Any) -> None:
+        """Marks the stage as complete, with what it counted; every process must call this."""
+        self.state.wait_for_everyone()
+        self.manifest["finished"] = counts
+        if self.state.is_main_process:
+            write_json(self.folder / MANIFEST, self.manifest)
+        self.state.wait_for_everyone()
+
+    def finish_rows(self, rows: RowParts, expected: int, name: str) -> bool:
+        """
+        Merges the parts and marks the stage as complete once no row is missing; every process must call this.
+
+        Args:
+            rows: of [`Stage.rows`].
+            expected: rows of all jobs together.
+            name: of what is counted, for the manifest.
+
+        Returns:
+            Whether the stage is complete; it is not while other jobs (`common.shard`) still work.
+        """
+        rows.close()
+        self.state.wait_for_everyone()
+        complete = len(rows.read()) == expected
+        self.state.wait_for_everyone()  # all have counted before the parts go
+        if complete:
+            if self.state.is_main_process:
+                rows.merge()
+            self.finish(**{name: expected})
+        return complete
+
+
+def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
+    """
+    Opens a stage for a first run or for going on; every process must call this.
+
+    Args:
+        config: the whole configuration.
+        name: of the stage.
+        splits: whether jobs apart (`common.shard`) can share it.
+
+    Raises:
+        ValueError: if it was begun with other settings, or a stage it is made from is missing, unfinished or another.
+    """
+    state, work = process_state(), WorkFolder(Path(config.common.work_dir))
+    manifest = _new_manifest(config, name, work)
+    path = work.folder(name) / MANIFEST
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        _refuse_mixture(name, work, before, manifest)
+        manifest = before
+    index, count = map(int, config.common.shard.split("/"))
+    if count > 1 and not splits and manifest["finished"] is None:
+        raise ValueError(
+            f"common.shard: stage {name!r} is not shared between jobs. Run it once without common.shard, then the others."
+        )
+    state.wait_for_everyone()  # all have read what is there
+    if state.is_main_process and not path.exists():
+        write_json(path, manifest)
+    state.wait_for_everyone()
+    share = Shard(index * state.num_processes + state.process_index, count * state.num_processes)
+    return Stage(name, work, state, share, manifest)
+
+
+def read_finished(work: WorkFolder, name: str) -> dict[str, Any]:
+    """
+    The manifest of a stage that another builds on.
+
+    Raises:
+        ValueError: if it is missing or unfinished.
+    """
+    path = work.folder(name) / MANIFEST
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if manifest is None or manifest["finished"] is None:
+        state = "was not run" if manifest is None else "is unfinished"
+        raise ValueError(f"{work.folder(name)}: stage {name!r} {state}. Run it first: --stages {name}.")
+    return manifest
+
+
+def read_stage_rows(path: str | Path) -> list[dict[str, Any]]:
+    """All rows of a finished stage's JSONL file."""
+    return list(read_rows(path))
+
+
+def digest(manifest: dict[str, Any]) -> str:
+    """Names what a stage was made with: equal for equal settings all the way up."""
+    text = json.dumps([manifest["stage"], manifest["settings"], manifest["made_from"]], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _new_manifest(config: FactoryConfig, name: str, work: WorkFolder) -> dict[str, Any]:
+    common = config.deciding("common")
+    settings = {f"common.{key}": common[key] for key in _COMMON[name]}
+    settings |= {f"{name}.{key}": value for key, value in config.deciding(name).items()}
+    sources = MADE_FROM[name]
+    if name == "generate" and config.generate.controlnet is not None:
+        sources = ("augment",)  # another ControlNet than the one trained here
+    made_from = {source: digest(read_finished(work, source)) for source in sources}
+    return {
+        "stage": name,
+        "settings": settings,
+        "made_from": made_from,
+        "environment": describe_environment(),
+        "finished": None,
+    }
+
+
+def _refuse_mixture(name: str, work: WorkFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to go on with a stage that something else has begun."""
+    mend = f"choose another common.work_dir, or remove {work.folder(name)} and the stages made from it"
+    old, new = before["settings"], now["settings"]
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if changed:
+        listing = ", ".join(f"{key} ({old.get(key)!r} then, {new.get(key)!r} now)" for key in changed)
+        raise ValueError(f"Stage {name!r} was begun with other settings: {listing}. Give the old ones, {mend}.")
+    others = [source for source, value in now["made_from"].items() if before["made_from"].get(source) != value]
+    if others:
+        raise ValueError(
+            f"Stage {name!r} was made from another result of {', '.join(others)} than there is now: {mend}."
+        )

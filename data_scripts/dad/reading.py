@@ -1,0 +1,104 @@
+"""What the stages that read images share: pictures of the work folder, models by name, and batches that resume."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from data_scripts.dad.image_checks import load_picture
+from data_scripts.dad.layout import Stage
+from mra_retrieval.distributed import cut_batches
+from mra_training.data import key_to_seed
+
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def load_pretrained(cls, name: str, argument: str, **options: Any):
+    """
+    Loads a model or processor from a folder or the Hub.
+
+    Raises:
+        ValueError: naming the argument, if that is not possible.
+    """
+    try:
+        return cls.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise ValueError(
+            f"{argument}: {name!r} cannot be loaded by {cls.__name__}: {reason} Give the folder or Hub id of such a model."
+        ) from None
+
+
+def open_picture(images: Path, row: dict[str, Any]) -> Image.Image:
+    """
+    Opens the picture of a row of `generated.jsonl`.
+
+    Raises:
+        ValueError: naming the file, if it is missing or broken.
+    """
+    path = images / row["file_path"]
+    try:
+        return load_picture(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}. Remove {images} and generate it again.") from None
+
+
+def read_batches(
+    stage: Stage, path: Path, rows: Sequence[dict], batch_size: int, read: Callable[[list[dict]], list[dict]]
+) -> None:
+    """
+    Reads rows in fixed batches and writes what comes of them, each process its share; every process must call this.
+
+    What a batch holds depends on the rows and the batch size alone, since padding and kernels round differently with it:
+    a batch of which a row is missing is read whole again, so that a killed run ends with the same file.
+
+    Args:
+        stage: that reads.
+        path: of the file to write, a row with a `prompt_id` for each row read.
+        rows: with a `prompt_id`, in order.
+        batch_size: rows that are read together.
+        read: gives the rows to write for a batch.
+    """
+    parts = stage.rows(path)
+    done = parts.read().keys()
+    stage.state.wait_for_everyone()  # all have read what is there
+    missing = _missing(stage, rows, batch_size, done)
+    for batch in tqdm(missing, desc=stage.name, unit="batch", disable=not stage.state.is_main_process):
+        parts.append([row for row in read(batch) if row["prompt_id"] not in done])
+    parts.close()
+    stage.state.wait_for_everyone()
+
+
+def merge_rows(stage: Stage, path: Path, expected: int) -> bool:
+    """
+    Makes one file of all processes' rows once they are complete; every process must call this.
+
+    Returns:
+        Whether they are complete: with `common.shard` other jobs may still be at work.
+    """
+    parts = stage.rows(path)
+    complete = len(parts.read()) >= expected
+    stage.state.wait_for_everyone()
+    if complete and stage.state.is_main_process:
+        parts.merge()
+    stage.state.wait_for_everyone()
+    return complete
+
+
+def _missing(stage: Stage, rows: Sequence[dict], batch_size: int, done) -> list[list[dict]]:
+    own = stage.shard.own(cut_batches(len(rows), batch_size))
+    batches = [[rows[place] for place in batch] for batch in own]
+    return [batch for batch in batches if any(row["prompt_id"] not in done for row in batch)]
+
+
+def choose_rows(number: int, wanted: int, seed: int, purpose: str) -> list[int]:
+    """Positions of `wanted` of `number` rows, ascending, chosen by seed and purpose; all where there are no more."""
+    if wanted >= number:
+        return list(range(number))
+    order = np.random.default_rng(key_to_seed(purpose, seed)).permutation(number)
+    return sorted(order[:wanted].tolist())

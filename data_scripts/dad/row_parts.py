@@ -1,0 +1,85 @@
+"""Rows that several processes make at once: a part for each while the work goes on, one sorted file at its end."""
+
+import fcntl
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_scripts.dad.files import to_lines, write_whole
+from mra_retrieval.distributed import Shard
+
+
+class RowParts:
+    """
+    Rows of a stage that several processes make, each appending to a file of its own.
+
+    Args:
+        path: of the whole file, which [`merge`] writes, for example `images/generated.jsonl`.
+        shard: the share of this process; it names the part.
+        key: field that is different in every row and orders the whole.
+
+    Raises:
+        ValueError: on the first `append`, if another run has the part open.
+    """
+
+    def __init__(self, path: str | Path, shard: Shard, key: str = "prompt_id"):
+        self.path = Path(path)
+        self.key = key
+        self._part = self.path.with_name(f"{self.path.stem}-{shard.rank:05d}-of-{shard.world_size:05d}.jsonl")
+        self._file = None
+
+    def read(self) -> dict[Any, dict[str, Any]]:
+        """All rows that any run has left, whole file and parts, by their key."""
+        # The whole file last: a part that another job merges meanwhile is found there.
+        rows = [row for file in [*self._parts(), self.path] for row in _read_part(file)]
+        return {row[self.key]: row for row in rows}
+
+    def append(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Adds rows, for good once this returns."""
+        if self._file is None:
+            self._open()
+        self._file.write(to_lines(rows).encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes this process's part."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def merge(self) -> int:
+        """Makes one file of the parts, in the order of the key; for one process, once all are closed. Gives its rows."""
+        rows = self.read()
+        write_whole(self.path, to_lines(rows[key] for key in sorted(rows)))
+        for part in self._parts():
+            part.unlink(missing_ok=True)
+        return len(rows)
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{self.path.stem}-*-of-*.jsonl"))
+
+    def _open(self):
+        self._part.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._part, "ab")  # noqa: SIM115 (open as long as the process works)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf ends when any reader closes the file
+        except OSError:
+            self.close()
+            raise ValueError(
+                f"{self._part}: another run is writing it. Wait for it, stop it, or give each run its common.shard."
+            ) from None
+        self._file.truncate(_whole_lines(self._part.read_bytes()))
+
+
+def _whole_lines(content: bytes) -> int:
+    """Length of a part without a last line that a killed process left unfinished."""
+    return content.rfind(b"\n") + 1
+
+
+def _read_part(path: Path) -> list[dict[str, Any]]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in content[: _whole_lines(content)].splitlines()]

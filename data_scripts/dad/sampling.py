@@ -1,0 +1,94 @@
+"""Drawing images from prompts with the base model and a ControlNet."""
+
+from typing import Any
+
+import torch
+from PIL import Image
+
+from data_scripts.dad.diffusion import BaseModel, import_diffusers
+from data_scripts.dad.sections import GenerateSection
+
+
+_SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "dpm": "DPMSolverMultistepScheduler",
+    "pndm": "PNDMScheduler",
+}
+
+
+def make_pipeline(base: BaseModel, controlnet: Any, scheduler: str, safety_checker: Any = None, extractor: Any = None):
+    """
+    Puts the parts together for drawing.
+
+    Args:
+        base: the base model.
+        controlnet: on the same device and in the same precision.
+        scheduler: one of the samplers of `generate.scheduler`; it keeps the base model's noise and prediction type.
+        safety_checker: of the base model, or none.
+        extractor: image processor of the safety checker.
+    """
+    diffusers = import_diffusers()
+    sampler = getattr(diffusers, _SCHEDULERS[scheduler]).from_config(base.scheduler.config)
+    pipeline = diffusers.StableDiffusionControlNetPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        controlnet=controlnet,
+        scheduler=sampler,
+        safety_checker=safety_checker,
+        feature_extractor=extractor,
+        requires_safety_checker=safety_checker is not None,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_safety_checker(name: str, revision: str | None) -> tuple[Any, Any]:
+    """
+    Loads the safety checker of a base model and its image processor.
+
+    Raises:
+        ValueError: if the model brings none.
+    """
+    import_diffusers()
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPImageProcessor
+
+    try:
+        checker = StableDiffusionSafetyChecker.from_pretrained(name, subfolder="safety_checker", revision=revision)
+        extractor = CLIPImageProcessor.from_pretrained(name, subfolder="feature_extractor", revision=revision)
+    except OSError as error:
+        raise ValueError(
+            f"`generate.safety_checker`: {name!r} brings none that can be loaded: {str(error).splitlines()[0]}"
+        ) from None
+    return checker, extractor
+
+
+def draw(
+    pipeline, prompts: list[str], seeds: list[int], conditions: torch.Tensor, section: GenerateSection
+) -> list[Image.Image]:
+    """
+    Draws one image a prompt, each from a generator of its own.
+
+    Args:
+        pipeline: of [`make_pipeline`].
+        prompts: any length; the tokenizer cuts them.
+        seeds: one a prompt.
+        conditions: `(prompts, 3, height, width)` in 0..1, which also says how large the images are.
+        section: steps, guidance and negative prompt.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # on the CPU: equal on every device
+    return pipeline(
+        prompt=[prompt + section.prompt_suffix for prompt in prompts],
+        image=conditions.to(pipeline.device, pipeline.dtype),
+        height=conditions.shape[2],
+        width=conditions.shape[3],
+        num_inference_steps=section.num_inference_steps,
+        guidance_scale=section.guidance_scale,
+        negative_prompt=None if section.negative_prompt is None else [section.negative_prompt] * len(prompts),
+        controlnet_conditioning_scale=section.controlnet_scale,
+        generator=generators,
+    ).images

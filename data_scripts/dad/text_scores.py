@@ -1,0 +1,45 @@
+"""How well texts fit images, by a model with a common space of both (CLIP, SigLIP)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from data_scripts.dad.reading import load_pretrained
+
+
+class TextScorer:
+    """
+    Cosine of an image's and its text's embeddings.
+
+    Args:
+        name: folder or Hub id.
+        dtype, device: of the weights.
+
+    Raises:
+        ValueError: if there is no such model, or it has no common space.
+    """
+
+    def __init__(self, name: str, dtype=torch.float32, device: str | torch.device = "cpu"):
+        from transformers import AutoModel, AutoProcessor
+
+        argument = "filter.score_model"
+        self.model = load_pretrained(AutoModel, name, argument, dtype=dtype).to(device).eval()
+        self.processor = load_pretrained(AutoProcessor, name, argument)
+        if not (hasattr(self.model, "get_image_features") and hasattr(self.model, "get_text_features")):
+            kind = self.model.config.model_type
+            raise ValueError(f"{argument}: {name!r} is of type {kind}; expected a CLIP-like model of image and text.")
+        self.padding = "max_length" if self.model.config.model_type.startswith("siglip") else True  # as it was trained
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
+        """Scores of pairs, -1 to 1; texts past the model's length are cut."""
+        inputs = self.processor(
+            images=list(images), text=list(texts), padding=self.padding, truncation=True, return_tensors="pt"
+        ).to(self.model.device)
+        pixel_values = inputs.pop("pixel_values").to(self.model.dtype)
+        image_embeds = self.model.get_image_features(pixel_values=pixel_values).pooler_output
+        text_embeds = self.model.get_text_features(**inputs).pooler_output
+        scores = F.cosine_similarity(image_embeds.float(), text_embeds.float())
+        return [round(score, 5) for score in scores.tolist()]

@@ -1,0 +1,240 @@
+"""
+Trains a ControlNet that pulls a frozen Stable Diffusion towards the target set (paper, section on domain-aligned data).
+
+One process, or the eight GPUs of a machine:
+
+    python -m data_scripts.dad.train_dad --config recipes/dad/cuhk.yaml common.base_model=FOLDER_OR_ID
+    accelerate launch --multi_gpu --num_processes 8 -m data_scripts.dad.train_dad --config recipes/dad/cuhk.yaml ...
+
+The same command goes on after an interruption. SIGTERM saves a checkpoint and ends the run.
+"""
+
+import signal
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import set_seed
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from data_scripts.dad.command import run_stage
+from data_scripts.dad.controlnet_card import build_controlnet_card, save_controlnet
+from data_scripts.dad.diffusion import Conditions, create_controlnet, load_base, to_latents, training_target
+from data_scripts.dad.layout import begin_stage
+from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs
+from data_scripts.dad.training_validation import Validation, read_errors
+from mra_training.arguments import OptimizationArguments, RunArguments
+from mra_training.checkpointing import Checkpointer, TrainingState, load_checkpoint, start_output_dir
+from mra_training.data import KeyedSampler
+from mra_training.metrics_log import LossWindow, MetricsLog
+from mra_training.model_card import push_folder
+from mra_training.optim import create_schedule
+from mra_training.runtime import (
+    StopSignal,
+    create_accelerator,
+    describe_plan,
+    make_plan,
+    progress_bar,
+    show_banner,
+    start_trackers,
+)
+from mra_training.splits import load_split
+
+
+logger = get_logger(__name__)
+
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def split_arguments(train, seed, output_dir):
+    """The section as the arguments that the helpers of the training scripts take."""
+    run = RunArguments(
+        output_dir=str(output_dir),
+        num_train_epochs=train.num_train_epochs,
+        max_train_steps=train.max_train_steps,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        mixed_precision=train.mixed_precision,
+        seed=seed,
+        logging_steps=train.logging_steps,
+        log_with=train.log_with,
+        save_steps=train.save_steps,
+        save_total_limit=train.save_total_limit,
+        resume="latest",
+    )
+    final = train.learning_rate if train.final_learning_rate is None else train.final_learning_rate
+    optim = OptimizationArguments(
+        learning_rate=train.learning_rate,
+        final_learning_rate=final,
+        num_warmup_steps=train.num_warmup_steps,
+        max_grad_norm=train.max_grad_norm,
+    )
+    return run, optim
+
+
+def build_loader(dataset, sampler, train, seed):
+    """Batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
+    return DataLoader(
+        dataset,
+        batch_size=train.per_device_batch_size,
+        sampler=sampler,
+        drop_last=True,
+        num_workers=train.num_workers,
+        persistent_workers=train.num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def denoising_errors(controlnet, base, batch):
+    """
+    Squared error of each pair's prediction, meant over its latents: `(batch,)`.
+
+    Args:
+        controlnet: the prepared model.
+        base: the frozen parts.
+        batch: items of [`DenoisingPairs`], stacked.
+    """
+    dtype = base.unet.dtype
+    with torch.no_grad():
+        latents = to_latents(base.vae, batch["pixel_values"], batch["latent_noise"])
+        text = base.text_encoder(batch["input_ids"])[0]
+        noise, timesteps = batch["noise"].to(dtype), batch["timesteps"]
+        noisy = base.scheduler.add_noise(latents, noise, timesteps)
+        target = training_target(base.scheduler, latents, noise, timesteps)
+    down, middle = controlnet(noisy, timesteps, text, batch["conditions"].to(dtype), return_dict=False)
+    prediction = base.unet(
+        noisy,
+        timesteps,
+        text,
+        down_block_additional_residuals=[residual.to(dtype) for residual in down],
+        mid_block_additional_residual=middle.to(dtype),
+    ).sample
+    return F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+
+
+def run(config) -> None:
+    """Trains, or goes on training, what the configuration names."""
+    # Parse
+    common, train = config.common, config.train
+    stage = begin_stage(config, "train", splits=False)
+    if stage.is_finished:
+        return
+    run, optim = split_arguments(train, common.seed, stage.folder)
+    recipe = {"common": config.deciding("common"), "train": config.deciding("train")}
+
+    # Accelerator
+    accelerator = create_accelerator(run)
+    stop = StopSignal()
+    checkpoint = start_output_dir(accelerator, run, recipe)
+    set_seed(run.seed)
+
+    # Data
+    base = load_base(common.base_model, common.base_revision)
+    base.to(accelerator.device, PRECISIONS.get(accelerator.mixed_precision, torch.float32))
+    rows = load_split(common.dataset, "train")
+    conditions = Conditions(common.condition, common.image_size, common.condition_dir)
+    pairs = list_pairs(rows["captions"], train.data_fraction, common.seed)
+    dataset = DenoisingPairs(
+        rows,
+        pairs,
+        base,
+        conditions,
+        common.seed,
+        caption_dropout=train.caption_dropout,
+        flip_probability=train.flip_probability,
+    )
+    sampler = KeyedSampler(len(dataset), run.seed)
+    loader = build_loader(dataset, sampler, train, run.seed)
+
+    # Model
+    controlnet = create_controlnet(base, common.condition)
+    if train.gradient_checkpointing:
+        controlnet.enable_gradient_checkpointing()
+        base.unet.enable_gradient_checkpointing()
+
+    # Optimizer and schedule
+    plan = make_plan(len(dataset), train.per_device_batch_size, accelerator.num_processes, run)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in controlnet.parameters() if parameter.requires_grad],
+        lr=optim.learning_rate,
+        betas=(train.adam_beta1, train.adam_beta2),
+        weight_decay=train.weight_decay,
+        fused=accelerator.device.type in ("cuda", "cpu"),
+    )
+    schedule = create_schedule(optim, plan.total_steps)
+
+    # Prepare
+    controlnet, optimizer, loader = accelerator.prepare(controlnet, optimizer, loader)
+    scheduler = LambdaLR(optimizer, schedule)
+    state = TrainingState()
+    accelerator.register_for_checkpointing(scheduler, state)
+    window, log = LossWindow(accelerator, run.output_dir), MetricsLog(accelerator, run.output_dir, state)
+    checkpointer = Checkpointer(accelerator, run.output_dir, recipe, run.save_steps, None, run.save_total_limit)
+    validation = Validation(accelerator, base, config, stage.folder / "validation", denoising_errors)
+    start_trackers(accelerator, run.project_name, recipe)
+    facts = describe_plan(accelerator, controlnet, plan, run, train.per_device_batch_size, len(dataset))
+    show_banner("ControlNet training", facts | {"condition": common.condition, "base model": common.base_model})
+
+    # Resume
+    if checkpoint is not None:
+        load_checkpoint(accelerator, checkpoint, recipe, state, scheduler, plan.samples_per_batch)
+    log.cut_back()  # also where a killed run logged but left no checkpoint
+    if state.step == 0:
+        validation.run(controlnet, log, state.step)
+
+    # Loop
+    progress = progress_bar(accelerator, plan.total_steps, state.step)
+    for _ in range(state.epoch, plan.num_epochs):
+        sampler.set_position(state.epoch, state.samples_in_epoch)
+        controlnet.train()
+        for batch in loader:
+            if state.step == plan.total_steps:
+                break
+            with accelerator.accumulate(controlnet):
+                loss = denoising_errors(controlnet, base, batch).mean()
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and optim.max_grad_norm is not None:
+                    accelerator.clip_grad_norm_(controlnet.parameters(), optim.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            window.add({"loss": loss}, batch, state, plan.samples_per_batch, scheduler.get_last_lr()[0])
+            state.count_batch(plan.samples_per_batch)
+            if not accelerator.sync_gradients:
+                continue
+            scheduler.step()
+            state.step += 1
+            progress.update()
+            is_last = accelerator.gradient_state.end_of_dataloader or state.step == plan.total_steps
+            is_validated = validation.is_due(state.step, plan.total_steps)
+            if is_last or is_validated or state.step % run.logging_steps == 0 or checkpointer.is_step_due(state.step):
+                record = log.write(**window.flush())
+                progress.set_postfix(loss=f"{record['loss']:.3f}")
+                if is_validated:
+                    validation.run(controlnet, log, state.step)
+                    window.pause()
+                is_due, is_stopped = checkpointer.agree(state.step, stop.received)
+                if is_due:
+                    checkpointer.save(state.step)
+                if is_stopped:
+                    logger.info(f"Stopped by SIGTERM after step {state.step}; the same command goes on from there.")
+                    accelerator.end_training()
+                    raise SystemExit(128 + signal.SIGTERM)
+        state.end_epoch()
+
+    # Save
+    progress.close()
+    accelerator.wait_for_everyone()
+    errors = read_errors(run.output_dir)
+    card = build_controlnet_card(config, state.step, errors)
+    save_controlnet(accelerator, controlnet, stage.work.controlnet, card)
+    if train.push_to_hub and accelerator.is_main_process:
+        push_folder(stage.work.controlnet, train, "Upload ControlNet")
+    for tracker in accelerator.trackers:  # `end_training` would also end the processes' group, which later stages need
+        tracker.finish()
+    stage.finish(steps=state.step, pairs=state.samples_seen, validation_errors=errors)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    run_stage("data_scripts.dad.train_dad", run, __doc__)

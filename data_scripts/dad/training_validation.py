@@ -1,0 +1,125 @@
+"""Validation while the ControlNet is trained: the denoising error under fixed noise, and pictures."""
+
+import io
+import json
+from pathlib import Path
+
+import torch
+from accelerate.logging import get_logger
+from PIL import Image
+from torch.utils.data import default_collate
+
+from data_scripts.dad.diffusion import Conditions
+from data_scripts.dad.files import write_whole
+from data_scripts.dad.sampling import draw, make_pipeline
+from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs
+from mra_retrieval.distributed import Shard, cut_batches
+from mra_training.data import key_to_seed
+from mra_training.metrics_log import METRICS_FILE
+from mra_training.splits import load_split
+
+
+logger = get_logger(__name__)
+
+
+class Validation:
+    """
+    Measures pairs of the validation split, spread evenly over it, at the same noises and timesteps every time.
+
+    Where the set has no validation split, or the folder of condition images none for it (`validation/<row>.png`),
+    nothing is measured and a warning says so.
+
+    Args:
+        accelerator: of the run.
+        base: the frozen parts.
+        config: the whole configuration.
+        folder: of the pictures.
+        errors: gives each pair's error from ControlNet, base and batch.
+    """
+
+    def __init__(self, accelerator, base, config, folder, errors):
+        self.accelerator, self.base, self.config, self.errors = accelerator, base, config, errors
+        self.folder = Path(folder)
+        self.dataset = self._make_dataset()
+        draws = config.train.validation_draws if self.dataset else 0
+        self.keys = [(epoch, pair) for epoch in range(draws) for pair in range(len(self.dataset))]
+
+    def _make_dataset(self) -> DenoisingPairs | None:
+        common, train = self.config.common, self.config.train
+        if max(train.validation_pairs, train.validation_images) == 0:
+            return None
+        rows = load_split(common.dataset, "validation")
+        images = None if common.condition_dir is None else Path(common.condition_dir) / "validation"
+        if rows is None or (images is not None and not images.is_dir()):
+            missing = "validation split" if rows is None else f"condition images in {images}"
+            logger.warning(f"Nothing is validated: {common.dataset} has no {missing}.")
+            return None
+        conditions = Conditions(common.condition, common.image_size, images and str(images))
+        pairs = list_pairs(rows["captions"])
+        count = min(len(pairs), max(train.validation_pairs, train.validation_images))
+        pairs = [pairs[index * len(pairs) // count] for index in range(count)]
+        return DenoisingPairs(rows, pairs, self.base, conditions, common.seed, purpose="validation")
+
+    def is_due(self, step: int, total_steps: int) -> bool:
+        """Whether to validate after this optimizer step."""
+        every = self.config.train.validation_steps
+        return step == total_steps or (every is not None and step % every == 0)
+
+    def run(self, controlnet, log, step: int) -> None:
+        """Logs the error and draws the pictures; every process must call this."""
+        if self.dataset is None:
+            return
+        controlnet.eval()
+        if self.config.train.validation_pairs:
+            log.write(validation={"mse": self.measure(controlnet)})
+        if self.config.train.validation_images and self.accelerator.is_main_process:
+            self.draw(self.accelerator.unwrap_model(controlnet), step)
+        self.accelerator.wait_for_everyone()
+        controlnet.train()
+
+    @torch.no_grad()
+    def measure(self, controlnet) -> float:
+        """Mean squared error over pairs and draws; the number of processes does not change what is measured."""
+        keys = [key for key in self.keys if key[1] < self.config.train.validation_pairs]
+        device = self.accelerator.device
+        found = torch.zeros(len(keys), device=device)
+        shard = Shard(self.accelerator.process_index, self.accelerator.num_processes)
+        for batch in shard.own(cut_batches(len(keys), self.config.train.per_device_batch_size)):
+            items = default_collate([self.dataset[keys[index]] for index in batch])
+            items = {name: tensor.to(device) for name, tensor in items.items()}
+            with self.accelerator.autocast():
+                found[batch.start : batch.stop] = self.errors(controlnet, self.base, items).float()
+        return self.accelerator.reduce(found, "sum").double().mean().item()
+
+    @torch.no_grad()
+    def draw(self, controlnet, step: int) -> None:
+        """Writes `step_<step>.png`: real images above, below them what is drawn from their captions."""
+        common, generate = self.config.common, self.config.generate
+        count = min(len(self.dataset), self.config.train.validation_images)
+        items = [self.dataset[0, pair] for pair in range(count)]
+        prompts = [self.dataset.dataset[row]["captions"][index] for row, index in self.dataset.pairs[:count]]
+        pipeline = make_pipeline(self.base, controlnet, generate.scheduler)
+        with self.accelerator.autocast():
+            drawn = draw(
+                pipeline,
+                prompts,
+                [key_to_seed("validation image", common.seed, pair) for pair in range(count)],
+                torch.stack([item["conditions"] for item in items]),
+                generate,
+            )
+        height, width = common.image_size
+        sheet = Image.new("RGB", (count * width, 2 * height))
+        for column, (item, image) in enumerate(zip(items, drawn, strict=True)):
+            pixels = (item["pixel_values"] * 255).round().byte().permute(1, 2, 0).numpy()
+            sheet.paste(Image.fromarray(pixels), (column * width, 0))
+            sheet.paste(image, (column * width, height))
+        buffer = io.BytesIO()
+        sheet.save(buffer, "PNG")
+        write_whole(self.folder / f"step_{step:06d}.png", buffer.getvalue())
+
+
+def read_errors(output_dir: str | Path) -> dict[int, float]:
+    """The validation errors that a run has logged: optimizer step -> mean squared error."""
+    path = Path(output_dir) / METRICS_FILE
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return {record["step"]: record["validation"]["mse"] for record in records if "validation" in record}

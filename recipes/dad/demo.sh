@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The data factory from nothing to a pretraining run on its set, with tiny models. Run by `make demo-dad`.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+DEMO=outputs/dad/demo
+export TOKENIZERS_PARALLELISM=false
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}  # accelerate would take fewer
+
+step() {
+    printf '\n\033[1m$ %s\033[0m\n' "$*"
+    "$@"
+}
+
+# A target set: people of the sample set, with captions.
+step python -m data_scripts.make_sample --output $DEMO/target --sda_pairs 10 --train_ids 300 --val_ids 20 --test_ids 20 \
+    --num_proc 2
+step python -m data_scripts.prepare_pedes --dataset cuhk --annotations $DEMO/target/finetune --images $DEMO/target/images \
+    --output $DEMO/arrow/target --overwrite --no_size_check
+
+# Models of a few thousand weights in place of Stable Diffusion, BLIP-2, CLIP and Grounding DINO.
+if [ ! -f $DEMO/models/done ]; then
+    step python -m data_scripts.dad.tiny_diffusion --output $DEMO/models/diffusion --images $DEMO/target/images --steps 300
+    step python -m data_scripts.dad.tiny_readers --output $DEMO/models --models blip grounding clip \
+        --captions $DEMO/arrow/target --steps 300
+    touch $DEMO/models/done
+fi
+
+# The factory: one command, which goes on where it stopped.
+step python -m data_scripts.dad.run --config recipes/dad/demo.yaml
+
+# Its set is read like SDA.
+step python -m data_scripts.prepare_sda --annotations $DEMO/work/sda --images $DEMO/work/images --output $DEMO/arrow/sda \
+    --overwrite --no_size_check
+step accelerate launch train_pretrain.py --config recipes/sample/pretrain.yaml --dataset $DEMO/arrow/sda \
+    --validation_dataset none --max_train_steps 20 --logging_steps 5 --output_dir $DEMO/pretrain
+
+printf '\nreport: %s\n' "$DEMO/work/report/index.html"

@@ -105,9 +105,12 @@ def test_pairs_follow_from_their_key(base):
     pairs = list_pairs(rows["captions"])
     assert pairs == [(row, caption) for row in range(4) for caption in range(2)]
     assert len(list_pairs(rows["captions"], 0.5, seed=1)) == 4
-    make = lambda: DenoisingPairs(
-        rows, pairs, base, Conditions("white", SIZE), 5, flip_probability=0.5, caption_dropout=0.5
-    )  # noqa: E731
+
+    def make():
+        return DenoisingPairs(
+            rows, pairs, base, Conditions("white", SIZE), 5, flip_probability=0.5, caption_dropout=0.5
+        )
+
     first, second = make(), make()
     [first[0, pair] for pair in range(8)]  # what was asked for before changes nothing
     for name, value in first[3, 2].items():

@@ -54,8 +54,8 @@ class AttributeEditor:
             The changed text and the changes in order: `operation`, `attribute`, `before` and `after`. Without a
             phrase that the vocabulary knows, the text as it came and no change.
         """
-        caption = Caption(text, self.vocabulary)
-        wanted = max(1, round(strength * len(caption.phrases)))
+        phrases = len(Caption(text, self.vocabulary).phrases)
+        wanted = max(1, round(strength * phrases)) if phrases else 0
         edits: list[Edit] = []
         touched: set[int] = set()
         for _ in range(4 * wanted):

@@ -56,12 +56,12 @@ def open_gallery(args: argparse.Namespace) -> Gallery:
     options = vars(args)
     encoder = None
     if options.get("backend") == "onnx":
-        from .onnx_encoder import OnnxEncoder
-
         if args.model is None:
             raise ValueError("--backend onnx needs --model, the folder that mra_retrieval.export wrote")
         if args.dtype is not None:
             raise ValueError("--dtype is for --backend torch: an export has the precision it was exported with")
+        from .onnx_encoder import OnnxEncoder
+
         encoder = OnnxEncoder(args.model, args.device)
     return Gallery(
         args.gallery,

@@ -10,6 +10,7 @@ import torch
 from .encode import ImageEncodings, TextEncodings, encode_images, encode_texts
 from .loading import load_model, load_processor
 from .matching import PairMatcher
+from .rerank import rerank
 
 
 class Encoder(Protocol):
@@ -111,6 +112,36 @@ class TorchEncoder:
         in_order = torch.empty(len(scores), num_texts, num_images)
         in_order[:, by_length] = scores.view(-1, num_texts, num_images)
         return in_order
+
+    def match_nearest(self, texts: TextEncodings, images: ImageEncodings, nearest: torch.Tensor) -> torch.Tensor:
+        """Match every text with images of its own, (texts, k) of them: (views, texts, k) log-odds, as `rerank` groups them."""
+        return rerank(self.model, texts, images, nearest, dtype=self.dtype, log_odds=True)
+
+
+def match_nearest(
+    encoder: Encoder, texts: TextEncodings, images: ImageEncodings, nearest: torch.Tensor
+) -> torch.Tensor:
+    """Match every text with images of its own, text by text where the encoder has no quicker way.
+
+    Args:
+        encoder: of both.
+        texts: from `encode_texts`.
+        images: from `encode_images`.
+        nearest: (texts, k), the images of each text.
+
+    Returns:
+        (views, texts, k) float32 log-odds of "match".
+    """
+    if isinstance(encoder, TorchEncoder):
+        return encoder.match_nearest(texts, images, nearest)
+    scores = []
+    for row, rows in enumerate(nearest):
+        start, length = int(texts.offsets[row]), int(texts.lengths[row])
+        text = TextEncodings(
+            texts.embeds[row : row + 1], texts.hidden_states[start : start + length], texts.lengths[row : row + 1]
+        )
+        scores.append(encoder.match(text, images.hidden_states[rows])[:, 0])
+    return torch.stack(scores, dim=1)
 
 
 def model_fingerprint(model, processor) -> str:

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .encode import TextEncodings
-from .encoders import Encoder
+from .encoders import Encoder, match_nearest
 from .evaluation import read_captions
 from .gallery_types import Calibration
 from .metrics import retrieval_metrics
@@ -58,21 +57,9 @@ def score_split(encoder: Encoder, dataset, rerank: int) -> SplitScores:
     images, texts = encoder.encode_images(dataset), encoder.encode_texts(captions)
     similarity = similarity_matrix(texts.embeds, images.embeds)
     top_indices = top_k(similarity, min(rerank + most_of_one, len(gallery_ids)))
-    log_odds = torch.stack(
-        [
-            encoder.match(_one_text(texts, query), images.hidden_states[nearest])[:, 0]
-            for query, nearest in enumerate(top_indices)
-        ],
-        dim=1,
-    )
+    log_odds = match_nearest(encoder, texts, images, top_indices)
     is_own = gallery_ids[top_indices] == query_ids[:, None]
     return SplitScores(similarity, top_indices, log_odds, is_own, query_ids, gallery_ids)
-
-
-def _one_text(texts: TextEncodings, query: int) -> TextEncodings:
-    start, length = int(texts.offsets[query]), int(texts.lengths[query])
-    row = slice(query, query + 1)
-    return TextEncodings(texts.embeds[row], texts.hidden_states[start : start + length], texts.lengths[row])
 
 
 def choose_match_weight(scores: SplitScores, temperature: float, rerank: int) -> float:

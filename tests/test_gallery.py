@@ -164,7 +164,7 @@ def test_a_moved_folder_is_no_conflict_but_two_with_equal_names_are(gallery, tmp
     write_pictures(tmp_path / "two", 3)
     draw_picture(77).save(tmp_path / "two" / keys[0])
     gallery.build(tmp_path / "one")
-    with pytest.raises(ValueError, match="belong to other images of .*one in this gallery: give a prefix"):
+    with pytest.raises(ValueError, match=r"belong to other images of .*one in this gallery: give a prefix"):
         gallery.add(tmp_path / "two")
     assert gallery.add(tmp_path / "two", prefix="two/").added == 3
     (tmp_path / "one").rename(tmp_path / "moved")
@@ -469,7 +469,7 @@ def test_a_gallery_of_another_model_is_refused(model, other_model, tmp_path):
         gallery.build(tmp_path / "people")
     with Gallery(tmp_path / "g.db", encoder=encoder_of(other_model)) as gallery:
         for ask in (lambda: gallery.search("a man"), lambda: gallery.build(tmp_path / "people")):
-            with pytest.raises(ValueError, match="was built with .* their embeddings cannot be compared"):
+            with pytest.raises(ValueError, match=r"was built with .* their embeddings cannot be compared"):
                 ask()
         assert gallery.stats().images == 2
         assert gallery.remove(where='key != "x"') == 2
@@ -504,7 +504,7 @@ def test_places_that_cannot_be_opened(model, tmp_path, monkeypatch, uri, message
 
 def test_asking_makes_no_gallery(model, tmp_path):
     with Gallery(tmp_path / "typo.db", encoder=encoder_of(model)) as gallery:
-        with pytest.raises(ValueError, match="there is no gallery at .*typo.db: make one with"):
+        with pytest.raises(ValueError, match=r"there is no gallery at .*typo\.db: make one with"):
             gallery.search("a man")
         with pytest.raises(ValueError, match="there is no gallery at"):
             gallery.add(tmp_path)

@@ -12,7 +12,7 @@ from .gallery_build import Indexer
 from .gallery_metadata import read_metadata
 from .gallery_parts import read_image
 from .gallery_search import Question, answer, open_query_image
-from .gallery_sources import open_source
+from .gallery_sources import content_hash, open_source
 from .gallery_state import OpenGallery
 from .gallery_types import BuildReport, Calibration, GalleryStats, Hit, SearchResult, Skipped, Verification
 
@@ -140,8 +140,10 @@ class Gallery(OpenGallery):
                 return 0
             if delete_files:
                 for record in records:
-                    if not self._files.is_copy(record.path):
-                        Path(record.path).unlink(missing_ok=True)
+                    path = Path(record.path)
+                    if not self._files.is_copy(record.path) and path.exists():
+                        if content_hash(path.read_bytes()) == record.content:  # else it is another picture by now
+                            path.unlink()
             self._write_info(is_removing=True)
             self._place.store.delete([record.key for record in records])
             self._finish_removal()

@@ -141,9 +141,9 @@ class Gallery(OpenGallery):
             if delete_files:
                 for record in records:
                     path = Path(record.path)
-                    if not self._files.is_copy(record.path) and path.exists():
-                        if content_hash(path.read_bytes()) == record.content:  # else it is another picture by now
-                            path.unlink()
+                    is_theirs = not self._files.is_copy(record.path) and path.exists()
+                    if is_theirs and content_hash(path.read_bytes()) == record.content:  # else another picture by now
+                        path.unlink()
             self._write_info(is_removing=True)
             self._place.store.delete([record.key for record in records])
             self._finish_removal()

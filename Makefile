@@ -7,10 +7,10 @@ CODE := configuration_mra.py layers_mra.py losses_mra.py modeling_mra.py process
 	eval_retrieval.py convert_checkpoint.py mra_training mra_retrieval data_scripts metrics benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow style quality clean
+.PHONY: help install demo demo-search test test-slow style quality clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
@@ -28,6 +28,9 @@ install: .venv/installed  ## Make .venv and install the project with its test an
 
 demo: .venv/installed  ## Sample data -> pretrain -> fine-tune -> evaluate -> ranked picture (about 13 minutes on 2 cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/sample/demo.sh
+
+demo-search: .venv/installed  ## After demo: index the sample test images, search them in words (under 2 minutes)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/sample/demo_search.sh
 
 test: .venv/installed  ## Run the tests (under 10 minutes on 2 cores, offline)
 	$(BIN)/python -m pytest

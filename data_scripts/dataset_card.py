@@ -207,15 +207,15 @@ def _column_table(dataset: str, names: list[str]) -> str:
 
 def _size_table(dataset: str, sizes: dict[str, Size]) -> str:
     counts = ("images", "captions") if dataset == "sda" else ("images", "captions", "people")
-    lines = [
-        f"| split | {' | '.join(counts)} | published {' / '.join(counts)} |",
-        "| --- |" + " ---: |" * len(counts) + " --- |",
-    ]
-    for split, size in sizes.items():
-        published = PUBLISHED.get(dataset, {}).get(split)
-        expected = " / ".join(f"{getattr(published, count):,}" for count in counts) if published else "-"
-        lines.append(f"| {split} | {' | '.join(f'{getattr(size, count):,}' for count in counts)} | {expected} |")
-    return "\n".join(lines)
+    rows = [["split", *counts], ["---", *["---:"] * len(counts)]]
+    rows += [[split, *(f"{getattr(size, count):,}" for count in counts)] for split, size in sizes.items()]
+    if dataset in PUBLISHED:
+        rows[0].append(f"published {' / '.join(counts)}")
+        rows[1].append("---")
+        for row in rows[2:]:
+            published = PUBLISHED[dataset].get(row[0])
+            row.append(" / ".join(f"{getattr(published, count):,}" for count in counts) if published else "-")
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _size_category(images: int) -> str:

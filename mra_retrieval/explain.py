@@ -211,7 +211,7 @@ def phrase_scores(
         image_hidden_states: (1 + patches, hidden) or (views, 1 + patches, hidden) of it.
 
     Returns:
-        A score for each phrase, in order: the logistic function of the matching log-odds, averaged over the views.
+        A score for each phrase, in order: the matching probability, averaged over the views as in a search.
 
     Raises:
         ValueError: if there are no phrases, one is empty, or not exactly one of image and tokens is given.
@@ -220,8 +220,9 @@ def phrase_scores(
     texts = encode_texts(model, processor, list(phrases), keep_hidden_states=True)
     tokens = _image_tokens(model, processor, image, image_hidden_states)
     rows = torch.arange(len(texts.lengths))
-    log_odds = match_pairs(model, texts, tokens, rows, torch.zeros_like(rows), log_odds=True).mean(dim=0)
-    return [PhraseScore(phrase, odds.sigmoid().item()) for phrase, odds in zip(phrases, log_odds, strict=True)]
+    log_odds = match_pairs(model, texts, tokens, rows, torch.zeros_like(rows), log_odds=True)
+    probabilities = log_odds.sigmoid().mean(dim=0).tolist()
+    return [PhraseScore(phrase, probability) for phrase, probability in zip(phrases, probabilities, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -1,186 +1,35 @@
 """Search your own people: a gallery of images on disk or on a Milvus server, asked in words or by an image."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from .encoders import Encoder
+from . import gallery_calibration, gallery_maintenance
+from .encoders import Encoder, TorchEncoder
+from .gallery_build import Indexer
+from .gallery_files import FileStore
+from .gallery_filter import RECORD_FIELDS, Where, parse_where
+from .gallery_metadata import read_metadata
+from .gallery_parts import GalleryParts, read_image
+from .gallery_place import FORMAT, Place, read_info
+from .gallery_search import Question, answer, open_query_image
+from .gallery_sources import Source, open_source
+from .gallery_store import Record
+from .gallery_tokens import TOKEN_DTYPES, TokenCache
+from .gallery_types import BuildReport, Calibration, GalleryStats, Hit, SearchResult, Skipped, Verification
 
+
+__all__ = ["BuildReport", "Calibration", "Gallery", "GalleryStats", "Hit", "SearchResult", "Skipped", "Verification"]
 
 DEFAULT_TOP = 20
 DEFAULT_RERANK = 128
 DEFAULT_TOKEN_CACHE = 4 * 2**30
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One image of a search result.
-
-    Attributes:
-        rank: 1 = best.
-        key: name of the image in the gallery, unique.
-        path: the file that holds the image: the user's own, or the gallery's copy.
-        score: matching probability, 0 to 1, the mean of both views; None where the image was not re-ranked.
-        similarity: dot product of query and image embeddings.
-        likely: whether the score reaches the threshold; False says "probably not in the gallery". None without a score.
-        camera: camera, or None where unknown.
-        time: ISO 8601, or None where unknown.
-        metadata: every other column that came with the image, without empty ones.
-    """
-
-    rank: int
-    key: str
-    path: Path
-    score: float | None
-    similarity: float
-    likely: bool | None
-    camera: str | None
-    time: str | None
-    metadata: dict[str, str | float]
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search gave.
-
-    Attributes:
-        hits: best first.
-        threshold: matching probability from which a hit counts as likely.
-        timings: seconds of each stage: encode, search, tokens, rerank.
-        reranked: how many images were re-ranked.
-        tokens_encoded: how many of them had to be encoded again, since their tokens were not in the cache.
-    """
-
-    hits: list[Hit]
-    threshold: float
-    timings: dict[str, float]
-    reranked: int = 0
-    tokens_encoded: int = 0
-
-    @property
-    def likely_in_gallery(self) -> bool | None:
-        """Whether any hit reaches the threshold; None where nothing was re-ranked."""
-        judged = [hit.likely for hit in self.hits if hit.likely is not None]
-        return any(judged) if judged else None
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An image that could not be indexed, and why."""
-
-    key: str
-    reason: str
-
-
-@dataclass
-class BuildReport:
-    """What `Gallery.build` or `Gallery.add` did.
-
-    Attributes:
-        added: images that were not in the gallery.
-        changed: images whose content had changed and was encoded anew.
-        unchanged: images whose content is as it was.
-        relabelled: of the unchanged ones, those whose path, camera, time or other metadata changed.
-        removed: images that were in the gallery but no longer in the source (with `prune`).
-        missing: keys of those, where they were kept (without `prune`).
-        skipped: images that could not be read.
-        unmatched: metadata rows whose path names no image.
-        encoded: images that went through the model; equal contents go once.
-        seconds: the whole call.
-    """
-
-    added: int = 0
-    changed: int = 0
-    unchanged: int = 0
-    relabelled: int = 0
-    removed: int = 0
-    missing: list[str] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    unmatched: list[str] = field(default_factory=list)
-    encoded: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A threshold chosen on a labelled split, saved with the gallery.
-
-    Attributes:
-        threshold: matching probability from which a hit counts as likely.
-        false_alarms: share of queries whose person was taken out of the gallery, yet a hit reached the threshold.
-        misses: share of queries whose person was in the gallery, yet none of their images among the hits reached it.
-        match_weight: weight of the matching log-odds in the ranking, chosen by mAP on the same split.
-        rerank: images re-ranked for each query.
-        queries: captions of the split.
-        split: what it was calibrated on.
-        curve: (threshold, false_alarms, misses) from 0 to 1.
-    """
-
-    threshold: float
-    false_alarms: float
-    misses: float
-    match_weight: float
-    rerank: int
-    queries: int
-    split: str
-    curve: list[tuple[float, float, float]] = field(repr=False)
-
-
-@dataclass(frozen=True)
-class GalleryStats:
-    """Contents and sizes of a gallery.
-
-    Attributes:
-        uri: where it lies.
-        collection: its name there.
-        images: how many.
-        cameras: images of each camera; "" for unknown.
-        first_time: earliest time, or None.
-        last_time: latest time, or None.
-        fields: name and kind ("text" or "number") of every metadata column; all can be filtered on.
-        roots: folders that the images come from.
-        copies: images of which the gallery holds a copy.
-        model: folder or Hub id it was built with.
-        fingerprint: of that model.
-        embedding_dim: width of the embeddings.
-        tokens: images whose tokens are in the cache.
-        disk_bytes: of each part: index, tokens, images.
-        calibration: or None.
-    """
-
-    uri: str
-    collection: str
-    images: int
-    cameras: dict[str, int]
-    first_time: str | None
-    last_time: str | None
-    fields: dict[str, str]
-    roots: list[str]
-    copies: int
-    model: str | None
-    fingerprint: str | None
-    embedding_dim: int | None
-    tokens: int
-    disk_bytes: dict[str, int]
-    calibration: Calibration | None
-
-
-@dataclass
-class Verification:
-    """What `Gallery.verify` found; a sound gallery has no problems.
-
-    Attributes:
-        images: how many were looked at.
-        problems: key and reason: the file is gone, changed or unreadable, or the embedding is no finite vector.
-        tokens_missing: images without tokens in the cache; a search encodes them when it needs them.
-    """
-
-    images: int = 0
-    problems: list[Skipped] = field(default_factory=list)
-    tokens_missing: int = 0
+DEFAULT_THRESHOLD = 0.5
+DEFAULT_MATCH_WEIGHT = 1.0
 
 
 class Gallery:
@@ -198,7 +47,9 @@ class Gallery:
         files: folder of copied images and cached tokens. None: inside the embedded gallery; for a server
             `~/.cache/mra_retrieval/<name>`; for ":memory:" a temporary one.
         token_cache: most bytes of the token cache on disk; 0 for none.
-        token_dtype: "float32" ranks exactly as evaluation does, "float16" holds twice as many images.
+        token_dtype: of a new gallery's token cache: "float32" (the default) ranks exactly as evaluation does, "float16"
+            holds twice as many images.
+        index: of a new gallery: "flat" (exact; the default when embedded), "hnsw" (the default on a server) or "ivf".
 
     Raises:
         ValueError: if the place cannot be opened, another process has it open, or an argument is not as described.
@@ -216,9 +67,24 @@ class Gallery:
         encoder: Encoder | None = None,
         files: str | Path | None = None,
         token_cache: int = DEFAULT_TOKEN_CACHE,
-        token_dtype: str = "float32",
+        token_dtype: str | None = None,
+        index: str | None = None,
     ):
-        raise NotImplementedError
+        self._lock = threading.RLock()
+        self._model, self._encoder, self._device, self._dtype = model, encoder, device, dtype
+        self._token_cache, self._token_dtype = token_cache, token_dtype
+        self._place = Place(uri, collection, token, files, index)
+        self._files = FileStore(self._place.files)
+        self._tokens: TokenCache | None = None
+        self._info: dict = {}
+        if self._place.store is not None:
+            try:
+                self._info = read_info(self._place.store, self._place.uri)
+                if self._info.get("is_removing"):
+                    self._finish_removal()
+            except BaseException:
+                self.close()
+                raise
 
     def __enter__(self) -> "Gallery":
         return self
@@ -228,11 +94,15 @@ class Gallery:
 
     def __len__(self) -> int:
         """Images in the gallery."""
-        raise NotImplementedError
+        return self._place.store.count() if self._info and self._place.store.exists() else 0
 
     def close(self) -> None:
         """Let go of the gallery, so that another process can open it."""
-        raise NotImplementedError
+        if self._tokens is not None:
+            self._tokens.close()
+            self._tokens = None
+        self._place.close()
+        self._info = {}
 
     @property
     def encoder(self) -> Encoder:
@@ -241,33 +111,47 @@ class Gallery:
         Raises:
             ValueError: if no model is known, it cannot be loaded, or it is not the one the gallery was built with.
         """
-        raise NotImplementedError
+        with self._lock:
+            if self._encoder is None:
+                name = self._model or self._info.get("model")
+                if name is None:
+                    raise ValueError(f"gallery {self._place.uri} is new: give the model to build it with")
+                self._encoder = TorchEncoder(name, self._device, self._dtype)
+            known = self._info.get("fingerprint", self._encoder.fingerprint)
+            if known != self._encoder.fingerprint:
+                raise ValueError(
+                    f"gallery {self._place.uri} was built with {self._info['model']} (fingerprint {known[:12]}), not with "
+                    f"{self._encoder.name} (fingerprint {self._encoder.fingerprint[:12]}): their embeddings cannot be "
+                    "compared; use that model, or build another gallery"
+                )
+            return self._encoder
 
     @property
     def roots(self) -> list[Path]:
         """Folders that images of this gallery may lie in: those they were indexed from, and that of the copies."""
-        raise NotImplementedError
+        return [*map(Path, self._info.get("roots", [])), self._files.root]
 
     @property
     def fields(self) -> dict[str, str]:
         """What `where` can ask for: name and kind ("text", "time" or "number"), `key`, `camera` and `time` included."""
-        raise NotImplementedError
+        return RECORD_FIELDS | self._info.get("fields", {})
 
     @property
     def threshold(self) -> float:
         """The calibrated threshold, 0.5 before any calibration."""
-        raise NotImplementedError
+        return DEFAULT_THRESHOLD if self.calibration is None else self.calibration.threshold
 
     @property
     def calibration(self) -> Calibration | None:
         """What `calibrate` saved, or None."""
-        raise NotImplementedError
+        return gallery_maintenance.read_calibration(self._info)
 
     def build(
         self,
         images,
         metadata=None,
         *,
+        split: str | None = None,
         prefix: str = "",
         prune: bool = False,
         copy_images: bool | None = None,
@@ -281,10 +165,11 @@ class Gallery:
         the one that an uninterrupted call gives.
 
         Args:
-            images: a folder (searched at any depth), a list of paths, or a `datasets.Dataset` with an image column
-                (`load_dataset` reads a folder or Hub id).
+            images: a folder (searched at any depth), a list of paths, a `datasets.Dataset` with an image column, or a
+                folder or Hub id that `load_dataset` reads.
             metadata: a CSV file, or rows as dicts: `path` (of the image, relative to the folder, or its key), `camera`,
                 `time` (ISO 8601) and any other column. Of a dataset, its text and number columns are taken without asking.
+            split: of what `load_dataset` is to read.
             prefix: put before the keys, so that two folders with equal file names can share a gallery.
             prune: remove images of this source that are no longer in it.
             copy_images: keep a copy of each image in the gallery; None does so only for images that have no file.
@@ -296,7 +181,27 @@ class Gallery:
             ValueError: if there are no images, the metadata cannot be read, a key belongs to another source already, or
                 the gallery was built with another model.
         """
-        raise NotImplementedError
+        source = open_source(images, prefix, split, self._place.folder)
+        labels = read_metadata(metadata, source, self._info.get("fields", {}), prefix)
+        encoder = self.encoder
+        self._remember(encoder, source, labels.kinds)
+        indexer = Indexer(
+            self._parts(),
+            source,
+            labels,
+            copy_images=copy_images,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            progress=progress,
+        )
+        report = indexer.run()
+        if prune and report.missing:
+            report.removed = self.remove(keys=report.missing)
+            report.missing = []
+        elif report.changed:
+            with self._lock:
+                gallery_maintenance.sweep(self._place.store, self._files, self._cache())
+        return report
 
     def add(self, images, metadata=None, **options) -> BuildReport:
         """Index more images into a gallery that exists; arguments are those of `build`.
@@ -304,7 +209,8 @@ class Gallery:
         Raises:
             ValueError: as `build`, and if there is no gallery yet.
         """
-        raise NotImplementedError
+        self._require()
+        return self.build(images, metadata, **options)
 
     def remove(
         self, *, where: str | None = None, keys: Iterable[str] | None = None, delete_files: bool = False
@@ -324,15 +230,32 @@ class Gallery:
         Raises:
             ValueError: if neither or both are given, a key is unknown, or `where` is not as described.
         """
-        raise NotImplementedError
+        self._require()
+        if (where is None) == (keys is None):
+            raise ValueError("remove needs either where or keys, to say which images")
+        with self._lock:
+            records = list(self._place.store.records(self._where(where))) if keys is None else self._find(keys)
+            if not records:
+                return 0
+            if delete_files:
+                for record in records:
+                    if not self._files.is_copy(record.path):
+                        Path(record.path).unlink(missing_ok=True)
+            self._write_info(is_removing=True)
+            self._place.store.delete([record.key for record in records])
+            self._finish_removal()
+        return len(records)
 
     def stats(self) -> GalleryStats:
         """Count images, cameras, times, cached tokens and bytes."""
-        raise NotImplementedError
+        self._require()
+        return gallery_maintenance.describe(self._place, self._info, self._files, self._cache())
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> Verification:
         """Read every image again and compare its content with what was indexed; needs no model."""
-        raise NotImplementedError
+        self._require()
+        store, tokens = self._place.store, self._cache()
+        return gallery_maintenance.examine(store, self._info, self._files, tokens, self.roots, progress)
 
     def search(
         self,
@@ -363,7 +286,27 @@ class Gallery:
             ValueError: if neither text nor image is given, the gallery is empty or was built with another model, or an
                 argument is not as described.
         """
-        raise NotImplementedError
+        self._require()
+        if text is None and image is None:
+            raise ValueError("search needs a text, an image or both")
+        if text is not None and not text.strip():
+            raise ValueError("text must have a word in it")
+        for name, value, least in (("top", top, 1), ("rerank", rerank, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be a probability, 0 to 1, got {threshold}")
+        calibration = self.calibration
+        question = Question(
+            text=text,
+            image=None if image is None else open_query_image(image),
+            top=top,
+            rerank=rerank,
+            where=self._where(where),
+            threshold=self.threshold if threshold is None else threshold,
+            match_weight=DEFAULT_MATCH_WEIGHT if calibration is None else calibration.match_weight,
+        )
+        return answer(self._parts(), question)
 
     def match(self, texts: Sequence[str], keys: Sequence[str]) -> torch.Tensor:
         """Matching probabilities (texts, keys) of sentences or phrases with images of the gallery.
@@ -371,7 +314,12 @@ class Gallery:
         Raises:
             ValueError: if a key is unknown or a text has no word in it.
         """
-        raise NotImplementedError
+        parts = self._parts()
+        records = self._find(keys)
+        tokens, failed, _ = parts.load_tokens(records)
+        for reason in failed.values():
+            raise ValueError(reason)
+        return parts.encoder.match(parts.encoder.encode_texts(texts), tokens).sigmoid().mean(dim=0)
 
     def image(self, key: str) -> Image.Image:
         """The image as it was encoded: upright and RGB.
@@ -379,7 +327,8 @@ class Gallery:
         Raises:
             ValueError: if the key is unknown, its file is gone or unreadable, or it lies outside `roots`.
         """
-        raise NotImplementedError
+        (record,) = self._find([key])
+        return read_image(record, self._files, self.roots)
 
     def image_tokens(self, key: str) -> torch.Tensor:
         """Tokens (views, 1 + patches, hidden) of an image, from the cache or encoded anew; the second view is its mirror.
@@ -387,7 +336,10 @@ class Gallery:
         Raises:
             ValueError: as `image`.
         """
-        raise NotImplementedError
+        tokens, failed, _ = self._parts().load_tokens(self._find([key]))
+        for reason in failed.values():
+            raise ValueError(reason)
+        return tokens[0]
 
     def calibrate(
         self, dataset, *, rerank: int = DEFAULT_RERANK, max_false_alarms: float | None = None, name: str = ""
@@ -404,7 +356,71 @@ class Gallery:
         Raises:
             ValueError: if the dataset is not as described.
         """
-        raise NotImplementedError
+        self._require()
+        result = gallery_calibration.calibrate(self.encoder, dataset, rerank, max_false_alarms, name)
+        self._write_info(calibration=asdict(result))
+        return result
 
+    def _require(self) -> None:
+        if not self._info or not self._place.store.exists():
+            raise ValueError(
+                f"there is no gallery at {self._place.uri}: make one with `python -m mra_retrieval.index build --gallery "
+                f"{self._place.uri} --images FOLDER --model MODEL`"
+            )
 
-Metadata = str | Path | Sequence[Mapping[str, object]]
+    def _where(self, text: str | None) -> Where | None:
+        return None if text is None or not text.strip() else parse_where(text, self.fields)
+
+    def _find(self, keys: Iterable[str]) -> list[Record]:
+        """Records in the order of the keys, each once."""
+        self._require()
+        keys = list(dict.fromkeys(keys))
+        found = {record.key: record for record in self._place.store.records(keys=keys)}
+        unknown = [key for key in keys if key not in found]
+        if unknown:
+            raise ValueError(
+                f"no image of the gallery has the key {unknown[0]!r} ({len(unknown)} of {len(keys)} unknown)"
+            )
+        return [found[key] for key in keys]
+
+    def _cache(self) -> TokenCache:
+        if self._tokens is None:
+            shape, dtype = self._info["token_shape"], self._info["token_dtype"]
+            path = self._place.files / "tokens.bin"
+            self._tokens = TokenCache(path, self._info["fingerprint"], shape, self._token_cache, dtype)
+        return self._tokens
+
+    def _parts(self) -> GalleryParts:
+        with self._lock:
+            self._require()
+            return GalleryParts(self._place.store, self._files, self._cache(), self.encoder, self.roots, self._lock)
+
+    def _remember(self, encoder: Encoder, source: Source, fields: dict[str, str]) -> None:
+        """Make the index if there is none, and keep what the next process must know before anything is indexed."""
+        with self._lock:
+            store = self._place.make()
+            name = str(Path(encoder.name).resolve()) if Path(encoder.name).exists() else encoder.name
+            info = self._info or {
+                "format": FORMAT,
+                "fingerprint": encoder.fingerprint,
+                "embedding_dim": encoder.embedding_dim,
+                "token_shape": list(encoder.token_shape),
+                "token_dtype": self._token_dtype or TOKEN_DTYPES[0],
+                "roots": [],
+            }
+            roots = [*info["roots"], *([str(source.root)] if source.root else [])]
+            info = info | {"model": name, "fields": fields, "roots": sorted(set(roots))}
+            if info != self._info:
+                store.write_info(info)
+                self._info = info
+            if not store.exists():
+                store.create(encoder.embedding_dim)
+
+    def _write_info(self, **changes) -> None:
+        self._place.store.write_info(self._info | changes)
+        self._info = self._info | changes
+
+    def _finish_removal(self) -> None:
+        gallery_maintenance.sweep(self._place.store, self._files, self._cache())
+        self._place.store.purge()
+        self._write_info(is_removing=False)

@@ -1,0 +1,329 @@
+"""Web page to search a gallery of people in words, by an image or by both, and to add images to it.
+
+    python app.py --model outputs/sample/finetune/best --gallery outputs/sample/gallery.db
+
+On a Hub Space the environment says the same: MRA_MODEL, MRA_GALLERY, MRA_IMAGES.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+try:
+    import gradio as gr
+except ImportError as error:
+    raise SystemExit(f"app.py: the web page needs gradio ({error}): pip install '.[app]'") from None
+
+from mra_retrieval import app_view as view
+from mra_retrieval.app_page import MAX_TEXT, Page
+from mra_retrieval.explain import draw_explanation
+from mra_retrieval.gallery import Gallery
+from mra_retrieval.uploads import UploadLimits
+
+
+EXAMPLES = [
+    "a woman in a red coat with a black backpack",
+    "a man wearing a blue pullover and black jeans",
+    "a person with a yellow handbag and white shoes",
+]
+LOOPBACK = "127.0.0.1"
+RESPONSIBLE = """
+A ranking is no identification: some image always comes first, also when the person is not in the gallery.
+
+- Search only images of people who agreed to it, or with a lawful basis, for research or for your own collection. Never to
+  identify, follow or profile people, and never as evidence against anyone.
+- SDA and the models trained on it are for research only; the person-search sets have terms of their own.
+- Expect uneven errors: captions carry their writers' ideas of gender and age, crops come from few places, and rare clothes,
+  darkness and small crops are found less often.
+- Whoever asks to be removed is removed for good by `python -m mra_retrieval.index remove --gallery GALLERY --keys KEY`: no
+  vector, token or copy stays.
+"""
+
+
+def build_page(page: Page) -> gr.Blocks:
+    """Lays out the page and connects it."""
+    with gr.Blocks(title="Search your own people", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+        title = gr.HTML(lambda: view.show_title(page.stats()))
+        with gr.Tab("Search"):
+            cameras = add_search(page)
+        with gr.Tab("Add images"):
+            add_indexing(page, title, cameras)
+        with gr.Tab("Responsible use"):
+            gr.Markdown(RESPONSIBLE)
+    return blocks.queue(default_concurrency_limit=1, max_size=32)
+
+
+def add_search(page: Page) -> gr.Dropdown:
+    """The tab that searches; gives its list of cameras."""
+    hits, asked, chosen = gr.State([]), gr.State(""), gr.State("")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=4, min_width=300):
+            text = gr.Textbox(
+                label="Describe the person",
+                lines=3,
+                max_lines=6,
+                placeholder=EXAMPLES[0],
+                elem_id="query",
+                max_length=MAX_TEXT,
+            )
+            button = gr.Button("Search", variant="primary", elem_id="search")
+            gr.Examples([[example] for example in EXAMPLES], [text], label="Examples", api_visibility="private")
+            with gr.Accordion("Search by an image, or by image and words", open=False, elem_id="by-image"):
+                image = gr.Image(
+                    label="Image of the person",
+                    type="filepath",
+                    sources=["upload", "clipboard"],
+                    height=220,
+                    buttons=[],
+                )
+            with gr.Accordion("Filters", open=False, elem_id="filters"):
+                cameras = gr.Dropdown(
+                    page.cameras(), multiselect=True, label="Cameras", info="None chosen: all", elem_id="cameras"
+                )
+                with gr.Row():
+                    first = gr.Textbox(label="From", placeholder="2026-01-31T08:00", min_width=120)
+                    last = gr.Textbox(label="Until", placeholder="2026-01-31T20:00", min_width=120)
+                where = gr.Textbox(
+                    label="Condition",
+                    placeholder='camera != "c3" and key > "b"',
+                    elem_id="where",
+                    info=f"On {', '.join(page.gallery.fields)}, with and, or, not",
+                )
+            with gr.Accordion("Ranking", open=False, elem_id="ranking"):
+                rerank = gr.Checkbox(True, label="Re-rank the best with the fusion layers", elem_id="rerank")
+                threshold = gr.Slider(
+                    0,
+                    1,
+                    page.gallery.threshold,
+                    step=0.01,
+                    label="Threshold",
+                    info="Below: probably not in the gallery",
+                    elem_id="threshold",
+                )
+                top = gr.Slider(5, 60, 20, step=5, label="Results", elem_id="top")
+        with gr.Column(scale=9, min_width=340):
+            status = gr.HTML(view.show_message("Describe a person, or choose an example."), elem_id="status")
+            results = gr.HTML("", js_on_load=view.ON_CLICK, elem_id="results")
+            with gr.Column(visible=False, elem_id="detail") as panel:
+                detail = gr.HTML("", elem_id="explanation")
+                with gr.Row(equal_height=True):
+                    phrases = gr.Textbox(
+                        label="Score phrases of your own",
+                        placeholder="black backpack, red coat",
+                        scale=4,
+                        min_width=200,
+                        elem_id="phrases",
+                    )
+                    score = gr.Button("Score", scale=1, min_width=90, elem_id="score")
+                scored = gr.HTML("", elem_id="scored")
+
+    fields = [text, image, cameras, first, last, where, threshold, rerank, top]
+
+    def search(*values):
+        try:
+            result = page.query(*values)
+        except ValueError as error:
+            return view.show_message(str(error), "error"), "", [], "", gr.update(visible=False)
+        shown = view.show_hits(result.hits, page.thumbnails(result.hits))
+        return view.show_status(result), shown, result.hits, (values[0] or "").strip(), gr.update(visible=False)
+
+    def show(found, words, event: gr.EventData):
+        key = str(getattr(event, "key", ""))
+        hit = next((hit for hit in found if hit.key == key), None)
+        if hit is None:
+            return "", gr.update(visible=False), "", ""
+        try:
+            return view.show_detail(hit, *page.explain(words, key)), gr.update(visible=True), key, ""
+        except ValueError as error:
+            return view.show_message(str(error), "error"), gr.update(visible=True), "", ""
+
+    def rate(listed, key):
+        try:
+            return view.show_phrases(page.score_phrases(listed, key))
+        except ValueError as error:
+            return view.show_message(str(error), "error")
+
+    private = {"api_visibility": "private", "show_progress": "minimal"}
+    for event in (button.click, text.submit):
+        event(search, fields, [status, results, hits, asked, panel], **private)
+    shown = results.click(show, [hits, asked], [detail, panel, chosen, scored], **private)
+    shown.then(
+        None,
+        js="() => document.getElementById('mra-detail')?.scrollIntoView({behavior: 'smooth'})",
+        api_visibility="private",
+    )
+    for event in (score.click, phrases.submit):
+        event(rate, [phrases, chosen], scored, **private)
+    add_api(page, fields)
+    return cameras
+
+
+def add_api(page: Page, fields: list) -> None:
+    """Endpoints for programs: search, explain, score_phrases."""
+    key, phrases = gr.Textbox(visible=False, label="key"), gr.Textbox(visible=False, label="phrases")
+    found, scores = gr.JSON(visible=False, label="result"), gr.JSON(visible=False, label="scores")
+    picture = gr.Image(visible=False, label="explanation", format="png")
+
+    @contextlib.contextmanager
+    def told():
+        try:
+            yield
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    def search(*values):
+        with told():
+            result = page.query(*values)
+        hits = [{**asdict(hit), "path": None} for hit in result.hits]  # where files lie is nobody's business
+        return {"hits": hits, "threshold": result.threshold, "likely_in_gallery": result.likely_in_gallery}
+
+    def explain(text, key):
+        with told():
+            if not (text or "").strip():
+                raise ValueError("explain needs a text")
+            return draw_explanation(*page.explain(text.strip(), key))
+
+    def score_phrases(phrases, key):
+        with told():
+            return {score.phrase: score.match_probability for score in page.score_phrases(phrases, key)}
+
+    gr.Button(visible=False).click(search, fields, found, api_name="search")
+    gr.Button(visible=False).click(explain, [fields[0], key], picture, api_name="explain")
+    gr.Button(visible=False).click(score_phrases, [phrases, key], scores, api_name="score_phrases")
+
+
+def add_indexing(page: Page, title: gr.HTML, cameras: gr.Dropdown) -> None:
+    """The tab that indexes uploads and folders of this machine."""
+    limits = page.limits
+    with gr.Row(equal_height=False):
+        with gr.Column(min_width=300):
+            files = gr.File(
+                label="Pictures or a ZIP archive",
+                file_count="multiple",
+                file_types=["image", ".zip", ".csv"],
+                elem_id="files",
+                height=180,
+            )
+            gr.Markdown(
+                f"Up to {limits.images:,} pictures, {limits.bytes >> 20:,} MiB unpacked, {limits.image_bytes >> 20} MiB each. "
+                "The gallery keeps copies. A CSV file among them, with the columns path, camera, time and any other, is read."
+            )
+            upload = gr.Button("Index the upload", variant="primary", elem_id="index-upload")
+        with gr.Column(min_width=300):
+            allowed = ", ".join(map(str, page.folders)) or "none; start the page with --images FOLDER"
+            folder = gr.Textbox(
+                label="Folder on the machine that runs this page", elem_id="folder", info=f"In: {allowed}"
+            )
+            build = gr.Button("Index the folder", elem_id="index-folder", interactive=bool(page.folders))
+    report = gr.HTML("", elem_id="report", min_height=120)
+
+    def counted(progress):
+        return lambda done, total: progress((done, total), desc="Indexing", unit="images")
+
+    def refreshed(shown):
+        return shown, view.show_title(page.stats()), gr.update(choices=page.cameras())
+
+    def index_upload(chosen, progress=gr.Progress()):  # noqa: B008  gradio reads the default
+        try:
+            done, ignored = page.index_upload(chosen, counted(progress))
+        except ValueError as error:
+            return [*refreshed(view.show_message(str(error), "error")), None]
+        return [*refreshed(view.show_report(done, ignored)), None]
+
+    def index_folder(path, progress=gr.Progress()):  # noqa: B008
+        try:
+            return refreshed(view.show_report(page.index_folder(path, counted(progress))))
+        except ValueError as error:
+            return refreshed(view.show_message(str(error), "error"))
+
+    outputs, private = (
+        [report, title, cameras],
+        {"api_visibility": "private", "concurrency_id": "index", "show_progress_on": report},
+    )
+    upload.click(index_upload, files, [*outputs, files], **private)
+    build.click(index_folder, folder, outputs, **private)
+
+
+def make_theme() -> gr.themes.Base:
+    """Gradio's theme with the fonts that the visitor's system has: nothing is fetched from outside."""
+    return gr.themes.Default(
+        primary_hue="indigo",
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line; MRA_MODEL, MRA_GALLERY and MRA_IMAGES stand in for what is left out."""
+    parser = argparse.ArgumentParser(prog="app.py", description=__doc__.split("\n")[0], allow_abbrev=False)
+    given = os.environ.get
+    parser.add_argument(
+        "--model", default=given("MRA_MODEL"), help="model folder or Hub id (default: the gallery's own)"
+    )
+    parser.add_argument("--gallery", default=given("MRA_GALLERY"), help="path that ends in .db, or http://host:19530")
+    parser.add_argument(
+        "--images",
+        default=given("MRA_IMAGES"),
+        help="folder or data set to index at the start; the page may index folders below it",
+    )
+    parser.add_argument("--host", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--max_upload_mb", type=int, default=200, help="largest uploaded file")
+    parser.add_argument(
+        "--max_upload_images", type=int, default=UploadLimits.images, help="most pictures of an upload"
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None, block: bool = True) -> gr.Blocks:
+    """Opens the gallery and serves the page; `block=False` comes back once it is up."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if not options.gallery:
+        parser.error("--gallery is needed (or MRA_GALLERY)")
+    # A Space is reached through the Hub's proxy alone, which comes from outside its container.
+    host = options.host or ("0.0.0.0" if os.environ.get("SPACE_ID") else LOOPBACK)
+    try:
+        gallery = Gallery(options.gallery, options.model)
+        if options.images:
+            gallery.build(options.images)
+        elif len(gallery) or options.model:
+            _ = gallery.encoder  # what is wrong with it shows now
+        folders = [Path(options.images)] if options.images and Path(options.images).is_dir() else []
+        page = Page(gallery, folders, UploadLimits(images=options.max_upload_images))
+        blocks = build_page(page)
+    except ValueError as error:
+        raise SystemExit(f"app.py: {error}") from None
+    os.environ["GRADIO_TEMP_DIR"] = scratch = tempfile.mkdtemp(prefix="mra-page-")
+    try:
+        blocks.launch(
+            server_name=host,
+            server_port=options.port,
+            prevent_thread_lock=not block,
+            share=False,
+            max_file_size=f"{options.max_upload_mb}mb",
+            allowed_paths=[],
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=["api"],
+            theme=make_theme(),
+            css=view.CSS,
+            ssr_mode=False,
+        )
+    finally:
+        if block:
+            shutil.rmtree(scratch, ignore_errors=True)
+            gallery.close()
+    return blocks
+
+
+if __name__ == "__main__":
+    main()

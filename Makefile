@@ -4,10 +4,10 @@ BIN := .venv/bin
 SAMPLE := data/sample
 RUNS := outputs/sample
 CODE := configuration_mra.py losses_mra.py modeling_mra.py processing_mra.py train_pretrain.py train_finetune.py \
-	eval_retrieval.py convert_checkpoint.py mra_training mra_retrieval data_scripts metrics benchmarks tests
+	eval_retrieval.py convert_checkpoint.py app.py mra_training mra_retrieval data_scripts metrics benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow style quality clean
+.PHONY: help install demo test test-slow test-app app style quality clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,20 @@ test: .venv/installed  ## Run the tests (under 10 minutes on 2 cores, offline)
 
 test-slow: .venv/installed  ## Run the slow tests: full-size models, one step of every recipe
 	$(BIN)/python -m pytest -m slow
+
+test-app: .venv/installed  ## Use the web page in a real browser (needs chromium; installed with apt-get where it may)
+	@if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; then \
+		if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+			apt-get update && apt-get install --yes --no-install-recommends chromium chromium-driver; \
+		else \
+			echo "make test-app needs chromium and chromedriver; on Debian: sudo apt-get install chromium chromium-driver" >&2; exit 1; \
+		fi; \
+	fi
+	$(BIN)/python -c 'import selenium' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[app-test]'
+	$(BIN)/python -m pytest -m app tests/test_app_browser.py
+
+app: .venv/installed  ## Serve the web page on the demo's model and gallery (after make demo-search)
+	$(BIN)/python app.py --model $(RUNS)/finetune/best --gallery $(RUNS)/gallery.db
 
 style: .venv/installed  ## Format the code and sort its imports
 	$(BIN)/ruff check --fix $(CODE)

@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 
@@ -181,9 +180,7 @@ def add_api(page: Page, fields: list) -> None:
 
     def search(*values):
         with told():
-            result = page.query(*values)
-        hits = [{**asdict(hit), "path": None} for hit in result.hits]  # where files lie is nobody's business
-        return {"hits": hits, "threshold": result.threshold, "likely_in_gallery": result.likely_in_gallery}
+            return page.to_json(page.query(*values))
 
     def explain(text, key):
         with told():
@@ -302,6 +299,7 @@ def main(arguments: list[str] | None = None, block: bool = True) -> gr.Blocks:
         blocks = build_page(page)
     except ValueError as error:
         raise SystemExit(f"app.py: {error}") from None
+    print(f"page: http://{host}:{options.port}", flush=True)
     os.environ["GRADIO_TEMP_DIR"] = scratch = tempfile.mkdtemp(prefix="mra-page-")
     try:
         blocks.launch(
@@ -309,6 +307,7 @@ def main(arguments: list[str] | None = None, block: bool = True) -> gr.Blocks:
             server_port=options.port,
             prevent_thread_lock=not block,
             share=False,
+            quiet=True,
             max_file_size=f"{options.max_upload_mb}mb",
             allowed_paths=[],
             enable_monitoring=False,

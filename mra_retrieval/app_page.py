@@ -3,11 +3,15 @@
 import datetime
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from .explain import PhraseScore, explain_pair
+from PIL import Image
+
+from .explain import Explanation, PhraseScore, explain_pair
 from .gallery import DEFAULT_RERANK, Gallery
+from .gallery_types import BuildReport, GalleryStats, Hit, SearchResult
 from .uploads import Unpacker, UploadLimits, inside_any
 
 
@@ -29,7 +33,7 @@ class Page:
     def __init__(self, gallery: Gallery, folders: list[Path], limits: UploadLimits):
         self.gallery, self.folders, self.limits = gallery, folders, limits
 
-    def stats(self):
+    def stats(self) -> GalleryStats | None:
         """Counts of the gallery, None where there is none yet."""
         return self.gallery.stats() if len(self.gallery) else None
 
@@ -38,7 +42,7 @@ class Page:
         stats = self.stats()
         return sorted(camera for camera in stats.cameras if camera) if stats else []
 
-    def query(self, text, image, cameras, first, last, where, threshold, rerank, top):
+    def query(self, text, image, cameras, first, last, where, threshold, rerank, top) -> SearchResult:
         """Searches with the fields of the page; raises ValueError where they cannot be used."""
         if not len(self.gallery):
             raise ValueError("the gallery is empty: add images first")
@@ -56,7 +60,12 @@ class Page:
             threshold=float(threshold),
         )
 
-    def thumbnails(self, hits) -> list:
+    def to_json(self, result: SearchResult) -> dict:
+        """A search result for programs, without the places of files, which are nobody's business."""
+        hits = [{name: value for name, value in asdict(hit).items() if name != "path"} for hit in result.hits]
+        return {"hits": hits, "threshold": result.threshold, "likely_in_gallery": result.likely_in_gallery}
+
+    def thumbnails(self, hits: Sequence[Hit]) -> list[Image.Image | None]:
         """Images of results, None where one cannot be read any more."""
         images = []
         for hit in hits:
@@ -66,7 +75,7 @@ class Page:
                 images.append(None)
         return images
 
-    def explain(self, text: str, key: str):
+    def explain(self, text: str, key: str) -> tuple[Image.Image, Explanation | None]:
         """The image of a key, and which words look where in it (None without words)."""
         image, encoder = self.gallery.image(key), self.gallery.encoder
         if not text:
@@ -84,13 +93,13 @@ class Page:
         scores = self.gallery.match(listed, [key])[:, 0].tolist()
         return [PhraseScore(phrase, score) for phrase, score in zip(listed, scores, strict=True)]
 
-    def index_folder(self, folder: str, progress):
+    def index_folder(self, folder: str, progress: Progress | None) -> BuildReport:
         """Indexes a folder of this machine that may be indexed."""
         if not (folder or "").strip():
             raise ValueError("write the path of a folder")
         return self.gallery.build(inside_any(folder.strip(), self.folders), progress=progress)
 
-    def index_upload(self, files: list[str], progress):
+    def index_upload(self, files: list[str] | None, progress: Progress | None) -> tuple[BuildReport, list[str]]:
         """Indexes uploaded pictures and archives; the gallery keeps copies, what was uploaded is deleted."""
         if not files:
             raise ValueError("choose pictures or a ZIP archive")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from .explain import Explanation, PhraseScore, explain_pair
 from .gallery import DEFAULT_RERANK, Gallery
+from .gallery_filter import parse_where
 from .gallery_types import BuildReport, GalleryStats, Hit, SearchResult
 from .uploads import Unpacker, UploadLimits, inside_any
 
@@ -51,6 +52,8 @@ class Page:
             raise ValueError(f"the description is longer than {MAX_TEXT} characters")
         if not text and image is None:
             raise ValueError("describe the person, or give an image")
+        if (where or "").strip():
+            parse_where(where, self.gallery.fields)  # by itself, before it stands beside the other filters
         return self.gallery.search(
             text or None,
             image=image,

@@ -92,19 +92,30 @@ def choose_match_weight(scores: SplitScores, temperature: float, rerank: int) ->
     return max(MATCH_WEIGHTS, key=mean_average_precision)
 
 
-def threshold_curve(scores: SplitScores, rerank: int) -> list[tuple[float, float, float]]:
+def threshold_curve(
+    scores: SplitScores, temperature: float, match_weight: float, rerank: int
+) -> list[tuple[float, float, float]]:
     """False alarms and misses at thresholds from 0 to 1.
 
-    A false alarm: the query's person is taken out of the gallery, and one of the `rerank` nearest images that are left
-    reaches the threshold. A miss: the person is in the gallery, and none of their images among the `rerank` nearest does.
+    A false alarm: the query's person is taken out of the gallery, and the first hit of the ranking that is left reaches the
+    threshold. A miss: the person is in the gallery, and the first of their images in the ranking does not reach it, or none
+    is among the `rerank` nearest.
 
     Returns:
         (threshold, share of false alarms, share of misses), by ascending threshold.
     """
     probabilities = scores.log_odds.sigmoid().mean(dim=0)
-    kept_others = ~scores.is_own & ((~scores.is_own).cumsum(dim=1) <= rerank)
-    absent = probabilities.where(kept_others, -1.0).amax(dim=1)
-    present = probabilities[:, :rerank].where(scores.is_own[:, :rerank], -1.0).amax(dim=1)
+    similarity = scores.similarity.gather(1, scores.top_indices)
+    fused = similarity / temperature + match_weight * scores.log_odds.mean(dim=0)
+
+    def of_first(allowed: torch.Tensor) -> torch.Tensor:
+        """Probability of the first of the allowed hits of each query, -1 where there is none."""
+        first = fused.where(allowed, -torch.inf).argmax(dim=1, keepdim=True)
+        return probabilities.gather(1, first)[:, 0].where(allowed.any(dim=1), -1.0)
+
+    others = ~scores.is_own
+    absent = of_first(others & (others.cumsum(dim=1) <= rerank))
+    present = of_first(scores.is_own & (torch.arange(scores.is_own.shape[1]) < rerank))
     thresholds = torch.linspace(0, 1, CURVE_POINTS)
     alarms = (absent[None] >= thresholds[:, None]).double().mean(dim=1)
     misses = (present[None] < thresholds[:, None]).double().mean(dim=1)
@@ -123,7 +134,8 @@ def calibrate(
     if max_false_alarms is not None and not 0 <= max_false_alarms < 1:
         raise ValueError(f"max_false_alarms must be a share, from 0 to below 1, got {max_false_alarms}")
     scores = score_split(encoder, dataset, rerank)
-    curve = threshold_curve(scores, rerank)
+    match_weight = choose_match_weight(scores, encoder.temperature, rerank)
+    curve = threshold_curve(scores, encoder.temperature, match_weight, rerank)
     if max_false_alarms is None:
         chosen = min(curve, key=lambda point: point[1] + point[2])
     else:
@@ -133,7 +145,7 @@ def calibrate(
         threshold=chosen[0],
         false_alarms=chosen[1],
         misses=chosen[2],
-        match_weight=choose_match_weight(scores, encoder.temperature, rerank),
+        match_weight=match_weight,
         rerank=rerank,
         queries=len(scores.query_ids),
         split=name,

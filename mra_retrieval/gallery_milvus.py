@@ -18,6 +18,9 @@ from .gallery_store import Record
 # Records of one request: 500 of 2048 floats are 4 MB, far below what any server takes.
 RECORDS_PER_REQUEST = 500
 
+# The same without embeddings.
+RECORDS_PER_PAGE = 10_000
+
 # Longest texts in bytes that a record can hold, and most hits of a search: limits of Milvus.
 MAX_TEXT_BYTES = {"key": 1024, "content": 64, "path": 4096, "source": 4096, "camera": 256, "time": 32}
 MAX_INFO_BYTES = 65535
@@ -175,9 +178,8 @@ class MilvusStore:
         return next((name for name, index in INDEXES.items() if index["index_type"] == kind), "flat")
 
     def _iterate(self, collection: str, condition: str, fields: list[str]) -> Iterator[Record]:
-        iterator = self._client.query_iterator(
-            collection, batch_size=RECORDS_PER_REQUEST, filter=condition, output_fields=fields
-        )
+        size = RECORDS_PER_REQUEST if "embedding" in fields else RECORDS_PER_PAGE
+        iterator = self._client.query_iterator(collection, batch_size=size, filter=condition, output_fields=fields)
         try:
             while rows := iterator.next():
                 yield from map(_to_record, rows)
@@ -273,8 +275,8 @@ def _connect(uri: str, token: str | None):
         from pymilvus import MilvusClient
     except ImportError:
         raise ValueError(_NEEDS) from None
-    # It logs every refused request with a traceback; what matters of it is in our errors.
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    for name in ("pymilvus", "grpc._server"):  # they log every refused request with a traceback, beside raising it
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         return MilvusClient(uri, token=token or "")
     except Exception as error:

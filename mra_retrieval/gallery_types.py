@@ -51,9 +51,8 @@ class SearchResult:
 
     @property
     def likely_in_gallery(self) -> bool | None:
-        """Whether any hit reaches the threshold; None where nothing was re-ranked."""
-        judged = [hit.likely for hit in self.hits if hit.likely is not None]
-        return any(judged) if judged else None
+        """Whether the first hit reaches the threshold; None where nothing was re-ranked."""
+        return self.hits[0].likely if self.hits else None
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,8 @@ class Calibration:
 
     Attributes:
         threshold: matching probability from which a hit counts as likely.
-        false_alarms: share of queries whose person was taken out of the gallery, yet a hit reached the threshold.
-        misses: share of queries whose person was in the gallery, yet none of their images among the hits reached it.
+        false_alarms: share of queries whose person was taken out of the gallery, yet the first hit reached the threshold.
+        misses: share of queries whose person was in the gallery, yet the first of their images did not reach it.
         match_weight: weight of the matching log-odds in the ranking, chosen by mAP on the same split.
         rerank: images re-ranked for each query.
         queries: captions of the split.

@@ -31,7 +31,7 @@ from mra_retrieval.uploads import UploadLimits
 EXAMPLES = [
     "a woman in a red coat with a black backpack",
     "a man wearing a blue pullover and black jeans",
-    "a person with a yellow handbag and white shoes",
+    "a person with a yellow handbag",
 ]
 LOOPBACK = "127.0.0.1"
 RESPONSIBLE = """
@@ -64,105 +64,92 @@ def add_search(page: Page) -> gr.Dropdown:
     """The tab that searches; gives its list of cameras."""
     hits, asked, chosen = gr.State([]), gr.State(""), gr.State("")
     with gr.Row(equal_height=False):
-        with gr.Column(scale=4, min_width=300):
-            text = gr.Textbox(
-                label="Describe the person",
-                lines=3,
-                max_lines=6,
-                placeholder=EXAMPLES[0],
-                elem_id="query",
-                max_length=MAX_TEXT,
-            )
-            button = gr.Button("Search", variant="primary", elem_id="search")
-            gr.Examples([[example] for example in EXAMPLES], [text], label="Examples", api_visibility="private")
-            with gr.Accordion("Search by an image, or by image and words", open=False, elem_id="by-image"):
-                image = gr.Image(
-                    label="Image of the person",
-                    type="filepath",
-                    sources=["upload", "clipboard"],
-                    height=220,
-                    buttons=[],
-                )
-            with gr.Accordion("Filters", open=False, elem_id="filters"):
-                cameras = gr.Dropdown(
-                    page.cameras(), multiselect=True, label="Cameras", info="None chosen: all", elem_id="cameras"
-                )
-                with gr.Row():
-                    first = gr.Textbox(label="From", placeholder="2026-01-31T08:00", min_width=120)
-                    last = gr.Textbox(label="Until", placeholder="2026-01-31T20:00", min_width=120)
-                where = gr.Textbox(
-                    label="Condition",
-                    placeholder='camera != "c3" and key > "b"',
-                    elem_id="where",
-                    info=f"On {', '.join(page.gallery.fields)}, with and, or, not",
-                )
-            with gr.Accordion("Ranking", open=False, elem_id="ranking"):
-                rerank = gr.Checkbox(True, label="Re-rank the best with the fusion layers", elem_id="rerank")
-                threshold = gr.Slider(
-                    0,
-                    1,
-                    page.gallery.threshold,
-                    step=0.01,
-                    label="Threshold",
-                    info="Below: probably not in the gallery",
-                    elem_id="threshold",
-                )
-                top = gr.Slider(5, 60, 20, step=5, label="Results", elem_id="top")
-        with gr.Column(scale=9, min_width=340):
+        with gr.Column(scale=4, min_width=280):
+            button, fields = add_fields(page)
+        with gr.Column(scale=9, min_width=280):
             status = gr.HTML(view.show_message("Describe a person, or choose an example."), elem_id="status")
-            results = gr.HTML("", js_on_load=view.ON_CLICK, elem_id="results")
             with gr.Column(visible=False, elem_id="detail") as panel:
                 detail = gr.HTML("", elem_id="explanation")
                 with gr.Row(equal_height=True):
-                    phrases = gr.Textbox(
-                        label="Score phrases of your own",
-                        placeholder="black backpack, red coat",
-                        scale=4,
-                        min_width=200,
-                        elem_id="phrases",
-                    )
+                    label, example = "Score phrases of your own", "black backpack, red coat"
+                    phrases = gr.Textbox(label=label, placeholder=example, scale=4, min_width=200, elem_id="phrases")
                     score = gr.Button("Score", scale=1, min_width=90, elem_id="score")
                 scored = gr.HTML("", elem_id="scored")
+            results = gr.HTML("", js_on_load=view.ON_CLICK, elem_id="results")
+    answers, options = Answers(page), {"api_visibility": "private", "show_progress": "minimal"}
+    for event in (button.click, fields[0].submit):
+        event(answers.search, fields, [status, results, hits, asked, panel], **options)
+    shown = results.click(answers.show, [hits, asked], [detail, panel, chosen, scored], **options)
+    shown.then(None, js=view.SCROLL_TO_DETAIL, api_visibility="private")
+    for event in (score.click, phrases.submit):
+        event(answers.rate, [phrases, chosen], scored, **options)
+    add_api(page, fields)
+    return fields[2]
 
-    fields = [text, image, cameras, first, last, where, threshold, rerank, top]
 
-    def search(*values):
+class Answers:
+    """What the events of the search tab show."""
+
+    def __init__(self, page: Page):
+        self.page = page
+
+    def search(self, *values):
+        """Status, results, hits, the words that were asked for, and the detail, which is closed."""
         try:
-            result = page.query(*values)
+            result = self.page.query(*values)
         except ValueError as error:
             return view.show_message(str(error), "error"), "", [], "", gr.update(visible=False)
-        shown = view.show_hits(result.hits, page.thumbnails(result.hits))
+        shown = view.show_hits(result.hits, self.page.thumbnails(result.hits))
         return view.show_status(result), shown, result.hits, (values[0] or "").strip(), gr.update(visible=False)
 
-    def show(found, words, event: gr.EventData):
+    def show(self, found, words, event: gr.EventData):
+        """Detail of the hit that was clicked, its panel, its key, and no phrases yet."""
         key = str(getattr(event, "key", ""))
         hit = next((hit for hit in found if hit.key == key), None)
         if hit is None:
             return "", gr.update(visible=False), "", ""
         try:
-            return view.show_detail(hit, *page.explain(words, key)), gr.update(visible=True), key, ""
+            return view.show_detail(hit, *self.page.explain(words, key)), gr.update(visible=True), key, ""
         except ValueError as error:
             return view.show_message(str(error), "error"), gr.update(visible=True), "", ""
 
-    def rate(listed, key):
+    def rate(self, listed, key):
+        """Bars of the phrases."""
         try:
-            return view.show_phrases(page.score_phrases(listed, key))
+            return view.show_phrases(self.page.score_phrases(listed, key))
         except ValueError as error:
             return view.show_message(str(error), "error")
 
-    private = {"api_visibility": "private", "show_progress": "minimal"}
-    for event in (button.click, text.submit):
-        event(search, fields, [status, results, hits, asked, panel], **private)
-    shown = results.click(show, [hits, asked], [detail, panel, chosen, scored], **private)
-    shown.then(
-        None,
-        js="() => document.getElementById('mra-detail')?.scrollIntoView({behavior: 'smooth'})",
-        api_visibility="private",
+
+def add_fields(page: Page) -> tuple[gr.Button, list]:
+    """What is asked for: the button, and the fields in the order of `Page.query`."""
+    text = gr.Textbox(
+        label="Describe the person",
+        lines=3,
+        max_lines=6,
+        placeholder=EXAMPLES[0],
+        elem_id="query",
+        max_length=MAX_TEXT,
     )
-    for event in (score.click, phrases.submit):
-        event(rate, [phrases, chosen], scored, **private)
-    add_api(page, fields)
-    return cameras
+    button = gr.Button("Search", variant="primary", elem_id="search")
+    gr.Examples([[example] for example in EXAMPLES], [text], label="Examples", api_visibility="private")
+    with gr.Accordion("Search by an image, or by image and words", open=False, elem_id="by-image"):
+        image = gr.Image(
+            label="Image of the person", type="filepath", sources=["upload", "clipboard"], height=220, buttons=[]
+        )
+    with gr.Accordion("Filters", open=False, elem_id="filters"):
+        known, info = page.cameras(), f"On {', '.join(page.gallery.fields)}, with and, or, not"
+        cameras = gr.Dropdown(known, multiselect=True, label="Cameras", info="None chosen: all", elem_id="cameras")
+        with gr.Row():
+            first = gr.Textbox(label="From", placeholder="2026-01-31", min_width=120)
+            last = gr.Textbox(label="Until", placeholder="2026-02-01", min_width=120)
+        where = gr.Textbox(label="Condition", placeholder='camera != "c3" and key > "b"', elem_id="where", info=info)
+    with gr.Accordion("Ranking", open=False, elem_id="ranking"):
+        rerank = gr.Checkbox(True, label="Re-rank the best with the fusion layers", elem_id="rerank")
+        known, info = page.gallery.threshold, "Below: probably not in the gallery"
+        threshold = gr.Slider(0, 1, known, step=0.01, label="Threshold", info=info, elem_id="threshold")
+        top = gr.Slider(5, 60, 20, step=5, label="Results", elem_id="top")
+    return button, [text, image, cameras, first, last, where, threshold, rerank, top]
 
 
 def add_api(page: Page, fields: list) -> None:
@@ -201,7 +188,7 @@ def add_indexing(page: Page, title: gr.HTML, cameras: gr.Dropdown) -> None:
     """The tab that indexes uploads and folders of this machine."""
     limits = page.limits
     with gr.Row(equal_height=False):
-        with gr.Column(min_width=300):
+        with gr.Column(min_width=280):
             files = gr.File(
                 label="Pictures or a ZIP archive",
                 file_count="multiple",
@@ -214,12 +201,12 @@ def add_indexing(page: Page, title: gr.HTML, cameras: gr.Dropdown) -> None:
                 "The gallery keeps copies. A CSV file among them, with the columns path, camera, time and any other, is read."
             )
             upload = gr.Button("Index the upload", variant="primary", elem_id="index-upload")
-        with gr.Column(min_width=300):
-            allowed = ", ".join(map(str, page.folders)) or "none; start the page with --images FOLDER"
+        with gr.Column(min_width=280, visible=bool(page.folders)):
+            allowed = ", ".join(map(str, page.folders))
             folder = gr.Textbox(
                 label="Folder on the machine that runs this page", elem_id="folder", info=f"In: {allowed}"
             )
-            build = gr.Button("Index the folder", elem_id="index-folder", interactive=bool(page.folders))
+            build = gr.Button("Index the folder", elem_id="index-folder")
     report = gr.HTML("", elem_id="report", min_height=120)
 
     def counted(progress):
@@ -255,7 +242,7 @@ def make_theme() -> gr.themes.Base:
         primary_hue="indigo",
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
         font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
-    )
+    ).set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300")
 
 
 def make_parser() -> argparse.ArgumentParser:

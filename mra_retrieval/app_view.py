@@ -25,7 +25,7 @@ CSS = """
 .mra-status.mra-warning { background: #fff3d6; color: #5b3d00; }
 .mra-status.mra-error { background: #fde3e1; color: #7a150d; }
 .mra-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(124px, 1fr)); gap: 12px; }
-.mra-hit { display: block; width: 100%; padding: 0; border: 1px solid var(--border-color-primary); border-radius: 10px;
+.mra-hit { display: flex; flex-direction: column; width: 100%; padding: 0; border: 1px solid var(--border-color-primary); border-radius: 10px;
   overflow: hidden; background: var(--background-fill-primary); color: var(--body-text-color); text-align: left;
   cursor: pointer; font: inherit; }
 .mra-hit:hover, .mra-hit:focus-visible { outline: 3px solid var(--color-accent); outline-offset: 1px; }
@@ -36,12 +36,14 @@ CSS = """
 .mra-unlikely img { opacity: 0.5; filter: grayscale(0.6); }
 .mra-mark { display: inline-block; margin-top: 3px; padding: 1px 7px; border-radius: 8px; background: #fff3d6;
   color: #5b3d00; font-size: 0.74rem; }
-.mra-detail { border-top: 1px solid var(--border-color-primary); padding-top: 14px; margin-top: 6px; scroll-margin-top: 8px; }
+.mra-detail { scroll-margin-top: 8px; }
 .mra-detail h3 { margin: 0 0 4px; font-size: 1.1rem; }
 .mra-facts { color: var(--body-text-color-subdued); overflow-wrap: anywhere; margin: 0 0 10px; font-size: 0.9rem; }
-.mra-words { display: flex; flex-wrap: wrap; gap: 10px; }
-.mra-words figure { margin: 0; width: 82px; }
-.mra-words figure.mra-large { width: 124px; }
+.mra-explained { display: flex; gap: 14px; align-items: flex-start; }
+.mra-words { display: flex; flex-wrap: wrap; gap: 8px; }
+.mra-words figure { margin: 0; width: 76px; }
+.mra-large { flex: none; }
+.mra-large figure { width: 130px; }
 .mra-words img { display: block; width: 100%; border-radius: 6px; }
 .mra-words figcaption { text-align: center; font-size: 0.82rem; margin-top: 3px; overflow-wrap: anywhere; }
 .mra-words .mra-faint { opacity: 0.55; }
@@ -55,8 +57,11 @@ CSS = """
 @media (max-width: 640px) {
   .mra-grid { grid-template-columns: repeat(3, 1fr); gap: 8px; }
   .mra-hit div { padding: 5px 7px 7px; font-size: 0.76rem; }
-  .mra-words figure { width: calc(25% - 8px); }
-  .mra-words figure.mra-large { width: calc(50% - 5px); }
+  .mra-explained { flex-direction: column; }
+  .mra-words figure { width: calc(25% - 6px); }
+  .mra-large { width: 100%; }
+  .mra-large figure { width: calc(50% - 4px); }
+  .gradio-container main { padding-left: 10px !important; padding-right: 10px !important; }
 }
 """
 
@@ -67,6 +72,7 @@ element.addEventListener('click', (event) => {
   if (hit) trigger('click', { key: hit.dataset.key });
 });
 """
+SCROLL_TO_DETAIL = "() => document.getElementById('mra-detail')?.scrollIntoView({ behavior: 'smooth' })"
 
 
 def show_title(stats: GalleryStats | None) -> str:
@@ -126,22 +132,23 @@ def show_detail(hit: Hit, image: Image.Image, explanation: Explanation | None) -
         f"{html.escape(str(name))}: {html.escape(str(value))}" for name, value in facts.items() if value
     )
     score = f"similarity {hit.similarity:.2f}" if hit.score is None else f"{hit.score:.1%} match"
-    figures = [_figure("image", as_data(image, THUMBNAIL), "mra-large")]
+    large, words = [_figure("image", as_data(image, THUMBNAIL))], []
     note = "Ask in words to see which of them look where."
     if explanation is not None:
         small = ImageOps.contain(image, THUMBNAIL)
         heat = overlay_heatmap(small, scale_heatmap(explanation.sentence))
-        figures.append(_figure("all words", as_data(heat, THUMBNAIL), "mra-large"))
+        large.append(_figure("all words", as_data(heat, THUMBNAIL)))
         small = ImageOps.contain(image, TILE)
         for word in explanation.words:
             heat = overlay_heatmap(small, scale_heatmap(word.heatmap), word.is_stop_word)
-            figures.append(_figure(word.word, as_data(heat, TILE), "mra-faint" if word.is_stop_word else ""))
+            words.append(_figure(word.word, as_data(heat, TILE), "mra-faint" if word.is_stop_word else ""))
         note = (
             "Bright: where a word reads most of what it takes from the image. A hint, not a proof of why it was found."
         )
     return (
         f'<div class="mra-detail" id="mra-detail"><h3>Result {hit.rank}: {score}</h3><p class="mra-facts">{known}</p>'
-        f'<div class="mra-words">{"".join(figures)}</div><p class="mra-note">{note}</p></div>'
+        f'<div class="mra-explained"><div class="mra-words mra-large">{"".join(large)}</div>'
+        f'<div class="mra-words">{"".join(words)}</div></div><p class="mra-note">{note}</p></div>'
     )
 
 

@@ -8,7 +8,8 @@ On a Hub Space the environment says the same: MRA_MODEL, MRA_GALLERY, MRA_IMAGES
 import argparse
 import contextlib
 import os
-import shutil
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -209,31 +210,38 @@ def add_indexing(page: Page, title: gr.HTML, cameras: gr.Dropdown) -> None:
             build = gr.Button("Index the folder", elem_id="index-folder")
     report = gr.HTML("", elem_id="report", min_height=120)
 
-    def counted(progress):
+    indexing, outputs = Indexing(page), [report, title, cameras]
+    options = {"api_visibility": "private", "concurrency_id": "index", "show_progress_on": report}
+    upload.click(indexing.upload, files, [*outputs, files], **options)
+    build.click(indexing.folder, folder, outputs, **options)
+
+
+class Indexing:
+    """What the events of the tab that adds images show: report, title, cameras."""
+
+    def __init__(self, page: Page):
+        self.page = page
+
+    def upload(self, files, progress=gr.Progress()):  # noqa: B008  gradio reads the default
+        """Indexes an upload, and empties its field."""
+        try:
+            done, ignored = self.page.index_upload(files, self._count(progress))
+        except ValueError as error:
+            return [*self._refresh(view.show_message(str(error), "error")), None]
+        return [*self._refresh(view.show_report(done, ignored)), None]
+
+    def folder(self, path, progress=gr.Progress()):  # noqa: B008
+        """Indexes a folder of this machine."""
+        try:
+            return self._refresh(view.show_report(self.page.index_folder(path, self._count(progress))))
+        except ValueError as error:
+            return self._refresh(view.show_message(str(error), "error"))
+
+    def _count(self, progress):
         return lambda done, total: progress((done, total), desc="Indexing", unit="images")
 
-    def refreshed(shown):
-        return shown, view.show_title(page.stats()), gr.update(choices=page.cameras())
-
-    def index_upload(chosen, progress=gr.Progress()):  # noqa: B008  gradio reads the default
-        try:
-            done, ignored = page.index_upload(chosen, counted(progress))
-        except ValueError as error:
-            return [*refreshed(view.show_message(str(error), "error")), None]
-        return [*refreshed(view.show_report(done, ignored)), None]
-
-    def index_folder(path, progress=gr.Progress()):  # noqa: B008
-        try:
-            return refreshed(view.show_report(page.index_folder(path, counted(progress))))
-        except ValueError as error:
-            return refreshed(view.show_message(str(error), "error"))
-
-    outputs, private = (
-        [report, title, cameras],
-        {"api_visibility": "private", "concurrency_id": "index", "show_progress_on": report},
-    )
-    upload.click(index_upload, files, [*outputs, files], **private)
-    build.click(index_folder, folder, outputs, **private)
+    def _refresh(self, shown: str):
+        return shown, view.show_title(self.page.stats()), gr.update(choices=self.page.cameras())
 
 
 def make_theme() -> gr.themes.Base:
@@ -267,32 +275,31 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: list[str] | None = None, block: bool = True) -> gr.Blocks:
-    """Opens the gallery and serves the page; `block=False` comes back once it is up."""
+def main(arguments: list[str] | None = None) -> None:
+    """Opens the gallery and serves the page until it is stopped."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     if not options.gallery:
         parser.error("--gallery is needed (or MRA_GALLERY)")
     # A Space is reached through the Hub's proxy alone, which comes from outside its container.
     host = options.host or ("0.0.0.0" if os.environ.get("SPACE_ID") else LOOPBACK)
-    try:
-        gallery = Gallery(options.gallery, options.model)
-        if options.images:
-            gallery.build(options.images)
-        elif len(gallery) or options.model:
-            _ = gallery.encoder  # what is wrong with it shows now
+    with contextlib.ExitStack() as stack:
+        try:
+            gallery = stack.enter_context(Gallery(options.gallery, options.model))
+            if options.images:
+                gallery.build(options.images)
+            elif len(gallery) or options.model:
+                _ = gallery.encoder  # what is wrong with it shows now
+        except ValueError as error:
+            raise SystemExit(f"app.py: {error}") from None
+        # Components remember where uploads lie when they are made.
+        os.environ["GRADIO_TEMP_DIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="mra-page-"))
         folders = [Path(options.images)] if options.images and Path(options.images).is_dir() else []
-        page = Page(gallery, folders, UploadLimits(images=options.max_upload_images))
-        blocks = build_page(page)
-    except ValueError as error:
-        raise SystemExit(f"app.py: {error}") from None
-    print(f"page: http://{host}:{options.port}", flush=True)
-    os.environ["GRADIO_TEMP_DIR"] = scratch = tempfile.mkdtemp(prefix="mra-page-")
-    try:
+        blocks = build_page(Page(gallery, folders, UploadLimits(images=options.max_upload_images)))
+        print(f"page: http://{host}:{options.port}", flush=True)
         blocks.launch(
             server_name=host,
             server_port=options.port,
-            prevent_thread_lock=not block,
             share=False,
             quiet=True,
             max_file_size=f"{options.max_upload_mb}mb",
@@ -304,12 +311,8 @@ def main(arguments: list[str] | None = None, block: bool = True) -> gr.Blocks:
             css=view.CSS,
             ssr_mode=False,
         )
-    finally:
-        if block:
-            shutil.rmtree(scratch, ignore_errors=True)
-            gallery.close()
-    return blocks
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what was uploaded is deleted then too
     main()

@@ -51,4 +51,4 @@ def running_page(gallery: Path, log: Path, *arguments: str, env: dict[str, str] 
         yield url
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(300)

@@ -158,6 +158,18 @@ def test_the_address_must_be_asked_for(root, url, monkeypatch, environment, argu
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
 
 
+def test_nothing_of_an_upload_is_left_when_the_page_stops(root):
+    gallery, scratch = root / "empty.db", root / "scratch"
+    scratch.mkdir()
+    with running_page(gallery, root / "stopped.log", env={"TMPDIR": str(scratch)}) as url:
+        client = Client(url, verbose=False)
+        with pytest.raises(AppError, match="the gallery is empty"):
+            ask(client, text="", image=handle_file(root / "secret.jpg"))
+        client.close()
+        assert list(scratch.rglob("secret.jpg"))
+    assert not list(scratch.rglob("secret.jpg"))
+
+
 def test_what_is_wrong_is_told_without_a_traceback(root, monkeypatch):
     monkeypatch.delenv("MRA_GALLERY", raising=False)
     with pytest.raises(SystemExit):

@@ -23,7 +23,10 @@ def make_records() -> list[Record]:
             metadata["speed"] = pick.choice([-2, 0, 1, 2.5, 7])
         if pick.random() < 0.7:
             metadata["place"] = pick.choice(["gate", 'the "gate"', "back\\slash", "Straße", "it's"])
-        camera, time = pick.choice(["", "c1", "c2", "c3"]), pick.choice(["", "2026-01-01T00:00:00", "2026-02-03T04:05:06"])
+        camera, time = (
+            pick.choice(["", "c1", "c2", "c3"]),
+            pick.choice(["", "2026-01-01T00:00:00", "2026-02-03T04:05:06"]),
+        )
         embedding = np.eye(4, dtype=np.float32)[number % 4]
         records.append(Record(f"k{number:02d}", f"{number:064x}", "/x", "/", camera, time, metadata, embedding))
     return records

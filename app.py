@@ -51,7 +51,8 @@ A ranking is no identification: some image always comes first, also when the per
 def build_page(page: Page) -> gr.Blocks:
     """Lays out the page and connects it."""
     with gr.Blocks(title="Search your own people", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-        title = gr.HTML(lambda: view.show_title(page.stats()))
+        title = gr.HTML(view.show_title(page.stats()))
+        blocks.load(lambda: view.show_title(page.stats()), None, title, api_visibility="private")
         with gr.Tab("Search"):
             cameras = add_search(page)
         with gr.Tab("Add images"):
@@ -67,6 +68,7 @@ def add_search(page: Page) -> gr.Dropdown:
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=280):
             button, fields = add_fields(page)
+            add_api(page, fields)  # first, so that the endpoints get their names
         with gr.Column(scale=9, min_width=280):
             status = gr.HTML(view.show_message("Describe a person, or choose an example."), elem_id="status")
             with gr.Column(visible=False, elem_id="detail") as panel:
@@ -84,7 +86,6 @@ def add_search(page: Page) -> gr.Dropdown:
     shown.then(None, js=view.SCROLL_TO_DETAIL, api_visibility="private")
     for event in (score.click, phrases.submit):
         event(answers.rate, [phrases, chosen], scored, **options)
-    add_api(page, fields)
     return fields[2]
 
 

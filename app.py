@@ -135,7 +135,7 @@ def add_fields(page: Page) -> tuple[gr.Button, list]:
     )
     button = gr.Button("Search", variant="primary", elem_id="search")
     gr.Examples([[example] for example in EXAMPLES], [text], label="Examples", api_visibility="private")
-    with gr.Accordion("Search by an image, or by image and words", open=False, elem_id="by-image"):
+    with gr.Accordion("Search by an image, too", open=False, elem_id="by-image"):
         image = gr.Image(
             label="Image of the person", type="filepath", sources=["upload", "clipboard"], height=220, buttons=[]
         )

@@ -61,7 +61,7 @@ CSS = """
   .mra-words figure { width: calc(25% - 6px); }
   .mra-large { width: 100%; }
   .mra-large figure { width: calc(50% - 4px); }
-  .gradio-container main { padding-left: 10px !important; padding-right: 10px !important; }
+  .gradio-container .main, .gradio-container main { padding-left: 10px !important; padding-right: 10px !important; }
 }
 """
 

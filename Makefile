@@ -4,10 +4,10 @@ BIN := .venv/bin
 SAMPLE := data/sample
 RUNS := outputs/sample
 CODE := configuration_mra.py layers_mra.py losses_mra.py modeling_mra.py processing_mra.py train_pretrain.py train_finetune.py \
-	eval_retrieval.py convert_checkpoint.py mra_training mra_retrieval data_scripts metrics benchmarks tests
+	eval_retrieval.py convert_checkpoint.py app.py mra_training mra_retrieval data_scripts metrics benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-search test test-slow style quality clean
+.PHONY: help install demo demo-search demo-dad app test test-slow test-app style quality clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,19 @@ test: .venv/installed  ## Run the tests (under 10 minutes on 2 cores, offline)
 test-slow: .venv/installed  ## Run the slow tests: full-size models, one step of every recipe
 	$(BIN)/python -m pytest -m slow
 
+test-app: .venv-app/installed  ## Use the web page in a real browser (needs chromium; installed with apt-get where it may)
+	@if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; then \
+		if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+			apt-get update && apt-get install --yes --no-install-recommends chromium chromium-driver; \
+		else \
+			echo "make test-app needs chromium and chromedriver; on Debian: sudo apt-get install chromium chromium-driver" >&2; exit 1; \
+		fi; \
+	fi
+	.venv-app/bin/python -m pytest -m app
+
+app: .venv-app/installed  ## Serve the web page on the demo's model and gallery (after make demo-search)
+	.venv-app/bin/python app.py --model $(RUNS)/finetune/best --gallery $(RUNS)/search/gallery.db
+
 style: .venv/installed  ## Format the code and sort its imports
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
@@ -46,7 +59,6 @@ quality: .venv/installed  ## Check style without changing anything
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 
-.PHONY: demo-dad
 demo-dad: .venv/installed  ## Target set -> data factory with tiny models -> pretraining set -> 20 steps
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/dad/demo.sh
 

@@ -16,7 +16,9 @@ from mra_training.optim import create_schedule
 
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "dad")  # test_dad_config.py
+RECIPES = sorted(
+    path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "dad"
+)  # test_dad_config.py
 ACCELERATE_CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 SCRIPTS = {"pretrain": train_pretrain, "finetune": train_finetune}
 FOLDERS = (".", "reproduce", "paper")  # what we recommend, the published code, the paper's text

@@ -8,12 +8,16 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
 from PIL import Image
 
-import app
 from tests.app_helpers import make_gallery, running_page
+
+
+gradio_client = pytest.importorskip("gradio_client", reason="the web page is tested by make test-app")
+Client, handle_file, AppError = gradio_client.Client, gradio_client.handle_file, gradio_client.exceptions.AppError
+app = pytest.importorskip("app")
+
+pytestmark = pytest.mark.app
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+import torch._dynamo
 from transformers import AutoTokenizer, BertTokenizer
 
 from configuration_mra import MRAConfig
@@ -67,11 +69,13 @@ def compile_layers(model: MRAForPreTraining) -> None:
     """
     Compiles each layer of Swin, BERT and fusion in place, so that layers of one kind share what is compiled.
 
-    Names of the weights stay as they are. Texts differ in length from batch to batch, hence dynamic shapes.
+    Names of the weights stay as they are. Swin's layers differ in width and drop rate and texts in length, so that a kind
+    of layer is compiled more often than TorchDynamo's own limit of 8.
     """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for module in model.modules():
         if type(module).__name__ in model._no_split_modules:
-            module.compile(dynamic=True)
+            module.compile()
 
 
 def create_processor(args, config: MRAConfig) -> MRAProcessor:

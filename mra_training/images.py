@@ -52,9 +52,23 @@ def decode(image: Image.Image, reduction: int = 1) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def largest_reduction(crop: Crop, height: int, width: int) -> int:
-    """The largest reduction that leaves the crop at least as large as the `height` and `width` to which it is resized."""
-    return next((n for n in REDUCTIONS if crop.width >= n * width and crop.height >= n * height), 1)
+def largest_reduction(crop: Crop, size: tuple[int, int], height: int, width: int) -> int:
+    """
+    The largest reduction that leaves the crop at least as large as what it is resized to, and its edges in place.
+
+    Args:
+        crop: in pixels of the whole size.
+        size: width and height of the whole image. Where the crop reaches over its right or lower edge, the reduction
+            must divide it: the last pixel of a rounded size would push the black outside away.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+    """
+    overhangs = [full for full, edge in zip(size, (crop.right, crop.bottom), strict=True) if edge > full]
+    for reduction in REDUCTIONS:
+        is_large = crop.width >= reduction * width and crop.height >= reduction * height
+        if is_large and not any(full % reduction for full in overhangs):
+            return reduction
+    return 1
 
 
 def crop_reduced(image: Image.Image, crop: Crop, reduction: int, height: int, width: int) -> Image.Image:

@@ -152,7 +152,8 @@ class TrainingImageTransform:
         full_width, full_height = upright_size(image)
         reduction = 1
         if self.image_backend == "tensor":
-            reduction = largest_reduction(crop or Crop(0, 0, full_width, full_height), height, width)
+            size = full_width, full_height
+            reduction = largest_reduction(crop or Crop(0, 0, *size), size, height, width)
         decoded = decode(image, reduction)
         if crop is not None and decoded.width < full_width:
             decoded, crop = crop_reduced(decoded, crop, reduction, height, width), None

@@ -51,7 +51,9 @@ def test_files_are_opened_by_path(tmp_path):
 
 def test_reductions():
     for crop, expected in (((512, 768), 2), ((511, 768), 1), ((1024, 1536), 4), ((5000, 3072), 8), ((100, 200), 1)):
-        assert largest_reduction(Crop(10, 10, 10 + crop[0], 10 + crop[1]), 384, 256) == expected
+        assert largest_reduction(Crop(10, 10, 10 + crop[0], 10 + crop[1]), (9000, 9000), 384, 256) == expected
+    for size, expected in (((1000, 1500), 4), ((1002, 1500), 2), ((1000, 1499), 1), ((1031, 1541), 4)):
+        assert largest_reduction(Crop(-10, 0, 1030, 1540), size, 384, 256) == expected
     row = stored(smooth_picture(203, 401))
     for reduction, size in ((1, (203, 401)), (2, (102, 201)), (4, (51, 101)), (8, (26, 51))):
         assert decode(open_image(row), reduction).size == size

@@ -3,19 +3,25 @@ PYTHON ?= python3
 BIN := .venv/bin
 SAMPLE := data/sample
 RUNS := outputs/sample
-CODE := configuration_mra.py losses_mra.py modeling_mra.py processing_mra.py train_pretrain.py train_finetune.py \
-	eval_retrieval.py convert_checkpoint.py mra_training mra_retrieval data_scripts metrics benchmarks tests
+CODE := configuration_mra.py layers_mra.py losses_mra.py modeling_mra.py processing_mra.py train_pretrain.py train_finetune.py \
+	eval_retrieval.py convert_checkpoint.py app.py mra_training mra_retrieval data_scripts metrics benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow style quality clean
+.PHONY: help install demo demo-search demo-dad app test test-slow test-app style quality clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,deepspeed,tracking,dad,app]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,deepspeed,tracking,dad,search]'
+	touch $@
+
+# Gradio needs an older Pillow, whose resized pictures differ in a few pixels from those of the reference vectors.
+.venv-app/installed: setup.cfg pyproject.toml
+	test -x .venv-app/bin/python || $(PYTHON) -m venv .venv-app
+	.venv-app/bin/python -m pip install --quiet --disable-pip-version-check -e '.[app,app-test]'
 	touch $@
 
 install: .venv/installed  ## Make .venv and install the project with its test and training extras
@@ -23,11 +29,27 @@ install: .venv/installed  ## Make .venv and install the project with its test an
 demo: .venv/installed  ## Sample data -> pretrain -> fine-tune -> evaluate -> ranked picture (about 13 minutes on 2 cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/sample/demo.sh
 
+demo-search: .venv/installed  ## After demo: index the sample test images, search them in words (under 2 minutes)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/sample/demo_search.sh
+
 test: .venv/installed  ## Run the tests (under 10 minutes on 2 cores, offline)
 	$(BIN)/python -m pytest
 
 test-slow: .venv/installed  ## Run the slow tests: full-size models, one step of every recipe
 	$(BIN)/python -m pytest -m slow
+
+test-app: .venv-app/installed  ## Use the web page in a real browser (needs chromium; installed with apt-get where it may)
+	@if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; then \
+		if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+			apt-get update && apt-get install --yes --no-install-recommends chromium chromium-driver; \
+		else \
+			echo "make test-app needs chromium and chromedriver; on Debian: sudo apt-get install chromium chromium-driver" >&2; exit 1; \
+		fi; \
+	fi
+	.venv-app/bin/python -m pytest -m app
+
+app: .venv-app/installed  ## Serve the web page on the demo's model and gallery (after make demo-search)
+	.venv-app/bin/python app.py --model $(RUNS)/finetune/best --gallery $(RUNS)/search/gallery.db
 
 style: .venv/installed  ## Format the code and sort its imports
 	$(BIN)/ruff check --fix $(CODE)
@@ -37,7 +59,6 @@ quality: .venv/installed  ## Check style without changing anything
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 
-.PHONY: demo-dad
 demo-dad: .venv/installed  ## Target set -> data factory with tiny models -> pretraining set -> 20 steps
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/dad/demo.sh
 

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 REGION_FEATURES = ("paper", "published_code")
 ITC_GRADIENTS = ("exact", "published")
+ITM_NEGATIVES = ("local", "all")
 PROJECTION_TYPES = ("part_pooling", "linear")
 
 
@@ -184,9 +185,15 @@ class MRAConfig(PreTrainedConfig):
         itc_gradient (`str`, *optional*, defaults to `"exact"`):
             `exact` is the gradient of the loss over all processes; `published` keeps each process's own slice, which
             after averaging is 1 / world size of it.
+        itc_chunk_size (`int`, *optional*):
+            Rows of the similarity matrix that the contrastive loss computes at a time, for large batches; all at once
+            when left out. The loss is the same.
+        itm_negatives (`str`, *optional*, defaults to `"local"`):
+            Where negatives of the matching loss are drawn: from the pairs of the `local` process, as published, or from
+            those of `all` processes, which then must be given generators in the same state.
 
     Raises:
-        ValueError: if a choice is unknown or a weight is negative.
+        ValueError: if a choice is unknown, a weight is negative or a chunk holds no row.
     """
 
     model_type = "mra_retrieval"
@@ -209,6 +216,8 @@ class MRAConfig(PreTrainedConfig):
     region_weight: float | int = 0.8
     region_features: str = "paper"
     itc_gradient: str = "exact"
+    itc_chunk_size: int | None = None
+    itm_negatives: str = "local"
     initializer_range: float | int = 0.02
     tie_word_embeddings: bool = True
 
@@ -217,6 +226,9 @@ class MRAConfig(PreTrainedConfig):
         _check_choice("projection_type", self.projection_type, PROJECTION_TYPES)
         _check_choice("region_features", self.region_features, REGION_FEATURES)
         _check_choice("itc_gradient", self.itc_gradient, ITC_GRADIENTS)
+        _check_choice("itm_negatives", self.itm_negatives, ITM_NEGATIVES)
+        if self.itc_chunk_size is not None and self.itc_chunk_size < 1:
+            raise ValueError(f"`itc_chunk_size` must be at least 1, or left out, got {self.itc_chunk_size}.")
         for name in ("itm_weight", "mlm_weight", "augmentation_weight", "region_weight", "label_smoothing"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")

@@ -24,12 +24,25 @@ from datasets import Dataset, DatasetDict, load_dataset
 from safetensors.torch import save_file
 from transformers import HfArgumentParser
 
-from mra_retrieval import RankedQuery, RetrievalResult, draw_rankings, evaluate_retrieval, format_table
+from mra_retrieval import (
+    RankedQuery,
+    RerankDepth,
+    RetrievalResult,
+    choose_rerank_depth,
+    draw_rankings,
+    evaluate_retrieval,
+    format_table,
+)
 from mra_retrieval.loading import load_model, load_processor
+from mra_retrieval.rerank_depth import LARGEST_K
 
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets")
 RANKED_IN_PICTURE = 10
+AUTO = "auto"
+PASSED_ON = ("flip", "score_fusion", "match_weight", "batch_size", "rerank_batch_size", "num_workers")
+
+logger = logging.getLogger("mra_retrieval")
 
 
 @dataclass
@@ -40,9 +53,13 @@ class EvaluationArguments:
     dataset: str = field(metadata={"help": "Dataset folder or Hub id with columns image, captions and image_id."})
     output_dir: str = field(metadata={"help": "Folder for metrics.json, ranking.png and scores.safetensors."})
     split: str = field(default="test", metadata={"help": "Split to evaluate."})
-    rerank_k: int = field(
-        default=512,
-        metadata={"help": "Images re-ranked for each query, at most the whole gallery; 0 = similarity alone."},
+    rerank_k: str = field(
+        default="512",
+        metadata={
+            "help": "Images re-ranked for each query, at most the whole gallery; 0 = similarity alone; auto = the least "
+            "number that loses at most 0.05 points of R@1 and mAP on the validation split, as saved with the model or else "
+            "chosen now and saved in its folder."
+        },
     )
     flip: bool = field(default=True, metadata={"help": "Use the mirror image of each gallery image too."})
     score_fusion: Literal["single", "published", "posterior"] = field(
@@ -70,6 +87,12 @@ class EvaluationArguments:
         default=8, metadata={"help": "Rows of ranking.png, evenly spaced over the queries; 0 = no picture."}
     )
 
+    def __post_init__(self):
+        if self.rerank_k != AUTO:
+            if not str(self.rerank_k).isdecimal():
+                raise ValueError(f"--rerank_k must be a number, 0 or more, or {AUTO}, got {self.rerank_k!r}")
+            self.rerank_k = int(self.rerank_k)
+
 
 def main(command_line: list[str] | None = None) -> None:
     parser = HfArgumentParser(EvaluationArguments, allow_abbrev=False)
@@ -80,38 +103,33 @@ def main(command_line: list[str] | None = None) -> None:
     state = start_processes()
     if state.is_main_process:
         logging.basicConfig(format="%(message)s")
-        logging.getLogger("mra_retrieval").setLevel(logging.INFO)
+        logger.setLevel(logging.INFO)
 
+    options = {name: getattr(args, name) for name in PASSED_ON} | {
+        "dtype": getattr(torch, args.dtype),
+        "progress": True,
+    }
     try:
         with state.main_process_first():
             dataset = load_split(args.dataset, args.split)
         model = load_model(args.model, args.attn_implementation).to(state.device)
         processor = load_processor(args.model)
+        depth = find_rerank_depth(model, processor, args, options, state) if args.rerank_k == AUTO else None
+        rerank_k = args.rerank_k if depth is None else depth.rerank_k
+        result = evaluate_retrieval(model, processor, dataset, rerank_k=rerank_k, **options)
     except ValueError as error:
         raise SystemExit(f"eval_retrieval.py: {error}") from None
 
-    result = evaluate_retrieval(
-        model,
-        processor,
-        dataset,
-        rerank_k=args.rerank_k,
-        flip=args.flip,
-        score_fusion=args.score_fusion,
-        match_weight=args.match_weight,
-        batch_size=args.batch_size,
-        rerank_batch_size=args.rerank_batch_size,
-        num_workers=args.num_workers,
-        dtype=getattr(torch, args.dtype),
-        progress=True,
-    )
     if state.is_main_process:
         counts = ", ".join(f"{count:,} {name}" for name, count in result.counts.items())
         reranked = (
             f"top {result.rerank_k} re-ranked, {args.score_fusion} fusion" if result.rerank_k else "no re-ranking"
         )
         print(f"{args.dataset} {args.split}: {counts}; {reranked}; {state.num_processes} process(es)")
+        if depth is not None:
+            print(depth.describe())
         print(format_table(result.metrics))
-        for path in save_result(result, dataset, args, state.num_processes):
+        for path in save_result(result, depth, dataset, args, state.num_processes):
             print(f"wrote {path}")
     state.destroy_process_group()
 
@@ -151,8 +169,32 @@ def load_split(path: str, split: str) -> Dataset:
     return dataset[split]
 
 
+def find_rerank_depth(model, processor, args: EvaluationArguments, options: dict, state: PartialState) -> RerankDepth:
+    """Take the choice that was saved with the model, or choose on the validation split and save it in the model's folder.
+
+    Raises:
+        ValueError: if nothing that fits is saved and the dataset has no validation split.
+    """
+    depth = RerankDepth.load(args.model)
+    if depth is None or not depth.fits(args.score_fusion, args.match_weight, args.flip):
+        try:
+            validation = load_split(args.dataset, "validation")
+        except ValueError as error:
+            raise ValueError(
+                f"--rerank_k {AUTO}: with model {args.model} no choice is saved for --score_fusion {args.score_fusion} "
+                f"{'--flip' if args.flip else '--no_flip'}, and there is no validation split to choose on ({error}): give a "
+                "number, or choose on a dataset that has one first"
+            ) from None
+        most = min(LARGEST_K, len(validation))
+        result = evaluate_retrieval(model, processor, validation, rerank_k=most, **options)
+        depth = choose_rerank_depth(result, f"{args.dataset} validation")
+        if state.is_main_process and Path(args.model).is_dir():
+            logger.info("saved the choice of rerank_k in %s", depth.save(args.model))
+    return depth
+
+
 def save_result(
-    result: RetrievalResult, dataset: Dataset, args: EvaluationArguments, num_processes: int
+    result: RetrievalResult, depth: RerankDepth | None, dataset: Dataset, args: EvaluationArguments, num_processes: int
 ) -> list[Path]:
     """Write metrics, picture and scores, each under a temporary name first; returns what was written."""
     folder = Path(args.output_dir)
@@ -161,6 +203,7 @@ def save_result(
         **result.metrics,
         "counts": result.counts,
         "rerank_k": result.rerank_k,
+        "rerank_depth": None if depth is None else asdict(depth),
         "num_processes": num_processes,
         "timings": result.timings,
         "arguments": asdict(args),

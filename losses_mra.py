@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class _GatherWithGradient(torch.autograd.Function):
@@ -11,20 +12,13 @@ class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features):
         ctx.batch_size = features.shape[0]
-        return _gather_constant(features)
+        return gather_constant(features)
 
     @staticmethod
     def backward(ctx, gradient):
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient.narrow(0, dist.get_rank() * ctx.batch_size, ctx.batch_size)
-
-
-def _gather_constant(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.contiguous()
-    gathered = tensor.new_empty((dist.get_world_size() * tensor.shape[0], *tensor.shape[1:]))
-    dist.all_gather_into_tensor(gathered, tensor)
-    return gathered
 
 
 def is_distributed() -> bool:
@@ -37,39 +31,53 @@ def gather_features(features: torch.Tensor, gradient: str = "exact") -> torch.Te
     Gathers the features of every process along the batch; every process must hold as many rows.
 
     Args:
-        features: `(batch, width)`.
+        features: `(batch, ...)`.
         gradient: `exact` gives, once the processes' gradients are averaged, the gradient of the loss over the whole
             batch; `published` keeps each process's own slice alone, 1 / world size of it.
 
     Returns:
-        `(world size * batch, width)`; the input itself where there is one process.
+        `(world size * batch, ...)`; the input itself where there is one process.
     """
     if not is_distributed():
         return features
     if gradient == "exact":
         return _GatherWithGradient.apply(features)
-    gathered = _gather_constant(features.detach())
+    gathered = gather_constant(features.detach())
     start = dist.get_rank() * features.shape[0]
     return torch.cat([gathered[:start], features, gathered[start + features.shape[0] :]])
 
 
-def gather_identities(identity_ids: torch.Tensor) -> torch.Tensor:
-    """Gathers `(batch,)` identities of every process to `(world size * batch,)`."""
-    return _gather_constant(identity_ids) if is_distributed() else identity_ids
+def gather_constant(tensor: torch.Tensor) -> torch.Tensor:
+    """Gathers what needs no gradient, as identities and masks, `(batch, ...)` to `(world size * batch, ...)`."""
+    if not is_distributed():
+        return tensor
+    tensor = tensor.contiguous()
+    gathered = tensor.new_empty((dist.get_world_size() * tensor.shape[0], *tensor.shape[1:]))
+    dist.all_gather_into_tensor(gathered, tensor)
+    return gathered
 
 
-def contrastive_targets(identity_ids: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+def own_rows(gathered: torch.Tensor) -> torch.Tensor:
+    """Takes this process's `(batch, ...)` out of `(world size * batch, ...)`."""
+    return gathered.chunk(dist.get_world_size())[dist.get_rank()] if is_distributed() else gathered
+
+
+def contrastive_targets(
+    identity_ids: torch.Tensor, label_smoothing: float = 0.0, row_ids: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     Row-normalised identity-equality matrix, smoothed when `0 < label_smoothing < 1` (reference notes, "ITC").
 
     Args:
         identity_ids: `(batch,)` integers.
         label_smoothing: share spread evenly over the batch.
+        row_ids: `(rows,)`, identities of the rows to give; all when absent.
 
     Returns:
-        `(batch, batch)` float targets, each row summing to 1.
+        `(rows, batch)` float targets, each row summing to 1.
     """
-    same = (identity_ids[:, None] == identity_ids[None, :]).float()
+    row_ids = identity_ids if row_ids is None else row_ids
+    same = (row_ids[:, None] == identity_ids[None, :]).float()
     targets = same / same.sum(dim=1, keepdim=True)
     if 0 < label_smoothing < 1:
         targets = (1 - label_smoothing) * targets + label_smoothing / len(identity_ids)
@@ -82,6 +90,7 @@ def contrastive_loss(
     identity_ids: torch.Tensor,
     temperature: torch.Tensor,
     label_smoothing: float = 0.0,
+    chunk_size: int | None = None,
 ) -> torch.Tensor:
     """
     Mean of the image-to-text and text-to-image cross-entropies against soft identity targets.
@@ -92,13 +101,26 @@ def contrastive_loss(
         identity_ids: `(batch,)`; rows that share an identity are positives of each other.
         temperature: scalar divisor of the similarities.
         label_smoothing: see [`contrastive_targets`].
+        chunk_size: rows of the similarity matrix that exist at a time, computed again in the backward pass. The memory
+            then grows with the batch, not with its square, and the result stays the same.
 
     Returns:
         Scalar.
     """
-    similarity = image_embeds @ text_embeds.t() / temperature
-    targets = contrastive_targets(identity_ids, label_smoothing)
-    return (F.cross_entropy(similarity, targets) + F.cross_entropy(similarity.t(), targets)) / 2
+    if chunk_size is None:
+        similarity = image_embeds @ text_embeds.t() / temperature
+        targets = contrastive_targets(identity_ids, label_smoothing)
+        return (F.cross_entropy(similarity, targets) + F.cross_entropy(similarity.t(), targets)) / 2
+
+    def row_losses(rows, columns, row_ids, temperature):
+        targets = contrastive_targets(identity_ids, label_smoothing, row_ids)
+        return F.cross_entropy(rows @ columns.t() / temperature, targets, reduction="sum")
+
+    total = 0.0
+    for rows, columns in ((image_embeds, text_embeds), (text_embeds, image_embeds)):
+        for some, row_ids in zip(rows.split(chunk_size), identity_ids.split(chunk_size), strict=True):
+            total = total + checkpoint(row_losses, some, columns, row_ids, temperature, use_reentrant=False)
+    return total / (2 * len(identity_ids))
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """MRA for text-based person retrieval: Swin vision encoder, BERT text layers, BERT fusion layers (arXiv 2507.10195)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import timm
@@ -9,43 +10,60 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import (
-    BertAttention,
-    BertIntermediate,
     BertLMPredictionHead,
     BertModel,
-    BertOutput,
-    eager_attention_forward,
 )
 from transformers.utils import ModelOutput
 
 
 try:
-    from .configuration_mra import MRAConfig, MRATextConfig, MRAVisionConfig
+    from .configuration_mra import MRAConfig, MRAVisionConfig
+    from .layers_mra import (
+        NUM_PARTS,
+        MRAFusionLayer,
+        MRAPartProjection,
+        Packing,
+        keys_and_values,
+        masked_mean,
+        pool_parts,
+        visibility_mask,
+    )
     from .losses_mra import (
         choose_hard_negatives,
         contrastive_loss,
+        gather_constant,
         gather_features,
-        gather_identities,
+        is_distributed,
         masked_language_loss,
         matching_loss,
+        own_rows,
     )
 except ImportError:  # run from the repository root
-    from configuration_mra import MRAConfig, MRATextConfig, MRAVisionConfig
+    from configuration_mra import MRAConfig, MRAVisionConfig
+    from layers_mra import (
+        NUM_PARTS,
+        MRAFusionLayer,
+        MRAPartProjection,
+        Packing,
+        keys_and_values,
+        masked_mean,
+        pool_parts,
+        visibility_mask,
+    )
     from losses_mra import (
         choose_hard_negatives,
         contrastive_loss,
+        gather_constant,
         gather_features,
-        gather_identities,
+        is_distributed,
         masked_language_loss,
         matching_loss,
+        own_rows,
     )
 
 
 ImageKeysValues = list[tuple[torch.Tensor, torch.Tensor]]
-NUM_PARTS = 3  # reference notes: AdaptiveAvgPool1d(3) over the tokens
 
 
 @dataclass
@@ -109,95 +127,6 @@ class MRAImageTextRetrievalOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None
 
 
-# ---------------------------------------------------------------- pooling
-
-
-def pool_parts(tokens: torch.Tensor, mask: torch.Tensor | None = None, num_parts: int = NUM_PARTS) -> torch.Tensor:
-    """
-    Splits the (visible) tokens in order into parts and averages each, as `AdaptiveAvgPool1d` does.
-
-    Args:
-        tokens: `(batch, length, width)`.
-        mask: `(batch, length)`, 1 = visible, at least one a row; all tokens when absent.
-
-    Returns:
-        `(batch, num_parts * width)`.
-    """
-    if mask is None:
-        parts = F.adaptive_avg_pool1d(tokens.transpose(1, 2), num_parts)  # batch, width, parts
-        return parts.transpose(1, 2).flatten(1)
-    visible = mask.bool()
-    rank = visible.long().cumsum(dim=1) - 1
-    count = visible.sum(dim=1, keepdim=True)
-    part = torch.arange(num_parts, device=tokens.device)[None, :]
-    start = (part * count) // num_parts  # batch, parts
-    end = -((-(part + 1) * count) // num_parts)
-    member = (rank[:, None] >= start[..., None]) & (rank[:, None] < end[..., None]) & visible[:, None]
-    weights = member.to(tokens.dtype) / (end - start)[..., None].to(tokens.dtype)  # batch, parts, length
-    return (weights @ tokens).flatten(1)
-
-
-def masked_mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Averages `(batch, length, width)` tokens where `(batch, length)` `mask` is 1, to `(batch, width)`."""
-    weights = mask.to(tokens.dtype)
-    weights = weights / weights.sum(dim=1, keepdim=True)
-    return (weights[:, None] @ tokens).squeeze(1)
-
-
-# ---------------------------------------------------------------- attention
-
-
-def visibility_mask(mask: torch.Tensor | None, dtype: torch.dtype, attn_implementation: str) -> torch.Tensor | None:
-    """
-    Widens `(batch, length)` 1 = visible to what attention takes, `(batch, 1, 1, length)`, without asking the device.
-
-    Args:
-        mask: `(batch, length)`, or `None` where everything is visible.
-        dtype: of the attention scores, to which `eager` adds the mask.
-        attn_implementation: `sdpa` takes booleans, `eager` numbers.
-    """
-    if mask is None:
-        return None
-    visible = mask[:, None, None].bool()
-    if attn_implementation == "sdpa":
-        return visible
-    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
-
-
-def keys_and_values(attention: BertAttention, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Projects `(batch, length, width)` states to keys and values, `(batch, heads, length, width of a head)` each."""
-    heads = (states.shape[0], states.shape[1], -1, attention.self.attention_head_size)
-    return tuple(linear(states).view(heads).transpose(1, 2) for linear in (attention.self.key, attention.self.value))
-
-
-def mix_values(
-    attention: BertAttention,
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor | None,
-) -> torch.Tensor:
-    """Averages the values for each of the projected `(batch, queries, width)` queries, whose shape the result has."""
-    inner = attention.self
-    heads = queries.unflatten(-1, (-1, inner.attention_head_size)).transpose(1, 2)
-    run = ALL_ATTENTION_FUNCTIONS.get_interface(inner.config._attn_implementation, eager_attention_forward)
-    dropout = inner.dropout.p if inner.training else 0.0
-    context, _ = run(inner, heads, keys, values, mask, dropout=dropout, scaling=inner.scaling)
-    return context.reshape(queries.shape)
-
-
-def attend(
-    attention: BertAttention,
-    hidden_states: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor | None,
-) -> torch.Tensor:
-    """Runs a BERT attention block from `(batch, queries, width)` states to keys and values that are already there."""
-    context = mix_values(attention, attention.self.query(hidden_states), keys, values, mask)
-    return attention.output(context, hidden_states)
-
-
 # ---------------------------------------------------------------- towers
 
 
@@ -248,72 +177,6 @@ class MRAVisionModel(nn.Module):
         for module in self.swin.modules():
             if isinstance(module, WindowAttention):
                 module.fused_attn = fused
-
-
-class MRAFusionLayer(GradientCheckpointingLayer):
-    """BERT layer with cross-attention to the image between its self-attention and its feed-forward part."""
-
-    def __init__(self, config: MRATextConfig, image_width: int, layer_idx: int):
-        super().__init__()
-        self.attention = BertAttention(config, layer_idx=layer_idx)
-        self.crossattention = BertAttention(config, layer_idx=layer_idx, is_cross_attention=True)
-        self.crossattention.self.key = nn.Linear(image_width, config.hidden_size)
-        self.crossattention.self.value = nn.Linear(image_width, config.hidden_size)
-        self.intermediate = BertIntermediate(config)
-        self.output = BertOutput(config)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        self_mask: torch.Tensor | None,
-        image_keys: torch.Tensor,
-        image_values: torch.Tensor,
-        cross_mask: torch.Tensor | None,
-        text_index: torch.Tensor | None = None,
-        image_index: torch.Tensor | None = None,
-        positions: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """
-        Runs the layer on pairs of text and image.
-
-        Args:
-            hidden_states: `(texts, length, width)`.
-            self_mask: mask of the texts, from [`visibility_mask`].
-            image_keys, image_values: `(images, heads, 1 + patches, width of a head)`.
-            cross_mask: mask of the pairs' images.
-            text_index, image_index: `(pairs,)` text and image of each pair; row i with row i when absent. The texts
-                attend to themselves before they are paired.
-            positions: `(texts, n)`, where to compute the output; everywhere when absent.
-
-        Returns:
-            `(pairs, length or n, width)`.
-        """
-        keys, values = keys_and_values(self.attention, hidden_states)
-        if positions is not None:
-            hidden_states = torch.take_along_dim(hidden_states, positions[..., None], dim=1)
-        hidden_states = attend(self.attention, hidden_states, keys, values, self_mask)
-        if text_index is not None:
-            hidden_states = hidden_states.index_select(0, text_index)
-        if image_index is not None:
-            image_keys, image_values = (
-                image_keys.index_select(0, image_index),
-                image_values.index_select(0, image_index),
-            )
-        hidden_states = attend(self.crossattention, hidden_states, image_keys, image_values, cross_mask)
-        return self.output(self.intermediate(hidden_states), hidden_states)
-
-
-class MRAPartProjection(nn.Module):
-    """BatchNorm, dropout and a linear layer on pooled parts (reference notes, "Projection 2048")."""
-
-    def __init__(self, width: int, projection_dim: int, dropout: float):
-        super().__init__()
-        self.norm = nn.BatchNorm1d(width)
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(width, projection_dim)
-
-    def forward(self, parts: torch.Tensor) -> torch.Tensor:
-        return self.linear(self.dropout(self.norm(parts)))
 
 
 # ---------------------------------------------------------------- models
@@ -513,6 +376,7 @@ class MRAModel(MRAPreTrainedModel):
         text_index: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """
         Lets texts attend to images in the fusion layers.
@@ -526,10 +390,17 @@ class MRAModel(MRAPreTrainedModel):
             text_index, image_index: `(pairs,)`, text and image of each pair; row i with row i when absent. What depends
                 on the text or on the image alone is computed once for each.
             positions: `(texts, n)`, text positions to return; all when absent. The last layer computes no others.
+            lengths: tokens of each pair's text, known without asking the device: linear layers then skip the padding
+                behind them. Positions that hold padding are 0 in the result.
 
         Returns:
-            `(pairs, length or n, text hidden_size)`.
+            `(pairs, length or n, text hidden_size)`; `length` is the longest of `lengths` where they are given.
         """
+        packing = None
+        if lengths is not None:
+            packing = Packing(lengths, text_hidden_states.device)
+            text_hidden_states = text_hidden_states[:, : packing.shape[1]]
+            attention_mask = attention_mask[:, : packing.shape[1]]
         if image_keys_values is None:
             image_keys_values = self.get_image_keys_values(image_hidden_states)
         dtype, implementation = text_hidden_states.dtype, self.config.text_config._attn_implementation
@@ -541,12 +412,14 @@ class MRAModel(MRAPreTrainedModel):
         last = len(self.fusion_layers) - 1
         for index, (layer, (keys, values)) in enumerate(zip(self.fusion_layers, image_keys_values, strict=True)):
             at = positions if index == last else None
-            hidden_states = layer(hidden_states, self_mask, keys, values, cross_mask, text_index, image_index, at)
+            hidden_states = layer(
+                hidden_states, self_mask, keys, values, cross_mask, text_index, image_index, at, packing
+            )
             if text_index is not None:  # from here on there is one row a pair
                 self_mask = None if self_mask is None else self_mask.index_select(0, text_index)
                 positions = None if positions is None else positions.index_select(0, text_index)
                 text_index = None
-        return hidden_states
+        return hidden_states if packing is None or positions is not None else packing.unpack(hidden_states)
 
     def match_logits(
         self,
@@ -557,12 +430,13 @@ class MRAModel(MRAPreTrainedModel):
         image_keys_values: ImageKeysValues | None = None,
         text_index: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Scores pairs of text and image, given as to [`fuse`]: `(pairs, 2)` logits, class 1 being "match"."""
         first = torch.zeros(len(text_hidden_states), 1, dtype=torch.long, device=text_hidden_states.device)
         fused = self.fuse(
             text_hidden_states, attention_mask, image_hidden_states, image_attention_mask, image_keys_values,
-            text_index, image_index, first,
+            text_index, image_index, first, lengths,
         )  # fmt: skip
         return self.match_head(fused[:, 0])
 
@@ -709,8 +583,10 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         region_attention_mask: torch.Tensor | None = None,
         phrase_ids: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
-        fusion_length: int | None = None,
-        phrase_fusion_length: int | None = None,
+        caption_lengths: Sequence[int] | None = None,
+        augmented_lengths: Sequence[int] | None = None,
+        phrase_lengths: Sequence[int] | None = None,
+        mlm_lengths: Sequence[int] | None = None,
         max_masked: int | None = None,
         **kwargs,
     ) -> MRAPreTrainingOutput:
@@ -720,8 +596,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         Args:
             pixel_values: `(batch, 3, height, width)`.
             input_ids, attention_mask: `(batch, max_text_length)` captions.
-            mlm_input_ids, labels: `(batch, length)` masked captions and their tokens, -100 where not masked; `length` is
-                at most `max_text_length` and holds every token of every caption.
+            mlm_input_ids, labels: `(batch, max_text_length)` masked captions and their tokens, -100 where not masked.
             identity_ids: `(batch,)`; rows of one identity are no negatives of each other. Every row is its own
                 identity when absent.
             augmented_input_ids, augmented_attention_mask: `(batch, max_text_length)` augmented captions.
@@ -730,9 +605,10 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
                 `config.region_features`, whatever is passed.
             phrase_ids: `(batch,)`; equal phrases share an id.
             generator: draws the hard negatives.
-            fusion_length, phrase_fusion_length: how many leading positions hold every token of the captions (augmented
-                ones included) and of the phrases. Matching runs on these alone, which changes nothing but the time; on
-                all when absent. The collator knows them without asking the device.
+            caption_lengths, augmented_lengths, phrase_lengths: tokens of each row's text. The fusion layers then skip
+                the padding, which changes nothing but time and memory. The collator knows them without asking the
+                device.
+            mlm_lengths: how many leading positions of each masked caption hold its tokens and its labels.
             max_masked: the most labels that a row may hold. Masked tokens are predicted at so many positions of each
                 row, again for the time alone; at every position when absent.
 
@@ -750,29 +626,26 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         if phrase_input_ids is not None:
             self._region_losses(
                 output, image_hidden_states, image_keys_values, phrase_input_ids, phrase_attention_mask,
-                region_attention_mask, phrase_ids, phrase_fusion_length, generator,
+                region_attention_mask, phrase_ids, phrase_lengths, generator,
             )  # fmt: skip
         output.image_embeds = self.mra.project_image(image_hidden_states)
         text_hidden_states = self.mra.get_text_hidden_states(input_ids, attention_mask)
         output.text_embeds = self.mra.project_text(text_hidden_states)
         output.itc_loss, output.itm_loss = self._alignment_losses(
-            image_keys_values, output.image_embeds, text_hidden_states, output.text_embeds, attention_mask,
-            identity_ids, fusion_length, generator,
+            image_hidden_states, image_keys_values, output.image_embeds, text_hidden_states, output.text_embeds,
+            attention_mask, identity_ids, caption_lengths, generator,
         )  # fmt: skip
         if augmented_input_ids is not None:
             augmented_hidden_states = self.mra.get_text_hidden_states(augmented_input_ids, augmented_attention_mask)
             output.augmented_itc_loss, output.augmented_itm_loss = self._alignment_losses(
-                image_keys_values, output.image_embeds, augmented_hidden_states,
-                self.mra.project_text(augmented_hidden_states), augmented_attention_mask, identity_ids, fusion_length,
-                generator,
+                image_hidden_states, image_keys_values, output.image_embeds, augmented_hidden_states,
+                self.mra.project_text(augmented_hidden_states), augmented_attention_mask, identity_ids,
+                augmented_lengths, generator,
             )  # fmt: skip
         if mlm_input_ids is not None:
-            positions = (labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, :max_masked]
-            mlm_attention_mask = attention_mask[:, : mlm_input_ids.shape[1]]
-            logits = self.mlm_logits(
-                mlm_input_ids, mlm_attention_mask, image_keys_values=image_keys_values, positions=positions
+            output.mlm_loss = self._mlm_loss(
+                mlm_input_ids, labels, attention_mask, image_keys_values, mlm_lengths, max_masked
             )
-            output.mlm_loss = masked_language_loss(logits.flatten(0, 1), labels.gather(1, positions).flatten())
         output.loss = self._weighted_sum(output)
         return output
 
@@ -783,13 +656,14 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         image_hidden_states: torch.Tensor | None = None,
         image_keys_values: ImageKeysValues | None = None,
         positions: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """
         Predicts tokens of masked captions that see their image.
 
         Args:
             mlm_input_ids, attention_mask: `(batch, length)`.
-            image_hidden_states, image_keys_values: the images, one or the other, as [`MRAModel.fuse`] takes them.
+            image_hidden_states, image_keys_values, lengths: as [`MRAModel.fuse`] takes them.
             positions: `(batch, n)`, where to predict; everywhere when absent.
 
         Returns:
@@ -797,46 +671,65 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         """
         hidden_states = self.mra.get_text_hidden_states(mlm_input_ids, attention_mask)
         hidden_states = self.mra.fuse(
-            hidden_states, attention_mask, image_hidden_states, None, image_keys_values, positions=positions
+            hidden_states, attention_mask, image_hidden_states, None, image_keys_values, None, None, positions, lengths
         )
         return self.mlm_head(hidden_states)
 
+    def _mlm_loss(self, mlm_input_ids, labels, attention_mask, image_keys_values, lengths, max_masked):
+        """Masked-language loss, predicted where labels are alone, as far as that is known without asking the device."""
+        longest = None if lengths is None else max(lengths)
+        mlm_input_ids, labels, attention_mask = (x[:, :longest] for x in (mlm_input_ids, labels, attention_mask))
+        positions = (labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, :max_masked]
+        logits = self.mlm_logits(mlm_input_ids, attention_mask, None, image_keys_values, positions, lengths)
+        return masked_language_loss(logits.flatten(0, 1), labels.gather(1, positions).flatten())
+
     def _alignment_losses(
-        self, image_keys_values, image_embeds, text_hidden_states, text_embeds, attention_mask, identity_ids,
-        fusion_length, generator, image_attention_mask=None,
+        self, image_hidden_states, image_keys_values, image_embeds, text_hidden_states, text_embeds, attention_mask,
+        identity_ids, lengths, generator, image_attention_mask=None,
     ):  # fmt: skip
-        """Contrastive loss over all processes, and matching loss against negatives of this process."""
-        batch_size = len(image_embeds)
-        local = torch.arange(batch_size, device=image_embeds.device) if identity_ids is None else identity_ids
-        mode = self.config.itc_gradient
-        all_images, all_texts = gather_features(image_embeds, mode), gather_features(text_embeds, mode)
-        if identity_ids is None:
-            identities = torch.arange(len(all_images), device=image_embeds.device)
+        """Contrastive loss over all processes, and matching loss against negatives of this process or of all."""
+        config = self.config
+        all_images, all_texts = (gather_features(x, config.itc_gradient) for x in (image_embeds, text_embeds))
+        every = torch.arange(len(all_images), device=image_embeds.device)
+        identities = every if identity_ids is None else gather_constant(identity_ids)
+        itc_loss = contrastive_loss(
+            all_images, all_texts, identities, self.temperature, config.label_smoothing, config.itc_chunk_size
+        )
+        if config.itm_negatives == "all":
+            image_embeds, text_embeds = all_images, all_texts
+            if is_distributed():
+                image_keys_values = self.mra.get_image_keys_values(gather_features(image_hidden_states))
+                text_hidden_states, lengths = gather_features(text_hidden_states), None  # those of others are unknown
+                attention_mask = gather_constant(attention_mask)
+                if image_attention_mask is not None:
+                    image_attention_mask = gather_constant(image_attention_mask)
         else:
-            identities = gather_identities(identity_ids)
-        itc_loss = contrastive_loss(all_images, all_texts, identities, self.temperature, self.config.label_smoothing)
+            every, identities = every[: len(image_embeds)], own_rows(identities)
 
         with torch.no_grad():
             similarity = image_embeds @ text_embeds.t() / self.temperature
-        negative_images, has_image = choose_hard_negatives(similarity.t(), local, generator)
-        negative_texts, has_text = choose_hard_negatives(similarity, local, generator)
-        every = torch.arange(batch_size, device=image_embeds.device)
+        negative_images, has_image = choose_hard_negatives(similarity.t(), identities, generator)
+        negative_texts, has_text = choose_hard_negatives(similarity, identities, generator)
+        if config.itm_negatives == "all":
+            every, negative_images, has_image, negative_texts, has_text = map(
+                own_rows, (every, negative_images, has_image, negative_texts, has_text)
+            )
+        if lengths is not None:
+            # Which texts were drawn is known on the host only where that is the device.
+            on_host = every.device.type == "cpu"
+            drawn = [lengths[text] for text in negative_texts.tolist()] if on_host else [max(lengths)] * len(every)
+            lengths = [*lengths, *lengths, *drawn]
+        # Matched, (text, negative image), (negative text, image)
+        texts, images = torch.cat([every, every, negative_texts]), torch.cat([every, negative_images, every])
         logits = self.mra.match_logits(
-            text_hidden_states[:, :fusion_length],
-            attention_mask[:, :fusion_length],
-            image_attention_mask=image_attention_mask,
-            image_keys_values=image_keys_values,
-            text_index=torch.cat(
-                [every, every, negative_texts]
-            ),  # matched, (text, negative image), (negative text, image)
-            image_index=torch.cat([every, negative_images, every]),
+            text_hidden_states, attention_mask, None, image_attention_mask, image_keys_values, texts, images, lengths
         )
         labels = torch.cat([torch.ones_like(every), (~has_image).long() * -100, (~has_text).long() * -100])
         return itc_loss, matching_loss(logits, labels)
 
     def _region_losses(
         self, output, image_hidden_states, image_keys_values, input_ids, attention_mask, region_attention_mask,
-        phrase_ids, fusion_length, generator,
+        phrase_ids, lengths, generator,
     ):  # fmt: skip
         """Contrastive and matching losses of regions and phrases, with the region's mean as token 0."""
         follows_paper = self.config.region_features == "paper"
@@ -853,8 +746,8 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
                 for layer in zip(self.mra.get_image_keys_values(region_token), image_keys_values, strict=True)
             ]
         output.region_itc_loss, output.region_itm_loss = self._alignment_losses(
-            image_keys_values, region_embeds, text_hidden_states, self.mra.project_text(text_hidden_states),
-            attention_mask, phrase_ids, fusion_length, generator, torch.cat([sees_token, patch_mask], dim=1),
+            region_hidden_states, image_keys_values, region_embeds, text_hidden_states, self.mra.project_text(text_hidden_states),
+            attention_mask, phrase_ids, lengths, generator, torch.cat([sees_token, patch_mask], dim=1),
         )  # fmt: skip
 
     def _weighted_sum(self, output: MRAPreTrainingOutput) -> torch.Tensor:

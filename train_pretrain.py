@@ -33,11 +33,12 @@ from mra_training.arguments import (
 )
 from mra_training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra_training.collator import TrainingCollator
-from mra_training.data import KeyedSampler, build_pretraining_dataset
+from mra_training.data import build_pretraining_dataset
 from mra_training.metrics_log import LossWindow, MetricsLog
 from mra_training.model_card import build_card, push_folder
 from mra_training.model_setup import create_config, create_model, create_processor
 from mra_training.optim import create_optimizer, create_schedule
+from mra_training.order import make_sampler
 from mra_training.runtime import (
     StopSignal,
     configure_deepspeed,
@@ -50,7 +51,8 @@ from mra_training.runtime import (
     start_trackers,
 )
 from mra_training.splits import load_split
-from mra_training.validation import selection_metric, validate
+from mra_training.streaming import make_streaming
+from mra_training.validation import rerank_depth, selection_metric, validate
 
 
 logger = get_logger(__name__)
@@ -69,7 +71,7 @@ THEMES = (
 def build_datasets(data, processor, config, seed):
     """The training set, with regions if they count, and the validation split of another set if one is named."""
     dataset = build_pretraining_dataset(
-        load_split(data.dataset, "train"),
+        load_split(data.dataset, "train", make_streaming(data)),
         processor,
         grid_size=config.vision_config.grid_size,
         seed=seed,
@@ -77,6 +79,7 @@ def build_datasets(data, processor, config, seed):
         regions=config.region_weight > 0,
         flip_probability=data.flip_probability,
         erasing_probability=data.erasing_probability,
+        image_backend=data.image_backend,
     )
     if data.validation_dataset is None:
         return dataset, None
@@ -130,7 +133,7 @@ def main(argv=None):
     processor = create_processor(model_args, config)
     dataset, validation = build_datasets(data, processor, config, run.seed)
     evaluated_on = data.validation_dataset
-    sampler = KeyedSampler(len(dataset), run.seed)
+    sampler = make_sampler(dataset, run.seed, data.per_device_batch_size)
     loader = build_loader(dataset, sampler, processor, data, run.seed)
 
     # Model
@@ -148,6 +151,7 @@ def main(argv=None):
     accelerator.register_for_checkpointing(scheduler, state)
     set_seed(run.seed, device_specific=True)
     negatives = torch.Generator(device=accelerator.device)
+    drawing_process = 0 if config.itm_negatives == "all" else accelerator.process_index
     window, log = LossWindow(accelerator, run.output_dir), MetricsLog(accelerator, run.output_dir, state)
     checkpointer = Checkpointer(
         accelerator, run.output_dir, recipe, run.save_steps, run.save_minutes, run.save_total_limit
@@ -161,7 +165,7 @@ def main(argv=None):
     log.cut_back()  # also where a killed run logged but left no checkpoint
 
     # Loop
-    progress, metrics = progress_bar(accelerator, plan.total_steps, state.step), None
+    progress, result = progress_bar(accelerator, plan.total_steps, state.step), None
     for _ in range(state.epoch, plan.num_epochs):
         sampler.set_position(state.epoch, state.samples_in_epoch)
         model.train()
@@ -169,7 +173,7 @@ def main(argv=None):
             if state.step == plan.total_steps:
                 break
             with accelerator.accumulate(model):
-                seed_negatives(negatives, run.seed, state.micro_step, accelerator.process_index)
+                seed_negatives(negatives, run.seed, state.micro_step, drawing_process)
                 outputs = model(**batch, generator=negatives)
                 accelerator.backward(outputs.loss)
                 if accelerator.sync_gradients and optim.max_grad_norm is not None:
@@ -198,18 +202,20 @@ def main(argv=None):
         # Evaluate
         is_last = state.epoch == plan.num_epochs
         if validation is not None and (is_last or state.epoch % evaluation.eval_every_epochs == 0):
-            metrics = validate(accelerator, model, processor, validation, evaluation, data.num_workers)
-            log.write(validation=metrics)
-            if selection_metric(metrics) > state.best_metric:
-                state.best_metric, state.best_epoch = selection_metric(metrics), state.epoch
-                card = build_card(recipe, state.epoch, metrics, evaluated_on)
-                save_model(accelerator, model, processor, Path(run.output_dir) / "best", card)
+            result = validate(accelerator, model, processor, validation, evaluation, data.num_workers)
+            log.write(validation=result.metrics)
+            if selection_metric(result.metrics) > state.best_metric:
+                state.best_metric, state.best_epoch = selection_metric(result.metrics), state.epoch
+                depth = rerank_depth(result, evaluated_on)
+                card = build_card(recipe, state.epoch, result, evaluated_on, depth)
+                save_model(accelerator, model, processor, Path(run.output_dir) / "best", card, depth)
             window.pause()
 
     # Save
     progress.close()
-    card = build_card(recipe, state.epoch, metrics, evaluated_on)
-    save_model(accelerator, model, processor, Path(run.output_dir) / "final", card)
+    depth = rerank_depth(result, evaluated_on)
+    card = build_card(recipe, state.epoch, result, evaluated_on, depth)
+    save_model(accelerator, model, processor, Path(run.output_dir) / "final", card, depth)
     if hub.push_to_hub and accelerator.is_main_process:
         push_folder(Path(run.output_dir) / ("best" if state.best_epoch else "final"), hub)
     accelerator.end_training()

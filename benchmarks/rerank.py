@@ -37,16 +37,16 @@ from mra_retrieval.rerank import rerank
 def main(command_line: list[str] | None = None) -> None:
     """Prints both costs, their ratio and the largest difference of scores."""
     parser = make_parser(__doc__.strip().splitlines()[0])
-    parser.add_argument("--queries", type=int, help="64 at full size")
-    parser.add_argument("--gallery", type=int, help="images, 32 at full size")
-    parser.add_argument("--k", type=int, help="images re-ranked for each query, 24 at full size")
+    parser.add_argument("--queries", type=int, help="48 at full size")
+    parser.add_argument("--gallery", type=int, help="images, 8 at full size")
+    parser.add_argument("--k", type=int, help="images re-ranked for each query, 8 at full size")
     parser.add_argument("--image_batch_size", type=int, default=64, help="images whose keys and values are held")
     parser.add_argument("--batch_size", type=int, help="most pairs in a forward pass")
     args = parser.parse_args(command_line)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    defaults = (64, 32, 24) if args.full_size else (6, 8, 5)
+    defaults = (48, 8, 8) if args.full_size else (6, 8, 5)
     queries, gallery, k = (
         given or default for given, default in zip((args.queries, args.gallery, args.k), defaults, strict=True)
     )

@@ -6,6 +6,7 @@ Times one step of fine-tuning with augmented captions: as published, plainly, ag
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,6 @@ from benchmarks.measure import (
     show,
 )
 from benchmarks.plain import plain_finetuning_losses, plain_itm_loss, plain_mlm_loss, plain_negatives
-from losses_mra import masked_language_loss
 from modeling_mra import MRAForPreTraining
 from mra_training.collator import TrainingCollator
 
@@ -42,8 +42,14 @@ VARIANTS = ("plain", "ours")
 def main(command_line: list[str] | None = None) -> None:
     """Prints the costs of both steps, of matching and masked language alone, the ratios and the difference of losses."""
     parser = make_parser(__doc__.strip().splitlines()[0])
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=2, help="of each kind that are timed")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=1, help="of each kind that are timed")
+    parser.add_argument(
+        "--checkpointing",
+        choices=("none", "vision", "all"),
+        default="vision",
+        help="layers of ours whose activations are computed again in the backward pass, for less memory",
+    )
     parser.add_argument(
         "--memory_of", choices=VARIANTS, help="run one step of a kind, and print its peak memory alone"
     )
@@ -52,13 +58,13 @@ def main(command_line: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     before = peak_memory(device)
-    bench = Benchmark(args.full_size, args.batch_size, device, getattr(torch, args.dtype))
+    bench = Benchmark(args.full_size, args.batch_size, device, getattr(torch, args.dtype), args.checkpointing)
     if args.memory_of:
         bench.step(args.memory_of)
         print(max(peak_memory(device) - before, 1))
         return
     results = {"device": describe_device(device), "dtype": args.dtype, "batch_size": args.batch_size}
-    results |= {name: bench.batch[name] for name in ("fusion_length", "max_masked")}
+    results |= {name: bench.batch[name] for name in ("caption_lengths", "max_masked")}
     if device.type != "cpu":
         for variant in VARIANTS:
             bench.step(variant), bench.fusion_step(variant)
@@ -89,18 +95,28 @@ class Benchmark:
         batch_size: rows.
         device: of the model.
         dtype: of the forward passes, under autocast where it is not float32.
+        checkpointing: what of ours is computed again in the backward pass: `none`, `vision` or `all`.
     """
 
-    def __init__(self, full_size: bool, batch_size: int, device: torch.device, dtype: torch.dtype):
-        self.device, self.dtype = device, dtype
+    def __init__(self, full_size: bool, batch_size: int, device: torch.device, dtype: torch.dtype, checkpointing: str):
+        self.device, self.dtype, self.checkpointing = device, dtype, checkpointing
         self.model = MRAForPreTraining(make_config(full_size)).to(device).train()
         batch = make_batch(self.model.config, batch_size)
         self.batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
-        self.attn_implementations = {"plain": "eager", "ours": "sdpa"}
+
+    def set_up(self, variant: str) -> None:
+        """Attention and checkpointing of one kind."""
+        checkpointing = "none" if variant == "plain" else self.checkpointing
+        self.model.set_attn_implementation("eager" if variant == "plain" else "sdpa")
+        if checkpointing == "all":
+            self.model.activation_checkpointing_enable()
+        else:
+            self.model.activation_checkpointing_disable()
+        self.model.mra.vision_model.swin.set_grad_checkpointing(checkpointing != "none")
 
     def losses(self, variant: str) -> dict[str, torch.Tensor]:
         """Forward pass of one kind; its hard negatives are drawn from the same seed."""
-        self.model.set_attn_implementation(self.attn_implementations[variant])
+        self.set_up(variant)
         generator = torch.Generator(self.device).manual_seed(0)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             if variant == "plain":
@@ -114,7 +130,7 @@ class Benchmark:
 
     def fusion_step(self, variant: str) -> None:
         """Matching and masked language alone, forward and backward, from images and captions that are already encoded."""
-        self.model.set_attn_implementation(self.attn_implementations[variant])
+        self.set_up(variant)
         encoded = self.encode()
         run = self.plain_fusion_loss if variant == "plain" else self.fusion_loss
         generator = torch.Generator(self.device).manual_seed(0)
@@ -153,14 +169,11 @@ class Benchmark:
         loss = 0
         for states, embeds, prefix in zip(texts, text_embeds, ("", "augmented_"), strict=True):
             loss = loss + model._alignment_losses(
-                keys_values, image_embeds, states, embeds, batch[f"{prefix}attention_mask"], batch["identity_ids"],
-                batch["fusion_length"], generator,
+                images, keys_values, image_embeds, states, embeds, batch[f"{prefix}attention_mask"], batch["identity_ids"],
+                batch[f"{prefix or 'caption_'}lengths"], generator,
             )[1]  # fmt: skip
-        labels = batch["labels"]
-        positions = (labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, : batch["max_masked"]]
-        mask = batch["attention_mask"][:, : labels.shape[1]]
-        logits = model.mlm_logits(batch["mlm_input_ids"], mask, image_keys_values=keys_values, positions=positions)
-        return loss + masked_language_loss(logits.flatten(0, 1), labels.gather(1, positions).flatten())
+        masked = batch["mlm_input_ids"], batch["labels"], batch["attention_mask"]
+        return loss + model._mlm_loss(*masked, keys_values, batch["mlm_lengths"], batch["max_masked"])
 
     def difference(self) -> float:
         """Largest difference between the losses of both kinds, with every dropout off."""
@@ -199,10 +212,13 @@ def make_batch(config, batch_size: int) -> dict:
 
 def memory_in_another_process(variant: str, args) -> int:
     """Bytes that one step adds, weights and gradients included, to a process that has only imported its libraries."""
-    command = [sys.executable, __file__, "--memory_of", variant, "--batch_size", str(args.batch_size)]
-    command += ["--device", args.device, "--dtype", args.dtype, "--threads", str(args.threads)]
+    names = ("batch_size", "checkpointing", "device", "dtype", "threads")
+    options = [f"--{name}={getattr(args, name)}" for name in names]
+    command = [sys.executable, __file__, f"--memory_of={variant}", *options]
     command += ["--full_size"] if args.full_size else []
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # Large tensors then go back to the system as they are freed, so that what is counted is what is held.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(64 * 1024)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from data_scripts.annotation_builder import AnnotationBuilder, Chunk
 from data_scripts.image_files import ImageRoot, find_image_root
 from data_scripts.json_rows import UnreadableJson, json_files, read_rows
-from data_scripts.pedes_layouts import DATASETS, AnnotatedImage, camera_of, check_texts, find_sources, read_images
+from data_scripts.pedes_layouts import CSV, DATASETS, AnnotatedImage, camera_of, check_texts, find_sources, read_images
 from data_scripts.validation import RowError, check_identity, check_object, check_regions, check_text
 
 
@@ -169,7 +169,7 @@ class PedesBuilder(AnnotationBuilder):
                 reason = RowError("(all)", "unreadable JSON", str(error))
                 rejected.add("00000000.rest", str(source.file), error.row, None, reason)
         splits = {split: images for split, images in splits.items() if images}
-        self.root = self._find_root(images, splits, DATASETS[dataset], follow_symlinks)
+        self.root = self._find_root(images, splits, dataset, follow_symlinks)
         self._note_repeated(splits)
         names = iter(range(1, 10**8))
         for split, rows in splits.items():
@@ -200,22 +200,23 @@ class PedesBuilder(AnnotationBuilder):
             "image": {"bytes": content, "path": image.path},
             "captions": captions,
             "image_id": image_id,
-            "camera": camera_of(image.path),
+            "camera": image.camera or camera_of(image.path),
         }
 
     def _reject_early(self, file: str, row: int, value: Any, error: RowError) -> None:
         image = None
         if isinstance(value, dict):
-            image = next((value[name] for name in ("image", "file_path", "img_path") if name in value), None)
+            image = next((value[name] for name in ("image", "file_path", "img_path", "path") if name in value), None)
         self.rejected.add("00000000", file, row, image, error)
 
-    def _find_root(self, folder, splits, name: str, follow_symlinks: bool) -> ImageRoot:
+    def _find_root(self, folder, splits, dataset: str, follow_symlinks: bool) -> ImageRoot:
         examples = []
         for rows in splits.values():
             step = max(1, len(rows) * len(splits) // _EXAMPLES)
             examples += [(row.file, row.texts[0][0], row.path) for row in rows[::step]]
         field = self.sources[0].layout.image
-        return find_image_root(folder, examples, ("imgs", name, f"{name}/imgs"), field, follow_symlinks)
+        names = ("images",) if dataset == CSV else ("imgs", DATASETS[dataset], f"{DATASETS[dataset]}/imgs")
+        return find_image_root(folder, examples, names, field, follow_symlinks)
 
     def _note_repeated(self, splits) -> None:
         owners: dict[str, str] = {}

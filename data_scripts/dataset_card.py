@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCardData
 from data_scripts.published_sizes import PUBLISHED, Size, compare_with_published
 
 
-TITLES = {"sda": "SDA", "cuhk": "CUHK-PEDES", "icfg": "ICFG-PEDES", "rstp": "RSTPReid"}
+TITLES = {"sda": "SDA", "cuhk": "CUHK-PEDES", "icfg": "ICFG-PEDES", "rstp": "RSTPReid", "csv": "Own captions"}
 CAPTION_COLUMNS = ["image", "caption", "image_id"]
 
 _ORIGIN = {
@@ -24,6 +24,8 @@ persons; there is no validation split.""",
     "rstp": """Photographs of pedestrians from MSMT17, five of each person from different cameras, each with two captions.
 Train, validation and test show different persons. Some captions hold characters other than Latin letters; they are
 kept as they came.""",
+    "csv": """Photographs of people with captions, from a CSV file. Say here where they come from, who agreed to it, and
+under which licence others may use them.""",
 }
 
 _COLUMNS = {
@@ -69,12 +71,18 @@ _CITATIONS = {
 }""",
 }
 
+_TERMS = """For research only, not for commercial use: the images and captions stay under the terms of {title}, which whoever
+downloads or passes on this copy has to keep."""
+_OWN_TERMS = (
+    "Images and captions belong to those who made them; pass them on only if they, and the people shown, agree."
+)
+
 _BODY = """
 # {title} in Parquet
 
 {origin}
 
-Written by the MRA toolkit from the annotation files and images of {title}; the image bytes are inside the shards.
+Written by the MRA toolkit from annotation files and images; the image bytes are inside the shards.
 
 ## Load it
 
@@ -95,9 +103,8 @@ dataset = load_dataset("{repository}")
 {remarks}
 ## Licence and use
 
-For research only, not for commercial use: the images and captions stay under the terms of {title}, which whoever
-downloads or passes on this copy has to keep. The images show, or are made to look like, people who did not choose to be
-found: do not use them to identify, follow or watch people.
+{terms} The images show, or are made to look like, people who did not choose to be found: do not use them to identify,
+follow or watch people.
 
 ## Citation
 
@@ -124,7 +131,7 @@ def write_card(
 
     Args:
         folder: of the prepared set.
-        dataset: `sda`, `cuhk`, `icfg` or `rstp`.
+        dataset: `sda`, `cuhk`, `icfg`, `rstp` or `csv`.
         features: of the shards.
         splits: name, rows and bytes of each split.
         sizes: images, captions and people of each split.
@@ -153,8 +160,8 @@ def write_card(
     data = DatasetCardData(
         pretty_name=TITLES[dataset],
         language="en",
-        license="other",
-        license_name="research-only",
+        license="unknown" if dataset == "csv" else "other",
+        license_name=None if dataset == "csv" else "research-only",
         size_categories=_size_category(sum(size.images for size in sizes.values())),
         tags=["text-based-person-retrieval", "image-text-retrieval", "person-search"],
     )
@@ -175,7 +182,8 @@ def write_card(
         columns=_column_table(dataset, list(features)),
         sizes=_size_table(dataset, sizes),
         remarks="".join(f"\n{remark}\n" for remark in remarks),
-        citations="\n\n".join(_CITATIONS[name] for name in dict.fromkeys((dataset, "sda"))),
+        terms=_OWN_TERMS if dataset == "csv" else _TERMS.format(title=TITLES[dataset]),
+        citations="\n\n".join(_CITATIONS[name] for name in dict.fromkeys((dataset, "sda")) if name in _CITATIONS),
     )
     Path(folder, "README.md").write_text(f"---\n{data.to_yaml()}\n---\n{body}", encoding="utf-8")
 
@@ -199,15 +207,15 @@ def _column_table(dataset: str, names: list[str]) -> str:
 
 def _size_table(dataset: str, sizes: dict[str, Size]) -> str:
     counts = ("images", "captions") if dataset == "sda" else ("images", "captions", "people")
-    lines = [
-        f"| split | {' | '.join(counts)} | published {' / '.join(counts)} |",
-        "| --- |" + " ---: |" * len(counts) + " --- |",
-    ]
-    for split, size in sizes.items():
-        published = PUBLISHED[dataset].get(split)
-        expected = " / ".join(f"{getattr(published, count):,}" for count in counts) if published else "-"
-        lines.append(f"| {split} | {' | '.join(f'{getattr(size, count):,}' for count in counts)} | {expected} |")
-    return "\n".join(lines)
+    rows = [["split", *counts], ["---", *["---:"] * len(counts)]]
+    rows += [[split, *(f"{getattr(size, count):,}" for count in counts)] for split, size in sizes.items()]
+    if dataset in PUBLISHED:
+        rows[0].append(f"published {' / '.join(counts)}")
+        rows[1].append("---")
+        for row in rows[2:]:
+            published = PUBLISHED[dataset].get(row[0])
+            row.append(" / ".join(f"{getattr(published, count):,}" for count in counts) if published else "-")
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _size_category(images: int) -> str:

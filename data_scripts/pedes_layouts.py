@@ -1,4 +1,4 @@
-"""Annotation files of CUHK-PEDES, ICFG-PEDES and RSTPReid, official or processed, told apart by their content."""
+"""Annotation files of CUHK-PEDES, ICFG-PEDES and RSTPReid, told apart by their content, and CSV files of one's own."""
 
 import re
 from collections.abc import Iterator
@@ -7,11 +7,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from data_scripts.csv_rows import read_csv_rows
 from data_scripts.json_rows import json_files, read_rows
 from data_scripts.validation import RowError, check_captions, check_object, check_text, shorten
 
 
 DATASETS = {"cuhk": "CUHK-PEDES", "icfg": "ICFG-PEDES", "rstp": "RSTPReid"}
+CSV = "csv"  # captions of one's own, in place of a set
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 _LOOKED_AT = 20  # rows from which a file's layout is told
@@ -31,11 +33,12 @@ class Layout:
     Names of the fields of one kind of annotation file.
 
     Args:
-        name: `official` or `processed`.
+        name: `official`, `processed` or `csv`.
         image: field with the image's path.
         captions: field with a caption or a list of them.
         identity: field with the person's number.
         split: field with the split, None where each split has its own file.
+        camera: field with the camera, None where the path tells it.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Layout:
     captions: str
     identity: str
     split: str | None = None
+    camera: str | None = None
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -55,6 +59,8 @@ LAYOUTS = (
     Layout("official", "img_path", "captions", "id", "split"),
     Layout("processed", "image", "caption", "image_id"),
 )
+CSV_LAYOUT = Layout("csv", "path", "caption", "identity", "split", "camera")
+CSV_REQUIRED = ("path", "caption", "identity")
 
 
 @dataclass
@@ -66,6 +72,7 @@ class AnnotatedImage:
     path: Any
     identity: Any
     texts: list[tuple[int, Any]] = field(default_factory=list)
+    camera: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,12 +107,16 @@ def find_sources(annotations: str | Path, dataset: str) -> list[Source]:
 
     Args:
         annotations: a file, or a folder that may hold files of other sets and other files too.
-        dataset: `cuhk`, `icfg` or `rstp`.
+        dataset: `cuhk`, `icfg`, `rstp`, or `csv` for a CSV file.
 
     Raises:
         ValueError: if there is none, they belong to another set, or there are several official ones.
         UnreadableJson: if the only file is no JSON.
     """
+    if dataset == CSV:
+        if not Path(annotations).is_file():
+            raise ValueError(f"--annotations {annotations} is no file; expected a CSV file with --dataset csv.")
+        return [Source(Path(annotations), CSV_LAYOUT, CSV, one_caption_a_row=True)]
     files = json_files(annotations)
     sources = []
     for file in files:
@@ -204,19 +215,23 @@ def read_images(source: Source, rejected) -> Iterator[tuple[str, AnnotatedImage]
     layout, file = source.layout, str(source.file)
     split = None if layout.split else split_of(source)
     images: dict[tuple[str, str], AnnotatedImage] = {}
-    for row, value in enumerate(read_rows(file)):
+    is_csv = layout.name == CSV
+    for row, value in enumerate(read_csv_rows(file, CSV_REQUIRED) if is_csv else read_rows(file)):
         try:
-            check_object(value, layout.fields)
+            check_object(value, CSV_REQUIRED if is_csv else layout.fields)
             row_split = split or _check_split(value, layout)
             path, identity = value[layout.image], value[layout.identity]
+            identity = _read_number(identity, layout.identity) if is_csv else identity
             if not isinstance(path, str):
                 raise RowError(layout.image, "wrong type", f"expected a path, got {shorten(path)}")
+            camera = value.get(layout.camera)
             # An official row is an image of its own; processed rows of training are captions of an image.
-            key = (row_split, path if layout.name == "processed" else f"{path}\n{row}")
-            image = images.setdefault(key, AnnotatedImage(file, layout, path, identity))
-            if identity != image.identity:
-                problem = f"row {image.texts[0][0]} gives {path} to person {image.identity}, this one to {identity}"
-                raise RowError(layout.identity, "conflicting person", problem)
+            key = (row_split, f"{path}\n{row}" if layout.name == "official" else path)
+            image = images.setdefault(key, AnnotatedImage(file, layout, path, identity, camera=camera))
+            _check_same(layout.identity, "person", identity, image.identity, image)
+            if camera is not None and image.camera is not None:
+                _check_same(layout.camera, "camera", camera, image.camera, image)
+            image.camera = image.camera or camera
         except RowError as error:
             rejected(file, row, value, error)
             continue
@@ -226,10 +241,24 @@ def read_images(source: Source, rejected) -> Iterator[tuple[str, AnnotatedImage]
 
 
 def _check_split(row: dict, layout: Layout) -> str:
-    split = row[layout.split]
+    split = row.get(layout.split, "train")  # a CSV file may leave it out
     if not isinstance(split, str) or split not in SPLITS:
         raise RowError(layout.split, "unknown split", f"expected train, val or test, got {shorten(split)}")
     return SPLITS[split]
+
+
+def _check_same(name: str, kind: str, said: Any, before: Any, image: AnnotatedImage) -> None:
+    if said != before:
+        problem = f"row {image.texts[0][0]} gives {image.path} to {kind} {before}, this one to {said}"
+        raise RowError(name, f"conflicting {kind}", problem)
+
+
+def _read_number(text: str, name: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        problem = f"expected a whole number, the same for all images of a person, got {shorten(text)}"
+        raise RowError(name, "wrong type", problem) from None
 
 
 def check_texts(value: Any, name: str) -> list[str]:

@@ -78,7 +78,7 @@ def prepare(
     Writes a set, whole or not at all, says what it holds, and uploads it if asked to.
 
     Args:
-        dataset: `sda`, `cuhk`, `icfg` or `rstp`.
+        dataset: `sda`, `cuhk`, `icfg`, `rstp` or `csv`.
         options: of [`parse_arguments`].
         make_builder: given what to do with bad rows and a folder for temporary files.
 

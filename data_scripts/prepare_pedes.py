@@ -1,7 +1,8 @@
 """
-Turns the annotations and images of CUHK-PEDES, ICFG-PEDES or RSTPReid into a folder that `datasets.load_dataset` reads.
+Turns the annotations and images of a person-search set, or of one's own, into a folder that `datasets.load_dataset` reads.
 
     python -m data_scripts.prepare_pedes --dataset cuhk --annotations data/finetune --images images --output data/arrow/cuhk
+    python -m data_scripts.prepare_pedes --dataset csv --annotations people.csv --images crops --output data/arrow/people
 """
 
 import argparse
@@ -13,15 +14,18 @@ if __name__ == "__main__" and not __package__:  # run as `python data_scripts/pr
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_scripts.builders import PedesBuilder
-from data_scripts.pedes_layouts import DATASETS
+from data_scripts.pedes_layouts import CSV, DATASETS
 from data_scripts.preparation import parse_arguments, prepare, run
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Prepares what the command line names."""
     parser = argparse.ArgumentParser(prog="prepare_pedes", description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--dataset", required=True, choices=tuple(DATASETS), help="which of the three sets")
-    annotations = "official JSON file, processed JSON file, or a folder of them (files of other sets are left alone)"
+    parser.add_argument("--dataset", required=True, choices=(*DATASETS, CSV), help="which of the three sets, or csv")
+    annotations = (
+        "official JSON file, processed JSON file, or a folder of them (files of other sets are left alone); for csv a file "
+        "with the columns path, caption, identity and, if you like, split and camera"
+    )
     options = parse_arguments(parser, arguments, annotations)
 
     def make_builder(rejected, scratch):

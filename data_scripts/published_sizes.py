@@ -34,12 +34,14 @@ def compare_with_published(dataset: str, sizes: dict[str, Size]) -> list[str]:
     Compares a prepared set with the published one.
 
     Args:
-        dataset: `sda`, `cuhk`, `icfg` or `rstp`.
+        dataset: `sda`, `cuhk`, `icfg` or `rstp`; nothing is published of another.
         sizes: of the prepared splits.
 
     Returns:
         A line for each split that differs: what it has, what was published, and how much is missing.
     """
+    if dataset not in PUBLISHED:
+        return []
     lines = []
     for split, published in PUBLISHED[dataset].items():
         if split not in sizes:

@@ -1,20 +1,29 @@
 """Text-to-image person retrieval with MRA: encode, rank, re-rank, fuse, measure, draw."""
 
+from typing import TYPE_CHECKING
+
 from .encode import ImageEncodings, TextEncodings, encode_images, encode_texts
 from .evaluation import RetrievalResult, evaluate_retrieval, format_table
 from .figures import RankedQuery, draw_rankings
 from .matching import PairMatcher, match_pairs
 from .metrics import retrieval_metrics
 from .rerank import rerank, similarity_matrix, top_k
+from .rerank_depth import RerankDepth, choose_rerank_depth
 from .score_fusion import fuse_scores
 
 
+if TYPE_CHECKING:
+    from .gallery import Gallery
+
 __all__ = [
+    "Gallery",
     "ImageEncodings",
     "PairMatcher",
     "RankedQuery",
+    "RerankDepth",
     "RetrievalResult",
     "TextEncodings",
+    "choose_rerank_depth",
     "draw_rankings",
     "encode_images",
     "encode_texts",
@@ -27,3 +36,12 @@ __all__ = [
     "similarity_matrix",
     "top_k",
 ]
+
+
+def __getattr__(name: str):
+    """Import `Gallery` when it is asked for: what it stands on is the extra [app]."""
+    if name == "Gallery":
+        from .gallery import Gallery
+
+        return Gallery
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,6 +30,10 @@ class RetrievalResult:
         timings: seconds of each stage on this process, and re-ranked pairs per second over all processes.
         counts: identities, images and captions evaluated.
         rerank_k: images re-ranked for each query, 0 for none; never more than the gallery has.
+        score_fusion: how `reranked` was fused.
+        match_weight: weight of the matching log-odds in "posterior".
+        flip: whether mirror images were used.
+        temperature: the model's learned temperature, None if it holds none.
         similarity: (captions, images) float32.
         reranked: (captions, images) float32 fused scores, or None.
         top_indices: (captions, rerank_k), or None.
@@ -44,6 +48,10 @@ class RetrievalResult:
     timings: dict[str, float]
     counts: dict[str, int]
     rerank_k: int
+    score_fusion: str
+    match_weight: float
+    flip: bool
+    temperature: float | None
     similarity: torch.Tensor
     reranked: torch.Tensor | None
     top_indices: torch.Tensor | None
@@ -155,6 +163,10 @@ def evaluate_retrieval(
         timings=timings,
         counts=counts,
         rerank_k=rerank_k,
+        score_fusion=score_fusion,
+        match_weight=match_weight,
+        flip=flip,
+        temperature=temperature,
         similarity=similarity,
         reranked=fused,
         top_indices=top_indices,

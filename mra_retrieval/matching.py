@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.activations import GELUActivation
 
-from modeling_mra import MRAFusionLayer, mix_values, visibility_mask
+from layers_mra import MRAFusionLayer, mix_values, visibility_mask
 
 from .distributed import without_lone_row
 from .encode import TextEncodings, forward_context

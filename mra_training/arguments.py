@@ -67,8 +67,15 @@ class ModelArguments:
     attn_implementation: Literal["sdpa", "eager"] = field(
         default="sdpa", metadata={"help": "Attention kernels of the text, fusion and Swin layers."}
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Recompute activations in the backward pass: less memory, more time."}
+    gradient_checkpointing: Literal["none", "vision", "all"] = field(
+        default="none",
+        metadata={
+            "help": "Layers whose activations are computed again in the backward pass, for less memory: those of the image "
+            "encoder, which hold most of it, or all."
+        },
+    )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile the layers of Swin, BERT and fusion with TorchInductor."}
     )
 
     def __post_init__(self):
@@ -99,6 +106,17 @@ class ObjectiveArguments:
             "help": "Gradient of the contrastive loss over several processes: `exact`, or 1 / processes of it "
             "as the published gather gives."
         },
+    )
+    itc_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows of the similarity matrix that the contrastive loss computes at a time, to save memory with "
+            "large batches; all at once if left out."
+        },
+    )
+    itm_negatives: Literal["local", "all"] = field(
+        default="local",
+        metadata={"help": "Draw negatives for matching from each process's own pairs, as published, or from all."},
     )
 
     def overrides(self) -> dict[str, Any]:
@@ -143,6 +161,27 @@ class DataArguments:
     )
     per_device_batch_size: int = field(default=40, metadata={"help": "Image-text pairs of each process in a step."})
     num_workers: int = field(default=4, metadata={"help": "Worker processes that prepare batches, for each process."})
+    image_backend: Literal["tensor", "pillow"] = field(
+        default="tensor",
+        metadata={
+            "help": "What resizes training images: `tensor` is fast, `pillow` gives the published pixels. Crops, boxes and "
+            "masks are the same; evaluation resizes as the model's processor does."
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the training set piece by piece from its Parquet files, without a copy on disk."},
+    )
+    streaming_buffer: int = field(
+        default=16384,
+        metadata={"help": "Rows among which a streamed row is shuffled; about as many are held in memory."},
+    )
+    streaming_lanes: int = field(
+        default=16,
+        metadata={
+            "help": "Parts of a streamed epoch that are read side by side; best a multiple of processes x workers."
+        },
+    )
     flip_probability: float = field(default=0.5, metadata={"help": "Chance of mirroring an image."})
     erasing_probability: float = field(default=0.6, metadata={"help": "Chance of erasing a rectangle of an image."})
     mlm_probability: float = field(default=0.25, metadata={"help": "Share of a caption's tokens to mask."})
@@ -158,6 +197,8 @@ class DataArguments:
         _require(self.dataset is not None, "dataset", "a folder or Hub id of a prepared set", self.dataset)
         _require(self.per_device_batch_size > 0, "per_device_batch_size", "at least 1", self.per_device_batch_size)
         _require(self.num_workers >= 0, "num_workers", "0 or more", self.num_workers)
+        for name in ("streaming_buffer", "streaming_lanes"):
+            _require(getattr(self, name) > 0, name, "at least 1", getattr(self, name))
 
 
 @dataclass
@@ -287,7 +328,6 @@ class RunArguments:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = field(
         default=None, metadata={"help": "Precision of the matrix products; what `accelerate` is set to when left out."}
     )
-    torch_compile: bool = field(default=False, metadata={"help": "Compile the model with TorchInductor."})
     seed: int = field(default=42, metadata={"help": "Seed of initialisation, data order, augmentation and dropout."})
     logging_steps: int = field(default=50, metadata={"help": "Optimizer steps between two lines of metrics.jsonl."})
     log_with: list[str] = field(

@@ -13,6 +13,7 @@ import torch
 import yaml
 from accelerate.logging import get_logger
 
+from mra_retrieval import RerankDepth
 from mra_training.environment import write_environment
 from mra_training.metrics_log import METRICS_FILE
 
@@ -270,7 +271,9 @@ def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState,
     logger.info(f"Resumed {checkpoint} at step {state.step}, {state.samples_in_epoch} pairs into epoch {state.epoch}.")
 
 
-def save_model(accelerator, model, processor, folder: str | Path, card: str | None = None) -> None:
+def save_model(
+    accelerator, model, processor, folder: str | Path, card: str | None = None, depth: RerankDepth | None = None
+) -> None:
     """
     Writes model, processor and code as one folder for `from_pretrained`, whole or not at all.
 
@@ -280,6 +283,7 @@ def save_model(accelerator, model, processor, folder: str | Path, card: str | No
         processor: the `MRAProcessor`.
         folder: replaced if it exists.
         card: text of the `README.md`.
+        depth: how many images to re-rank with this model, as chosen on validation.
     """
     folder = Path(folder)
     unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
@@ -291,6 +295,8 @@ def save_model(accelerator, model, processor, folder: str | Path, card: str | No
         processor.save_pretrained(unfinished)
         if card is not None:
             (unfinished / "README.md").write_text(card, encoding="utf-8")
+        if depth is not None:
+            depth.save(unfinished)
         replace_folder(unfinished, folder)
     accelerator.wait_for_everyone()
 

@@ -7,9 +7,6 @@ from transformers import PreTrainedTokenizerBase
 from mra_training.masking import TokenMasker
 
 
-LENGTH_BUCKET = 8
-
-
 class TrainingCollator:
     """
     Stacks images, tokenises texts and masks captions; runs in the workers of the data loader.
@@ -61,12 +58,11 @@ class TrainingCollator:
 
         Returns:
             `pixel_values` `(batch, 3, height, width)` float32; `input_ids`, `attention_mask`, `mlm_input_ids`, `labels`
-            `(batch, max_text_length)` int64; `identity_ids` `(batch,)` int64; `fusion_length` and, with
-            regions, `phrase_fusion_length`, the leading positions that hold every token, as integers; `max_masked`, the
-            most labels of a row. `mlm_input_ids` and `labels` are cut to the captions' own length unless padding may be
-            masked. With augmented captions also
-            `augmented_input_ids` and `augmented_attention_mask`; with regions also `phrase_input_ids`,
-            `phrase_attention_mask`, `region_attention_mask` `(batch, 1 + patches)` and `phrase_ids` `(batch,)`.
+            `(batch, max_text_length)` int64; `identity_ids` `(batch,)` int64; `caption_lengths`, a list of
+            the captions' tokens; `mlm_lengths`, the same, unless padding may be masked; `max_masked`, the most labels of
+            a row. With augmented captions also `augmented_input_ids`, `augmented_attention_mask` and
+            `augmented_lengths`; with regions also `phrase_input_ids`, `phrase_attention_mask`, `phrase_lengths`,
+            `region_attention_mask` `(batch, 1 + patches)` and `phrase_ids` `(batch,)`.
 
         Raises:
             ValueError: if the batch is empty or its examples differ in fields.
@@ -86,30 +82,22 @@ class TrainingCollator:
         if "phrase" in fields:
             kinds["phrase"] = "phrase_"
 
-        batch = {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}
+        batch = {"pixel_values": _stack([example["pixel_values"] for example in examples])}
         for field, prefix in kinds.items():
             batch.update(self._encode([example[field] for example in examples], prefix))
         seeds = np.array([example["mask_seed"] for example in examples], dtype=np.uint64)
         masked, labels = self.masker(batch["input_ids"].numpy(), seeds)
         batch["mlm_input_ids"], batch["labels"] = torch.from_numpy(masked), torch.from_numpy(labels)
         batch["identity_ids"] = torch.tensor([example["identity_id"] for example in examples])
-        lengths = {kind: self._bucket(batch[f"{prefix}attention_mask"]) for kind, prefix in kinds.items()}
+        for prefix in kinds.values():
+            batch[f"{prefix or 'caption_'}lengths"] = batch[f"{prefix}attention_mask"].sum(dim=1).tolist()
         batch["max_masked"] = self.masker.max_masked
-        batch["fusion_length"] = max(lengths["caption"], lengths.get("augmented_caption", 0))
-        if "phrase" in fields:
-            batch["phrase_fusion_length"] = lengths["phrase"]
         if not self.masker.mask_padding:
-            length = lengths["caption"]
-            batch["mlm_input_ids"], batch["labels"] = batch["mlm_input_ids"][:, :length], batch["labels"][:, :length]
+            batch["mlm_lengths"] = batch["caption_lengths"]
         if "phrase" in fields:
             batch["region_attention_mask"] = torch.stack([example["region_attention_mask"] for example in examples])
             batch["phrase_ids"] = torch.tensor([example["phrase_id"] for example in examples])
         return batch
-
-    def _bucket(self, attention_mask: torch.Tensor) -> int:
-        """Positions that hold every token, rounded up to one of few lengths so that compiled models see few shapes."""
-        length = int(attention_mask.sum(dim=1).max())
-        return min(-(-length // LENGTH_BUCKET) * LENGTH_BUCKET, self.max_text_length)
 
     def _encode(self, texts: list[str], prefix: str) -> dict[str, torch.Tensor]:
         encoded = self.tokenizer(
@@ -121,3 +109,16 @@ class TrainingCollator:
             return_tensors="pt",
         )
         return {f"{prefix}{name}": encoded[name] for name in ("input_ids", "attention_mask")}
+
+
+def _stack(images: list[torch.Tensor]) -> torch.Tensor:
+    """Stacks images; those that were written side by side (`TrainingDataset.__getitems__`) are taken as they lie."""
+    base = images[0]._base
+    if (
+        base is None
+        or base.shape != (len(images), *images[0].shape)
+        or any(image._base is not base for image in images)
+    ):
+        return torch.stack(images)
+    in_order = all(image.data_ptr() == row.data_ptr() for image, row in zip(images, base, strict=True))
+    return base if in_order else torch.stack(images)

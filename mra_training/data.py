@@ -1,8 +1,8 @@
-"""Training sets and their order: what a sample looks like depends on (seed, epoch, row), never on who asks for it."""
+"""Training sets: what a sample looks like depends on (seed, epoch, row), never on who asks for it."""
 
 import hashlib
+import math
 import random
-from collections.abc import Iterator
 
 import datasets
 import numpy as np
@@ -11,89 +11,23 @@ import torch
 from datasets import Image, IterableDatasetDict, LargeList, List, Value
 
 from mra_training.augmentation import CaptionAugmenter
+from mra_training.images import open_image, upright_size
+from mra_training.order import Key, key_to_seed
 from mra_training.regions import WHOLE_IMAGE, box_to_pixels, region_attention_mask
+from mra_training.streaming import StreamedTable, arrow_column
 from mra_training.transforms import ERASING_RATIO, ERASING_SCALE, TrainingImageTransform
 
 
-Key = tuple[int, int]
+Table = datasets.Dataset | StreamedTable
 
 SDA_COLUMNS = "image (Image), image_id (integer), caption (string), boxes (list of 4 floats), phrases (list of string)"
 PEDES_COLUMNS = "image (Image), image_id (integer), captions (list of string)"
-
-
-# Keys
-
-
-def key_to_seed(purpose: str, *key: int) -> int:
-    """Hashes a purpose and integers to 63 bits, the same on every machine and Python."""
-    text = ":".join([purpose, *(str(int(part)) for part in key)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def phrase_to_id(phrase: str) -> int:
     """Identity of a phrase: a 63-bit hash of its lower-case words, so equal phrases share it on every process."""
     words = " ".join(phrase.lower().split())
     return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little") >> 1
-
-
-class KeyedSampler(torch.utils.data.Sampler):
-    """
-    Yields the keys (epoch, row) of one epoch, from any position on.
-
-    The order is a function of seed and epoch alone. Every process iterates all of it; sharing it out is the work of
-    accelerate's `BatchSamplerShard`.
-
-    Args:
-        num_rows: rows of the training set.
-        seed: of the order.
-        shuffle: False keeps the rows in order.
-
-    Raises:
-        ValueError: if there are no rows.
-    """
-
-    def __init__(self, num_rows: int, seed: int, shuffle: bool = True):
-        if num_rows < 1:
-            raise ValueError(f"`num_rows` must be 1 or more, got {num_rows}: the training set is empty.")
-        self.num_rows = num_rows
-        self.seed = seed
-        self.shuffle = shuffle
-        self.epoch = 0
-        self.start = 0
-
-    def set_position(self, epoch: int, start: int = 0) -> None:
-        """
-        Chooses what the next iteration yields.
-
-        Args:
-            epoch: number of the epoch, from 0.
-            start: rows of the epoch to leave out, counted over all processes.
-
-        Raises:
-            ValueError: if either is out of range.
-        """
-        if epoch < 0:
-            raise ValueError(f"`epoch` must be 0 or more, got {epoch}.")
-        if not 0 <= start <= self.num_rows:
-            raise ValueError(
-                f"`start` must lie in 0..{self.num_rows} (the rows of an epoch), got {start}: "
-                "the position was saved with another training set."
-            )
-        self.epoch = epoch
-        self.start = start
-
-    def __len__(self) -> int:
-        return self.num_rows - self.start
-
-    def __iter__(self) -> Iterator[Key]:
-        epoch, order = self.epoch, np.arange(self.num_rows)
-        if self.shuffle:
-            order = np.random.default_rng(key_to_seed("order", self.seed, epoch)).permutation(self.num_rows)
-        for row in order[self.start :]:
-            yield epoch, int(row)
-
-
-# Training sets
 
 
 class TrainingDataset(torch.utils.data.Dataset):
@@ -105,7 +39,7 @@ class TrainingDataset(torch.utils.data.Dataset):
     and `region_attention_mask` `(1 + patches,)` with regions.
 
     Args:
-        dataset: the table, as `load_dataset` gives it.
+        dataset: the table, its images as `bytes` and `path`.
         processor: an `MRAProcessor`.
         transform: of the images.
         image_rows: `(pairs,)`, the row of the table that holds each pair.
@@ -119,7 +53,7 @@ class TrainingDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        dataset: datasets.Dataset,
+        dataset: Table,
         processor,
         transform: TrainingImageTransform,
         image_rows: np.ndarray,
@@ -130,7 +64,7 @@ class TrainingDataset(torch.utils.data.Dataset):
         crop_to_regions: bool = False,
         grid_size: tuple[int, int] | None = None,
     ):
-        self.dataset = dataset.cast_column("image", Image(decode=False))
+        self.dataset = dataset
         self.processor = processor
         self.transform = transform
         self.image_rows = image_rows
@@ -140,7 +74,6 @@ class TrainingDataset(torch.utils.data.Dataset):
         self.augmenter = augmenter
         self.crop_to_regions = crop_to_regions
         self.grid_size = grid_size
-        self._decoder = Image(mode="RGB")
 
     def __len__(self) -> int:
         return len(self.image_rows)
@@ -151,31 +84,46 @@ class TrainingDataset(torch.utils.data.Dataset):
         return None if self.identity_ids is None else int(self.identity_ids.max()) + 1
 
     def __getitem__(self, key: Key) -> dict:
-        if not isinstance(key, tuple) or len(key) != 2:
-            raise ValueError(f"A training sample is asked for by (epoch, row), got {key!r}; use a `KeyedSampler`.")
-        epoch, pair = key
-        image_row = int(self.image_rows[pair])
-        row = self.dataset[image_row]
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[Key]) -> list[dict]:
+        """Items of a batch, whose rows are read in one go."""
+        for key in keys:
+            if not isinstance(key, tuple) or len(key) != 2:
+                raise ValueError(
+                    f"A training sample is asked for by (epoch, row), got {key!r}; use the sampler of `make_sampler`."
+                )
+        image_rows = [int(self.image_rows[pair]) for _, pair in keys]
+        columns = self.dataset[image_rows]
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        # One tensor for all, which `TrainingCollator` takes as it is: new memory costs more than resizing.
+        pixels = _new_batch(len(keys), 3, *self.transform.image_size)
+        return [
+            self._checked(row, image_row, *key, out)
+            for row, image_row, key, out in zip(rows, image_rows, keys, pixels, strict=True)
+        ]
+
+    def _checked(self, row: dict, image_row: int, epoch: int, pair: int, out: torch.Tensor) -> dict:
         try:
-            return self._example(row, image_row, epoch, pair)
+            return self._example(row, image_row, epoch, pair, out)
         except (ValueError, OSError) as error:  # Pillow reports a broken image as OSError
             raise ValueError(
                 f"Row {image_row} (image_id {row['image_id']}) of the training set cannot be used: {error} "
                 "Prepare the set again with `--on_error skip` to leave such rows out."
             ) from error
 
-    def _example(self, row: dict, image_row: int, epoch: int, pair: int) -> dict:
+    def _example(self, row: dict, image_row: int, epoch: int, pair: int, out: torch.Tensor) -> dict:
         def generator(purpose: str) -> random.Random:
             return random.Random(key_to_seed(purpose, self.seed, epoch, pair))
 
-        image = self._decoder.decode_example(row["image"])
+        image = open_image(row["image"])
         text = row["caption"] if self.caption_indices is None else row["captions"][self.caption_indices[pair]]
         caption = self.processor.normalize_caption(text)
         box, phrase = None, caption
         if self.crop_to_regions:
             relative_box, phrase = self._draw_region(row, caption, generator("region"))
-            box = box_to_pixels(relative_box, image.width, image.height)
-        pixel_values, box = self.transform(image, generator("image"), box)
+            box = box_to_pixels(relative_box, *upright_size(image))
+        pixel_values, box = self.transform(image, generator("image"), box, out)
         example = {
             "pixel_values": pixel_values,
             "caption": caption,
@@ -203,7 +151,7 @@ class TrainingDataset(torch.utils.data.Dataset):
 
 
 def build_pretraining_dataset(
-    dataset: datasets.Dataset,
+    dataset: Table,
     processor,
     *,
     grid_size: tuple[int, int],
@@ -215,6 +163,7 @@ def build_pretraining_dataset(
     erasing_probability: float = 0.6,
     erasing_scale: tuple[float, float] = ERASING_SCALE,
     erasing_ratio: tuple[float, float] = ERASING_RATIO,
+    image_backend: str = "tensor",
 ) -> TrainingDataset:
     """
     Builds the training set of pretraining: images cropped around one of their boxes, captions, phrases.
@@ -223,14 +172,15 @@ def build_pretraining_dataset(
     image as its region and the caption as its phrase.
 
     Args:
-        dataset: one split, not streamed.
+        dataset: one split, from `load_split`.
         processor: an `MRAProcessor`.
         grid_size: rows and columns of the model's image tokens (`config.vision_config.grid_size`).
         seed: of everything random.
         data_fraction: share of the images to use, drawn once by the seed.
         regions: False leaves phrases and masks out of the items (no region terms) and the images as they are with them.
         augmenter: adds an augmented caption to the items.
-        flip_probability, erasing_probability, erasing_scale, erasing_ratio: see [`TrainingImageTransform`].
+        flip_probability, erasing_probability, erasing_scale, erasing_ratio, image_backend: see
+            [`TrainingImageTransform`].
 
     Raises:
         ValueError: if the columns are not those of a prepared set, or an argument is out of range.
@@ -243,7 +193,9 @@ def build_pretraining_dataset(
         )
     if not 0 < data_fraction <= 1:
         raise ValueError(f"`data_fraction` must lie above 0 and not above 1, got {data_fraction}.")
-    transform = _training_transform(processor, flip_probability, erasing_probability, erasing_scale, erasing_ratio)
+    transform = _training_transform(
+        processor, flip_probability, erasing_probability, erasing_scale, erasing_ratio, image_backend
+    )
     region_attention_mask((0, 0, 1, 1), transform.image_size, grid_size)  # refuses a grid that does not fit
     image_rows, caption_indices = np.arange(len(dataset)), None
     if data_fraction < 1:
@@ -253,7 +205,7 @@ def build_pretraining_dataset(
     if not single:
         image_rows, caption_indices = _caption_pairs(dataset, image_rows)
     return TrainingDataset(
-        _select_columns(dataset),
+        _raw_columns(dataset),
         processor,
         transform,
         image_rows,
@@ -266,7 +218,7 @@ def build_pretraining_dataset(
 
 
 def build_finetuning_dataset(
-    dataset: datasets.Dataset,
+    dataset: Table,
     processor,
     *,
     seed: int,
@@ -275,26 +227,30 @@ def build_finetuning_dataset(
     erasing_probability: float = 0.6,
     erasing_scale: tuple[float, float] = ERASING_SCALE,
     erasing_ratio: tuple[float, float] = ERASING_RATIO,
+    image_backend: str = "tensor",
 ) -> TrainingDataset:
     """
     Builds the training set of fine-tuning: one row for each (image, caption), persons numbered from 0 on.
 
     Args:
-        dataset: one split of a PEDES set, not streamed.
+        dataset: one split of a PEDES set, from `load_split`.
         processor: an `MRAProcessor`.
         seed: of everything random.
         augmenter: adds an augmented caption to the items.
-        flip_probability, erasing_probability, erasing_scale, erasing_ratio: see [`TrainingImageTransform`].
+        flip_probability, erasing_probability, erasing_scale, erasing_ratio, image_backend: see
+            [`TrainingImageTransform`].
 
     Raises:
         ValueError: if the columns are not those of a prepared PEDES set, or an argument is out of range.
     """
     _check_columns(dataset, ("captions",))
-    transform = _training_transform(processor, flip_probability, erasing_probability, erasing_scale, erasing_ratio)
+    transform = _training_transform(
+        processor, flip_probability, erasing_probability, erasing_scale, erasing_ratio, image_backend
+    )
     image_rows, caption_indices = _caption_pairs(dataset, np.arange(len(dataset)))
-    persons = _arrow_column(dataset, "image_id").to_numpy()
+    persons = arrow_column(dataset, "image_id").to_numpy()
     return TrainingDataset(
-        _select_columns(dataset),
+        _raw_columns(dataset),
         processor,
         transform,
         image_rows,
@@ -305,14 +261,23 @@ def build_finetuning_dataset(
     )
 
 
-def _check_columns(dataset: datasets.Dataset, caption_columns: tuple[str, ...]) -> bool:
+def _new_batch(*shape: int) -> torch.Tensor:
+    """Room for float32; in a worker shared with the main process, so that it is not copied there on its way."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(shape)
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # as `default_collate` does
+    return torch.empty(0).set_(storage, 0, shape)
+
+
+def _check_columns(dataset: Table, caption_columns: tuple[str, ...]) -> bool:
     """Refuses what is no prepared split; True when rows have one `caption`, False when they have `captions`."""
     layout = SDA_COLUMNS if "caption" in caption_columns else PEDES_COLUMNS
     if isinstance(dataset, (dict, IterableDatasetDict)):
         raise ValueError(f"`dataset` must be one split, got all of {', '.join(dataset)}; pass dataset['train'].")
-    if not isinstance(dataset, datasets.Dataset):
+    if not isinstance(dataset, Table):
         raise ValueError(
-            f"`dataset` must be a datasets.Dataset (load_dataset without streaming), got {type(dataset)}."
+            "`dataset` must be a datasets.Dataset (load_dataset without streaming) or a StreamedTable, got "
+            f"{type(dataset)}."
         )
     if not len(dataset):
         raise ValueError("`dataset` has no rows; prepare the set again.")
@@ -349,19 +314,18 @@ def _is_list(feature) -> bool:
     return isinstance(feature, (List, LargeList))
 
 
-def _select_columns(dataset: datasets.Dataset) -> datasets.Dataset:
+def _raw_columns(dataset: Table) -> Table:
+    """The columns that training reads, images as `bytes` and `path`."""
     wanted = ("image", "image_id", "caption", "captions", "boxes", "phrases")
-    return dataset.with_format(None).select_columns([name for name in dataset.column_names if name in wanted])
+    dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted])
+    if isinstance(dataset, StreamedTable):
+        return dataset
+    return dataset.with_format(None).cast_column("image", Image(decode=False))
 
 
-def _arrow_column(dataset: datasets.Dataset, name: str):
-    """A column as one Arrow array, the other columns (images) untouched."""
-    return dataset.select_columns([name]).with_format("arrow")[:].column(name).combine_chunks()
-
-
-def _caption_pairs(dataset: datasets.Dataset, image_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _caption_pairs(dataset: Table, image_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows and caption numbers of every (image, caption) pair of some rows; both `(pairs,)`."""
-    counts = pc.fill_null(pc.list_value_length(_arrow_column(dataset, "captions")), 0).to_numpy()[image_rows]
+    counts = pc.fill_null(pc.list_value_length(arrow_column(dataset, "captions")), 0).to_numpy()[image_rows]
     if not counts.all():
         raise ValueError(
             f"Row {image_rows[counts.argmin()]} of the training set has no caption; prepare the set again with "

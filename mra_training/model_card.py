@@ -8,6 +8,7 @@ import yaml
 from accelerate.logging import get_logger
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
+from mra_retrieval import RerankDepth, RetrievalResult
 from mra_training.environment import describe_environment
 
 
@@ -94,8 +95,9 @@ licence.
 def build_card(
     recipe: dict[str, Any],
     epochs: int,
-    metrics: dict[str, dict[str, float]] | None = None,
+    result: RetrievalResult | None = None,
     evaluated_on: str | None = None,
+    depth: RerankDepth | None = None,
 ) -> str:
     """
     Writes the card of a trained model.
@@ -103,16 +105,19 @@ def build_card(
     Args:
         recipe: resolved arguments of the run.
         epochs: epochs that the weights have seen.
-        metrics: as [`~mra_training.validation.validate`] gives them; None if nothing was evaluated.
-        evaluated_on: name of the set whose validation data they were measured on.
+        result: as [`~mra_training.validation.validate`] gives it; None if nothing was evaluated.
+        evaluated_on: name of the set whose validation data it was measured on.
+        depth: how many images to re-rank, as chosen on that data.
 
     Returns:
         Text of a `README.md`, its metadata first.
     """
     repository = recipe["hub_model_id"] or Path(recipe["output_dir"]).name
     results, index = (
-        _describe_results(metrics, evaluated_on, epochs) if metrics else ("Not evaluated in training.", None)
+        _describe_results(result.metrics, evaluated_on, epochs) if result else ("Not evaluated in training.", None)
     )
+    if depth is not None:
+        results += f"\n\n`--rerank_k auto` takes {depth.rerank_k}: {depth.describe()}."
     start = recipe["model_name_or_path"]
     environment = describe_environment()
     versions = ", ".join(f"{library} {version}" for library, version in environment["libraries"].items())

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+import torch._dynamo
 from transformers import AutoTokenizer, BertTokenizer
 
 from configuration_mra import MRAConfig
@@ -54,9 +56,26 @@ def create_model(args, config: MRAConfig) -> MRAForPreTraining:
     else:
         model = load_for_finetuning(args.model_name_or_path, **config.to_dict())
     model.set_attn_implementation(args.attn_implementation)
-    if args.gradient_checkpointing:
+    if args.gradient_checkpointing == "all":
         model.activation_checkpointing_enable()
+    elif args.gradient_checkpointing == "vision":
+        model.mra.vision_model.swin.set_grad_checkpointing()
+    if args.torch_compile:
+        compile_layers(model)
     return model
+
+
+def compile_layers(model: MRAForPreTraining) -> None:
+    """
+    Compiles each layer of Swin, BERT and fusion in place, so that layers of one kind share what is compiled.
+
+    Names of the weights stay as they are. Swin's layers differ in width and drop rate and texts in length, so that a kind
+    of layer is compiled more often than TorchDynamo's own limit of 8.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    for module in model.modules():
+        if type(module).__name__ in model._no_split_modules:
+            module.compile()
 
 
 def create_processor(args, config: MRAConfig) -> MRAProcessor:

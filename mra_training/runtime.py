@@ -44,7 +44,6 @@ def create_accelerator(args) -> Accelerator:
     return Accelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
-        dynamo_backend="inductor" if args.torch_compile else None,
         log_with=check_trackers(args.log_with) or None,
         project_dir=args.output_dir,
         # The dispatcher of batches resumes at another place than it stopped.

@@ -5,17 +5,22 @@ import numpy as np
 from accelerate.logging import get_logger
 from datasets import Dataset, load_dataset
 
+from mra_training.streaming import StreamedTable, Streaming, arrow_column, open_streamed_split
+
+
+Table = Dataset | StreamedTable
 
 logger = get_logger(__name__)
 
 
-def load_split(name: str, split: str) -> Dataset | None:
+def load_split(name: str, split: str, streaming: Streaming | None = None) -> Table | None:
     """
     Loads one split of a prepared set.
 
     Args:
         name: folder or Hub id.
         split: `train` or `validation`.
+        streaming: how to read it piece by piece; None makes it a table on disk first.
 
     Returns:
         The split, or None if the set has no validation split.
@@ -30,6 +35,8 @@ def load_split(name: str, split: str) -> Dataset | None:
             f"`dataset`: {name!r} is no prepared set, neither a folder with Parquet files nor a Hub id. Make one with "
             "data_scripts/prepare_sda.py or data_scripts/prepare_pedes.py."
         ) from None
+    if split in splits and streaming is not None:
+        return open_streamed_split(name, split, streaming)
     if split in splits:
         return load_dataset(name, split=split)
     if split == "train":
@@ -37,7 +44,7 @@ def load_split(name: str, split: str) -> Dataset | None:
     return None
 
 
-def hold_out_identities(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset | None]:
+def hold_out_identities(dataset: Table, fraction: float, seed: int) -> tuple[Table, Dataset | None]:
     """
     Splits the identities of a training set, so that no person is on both sides.
 
@@ -47,14 +54,14 @@ def hold_out_identities(dataset: Dataset, fraction: float, seed: int) -> tuple[D
         seed: of the choice.
 
     Returns:
-        The rows to train on and those held out, None for a fraction of 0.
+        The rows to train on, and those held out, read into memory if they were streamed; None for a fraction of 0.
 
     Raises:
         ValueError: if the fraction leaves no identity on one side.
     """
     if fraction == 0:
         return dataset, None
-    ids = np.asarray(dataset.with_format(None)["image_id"])
+    ids = arrow_column(dataset, "image_id").to_numpy()
     identities = np.unique(ids)
     count = round(fraction * len(identities))
     if not 0 < count < len(identities):
@@ -63,4 +70,5 @@ def hold_out_identities(dataset: Dataset, fraction: float, seed: int) -> tuple[D
         )
     held_out = np.isin(ids, np.random.default_rng(seed).permutation(identities)[:count])
     logger.info(f"Holding out {count} of {len(identities)} training identities for validation.")
-    return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+    train, validation = dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+    return train, validation.to_dataset() if isinstance(validation, StreamedTable) else validation

@@ -3,14 +3,14 @@
 import torch
 from accelerate.utils import broadcast
 
-from mra_retrieval import evaluate_retrieval
+from mra_retrieval import RerankDepth, RetrievalResult, choose_rerank_depth, evaluate_retrieval
 from mra_training.runtime import whole_model
 
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def validate(accelerator, model, processor, dataset, args, num_workers: int = 0) -> dict[str, dict[str, float]]:
+def validate(accelerator, model, processor, dataset, args, num_workers: int = 0) -> RetrievalResult:
     """
     Evaluates the model under training; every process must call this, and all get the same figures.
 
@@ -23,12 +23,12 @@ def validate(accelerator, model, processor, dataset, args, num_workers: int = 0)
         num_workers: processes that decode images.
 
     Returns:
-        `similarity` and, with re-ranking, `reranked`: R1, R5, R10, mAP and mINP in percent.
+        Its `metrics` are `similarity` and, with re-ranking, `reranked`: R1, R5, R10, mAP and mINP in percent.
     """
     unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
     # BatchNorm statistics differ between processes after a step; the main process's are those that are saved.
     broadcast(list(unwrapped.buffers()))
-    result = evaluate_retrieval(
+    return evaluate_retrieval(
         whole_model(unwrapped),
         processor,
         dataset,
@@ -39,9 +39,15 @@ def validate(accelerator, model, processor, dataset, args, num_workers: int = 0)
         num_workers=num_workers,
         dtype=_DTYPES.get(accelerator.mixed_precision),
     )
-    return result.metrics
 
 
 def selection_metric(metrics: dict[str, dict[str, float]]) -> float:
     """R@1 in percent that chooses the best model: after re-ranking where it was done."""
     return metrics.get("reranked", metrics["similarity"])["R1"]
+
+
+def rerank_depth(result: RetrievalResult | None, evaluated_on: str | None) -> RerankDepth | None:
+    """How deep to re-rank with the model that gave a validation result; None where nothing was re-ranked."""
+    if result is None or not result.rerank_k:
+        return None
+    return choose_rerank_depth(result, f"validation data of {evaluated_on}")

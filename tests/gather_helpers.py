@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from losses_mra import contrastive_loss, gather_features, gather_identities
+from losses_mra import contrastive_loss, gather_constant, gather_features
 
 
 def make_pair(seed: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,7 +26,7 @@ def run_contrastive(rank: int, world: int, port: int, queue) -> None:
             image, text = (x[rows].clone().requires_grad_() for x in make_pair(21, 2048))
             temperature = torch.tensor(0.07, requires_grad=True)
             features = (gather_features(F.normalize(x, dim=-1), mode) for x in (image, text))
-            loss = contrastive_loss(*features, gather_identities(identities), temperature, smoothing)
+            loss = contrastive_loss(*features, gather_constant(identities), temperature, smoothing)
             loss.backward()
             results[mode, smoothing] = (loss.item(), temperature.grad.item(), image.grad.tolist())
     queue.put((rank, results))

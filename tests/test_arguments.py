@@ -84,6 +84,8 @@ def test_recipe_sets_values_and_command_line_wins(tmp_path):
         ("learning_rate: fast\n", (), ["`learning_rate`", "float", "'fast'"]),
         ("schedule: cosine\n", (), ["`schedule`", "linear", "'cosine'"]),
         ("image_size: 128\n", (), ["`image_size`", "list"]),
+        ("image_backend: opencv\n", (), ["`image_backend`", "tensor, pillow", "'opencv'"]),
+        ("streaming_lanes: 0\n", (), ["`streaming_lanes`", "at least 1"]),
         ("torch_compile: 1\n", (), ["`torch_compile`", "true or false"]),
         ("multiplied_parts: [head]\n", (), ["`multiplied_parts`", "match_head", "head"]),
         ("num_warmup_steps: 1.5\n", (), ["`num_warmup_steps`"]),

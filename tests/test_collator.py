@@ -4,12 +4,11 @@ import inspect
 
 import pytest
 import torch
-import torch.nn.functional as F
 from training_helpers import GRID, SIZE, make_pedes, make_processor, make_sda
 
 from modeling_mra import MRAForPreTraining
 from mra_training.augmentation import CaptionAugmenter
-from mra_training.collator import LENGTH_BUCKET, TrainingCollator
+from mra_training.collator import TrainingCollator
 from mra_training.data import build_finetuning_dataset, build_pretraining_dataset, phrase_to_id
 
 
@@ -20,11 +19,12 @@ PLAIN = {
     "mlm_input_ids",
     "labels",
     "identity_ids",
-    "fusion_length",
+    "caption_lengths",
+    "mlm_lengths",
     "max_masked",
 }
-AUGMENTED = {"augmented_input_ids", "augmented_attention_mask"}
-REGION = {"phrase_input_ids", "phrase_attention_mask", "region_attention_mask", "phrase_ids", "phrase_fusion_length"}
+AUGMENTED = {"augmented_input_ids", "augmented_attention_mask", "augmented_lengths"}
+REGION = {"phrase_input_ids", "phrase_attention_mask", "region_attention_mask", "phrase_ids", "phrase_lengths"}
 
 
 @pytest.fixture(scope="module")
@@ -74,22 +74,20 @@ def test_labels_restore_the_caption(processor):
     examples = make_examples(processor)
     batch = TrainingCollator(processor.tokenizer, 56)(examples)
     chosen = batch["labels"] != -100
-    length = chosen.shape[1]
     restored = torch.where(chosen, batch["labels"], batch["mlm_input_ids"])
-    assert torch.equal(restored, batch["input_ids"][:, :length])
-    assert (chosen.sum(1) > 0).all() and not (chosen & (batch["attention_mask"][:, :length] == 0)).any()
+    assert torch.equal(restored, batch["input_ids"])
+    assert (chosen.sum(1) > 0).all() and not (chosen & (batch["attention_mask"] == 0)).any()
 
 
 def test_lengths_hold_every_token(processor):
     examples = make_examples(processor, augment=True)
     batch = TrainingCollator(processor.tokenizer, 56)(examples)
-    captions = torch.stack([batch["attention_mask"], batch["augmented_attention_mask"]])
-    assert captions[..., batch["fusion_length"] :].sum() == 0
-    assert captions[..., batch["fusion_length"] - LENGTH_BUCKET :].sum() > 0
-    assert batch["phrase_attention_mask"][:, batch["phrase_fusion_length"] :].sum() == 0
-    assert batch["phrase_fusion_length"] < batch["fusion_length"] < 56
-    assert batch["labels"].shape == batch["mlm_input_ids"].shape
-    assert batch["attention_mask"][:, batch["labels"].shape[1] :].sum() == 0
+    for prefix, name in (("", "caption"), ("augmented_", "augmented"), ("phrase_", "phrase")):
+        mask, lengths = batch[f"{prefix}attention_mask"], batch[f"{name}_lengths"]
+        assert len(lengths) == len(examples)
+        for row, length in zip(mask.tolist(), lengths, strict=True):
+            assert all(row[:length]) and not any(row[length:])
+    assert batch["mlm_lengths"] == batch["caption_lengths"]
 
 
 def test_published_masking(processor):
@@ -108,10 +106,23 @@ def test_masks_do_not_depend_on_the_batch(processor):
             assert value == max(part[name] for part in parts)
             continue
         cut = [part[name] for part in parts]
-        if name in ("mlm_input_ids", "labels"):  # each batch is cut to its own longest caption
-            fill = -100 if name == "labels" else processor.tokenizer.pad_token_id
-            cut = [F.pad(part, (0, value.shape[1] - part.shape[1]), value=fill) for part in cut]
-        assert torch.equal(value, torch.cat(cut)), name
+        if isinstance(value, list):
+            assert value == [length for part in cut for length in part], name
+        else:
+            assert torch.equal(value, torch.cat(cut)), name
+
+
+def test_images_side_by_side_are_taken_as_they_lie(processor):
+    dataset = build_pretraining_dataset(make_sda(), processor, grid_size=GRID, seed=0)
+    collate = TrainingCollator(processor.tokenizer, 56)
+    examples = dataset.__getitems__([(0, row) for row in range(6)])
+    stacked = collate(examples)["pixel_values"]
+    assert stacked.data_ptr() == examples[0]["pixel_values"].data_ptr() and stacked.shape == (6, 3, *SIZE)
+    alone = torch.stack([dataset[(0, row)]["pixel_values"] for row in range(6)])
+    assert torch.equal(stacked, alone)
+    for order in ([1, 0, 2, 3, 4, 5], [0, 1, 2], [0, 0, 2, 3, 4, 5]):
+        moved = collate([examples[row] for row in order])["pixel_values"]
+        assert torch.equal(moved, alone[order]) and moved.data_ptr() != stacked.data_ptr()
 
 
 def test_long_captions_are_cut():

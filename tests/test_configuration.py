@@ -34,6 +34,8 @@ def test_windows_are_cut_to_the_stage(image_size, window, expected):
         ({"projection_type": "mean"}, "projection_type"),
         ({"region_features": "Paper"}, "region_features"),
         ({"itc_gradient": "half"}, "itc_gradient"),
+        ({"itm_negatives": "some"}, "itm_negatives"),
+        ({"itc_chunk_size": 0}, "itc_chunk_size"),
         ({"region_weight": -0.1}, "region_weight"),
         ({"mlm_weight": -1}, "mlm_weight"),
         ({"temperature": 0.0}, "temperature"),

@@ -239,7 +239,7 @@ def test_a_whole_layer_that_is_missing(state_dict):
 def test_the_folder(converted):
     folder, config = converted
     names = {path.name for path in folder.iterdir()}
-    code = {"configuration_mra.py", "modeling_mra.py", "losses_mra.py", "processing_mra.py"}
+    code = {f"{name}_mra.py" for name in ("configuration", "layers", "losses", "modeling", "processing")}
     assert code | {"config.json", "model.safetensors", "README.md", "published_config.json"} <= names
     assert {"processor_config.json", "tokenizer_config.json"} <= names
     assert json.loads((folder / "published_config.json").read_text()) == STORED

@@ -1,7 +1,6 @@
-"""Training sets: order, determinism, resuming, sharing between processes, and checks of the columns."""
+"""Training sets: determinism, resuming, sharing between processes, and checks of the columns."""
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -9,13 +8,9 @@ from training_helpers import GRID, make_pedes, make_processor, make_sda
 
 from mra_training.augmentation import CaptionAugmenter
 from mra_training.collator import TrainingCollator
-from mra_training.data import (
-    KeyedSampler,
-    build_finetuning_dataset,
-    build_pretraining_dataset,
-    key_to_seed,
-    phrase_to_id,
-)
+from mra_training.data import build_finetuning_dataset, build_pretraining_dataset, phrase_to_id
+from mra_training.order import make_sampler
+from mra_training.streaming import StreamedTable, Streaming
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +52,7 @@ def differs(first, second):
 
 
 def batches(dataset, processor, start=0, epoch=1, num_workers=0, batch_size=4, **options):
-    sampler = KeyedSampler(len(dataset), seed=3)
+    sampler = make_sampler(dataset, 3, batch_size)
     sampler.set_position(epoch, start)
     loader = torch.utils.data.DataLoader(
         dataset,
@@ -70,39 +65,9 @@ def batches(dataset, processor, start=0, epoch=1, num_workers=0, batch_size=4, *
     return list(prepare_data_loader(loader, **options) if options else loader)
 
 
-# Keys and order
-
-
-def test_seeds_are_stable():
-    """Fixed values: a checkpoint must find the same order on another machine or Python."""
-    assert key_to_seed("image", 1, 2, 3) == key_to_seed("image", np.int64(1), 2, 3) == 5150067752631899034
-    assert key_to_seed("image", 1, 2, 3) != key_to_seed("image", 12, 3)
+def test_equal_phrases_share_an_identity():
     assert phrase_to_id("A Red  shirt") == phrase_to_id("a red shirt ") == 5754065960123607548
     assert 0 <= phrase_to_id("x") < 2**63
-
-
-def test_sampler_order():
-    sampler = KeyedSampler(50, seed=1)
-    first = list(sampler)
-    assert first == list(sampler) and sorted(row for _, row in first) == list(range(50)) and len(sampler) == 50
-    sampler.set_position(1, 0)
-    second = list(sampler)
-    assert {epoch for epoch, _ in second} == {1} and [row for _, row in second] != [row for _, row in first]
-    sampler.set_position(1, 17)
-    assert list(sampler) == second[17:] and len(sampler) == 33
-    assert list(KeyedSampler(50, seed=2)) != first
-    assert list(KeyedSampler(4, seed=2, shuffle=False)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
-
-
-@pytest.mark.parametrize(("epoch", "start"), [(-1, 0), (0, -1), (0, 51)])
-def test_sampler_position_out_of_range(epoch, start):
-    with pytest.raises(ValueError, match="must"):
-        KeyedSampler(50, seed=1).set_position(epoch, start)
-
-
-def test_sampler_without_rows():
-    with pytest.raises(ValueError, match="training set is empty"):
-        KeyedSampler(0, seed=1)
 
 
 # Determinism
@@ -168,6 +133,46 @@ def test_two_processes_share_the_batches(sda, processor, start):
     for step, pair in enumerate(zip(*shares, strict=True)):
         for index, batch in enumerate(pair):
             assert_same(batch, expected[2 * step + index])
+
+
+# Streaming
+
+
+def stream(dataset, folder, readers=1):
+    """The same rows from two files of row groups of four rows."""
+    half = len(dataset) // 2
+    files = []
+    for number, rows in enumerate((range(half), range(half, len(dataset)))):
+        files.append(str(folder / f"train-0000{number}-of-00002.parquet"))
+        datasets.Dataset.to_parquet(dataset.select(rows), files[-1], batch_size=4)
+    return StreamedTable(files, Streaming(lanes=2, buffer=8, num_readers=readers))
+
+
+def test_streamed_examples_are_those_of_the_table(sda, pedes, processor, tmp_path):
+    for build, table in ((pretraining, sda), (finetuning, pedes)):
+        (tmp_path / build.__name__).mkdir()
+        expected = build(table, processor)
+        found = build(stream(table, tmp_path / build.__name__), processor)
+        assert len(found) == len(expected) and found.num_identities == expected.num_identities
+        for pair in range(len(expected)):
+            assert_same(found[(1, pair)], expected[(1, pair)])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_streamed_processes_share_the_batches_and_resume(sda, processor, tmp_path, num_workers):
+    dataset = pretraining(stream(sda, tmp_path, 2 * max(num_workers, 1)), processor)
+    expected = batches(dataset, processor)
+    rows = torch.cat([batch["identity_ids"] for batch in expected])
+    assert sorted(rows.tolist()) == sorted(sda["image_id"]) and rows.tolist() != sda["image_id"]
+    for start in (0, 8):
+        shares = [
+            batches(dataset, processor, start, num_workers=num_workers, num_processes=2, process_index=index)
+            for index in (0, 1)
+        ]
+        found = [batch for pair in zip(*shares, strict=True) for batch in pair]
+        assert len(found) == len(expected) - start // 4
+        for first, second in zip(expected[start // 4 :], found, strict=True):
+            assert_same(first, second)
 
 
 # Pretraining rows
@@ -253,7 +258,7 @@ def test_wrong_tables(sda, pedes, processor):
         (pedes.remove_columns("image_id"), "lacks image_id"),
         (pedes.cast_column("image_id", datasets.Value("string")), r"has image_id \(Value\('string'\)\)"),
         (datasets.DatasetDict({"train": pedes, "test": pedes}), r"got all of train, test; pass dataset\['train'\]"),
-        (pedes.to_iterable_dataset(), "without streaming"),
+        (pedes.to_iterable_dataset(), "without streaming.*StreamedTable"),
         (pedes.select([]), "no rows"),
     ]
     for dataset, message in cases:
@@ -281,5 +286,5 @@ def test_wrong_rows(sda, pedes, processor):
         finetuning(broken.cast_column("image", datasets.Image()), processor)[(0, 2)]
     with pytest.raises(ValueError, match="Row 1 of the training set has no caption"):
         finetuning(pedes.map(lambda _, index: {"captions": [] if index == 1 else ["a"]}, with_indices=True), processor)
-    with pytest.raises(ValueError, match=r"\(epoch, row\), got 3; use a `KeyedSampler`"):
+    with pytest.raises(ValueError, match=r"\(epoch, row\), got 3; use the sampler of `make_sampler`"):
         finetuning(pedes, processor)[3]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 import eval_retrieval
 from modeling_mra import MRAForPreTraining
+from mra_retrieval import RerankDepth
 from tests.retrieval_helpers import tiny_dataset, tiny_model, tiny_processor
 
 
@@ -87,6 +89,34 @@ def test_two_processes_give_the_same_numbers(folders, single_process):
     assert done.stdout.count("mINP") == 1  # only the main process prints
 
 
+@pytest.fixture
+def with_validation(folders, tmp_path):
+    """A model folder of one's own, and data that has a validation split."""
+    shutil.copytree(folders / "model", tmp_path / "model")
+    shutil.copytree(folders / "data", tmp_path / "data")
+    tiny_dataset(num_ids=5, seed=1).to_parquet(str(tmp_path / "data" / "validation-00000-of-00001.parquet"))
+    return tmp_path
+
+
+def test_depth_is_chosen_once_on_validation_and_kept_with_the_model(with_validation, capsys):
+    more = ("--rerank_k", "auto", "--num_workers", "0", "--num_queries_in_picture", "0")
+    eval_retrieval.main(flags(with_validation, with_validation / "one", *more))
+    first = capsys.readouterr().out
+    depth = RerankDepth.load(str(with_validation / "model"))
+    assert depth.gallery_size == 10 and max(depth.tried) == 10 and depth.chosen_on.endswith("data validation")
+    report = json.loads((with_validation / "one" / "metrics.json").read_text())
+    assert report["rerank_k"] == report["rerank_depth"]["rerank_k"] == depth.rerank_k
+    assert f"top {depth.rerank_k} re-ranked" in first and depth.describe() in first
+
+    (with_validation / "data" / "validation-00000-of-00001.parquet").unlink()
+    eval_retrieval.main(flags(with_validation, with_validation / "two", *more))  # chosen already
+    assert depth.describe() in capsys.readouterr().out
+    with pytest.raises(
+        SystemExit, match="no choice is saved for --score_fusion published --flip, and there is no valida"
+    ):
+        eval_retrieval.main(flags(with_validation, with_validation / "three", *more, "--score_fusion", "published"))
+
+
 def test_similarity_alone_without_picture(folders, tmp_path, capsys):
     more = ("--rerank_k", "0", "--num_queries_in_picture", "0", "--num_workers", "0", "--no_flip")
     eval_retrieval.main(flags(folders, tmp_path / "out", *more))
@@ -113,6 +143,8 @@ def test_attention_and_precision(folders, single_process, tmp_path, attn_impleme
         (("--dataset", "{}/absent"), "--dataset .*absent is neither a folder nor a dataset on the Hub"),
         (("--dataset", "{}/bert"), "--dataset .*bert is a folder that load_dataset cannot read"),
         (("--split", "validation"), "--split validation is not in .*: expected one of train, test"),
+        (("--rerank_k", "many"), "--rerank_k must be a number, 0 or more, or auto, got 'many'"),
+        (("--rerank_k", "auto"), "there is no validation split to choose on"),
         (("--rerank", "3"), "not used by the HfArgumentParser"),
         (("--unknown", "3"), "not used by the HfArgumentParser"),
     ],

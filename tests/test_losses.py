@@ -10,8 +10,8 @@ from losses_mra import (
     choose_hard_negatives,
     contrastive_loss,
     contrastive_targets,
+    gather_constant,
     gather_features,
-    gather_identities,
     masked_language_loss,
     matching_loss,
 )
@@ -40,6 +40,31 @@ def test_contrastive_loss_equals_the_formula(identities, smoothing):
     assert float(loss) == pytest.approx(naive_contrastive(image, text, identities, 0.1, smoothing), rel=1e-6)
 
 
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, 100])
+def test_contrastive_loss_in_chunks_is_the_same(chunk_size):
+    embeds = F.normalize(torch.randn(2, 7, 8, dtype=torch.float64), dim=-1)
+    identities, temperature = torch.tensor([3, 3, 1, 0, 1, 1, 9]), torch.tensor(0.1, dtype=torch.float64)
+    results = []
+    for size in (None, chunk_size):
+        inputs = [tensor.clone().requires_grad_() for tensor in (*embeds, temperature)]
+        loss = contrastive_loss(inputs[0], inputs[1], identities, inputs[2], 0.2, size)
+        results.append([loss, *torch.autograd.grad(loss, inputs)])
+    for whole, in_chunks in zip(*results, strict=True):
+        torch.testing.assert_close(in_chunks, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_contrastive_loss_in_chunks_keeps_no_matrix():
+    """Of a batch of 64, no tensor of 64 x 64 numbers is saved for the backward pass."""
+    image, text = F.normalize(torch.randn(2, 64, 8), dim=-1).requires_grad_()
+    sizes = {None: [], 4: []}
+    for chunk_size, saved in sizes.items():
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t
+        ):
+            contrastive_loss(image, text, torch.arange(64), torch.tensor(0.1), 0.0, chunk_size)
+    assert max(sizes[None]) == 64 * 64 and max(sizes[4]) == 64 * 8
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_targets_are_distributions(smoothing):
     targets = contrastive_targets(torch.tensor([5, 5, 2]), smoothing)
@@ -51,7 +76,7 @@ def test_one_process_gathers_nothing():
     features, identities = torch.randn(3, 4), torch.arange(3)
     assert gather_features(features) is features
     assert gather_features(features, "published") is features
-    assert gather_identities(identities) is identities
+    assert gather_constant(identities) is identities
 
 
 def test_matching_loss_leaves_out_pairs_without_a_negative():

@@ -5,6 +5,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from mra_retrieval import RerankDepth
 from mra_training.model_card import build_card, push_folder
 
 
@@ -21,10 +22,14 @@ METRICS = {
     "similarity": {"R1": 70.123, "R5": 88.0, "R10": 93.0, "mAP": 62.5, "mINP": 50.0},
     "reranked": {"R1": 77.25, "R5": 90.0, "R10": 94.5, "mAP": 68.5, "mINP": 52.0},
 }
+RESULT = SimpleNamespace(metrics=METRICS)
+DEPTH = RerankDepth(
+    128, "validation data of somebody/CUHK", 3078, "single", None, True, 0.05, {512: {"R1": 77.25, "mAP": 68.5}}
+)
 
 
 def test_card_carries_data_recipe_and_metrics():
-    text = build_card(RECIPE, 12, METRICS, "somebody/CUHK")
+    text = build_card(RECIPE, 12, RESULT, "somebody/CUHK", DEPTH)
     card = ModelCard(text)
     data = card.data
     assert (data.license, data.license_name, data.base_model) == ("other", "research-only", "somebody/mra-sda")
@@ -33,6 +38,7 @@ def test_card_carries_data_recipe_and_metrics():
     assert (best.metric_value, best.dataset_name, best.dataset_split) == (77.25, "CUHK", "validation")
     assert len(results) == 10 and data.model_name == "mra-cuhk"
     assert "| after re-ranking | 77.25 | 90.00 | 94.50 | 68.50 | 52.00 |" in text and "after epoch 12" in text
+    assert "`--rerank_k auto` takes 128: rerank_k 128 loses at most 0.05 points of R@1 and mAP against 512" in text
     for needed in ('"me/mra-cuhk", trust_remote_code=True', "## Search", "## Intended use", "## Licence", "research"):
         assert needed in text, needed
     recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
@@ -84,7 +90,7 @@ def test_push_creates_the_repository_and_uploads_the_whole_folder(tmp_path, monk
 
     monkeypatch.setattr("mra_training.model_card.HfApi", Hub)
     monkeypatch.setattr("mra_training.model_card.logger", logging.getLogger("test"))
-    (tmp_path / "README.md").write_text(build_card(RECIPE, 3, METRICS, "somebody/CUHK"))
+    (tmp_path / "README.md").write_text(build_card(RECIPE, 3, RESULT, "somebody/CUHK"))
     address = push_folder(tmp_path, SimpleNamespace(hub_model_id="me/mra-cuhk", hub_private=True))
     assert address == "https://hub/commit/1"
     assert calls["create"] == ("me/mra-cuhk", {"private": True, "exist_ok": True})

@@ -44,7 +44,7 @@ def test_starting_model_is_resized_and_kept(tokenizer, tmp_path):
         model_name_or_path=str(tmp_path / "start"),
         image_size=[128, 64],
         window_size=[8, 4, 2, 1],
-        gradient_checkpointing=True,
+        gradient_checkpointing="all",
     )
     assert processor.caption_style == "clean" and processor.image_processor.size["height"] == 128
     assert processor.max_text_length == 24 and len(processor.tokenizer) == config.text_config.vocab_size
@@ -55,6 +55,9 @@ def test_starting_model_is_resized_and_kept(tokenizer, tmp_path):
             assert torch.equal(before[name], after[name]), name
     assert after["mra.vision_model.swin.layers.0.blocks.0.attn.relative_position_bias_table"].shape[0] == 225
     assert larger.is_gradient_checkpointing
+    _, _, vision_alone = setup(model_name_or_path=str(tmp_path / "start"), gradient_checkpointing="vision")
+    assert vision_alone.mra.vision_model.swin.layers[0].grad_checkpointing
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in vision_alone.modules())
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,8 @@ from torch import nn
 from transformers.models.bert.modeling_bert import BertLayer
 
 from benchmarks.plain import plain_fuse, plain_match_logits
-from modeling_mra import (
-    MRAForImageTextRetrieval,
-    MRAForPreTraining,
-    MRAFusionLayer,
-    MRAModel,
-    MRAVisionModel,
-    masked_mean,
-    pool_parts,
-)
+from layers_mra import MRAFusionLayer, Packing, masked_mean, pool_parts
+from modeling_mra import MRAForImageTextRetrieval, MRAForPreTraining, MRAModel, MRAVisionModel
 from tests.tiny import tiny_batch, tiny_config, tiny_model, tiny_processor
 
 
@@ -201,17 +194,31 @@ def test_the_generator_repeats_the_losses(model, batch):
 
 
 @torch.no_grad()
-def test_positions_past_every_caption_do_not_count(model, batch):
-    keep = (torch.arange(56) < 40).long()
-    short = {
-        name: v * keep if name.endswith(("input_ids", "attention_mask")) and v.shape[1] == 56 else v
-        for name, v in batch.items()
-    }
-    short["labels"] = torch.where(keep.bool(), batch["labels"], -100)
-    cut = short | {name: short[name][:, :40] for name in ("mlm_input_ids", "labels")}
-    whole, shorter = run(model, short), run(model, cut, fusion_length=40)
+def test_skipping_padding_changes_nothing(model, batch):
+    short = dict(batch)
+    keep = torch.arange(56) < torch.tensor([[40], [9], [40], [23]])
+    for prefix in ("", "augmented_", "phrase_"):
+        keep = keep.roll(1, dims=0)
+        short |= {f"{prefix}{name}": batch[f"{prefix}{name}"] * keep for name in ("input_ids", "attention_mask")}
+        short[f"{prefix or 'caption_'}lengths"] = short[f"{prefix}attention_mask"].sum(dim=1).tolist()
+        if not prefix:
+            short |= {
+                "mlm_input_ids": batch["mlm_input_ids"] * keep,
+                "labels": torch.where(keep, batch["labels"], -100),
+            }
+    lengths = {name: short.pop(name) for name in ("caption_lengths", "augmented_lengths", "phrase_lengths")}
+    whole, packed = run(model, short), run(model, short | lengths, mlm_lengths=lengths["caption_lengths"])
     for name in TERMS:
-        torch.testing.assert_close(shorter[name], whole[name])
+        torch.testing.assert_close(packed[name], whole[name])
+
+
+def test_packing_takes_tokens_out_and_puts_them_back():
+    states = torch.arange(1.0, 19).view(3, 3, 2)
+    packing = Packing([2, 3, 1], states.device)
+    packed = packing.pack(states)
+    assert torch.equal(packed, torch.cat([states[0, :2], states[1], states[2, :1]]))
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
+    assert torch.equal(packing.unpack(packed), states * mask[..., None])
 
 
 @torch.no_grad()
@@ -282,12 +289,12 @@ def test_region_features(choice, projection, batch, monkeypatch):
     model = tiny_model(tiny_config(vision_config=vision, region_features=choice, projection_type=projection))
     seen = {}
 
-    def record(image_keys_values, image_embeds, *args):
+    def record(image_hidden_states, image_keys_values, image_embeds, *args):
         seen.update(keys_values=image_keys_values, embeds=image_embeds, mask=args[-1])
         return torch.zeros(()), torch.zeros(())
 
     monkeypatch.setattr(
-        model, "_alignment_losses", lambda *a, f=record: f(*a) if len(a) == 9 else (torch.zeros(()),) * 2
+        model, "_alignment_losses", lambda *a, f=record: f(*a) if len(a) == 10 else (torch.zeros(()),) * 2
     )
     model(**batch)
     patch_mask = batch["region_attention_mask"][:, 1:]

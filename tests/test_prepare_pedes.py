@@ -328,3 +328,76 @@ def test_published_sizes_are_compared_split_by_split():
         "train: 34,670 of 34,674 images (4 missing), 34,680 of 34,674 captions (6 too many)",
         "validation: not in the published set (1 images)",
     ]
+
+
+# Captions of one's own
+
+
+OWN = """path,caption,identity,split,camera
+cam_a/a.jpg,"a man, walking",7,,
+b.png,a woman,8,val,gate 2
+cam_a/a.jpg,he wears red,7,train,
+c.jpg,a child,9,test,gate 1
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    for seed, name in enumerate(("cam_a/a.jpg", "b.png", "c.jpg")):
+        draw(tmp_path / "images" / name, seed)
+    (tmp_path / "people.csv").write_text(OWN)
+    return tmp_path
+
+
+def test_a_csv_file_is_read(own, capsys):
+    output = prepare(own, "csv", "people.csv")
+    rows = {split: [dict(row) for row in rows] for split, rows in read_set(output).items()}
+    contents = {row.pop("image")["bytes"] for rows in rows.values() for row in rows}
+    assert contents == {path.read_bytes() for path in (own / "images").rglob("*.*")}
+    assert rows == {
+        "train": [{"captions": ["a man, walking", "he wears red"], "image_id": 7, "camera": "cam_a"}],
+        "validation": [{"captions": ["a woman"], "image_id": 8, "camera": "gate 2"}],
+        "test": [{"captions": ["a child"], "image_id": 9, "camera": "gate 1"}],
+    }
+    printed = capsys.readouterr()
+    assert "train: 1 images, 2 captions, 1 people" in printed.out and "published" not in printed.err
+    card = (output / "README.md").read_text()
+    assert "license: unknown" in card and "published" not in card and "research" not in card
+    assert run_client(
+        f"from datasets import load_dataset; print(load_dataset({str(output)!r})['test'][0]['captions'])", own / "x"
+    )
+
+
+def test_split_and_camera_may_be_left_out(own):
+    (own / "people.csv").write_text("identity,path,caption\n1,b.png,a woman\n")
+    assert list(read_set(prepare(own, "csv", "people.csv"))) == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "field"),
+    [
+        ("b.png,a woman,anna,val,", "wrong type", "identity"),
+        ("b.png,,8,val,", "missing field", "caption"),
+        ("b.png,...,8,val,", "empty caption", "caption"),
+        (",a woman,8,val,", "missing field", "path"),
+        ("nowhere.png,a woman,8,val,", "missing image", "path"),
+        ("../b.png,a woman,8,val,", "path leaves the image root", "path"),
+        ("b.png,a woman,8,gallery,", "unknown split", "split"),
+        ("cam_a/a.jpg,a woman,8,,", "conflicting person", "identity"),
+        ("b.png,a woman,8,val,gate 9", "conflicting camera", "camera"),
+    ],
+)
+def test_an_unusable_csv_row_is_named_or_left_out(own, row, reason, field):
+    file = own / "people.csv"
+    file.write_text(OWN + row + "\n")
+    assert f"{file}, row 4 (counting from 0), field {field}: {reason}: " in failure(own, "csv", "people.csv")
+    output = prepare(own, "csv", "people.csv", "--on_error", "skip")
+    assert sum(len(rows) for rows in read_set(output).values()) == 3
+    (record,) = map(json.loads, (output / "rejected.jsonl").read_text().splitlines())
+    assert (record["row"], record["reason"]) == (4, reason)
+
+
+def test_a_csv_without_its_columns_is_an_error(own):
+    (own / "people.csv").write_text("image,text\na,b\n")
+    assert "must name the columns path, caption, identity" in failure(own, "csv", "people.csv")
+    assert "is no file; expected a CSV file with --dataset csv" in failure(own, "csv", "images")

@@ -16,7 +16,9 @@ from mra_training.optim import create_schedule
 
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "dad")  # test_dad_config.py
+RECIPES = sorted(
+    path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "dad"
+)  # test_dad_config.py
 ACCELERATE_CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 SCRIPTS = {"pretrain": train_pretrain, "finetune": train_finetune}
 FOLDERS = (".", "reproduce", "paper")  # what we recommend, the published code, the paper's text
@@ -74,7 +76,12 @@ SETS = {
     "finetune_rstp": {"caption_style": "clean", "projection_type": "linear", "projection_dim": 256},
 }
 CODE = {
-    "all": {"itc_gradient": "published", "mlm_mask_padding": True, "eval_score_fusion": "published"},
+    "all": {
+        "itc_gradient": "published",
+        "mlm_mask_padding": True,
+        "eval_score_fusion": "published",
+        "image_backend": "pillow",
+    },
     "pretrain_sda": {
         "region_features": "published_code",
         "region_weight": 0.64,
@@ -86,7 +93,12 @@ CODE = {
     "finetune_rstp": {"schedule": "step", "learning_rate": 6e-5, "num_train_epochs": 10, "eval_rerank_k": 1000},
 }
 PAPER = {
-    "all": {"itc_gradient": "exact", "mlm_mask_padding": False, "eval_score_fusion": "single"},
+    "all": {
+        "itc_gradient": "exact",
+        "mlm_mask_padding": False,
+        "eval_score_fusion": "single",
+        "image_backend": "pillow",
+    },
     "pretrain_sda": {"region_features": "paper", "region_weight": 0.8, "final_learning_rate": 5e-6},
     "finetune": {"schedule": "linear", "final_learning_rate": 0.0},
     "finetune_rstp": {"schedule": "linear", "learning_rate": 5e-5, "num_train_epochs": 30, "eval_rerank_k": 512},

@@ -42,16 +42,21 @@ def take_step(root: Path, name: str, **changes) -> Path:
     """Runs a recipe of the repository for one step and returns the model's folder."""
     recipe = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text()) | SMALL
     recipe |= {"output_dir": str(root / name), **changes}
-    path = root / f"{name}.yaml"
+    path = root / f"{name.replace('/', '_')}.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    assert run_forked(f"train_{name.split('_')[0]}", "--config", path) == [0]
+    assert run_forked(f"train_{Path(name).name.split('_')[0]}", "--config", path) == [0]
     return root / name / "final"
+
+
+def pretrain(root: Path, name: str) -> Path:
+    """One step of a pretraining recipe from random weights."""
+    weights = {"vision_weights": None, "text_weights": None, "tokenizer_name": str(root / "bert")}
+    return take_step(root, name, dataset=str(root / "sda"), **weights)
 
 
 @pytest.fixture(scope="module")
 def pretrained(root):
-    weights = {"vision_weights": None, "text_weights": None, "tokenizer_name": str(root / "bert")}
-    return take_step(root, "pretrain_sda", dataset=str(root / "sda"), **weights)
+    return pretrain(root, "pretrain_sda")
 
 
 def test_pretraining_recipe(root, pretrained):
@@ -62,18 +67,28 @@ def test_pretraining_recipe(root, pretrained):
     assert record["learning_rate"] == 0 and record["region_itc_loss"] > 0
 
 
+@pytest.mark.parametrize("folder", ["reproduce", "paper"])
+def test_other_pretraining_recipes(root, folder):
+    config = AutoConfig.from_pretrained(pretrain(root, f"{folder}/pretrain_sda"), trust_remote_code=True)
+    assert config.region_features == {"reproduce": "published_code", "paper": "paper"}[folder]
+    assert config.itc_gradient == {"reproduce": "published", "paper": "exact"}[folder]
+    assert read_metrics(root / folder / "pretrain_sda")[0]["region_itc_loss"] > 0
+    shutil.rmtree(root / folder)
+
+
 @pytest.mark.parametrize("name", ["finetune_cuhk", "finetune_icfg", "finetune_rstp"])
-def test_finetuning_recipes(root, pretrained, name):
+@pytest.mark.parametrize("folder", [".", "reproduce", "paper"])
+def test_finetuning_recipes(root, pretrained, folder, name):
     changes = {"model_name_or_path": str(pretrained), "dataset": str(root / "pedes")}
     changes["eda_operations"] = ["random_swap", "random_deletion"]  # WordNet may not be here
     if name == "finetune_icfg":
         changes |= {"dataset": str(root / "icfg"), "validation_fraction": 0.3}
-    final = take_step(root, name, **changes)
+    final = take_step(root, f"{folder}/{name}", **changes)
     config = AutoConfig.from_pretrained(final, trust_remote_code=True)
     assert config.vision_config.image_size == [384, 256] and config.vision_config.window_size == [8, 8, 8, 4]
     assert config.projection_type == ("linear" if name == "finetune_rstp" else "part_pooling")
-    assert "validation" in read_metrics(root / name)[-1]
-    shutil.rmtree(root / name)
+    assert "validation" in read_metrics(root / folder / name)[-1]
+    shutil.rmtree(root / folder / name)
 
 
 @pytest.mark.parametrize("config", ["zero2_4xa100", "zero3_offload"])

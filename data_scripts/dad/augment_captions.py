@@ -21,7 +21,7 @@ from data_scripts.dad.files import to_lines, write_whole
 from data_scripts.dad.layout import begin_stage
 from data_scripts.dad.sections import AugmentSection
 from mra_training.augmentation import CaptionAugmenter
-from mra_training.data import key_to_seed
+from mra_training.order import key_to_seed
 from mra_training.splits import load_split
 
 

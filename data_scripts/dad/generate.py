@@ -22,7 +22,7 @@ from data_scripts.dad.layout import begin_stage, image_path, read_stage_rows
 from data_scripts.dad.sampling import draw, load_safety_checker, make_pipeline
 from data_scripts.dad.target_pairs import count_cut
 from mra_retrieval.distributed import cut_batches
-from mra_training.data import key_to_seed
+from mra_training.order import key_to_seed
 
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from data_scripts.dad.image_checks import load_picture
 from data_scripts.dad.layout import Stage
 from mra_retrieval.distributed import cut_batches
-from mra_training.data import key_to_seed
+from mra_training.order import key_to_seed
 
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from data_scripts.dad.diffusion import BaseModel, Conditions, to_pixels
-from mra_training.data import key_to_seed
+from mra_training.order import key_to_seed
 
 
 _SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)

@@ -26,10 +26,10 @@ from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs
 from data_scripts.dad.training_validation import Validation, read_errors
 from mra_training.arguments import OptimizationArguments, RunArguments
 from mra_training.checkpointing import Checkpointer, TrainingState, load_checkpoint, start_output_dir
-from mra_training.data import KeyedSampler
 from mra_training.metrics_log import LossWindow, MetricsLog
 from mra_training.model_card import push_folder
 from mra_training.optim import create_schedule
+from mra_training.order import KeyedSampler
 from mra_training.runtime import (
     StopSignal,
     create_accelerator,

@@ -14,8 +14,8 @@ from data_scripts.dad.files import write_whole
 from data_scripts.dad.sampling import draw, make_pipeline
 from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs
 from mra_retrieval.distributed import Shard, cut_batches
-from mra_training.data import key_to_seed
 from mra_training.metrics_log import METRICS_FILE
+from mra_training.order import key_to_seed
 from mra_training.splits import load_split
 
 

@@ -1,0 +1,42 @@
+"""The benchmark scripts at a tiny size: what they print, and that both implementations agree; no time is judged."""
+
+import json
+
+import pytest
+
+from benchmarks import rerank, train_step
+
+
+def last_line(capsys) -> dict:
+    """The JSON object that ends what a script printed."""
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_rerank(capsys):
+    rerank.main(["--json", "--queries", "4", "--gallery", "5", "--k", "3"])
+    result = last_line(capsys)
+    assert result["pairs"] == 12 and 0 < result["max_abs_difference"] < 1e-4 < result["score_deviation"]
+    assert result["cpu_ratio"] == pytest.approx(result["plain_cpu_ms_per_pair"] / result["cpu_ms_per_pair"])
+    for name in ("pairs_per_second", "plain_pairs_per_second", "share_of_matmul_rate", "multiply_adds_ratio"):
+        assert result[name] > 0, name
+
+
+def test_multiply_adds_at_full_size_are_those_of_the_plan():
+    """By count 3.77 G for a padded pair, of 97 image tokens and 56 text tokens, and 1.14 G for one of 28."""
+    config = rerank.make_config(full_size=True)
+    plain, ours = rerank.multiply_adds(config, rerank.torch.full((64,), 28), gallery=64, k=64)
+    assert plain == pytest.approx(3.77e9, rel=0.02)
+    assert ours == pytest.approx(1.14e9, rel=0.03)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "vision"])
+def test_train_step(capsys, checkpointing):
+    train_step.main(["--json", "--batch_size", "4", "--steps", "1", "--checkpointing", checkpointing])
+    result = last_line(capsys)
+    assert result["max_abs_difference"] < 1e-4
+    for kind in ("", "fusion_"):
+        ratio = result[f"plain_{kind}cpu_seconds"] / result[f"ours_{kind}cpu_seconds"]
+        assert result[f"{kind}cpu_ratio"] == pytest.approx(ratio)
+    assert result["peak_memory_ratio"] == pytest.approx(
+        result["plain_peak_memory_mib"] / result["ours_peak_memory_mib"]
+    )

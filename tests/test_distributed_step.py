@@ -1,0 +1,58 @@
+"""Two processes that share a batch give the losses and the gradient of one: data parallelism, ZeRO-2 and ZeRO-3."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed_step import ROWS, take_step
+from tests.run_helpers import free_port
+
+
+ROOT = Path(__file__).resolve().parent.parent
+DEEPSPEED = {"DS_ACCELERATOR": "cpu", "ACCELERATE_TORCH_DEVICE": "cpu", "ACCELERATE_USE_CPU": "false"}
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    """What one process gets for the whole batch, without any library in between."""
+    accelerator = SimpleNamespace(
+        prepare=lambda *objects: objects,
+        backward=lambda loss: loss.backward(),
+        get_state_dict=lambda model: model.state_dict(),
+        gather=lambda tensor: tensor,
+        is_main_process=True,
+    )
+    return take_step(accelerator, slice(0, ROWS))
+
+
+@pytest.mark.parametrize(
+    ("kind", "distributed_type"), [("ddp", "MULTI_CPU"), ("zero2", "DEEPSPEED"), ("zero3", "DEEPSPEED")]
+)
+def test_two_processes_equal_one(one_process, tmp_path, kind, distributed_type):
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment |= DEEPSPEED if kind != "ddp" else {}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
+    command += ["tests/distributed_step.py", kind, str(tmp_path / "step.safetensors")]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+    assert f"{distributed_type} 2" in run.stdout
+    result = load_file(tmp_path / "step.safetensors")
+    assert result.keys() == one_process.keys()
+    assert {"itc_loss", "region_itc_loss", "augmented_itm_loss", "mlm_loss", "step.temperature"} <= result.keys()
+    for name, expected in one_process.items():
+        torch.testing.assert_close(result[name], expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert sum(float(tensor.abs().sum()) for name, tensor in result.items() if name.startswith("step.")) > 1

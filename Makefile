@@ -12,16 +12,15 @@ CODE := configuration_mra.py layers_mra.py losses_mra.py modeling_mra.py process
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.venv/installed: setup.cfg pyproject.toml
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,deepspeed,tracking,dad,search]'
-	touch $@
+# Gradio needs an older Pillow, whose resized pictures differ in a few pixels from those of the reference vectors: what it
+# needs goes into an environment of its own.
+EXTRAS := dev,deepspeed,tracking,dad,search
+.venv-app/installed: EXTRAS := app,app-test
 
-# Gradio needs an older Pillow, whose resized pictures differ in a few pixels from those of the reference vectors.
-.venv-app/installed: setup.cfg pyproject.toml
-	test -x .venv-app/bin/python || $(PYTHON) -m venv .venv-app
-	.venv-app/bin/python -m pip install --quiet --disable-pip-version-check -e '.[app,app-test]'
+.venv/installed .venv-app/installed: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	touch $@
 
 install: .venv/installed  ## Make .venv and install the project with its test and training extras

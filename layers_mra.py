@@ -1,4 +1,4 @@
-"""Parts that the MRA models are made of: pooling of tokens, groups of texts, attention, the fusion layer."""
+"""Parts that the MRA models are made of: pooling of tokens, packing of texts, attention, the fusion layer."""
 
 from collections.abc import Sequence
 

@@ -746,8 +746,9 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
                 for layer in zip(self.mra.get_image_keys_values(region_token), image_keys_values, strict=True)
             ]
         output.region_itc_loss, output.region_itm_loss = self._alignment_losses(
-            region_hidden_states, image_keys_values, region_embeds, text_hidden_states, self.mra.project_text(text_hidden_states),
-            attention_mask, phrase_ids, lengths, generator, torch.cat([sees_token, patch_mask], dim=1),
+            region_hidden_states, image_keys_values, region_embeds, text_hidden_states,
+            self.mra.project_text(text_hidden_states), attention_mask, phrase_ids, lengths, generator,
+            torch.cat([sees_token, patch_mask], dim=1),
         )  # fmt: skip
 
     def _weighted_sum(self, output: MRAPreTrainingOutput) -> torch.Tensor:

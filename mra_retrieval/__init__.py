@@ -39,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """Import `Gallery` when it is asked for: what it stands on is the extra [app]."""
+    """Import `Gallery` when it is asked for: what it stands on is the extra [search]."""
     if name == "Gallery":
         from .gallery import Gallery
 

@@ -20,74 +20,12 @@ from .matching import match_pairs
 from .overlay import Tile, draw_tiles
 
 
-# Words that stand for nothing that could be seen.
-STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "some",
-        "and",
-        "or",
-        "but",
-        "with",
-        "without",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "from",
-        "by",
-        "for",
-        "as",
-        "into",
-        "over",
-        "under",
-        "up",
-        "down",
-        "he",
-        "she",
-        "it",
-        "they",
-        "his",
-        "her",
-        "its",
-        "their",
-        "him",
-        "them",
-        "who",
-        "which",
-        "whose",
-        "there",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "being",
-        "has",
-        "have",
-        "had",
-        "wears",
-        "wearing",
-        "wore",
-        "dressed",
-        "carries",
-        "carrying",
-        "walks",
-        "walking",
-        "standing",
-        "while",
-        "also",
-        "very",
-    ]
-)
+_NOTHING_SEEN = """
+a an the this that these those some and or but with without of in on at to from by for as into over under up down he she it
+they his her its their him them who which whose there is are was were be been being has have had wears wearing wore dressed
+carries carrying walks walking standing while also very
+"""
+STOP_WORDS = frozenset(_NOTHING_SEEN.split())
 
 LEAST_PEAK = 4  # even shares
 

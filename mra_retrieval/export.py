@@ -102,7 +102,7 @@ def export_model(
 
     Raises:
         ValueError: if the model cannot be loaded or exported, a graph differs from PyTorch by more than `TOLERANCE`, the
-            output exists, or the extra `[app]` is not installed.
+            output exists, or the extra `[search]` is not installed.
     """
     import_onnxruntime()
     output = Path(output)

@@ -33,7 +33,7 @@ INDEXES = {
 }
 SEARCH_PARAMETERS = {"flat": {}, "hnsw": {"ef": 512}, "ivf": {"nprobe": 32}}
 
-_NEEDS = "searching needs the extra [app]: pip install '.[app]'"
+_NEEDS = "searching needs the extra [search]: pip install '.[search]'"
 
 
 class MilvusStore:

@@ -129,7 +129,7 @@ def import_onnxruntime():
     try:
         import onnxruntime
     except ImportError as error:
-        raise ValueError(f"ONNX needs onnx, onnxruntime and onnxscript ({error}): pip install '.[app]'") from error
+        raise ValueError(f"ONNX needs onnx, onnxruntime and onnxscript ({error}): pip install '.[search]'") from error
     return onnxruntime
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from data_scripts.dad.captioners import Captioner, clean_style
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.layout import begin_stage, read_stage_rows
-from data_scripts.dad.reading import DTYPES, merge_rows, open_picture, read_batches
+from data_scripts.dad.reading import DTYPES, open_picture, read_batches
 from data_scripts.dad.sections import require
 
 
@@ -36,8 +36,7 @@ def run(config) -> None:
         texts = captioner([open_picture(stage.work.images, row) for row in batch])
         return [_make_row(row, text, section.clean_style) for row, text in zip(batch, texts, strict=True)]
 
-    read_batches(stage, stage.work.captions, rows, section.batch_size, caption)
-    if merge_rows(stage, stage.work.captions, len(rows)):
+    if read_batches(stage, stage.work.captions, rows, section.batch_size, caption):
         empty = sum(not row["caption"] for row in read_stage_rows(stage.work.captions))
         stage.finish(captions=len(rows) - empty, empty=empty)
 

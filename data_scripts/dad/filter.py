@@ -21,7 +21,7 @@ from data_scripts.dad.files import to_lines, write_json, write_whole
 from data_scripts.dad.filter_rules import CHECKS, Decision, calibrate, cheap_reasons, decide
 from data_scripts.dad.image_checks import load_picture, measure_image, perceptual_hash
 from data_scripts.dad.layout import Stage, begin_stage, read_stage_rows
-from data_scripts.dad.reading import DTYPES, choose_rows, merge_rows, open_picture, read_batches
+from data_scripts.dad.reading import DTYPES, choose_rows, open_picture, read_batches
 from data_scripts.dad.sections import FilterSection
 from data_scripts.dad.text_scores import TextScorer
 from mra_retrieval.distributed import cut_batches
@@ -41,10 +41,11 @@ def run(config) -> None:
     scorer = _Scorer(section, stage)
     thresholds = _calibrate(config, stage, scorer)
     rows = read_stage_rows(stage.work.generated)
-    read_batches(
-        stage, stage.work.scores, rows, section.batch_size, lambda batch: scorer.score_batch(batch, thresholds)
-    )
-    if merge_rows(stage, stage.work.scores, len(rows)):
+
+    def score(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return scorer.score_batch(batch, thresholds)
+
+    if read_batches(stage, stage.work.scores, rows, section.batch_size, score):
         scores = read_stage_rows(stage.work.scores)
         decision = decide(scores, thresholds, section)
         if stage.state.is_main_process:

@@ -19,7 +19,7 @@ from data_scripts.dad.detectors import PhraseBoxes, PhraseDetector
 from data_scripts.dad.files import write_whole
 from data_scripts.dad.layout import Stage, begin_stage, read_stage_rows, shard_name
 from data_scripts.dad.noun_phrases import NounPhrase, find_noun_phrases, specificity
-from data_scripts.dad.reading import DTYPES, merge_rows, open_picture, read_batches
+from data_scripts.dad.reading import DTYPES, open_picture, read_batches
 from data_scripts.dad.sections import GroundSection, require
 
 
@@ -46,8 +46,7 @@ def run(config) -> None:
     def ground(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return _ground_batch(stage, detector, batch, section)
 
-    read_batches(stage, stage.work.regions, rows, section.batch_size, ground)
-    if merge_rows(stage, stage.work.regions, len(rows)):
+    if read_batches(stage, stage.work.regions, rows, section.batch_size, ground):
         regions = read_stage_rows(stage.work.regions)
         if stage.state.is_main_process:
             write_annotations(stage, regions)

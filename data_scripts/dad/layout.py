@@ -199,14 +199,29 @@ class Stage:
         Returns:
             Whether the stage is complete; it is not while other jobs (`common.shard`) still work.
         """
+        complete = self.merge_rows(rows, expected)
+        if complete:
+            self.finish(**{name: expected})
+        return complete
+
+    def merge_rows(self, rows: RowParts, expected: int) -> bool:
+        """
+        Makes one file of the parts once no row is missing; every process must call this.
+
+        Args:
+            rows: of [`Stage.rows`].
+            expected: rows of all jobs together.
+
+        Returns:
+            Whether they are complete; they are not while other jobs (`common.shard`) still work.
+        """
         rows.close()
         self.state.wait_for_everyone()
         complete = len(rows.read()) == expected
         self.state.wait_for_everyone()  # all have counted before the parts go
-        if complete:
-            if self.state.is_main_process:
-                rows.merge()
-            self.finish(**{name: expected})
+        if complete and self.state.is_main_process:
+            rows.merge()
+        self.state.wait_for_everyone()
         return complete
 
 

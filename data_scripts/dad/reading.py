@@ -50,7 +50,7 @@ def open_picture(images: Path, row: dict[str, Any]) -> Image.Image:
 
 def read_batches(
     stage: Stage, path: Path, rows: Sequence[dict], batch_size: int, read: Callable[[list[dict]], list[dict]]
-) -> None:
+) -> bool:
     """
     Reads rows in fixed batches and writes what comes of them, each process its share; every process must call this.
 
@@ -63,6 +63,9 @@ def read_batches(
         rows: with a `prompt_id`, in order.
         batch_size: rows that are read together.
         read: gives the rows to write for a batch.
+
+    Returns:
+        Whether every row is read and written to the file; with `common.shard` other jobs may still be at work.
     """
     parts = stage.rows(path)
     done = parts.read().keys()
@@ -70,24 +73,7 @@ def read_batches(
     missing = _missing(stage, rows, batch_size, done)
     for batch in tqdm(missing, desc=stage.name, unit="batch", disable=not stage.state.is_main_process):
         parts.append([row for row in read(batch) if row["prompt_id"] not in done])
-    parts.close()
-    stage.state.wait_for_everyone()
-
-
-def merge_rows(stage: Stage, path: Path, expected: int) -> bool:
-    """
-    Makes one file of all processes' rows once they are complete; every process must call this.
-
-    Returns:
-        Whether they are complete: with `common.shard` other jobs may still be at work.
-    """
-    parts = stage.rows(path)
-    complete = len(parts.read()) >= expected
-    stage.state.wait_for_everyone()
-    if complete and stage.state.is_main_process:
-        parts.merge()
-    stage.state.wait_for_everyone()
-    return complete
+    return stage.merge_rows(parts, len(rows))
 
 
 def _missing(stage: Stage, rows: Sequence[dict], batch_size: int, done) -> list[list[dict]]:

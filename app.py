@@ -310,6 +310,7 @@ def main(arguments: list[str] | None = None) -> None:
             footer_links=["api"],
             theme=make_theme(),
             css=view.CSS,
+            head=view.HEAD,
             ssr_mode=False,
         )
 

@@ -61,9 +61,12 @@ CSS = """
   .mra-words figure { width: calc(25% - 6px); }
   .mra-large { width: 100%; }
   .mra-large figure { width: calc(50% - 4px); }
-  .gradio-container .main, .gradio-container main { padding-left: 10px !important; padding-right: 10px !important; }
 }
 """
+# Gradio narrows what it is given as `css` to the inside of the page, and so cannot reach the frame around it.
+HEAD = """<style>
+@media (max-width: 640px) { .gradio-container main.app, .gradio-container .main.app { padding: 12px 10px !important; } }
+</style>"""
 
 # A click, or Enter, on a result says which one; the element outlives what is drawn into it.
 ON_CLICK = """

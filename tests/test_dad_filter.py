@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -179,10 +180,9 @@ def test_models_score_what_passed_the_cheap_checks(root):
 
 
 def test_killed_and_two_processes_give_the_same_files(root):
-    models = {"person_model": str(root / "readers/detector"), "score_model": str(root / "readers/clip")}
     results = {}
     for name in ("whole", "killed", "two"):
-        path = write_config(root, name, filter=models)
+        path = write_config(root, name, filter={"score_model": str(root / "readers/clip")} | LIMITS)
         write_generated(load_config(str(path)), pictures())
         if name == "whole":
             run(path, "filter")
@@ -194,6 +194,7 @@ def test_killed_and_two_processes_give_the_same_files(root):
             assert run_forked(path, "filter", num_processes=2) == [0, 0]
         results[name] = files_of(root / name / "filter")
     assert results["whole"].keys() >= {"scores.jsonl", "thresholds.json", "kept.jsonl", "dropped.jsonl", "dropped.jpg"}
+    assert 0 < len(rows_of(root / "whole" / "filter" / "kept.jsonl")) < 14
     assert results["killed"] == results["whole"] and results["two"] == results["whole"]
 
 
@@ -218,6 +219,21 @@ def test_missing_file_is_an_error_not_a_broken_picture(root):
     (root / "missing/images/c_0_5000/1.jpg").unlink()
     with pytest.raises(ValueError, match=r"c_0_5000/1\.jpg cannot be read"):
         run(path, "filter")
+
+
+def test_a_filter_that_keeps_nothing_says_so_and_can_be_changed(root):
+    path = write_config(root, "nothing", filter=LIMITS | {"min_sharpness": 1e9})
+    write_generated(load_config(str(path)), {0: draw_person(0)})
+    with pytest.raises(ValueError, match=r"none of 1 images passed; .*report\.md tells why"):
+        run(path, "filter")
+    folder = root / "nothing" / "filter"
+    assert (
+        "| blurred | sharpness at least 1e+09 (filter.min_sharpness) | 1 | 1 | 1 |"
+        in (folder / "report.md").read_text()
+    )
+    shutil.rmtree(folder)
+    run(write_config(root, "nothing", filter=LIMITS), "filter")
+    assert len(rows_of(folder / "kept.jsonl")) == 1
 
 
 def test_description_counts_every_check():

@@ -50,6 +50,12 @@ def run(config) -> None:
         decision = decide(scores, thresholds, section)
         if stage.state.is_main_process:
             _write_decision(stage, rows, scores, thresholds, decision)
+        stage.state.wait_for_everyone()
+        if not decision.kept():
+            raise ValueError(
+                f"none of {len(rows):,} images passed; {stage.folder / 'report.md'} tells why. Set wider limits (`filter.min_…`) "
+                f"and remove {stage.folder}, or generate better images."
+            )
         stage.finish(images=len(rows), kept=len(decision.kept()))
 
 

@@ -42,6 +42,11 @@ def run(config) -> None:
     captioned = read_stage_rows(stage.work.captions)
     rows = [row for row in captioned if row["caption"]]
     detector = PhraseDetector(section.model, "ground.model", DTYPES[section.dtype], stage.state.device)
+    if not rows:
+        raise ValueError(
+            f"none of {len(captioned):,} images has a caption ({stage.work.captions}): name another `caption.model` or "
+            f"`caption.prompt`, and remove {stage.work.captions.parent}."
+        )
 
     def ground(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return _ground_batch(stage, detector, batch, section)

@@ -45,7 +45,7 @@ test-app: .venv-app/installed  ## Use the web page in a real browser (needs chro
 			echo "make test-app needs chromium and chromedriver; on Debian: sudo apt-get install chromium chromium-driver" >&2; exit 1; \
 		fi; \
 	fi
-	.venv-app/bin/python -m pytest -m app
+	.venv-app/bin/python -m pytest -m app tests/test_app.py tests/test_app_browser.py
 
 app: .venv-app/installed  ## Serve the web page on the demo's model and gallery (after make demo-search)
 	.venv-app/bin/python app.py --model $(RUNS)/finetune/best --gallery $(RUNS)/search/gallery.db

@@ -1,7 +1,7 @@
 """What the web page does, apart from how it looks: searching, explaining, indexing what may be indexed."""
 
+import contextlib
 import datetime
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -115,7 +115,9 @@ class Page:
                 )
         finally:
             for file in files:
-                shutil.rmtree(Path(file).parent, ignore_errors=True)  # gradio makes a folder for each
+                Path(file).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # gradio makes a folder for each
+                    Path(file).parent.rmdir()
         return report, unpacked.ignored
 
 

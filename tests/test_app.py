@@ -1,5 +1,6 @@
 """app.py: its API as a program uses it, and files that nobody may fetch."""
 
+import json
 import os
 import socket
 import urllib.error
@@ -104,11 +105,25 @@ def test_no_file_is_served(url, root, prefix):
         assert status in (400, 403, 404, 405) and len(content) < 500, (prefix, path, status)
 
 
-def test_a_picture_on_this_machine_cannot_be_passed_for_an_upload(client, root, url):
-    """A program may claim that any path is an upload of its own."""
-    forged = {"path": str(root / "secret.jpg"), "meta": {"_type": "gradio.FileData"}}
-    with pytest.raises(AppError):
-        ask(client, text="", image=forged)
+def call(url, endpoint, *values) -> str:
+    """What an endpoint answers to whoever writes the request himself: gradio_client would upload a file that is named."""
+    address, headers = f"{url}/gradio_api/call/{endpoint}", {"Content-Type": "application/json"}
+    request = urllib.request.Request(address, json.dumps({"data": values}).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        event = json.load(answer)["event_id"]
+    with urllib.request.urlopen(f"{address}/{event}", timeout=60) as answer:
+        return answer.read().decode()
+
+
+def test_a_picture_on_this_machine_cannot_be_passed_for_an_upload(root, url):
+    """A request may claim that any path is an upload of its own."""
+    options = ([], "", "", "", 0.5, True, 5)
+    assert "event: complete" in call(url, "search", "a red coat", None, *options)
+    for name in ("secret.jpg", "people/cam_0/000.jpg"):
+        forged = {"path": str(root / name), "meta": {"_type": "gradio.FileData"}}
+        answer = call(url, "search", "", forged, *options)
+        assert "event: error" in answer and "hits" not in answer
+        assert (root / name).is_file()
 
 
 def test_the_page_comes_without_anything_from_outside(url):

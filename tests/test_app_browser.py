@@ -90,6 +90,11 @@ class Person:
         field.clear()
         field.send_keys(text)
 
+    def upload(self, selector: str, path: Path) -> None:
+        """Gives a file to the hidden input below an element, once it is there."""
+        (field, *_) = self.wait(lambda: self.driver.find_elements("css selector", f"{selector} input[type=file]"))
+        field.send_keys(str(path))
+
     def search(self, text: str) -> list[str]:
         """Types a sentence and searches; gives the keys of the results."""
         self.driver.execute_script("document.querySelectorAll('#results .mra-grid').forEach(old => old.remove())")
@@ -173,8 +178,8 @@ def test_index_an_upload_and_find_what_is_in_it(person, root):
         archive.write(root / "newcomer.png", "newcomer.png")
         archive.writestr("broken.jpg", "no picture")
     person.click("button[role=tab]", "Add images")
-    person.driver.find_element("css selector", "#files input[type=file]").send_keys(str(root / "more.zip"))
-    person.see("#files", "more.zip")
+    person.upload("#files", root / "more.zip")
+    person.see("#files", ".zip")
     person.click("button#index-upload")
     report = person.see("#report .mra-status", "1 added")
     assert "broken.jpg: not an image that Pillow can read" in report.text
@@ -183,7 +188,7 @@ def test_index_an_upload_and_find_what_is_in_it(person, root):
 
     person.click("button[role=tab]", "Search")
     person.click("#by-image button", "Search by an image")
-    person.driver.find_element("css selector", "#by-image input[type=file]").send_keys(str(root / "newcomer.png"))
+    person.upload("#by-image", root / "newcomer.png")
     person.wait(lambda: person.all("#by-image img"))
     person.click("button#search")
     assert person.keys()[0].endswith("/newcomer.png")

@@ -108,9 +108,9 @@ def test_a_picture_that_is_gone_leaves_a_gap(page, tmp_path):
 def test_an_upload_is_copied_and_then_deleted(page, tmp_path):
     folder = tmp_path / "from the browser"
     folder.mkdir()
-    draw_picture(50).save(folder / "a.png")
+    draw_picture(50).save(tmp_path / "a.png")
     with zipfile.ZipFile(folder / "people.zip", "w") as archive:
-        archive.write(folder / "a.png", "in/a.png")
+        archive.write(tmp_path / "a.png", "in/a.png")
         archive.writestr("people.csv", "path,camera\nin/a.png,gate\n")
         archive.writestr("notes.txt", "x")
     steps = []

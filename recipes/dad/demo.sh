@@ -34,4 +34,5 @@ step python -m data_scripts.prepare_sda --annotations $DEMO/work/sda --images $D
 step accelerate launch train_pretrain.py --config recipes/sample/pretrain.yaml --dataset $DEMO/arrow/sda \
     --validation_dataset none --max_train_steps 20 --logging_steps 5 --output_dir $DEMO/pretrain
 
+cat $DEMO/work/report/index.md
 printf '\nreport: %s\n' "$DEMO/work/report/index.html"

@@ -1,7 +1,5 @@
 """Configuration of the MRA text-based person retrieval model: architecture and the choices of the objective."""
 
-import copy
-
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, PreTrainedConfig
 
@@ -142,12 +140,6 @@ class MRATextConfig(BertConfig):
     def num_text_layers(self) -> int:
         """Layers that read text alone."""
         return self.num_hidden_layers - self.num_fusion_layers
-
-    def text_only(self) -> "MRATextConfig":
-        """A copy that describes the text-only layers as a BERT model of their own."""
-        config = copy.deepcopy(self)
-        config.num_hidden_layers = self.num_text_layers
-        return config
 
 
 @strict

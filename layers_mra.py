@@ -1,4 +1,4 @@
-"""Parts that the MRA models are made of: pooling of tokens, packing of texts, attention, the fusion layer."""
+"""Parts that the MRA models are made of: pooling of tokens, packing of texts, attention, text and fusion layers."""
 
 from collections.abc import Sequence
 
@@ -61,28 +61,38 @@ def masked_mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 class Packing:
     """
-    Tokens of padded texts side by side, so that linear layers do not run on padding.
+    Rows of padded sequences side by side, so that linear layers do not run on padding.
 
     Args:
-        lengths: tokens of each text, which are known without asking the device.
+        rows: sequences.
+        length: positions of each.
         device: of the states.
+        lengths: positions of each row that count, from the first on, known without asking the device; all when absent.
+            Packing and unpacking are then mere views.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device):
-        self.shape = len(lengths), max(lengths)
-        is_token = torch.arange(self.shape[1]) < torch.tensor(lengths)[:, None]
-        self.index = is_token.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
+    def __init__(self, rows: int, length: int, device: torch.device, lengths: Sequence[int] | None = None):
+        self.shape = rows, length
+        self.index = None
+        self.starts = torch.arange(rows) * length
+        if lengths is not None and min(lengths) < length:
+            lengths = torch.as_tensor(lengths)
+            counts = torch.arange(length) < lengths[:, None]
+            self.index = counts.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
+            self.starts = lengths.cumsum(0) - lengths
+        self.starts = self.starts.to(device, non_blocking=True)
 
     def pack(self, states: torch.Tensor) -> torch.Tensor:
-        """Takes the tokens, `(tokens, width)`, out of `(texts, length, width)`."""
-        return states.flatten(0, 1).index_select(0, self.index)
+        """Takes what counts, `(tokens, ...)`, out of `(rows, length, ...)`."""
+        states = states.flatten(0, 1)
+        return states if self.index is None else states.index_select(0, self.index)
 
     def unpack(self, states: torch.Tensor) -> torch.Tensor:
-        """Puts `(tokens, width)` back to where they were in `(texts, length, width)`; padding is 0."""
+        """Puts `(tokens, width)` back to where they were in `(rows, length, width)`; elsewhere is 0."""
         rows, length = self.shape
-        return (
-            states.new_zeros(rows * length, states.shape[1]).index_copy(0, self.index, states).view(rows, length, -1)
-        )
+        if self.index is not None:
+            states = states.new_zeros(rows * length, states.shape[1]).index_copy(0, self.index, states)
+        return states.view(rows, length, -1)
 
 
 # ---------------------------------------------------------------- attention
@@ -105,6 +115,11 @@ def visibility_mask(mask: torch.Tensor | None, dtype: torch.dtype, attn_implemen
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
+def split_heads(attention: BertAttention, states: torch.Tensor) -> torch.Tensor:
+    """Cuts projected `(batch, length, width)` into `(batch, heads, length, width of a head)`."""
+    return states.unflatten(-1, (-1, attention.self.attention_head_size)).transpose(1, 2)
+
+
 def keys_and_values(
     attention: BertAttention, states: torch.Tensor, packing: Packing | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,8 +137,7 @@ def keys_and_values(
     projected = (attention.self.key(states), attention.self.value(states))
     if packing is not None:
         projected = map(packing.unpack, projected)
-    size = attention.self.attention_head_size
-    return tuple(part.unflatten(-1, (-1, size)).transpose(1, 2) for part in projected)
+    return tuple(split_heads(attention, part) for part in projected)
 
 
 def mix_values(
@@ -135,9 +149,9 @@ def mix_values(
 ) -> torch.Tensor:
     """Averages the values for each of the projected `(batch, queries, width)` queries, whose shape the result has."""
     inner = attention.self
-    heads = queries.unflatten(-1, (-1, inner.attention_head_size)).transpose(1, 2)
     run = ALL_ATTENTION_FUNCTIONS.get_interface(inner.config._attn_implementation, eager_attention_forward)
     dropout = inner.dropout.p if inner.training else 0.0
+    heads = split_heads(attention, queries)
     context, _ = run(inner, heads, keys, values, mask, dropout=dropout, scaling=inner.scaling)
     return context.reshape(queries.shape)
 
@@ -145,28 +159,43 @@ def mix_values(
 def attend(
     attention: BertAttention,
     hidden_states: torch.Tensor,
+    packing: Packing,
     keys: torch.Tensor,
     values: torch.Tensor,
     mask: torch.Tensor | None,
-    packing: Packing | None = None,
 ) -> torch.Tensor:
     """
     Runs a BERT attention block to keys and values that are already there.
 
     Args:
         attention: the block.
-        hidden_states: `(batch, queries, width)`, or `(tokens, width)` where they are packed.
+        hidden_states: `(tokens, width)`, packed.
+        packing: where they belong, `(batch, queries)`.
         keys, values: `(batch, heads, length, width of a head)`.
         mask: from [`visibility_mask`].
-        packing: where packed states belong.
     """
-    queries = attention.self.query(hidden_states)
-    queries = queries if packing is None else packing.unpack(queries)
+    queries = packing.unpack(attention.self.query(hidden_states))
     context = mix_values(attention, queries, keys, values, mask)
-    return attention.output(context if packing is None else packing.pack(context), hidden_states)
+    return attention.output(packing.pack(context), hidden_states)
 
 
 # ---------------------------------------------------------------- layers
+
+
+class MRATextLayer(GradientCheckpointingLayer):
+    """BERT layer on packed texts; its weights have the names of `BertLayer`."""
+
+    def __init__(self, config: MRATextConfig, layer_idx: int):
+        super().__init__()
+        self.attention = BertAttention(config, layer_idx=layer_idx)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertOutput(config)
+
+    def forward(self, hidden_states: torch.Tensor, packing: Packing, mask: torch.Tensor | None) -> torch.Tensor:
+        """Maps `(tokens, width)` to `(tokens, width)`; `mask` is from [`visibility_mask`]."""
+        keys, values = keys_and_values(self.attention, hidden_states, packing)
+        hidden_states = attend(self.attention, hidden_states, packing, keys, values, mask)
+        return self.output(self.intermediate(hidden_states), hidden_states)
 
 
 class MRAFusionLayer(GradientCheckpointingLayer):
@@ -184,48 +213,45 @@ class MRAFusionLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        packing: Packing,
         self_mask: torch.Tensor | None,
         image_keys: torch.Tensor,
         image_values: torch.Tensor,
         cross_mask: torch.Tensor | None,
-        text_index: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
+        text_index: torch.Tensor | None = None,
+        pair_packing: Packing | None = None,
         positions: torch.Tensor | None = None,
-        packing: Packing | None = None,
+        position_packing: Packing | None = None,
     ) -> torch.Tensor:
         """
         Runs the layer on pairs of text and image.
 
         Args:
-            hidden_states: `(texts, length, width)`, or `(tokens, width)` where they are packed.
+            hidden_states: `(tokens, width)` of the texts, packed.
+            packing: where they belong, `(texts, length)`.
             self_mask: mask of the texts, from [`visibility_mask`].
-            image_keys, image_values: `(images, heads, 1 + patches, width of a head)`.
+            image_keys, image_values: `(images, heads, image tokens, width of a head)`.
             cross_mask: mask of the pairs' images.
-            text_index, image_index: `(pairs,)` text and image of each pair; row i with row i when absent. The texts
-                attend to themselves before they are paired.
-            positions: `(texts, n)`, where to compute the output; everywhere when absent.
-            packing: packs the texts of the pairs: those that come, or those that are paired here.
+            image_index: `(pairs,)` image of each pair; row i with row i when absent.
+            text_index: `(pairs,)` text of each pair, where the texts attend to themselves before they are paired.
+            pair_packing: of the pairs' texts, goes with `text_index`.
+            positions: `(queries,)` packed tokens at which the output is computed; everywhere when absent.
+            position_packing: where these belong, `(texts, n)`.
 
         Returns:
-            `(pairs, length or n, width)`, or `(tokens, width)` where they are packed and no positions are chosen.
+            `(tokens, width)` of the pairs, or `(queries, width)`.
         """
-        incoming = packing if hidden_states.ndim == 2 else None
-        keys, values = keys_and_values(self.attention, hidden_states, incoming)
+        keys, values = keys_and_values(self.attention, hidden_states, packing)
         if positions is not None:
-            hidden_states = hidden_states if incoming is None else incoming.unpack(hidden_states)
-            hidden_states = torch.take_along_dim(hidden_states, positions[..., None], dim=1)
-            incoming = packing = None
-        hidden_states = attend(self.attention, hidden_states, keys, values, self_mask, incoming)
+            hidden_states, packing = hidden_states.index_select(0, positions), position_packing
+        hidden_states = attend(self.attention, hidden_states, packing, keys, values, self_mask)
         if text_index is not None:
-            hidden_states = hidden_states.index_select(0, text_index)
-        if packing is not None and incoming is None:
-            hidden_states = packing.pack(hidden_states)
+            hidden_states = pair_packing.pack(packing.unpack(hidden_states).index_select(0, text_index))
+            packing = pair_packing
         if image_index is not None:
-            image_keys, image_values = (
-                image_keys.index_select(0, image_index),
-                image_values.index_select(0, image_index),
-            )
-        hidden_states = attend(self.crossattention, hidden_states, image_keys, image_values, cross_mask, packing)
+            image_keys, image_values = (part.index_select(0, image_index) for part in (image_keys, image_values))
+        hidden_states = attend(self.crossattention, hidden_states, packing, image_keys, image_values, cross_mask)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 

@@ -1,9 +1,54 @@
 """Losses of MRA as pure functions: soft-target contrastive loss, choice of hard negatives, masked-language loss."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+
+
+@dataclass
+class TextBatch:
+    """
+    One kind of text of a batch.
+
+    Args:
+        input_ids, attention_mask: `(batch, max_text_length)`.
+        lengths: tokens of each, or of what has to be read of it, where the host knows them.
+        identity_ids: `(batch,)`; rows that share one are no negatives of each other.
+    """
+
+    input_ids: torch.Tensor | None
+    attention_mask: torch.Tensor | None
+    lengths: Sequence[int] | None = None
+    identity_ids: torch.Tensor | None = None
+
+
+@dataclass
+class MatchingPairs:
+    """
+    Pairs to match: each text with its image, with a negative image, and each image with a negative text.
+
+    Args:
+        texts, images: `(3 * batch,)` rows.
+        labels: `(3 * batch,)`; 1 = match, -100 where there was no negative to draw.
+    """
+
+    texts: torch.Tensor
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def lengths(self, of_texts: Sequence[int] | None, length: int) -> list[int]:
+        """Tokens of the text of each pair, `length` where the host does not know them."""
+        size = len(self.texts) // 3
+        if of_texts is None:
+            return [length] * 3 * size
+        # Which texts were drawn is known on the host only where that is the device.
+        on_host = self.texts.device.type == "cpu"
+        drawn = [of_texts[text] for text in self.texts[2 * size :].tolist()] if on_host else [max(of_texts)] * size
+        return [*of_texts, *of_texts, *drawn]
 
 
 class _GatherWithGradient(torch.autograd.Function):

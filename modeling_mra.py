@@ -10,19 +10,17 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.models.bert.modeling_bert import (
-    BertLMPredictionHead,
-    BertModel,
-)
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertLMPredictionHead
 from transformers.utils import ModelOutput
 
 
 try:
-    from .configuration_mra import MRAConfig, MRAVisionConfig
+    from .configuration_mra import MRAConfig, MRATextConfig, MRAVisionConfig
     from .layers_mra import (
         NUM_PARTS,
         MRAFusionLayer,
         MRAPartProjection,
+        MRATextLayer,
         Packing,
         keys_and_values,
         masked_mean,
@@ -30,21 +28,23 @@ try:
         visibility_mask,
     )
     from .losses_mra import (
+        MatchingPairs,
+        TextBatch,
         choose_hard_negatives,
         contrastive_loss,
         gather_constant,
         gather_features,
-        is_distributed,
         masked_language_loss,
         matching_loss,
         own_rows,
     )
 except ImportError:  # run from the repository root
-    from configuration_mra import MRAConfig, MRAVisionConfig
+    from configuration_mra import MRAConfig, MRATextConfig, MRAVisionConfig
     from layers_mra import (
         NUM_PARTS,
         MRAFusionLayer,
         MRAPartProjection,
+        MRATextLayer,
         Packing,
         keys_and_values,
         masked_mean,
@@ -52,11 +52,12 @@ except ImportError:  # run from the repository root
         visibility_mask,
     )
     from losses_mra import (
+        MatchingPairs,
+        TextBatch,
         choose_hard_negatives,
         contrastive_loss,
         gather_constant,
         gather_features,
-        is_distributed,
         masked_language_loss,
         matching_loss,
         own_rows,
@@ -179,6 +180,23 @@ class MRAVisionModel(nn.Module):
                 module.fused_attn = fused
 
 
+class MRATextModel(nn.Module):
+    """BERT's embeddings and its layers that read text alone; the weights have the names of `BertModel`."""
+
+    def __init__(self, config: MRATextConfig):
+        super().__init__()
+        self.embeddings = BertEmbeddings(config)
+        layers = [MRATextLayer(config, index) for index in range(config.num_text_layers)]
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
+
+    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor | None, packing: Packing) -> torch.Tensor:
+        """Encodes `(texts, length)` tokens to `(tokens, hidden_size)`, packed; `mask` is from [`visibility_mask`]."""
+        hidden_states = packing.pack(self.embeddings(input_ids=input_ids))
+        for layer in self.encoder["layer"]:
+            hidden_states = layer(hidden_states, packing, mask)
+        return hidden_states
+
+
 # ---------------------------------------------------------------- models
 
 
@@ -193,7 +211,7 @@ class MRAPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["SwinTransformerBlock", "BertLayer", "MRAFusionLayer"]  # noqa: RUF012
+    _no_split_modules = ["SwinTransformerBlock", "MRATextLayer", "MRAFusionLayer"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -202,6 +220,9 @@ class MRAPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.relative_position_bias_table, std=0.02)
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
+        if isinstance(module, BertEmbeddings):
+            init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1])[None])
+            init.zeros_(module.token_type_ids)
         if isinstance(module, BertLMPredictionHead):
             init.zeros_(module.bias)
         if isinstance(module, (MRAForPreTraining, MRAForImageTextRetrieval)):
@@ -239,7 +260,7 @@ class MRAModel(MRAPreTrainedModel):
         config._attn_implementation = config._attn_implementation  # spreads to the sub-configurations
         vision, text = config.vision_config, config.text_config
         self.vision_model = MRAVisionModel(vision)
-        self.text_model = BertModel(text.text_only(), add_pooling_layer=False)
+        self.text_model = MRATextModel(text)
         self.fusion_layers = nn.ModuleList(
             [MRAFusionLayer(text, vision.hidden_size, i) for i in range(text.num_text_layers, text.num_hidden_layers)]
         )
@@ -264,23 +285,36 @@ class MRAModel(MRAPreTrainedModel):
 
     def get_input_embeddings(self):
         """Word embeddings of the text encoder."""
-        return self.text_model.get_input_embeddings()
+        return self.text_model.embeddings.word_embeddings
 
     def set_input_embeddings(self, value):
         """Replaces the word embeddings of the text encoder."""
-        self.text_model.set_input_embeddings(value)
+        self.text_model.embeddings.word_embeddings = value
 
     def get_image_hidden_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encodes `(batch, 3, height, width)` to `(batch, 1 + patches, vision hidden_size)`; token 0 is the mean."""
         return self.vision_model(pixel_values)
 
     def get_text_hidden_states(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """Encodes `(batch, length)` tokens with the text-only layers to `(batch, length, text hidden_size)`."""
-        text_model = self.text_model
-        mask = visibility_mask(attention_mask, text_model.dtype, text_model.config._attn_implementation)
-        return text_model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        """
+        Encodes tokens with the text-only layers.
+
+        Args:
+            input_ids, attention_mask: `(batch, length)`; 1 = token.
+            lengths: positions of each row to encode, from the first on; all when absent. The rest of the row is 0 in the
+                result.
+
+        Returns:
+            `(batch, length, text hidden_size)`.
+        """
+        packing = Packing(*input_ids.shape, input_ids.device, lengths)
+        mask = visibility_mask(attention_mask, self.dtype, self.config.text_config._attn_implementation)
+        return packing.unpack(self.text_model(input_ids, mask, packing))
 
     def get_image_keys_values(self, image_hidden_states: torch.Tensor) -> ImageKeysValues:
         """
@@ -376,50 +410,65 @@ class MRAModel(MRAPreTrainedModel):
         text_index: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
-        lengths: Sequence[int] | None = None,
+        text_lengths: Sequence[int] | None = None,
+        pair_lengths: Sequence[int] | None = None,
+        position_counts: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """
         Lets texts attend to images in the fusion layers.
 
+        What depends on the text or on the image alone is computed once for each. Lengths and counts are plain numbers,
+        known without asking the device: linear layers then skip what lies behind them, and the result is 0 there.
+
         Args:
             text_hidden_states: `(texts, length, text hidden_size)` of the text-only layers.
             attention_mask: `(texts, length)`, 1 = token.
-            image_hidden_states: `(images, 1 + patches, vision hidden_size)`.
-            image_attention_mask: `(images, 1 + patches)`, 1 = visible; all when absent.
+            image_hidden_states: `(images, image tokens, vision hidden_size)`.
+            image_attention_mask: `(pairs, image tokens)`, 1 = visible; all when absent.
             image_keys_values: what [`get_image_keys_values`] gave for the images, instead of their hidden states.
-            text_index, image_index: `(pairs,)`, text and image of each pair; row i with row i when absent. What depends
-                on the text or on the image alone is computed once for each.
-            positions: `(texts, n)`, text positions to return; all when absent. The last layer computes no others.
-            lengths: tokens of each pair's text, known without asking the device: linear layers then skip the padding
-                behind them. Positions that hold padding are 0 in the result.
+            text_index, image_index: `(pairs,)`, text and image of each pair; row i with row i when absent.
+            positions: `(pairs, n)`, text positions to return; all when absent. The last layer computes no others.
+            text_lengths: tokens of each text.
+            pair_lengths: tokens of each pair's text; those of `text_lengths` where `text_index` is absent.
+            position_counts: how many of the n positions of each pair to compute, from the first on.
 
         Returns:
-            `(pairs, length or n, text hidden_size)`; `length` is the longest of `lengths` where they are given.
+            `(pairs, length or n, text hidden_size)`; length is the longest of the given lengths.
         """
-        packing = None
-        if lengths is not None:
-            packing = Packing(lengths, text_hidden_states.device)
-            text_hidden_states = text_hidden_states[:, : packing.shape[1]]
-            attention_mask = attention_mask[:, : packing.shape[1]]
         if image_keys_values is None:
             image_keys_values = self.get_image_keys_values(image_hidden_states)
-        dtype, implementation = text_hidden_states.dtype, self.config.text_config._attn_implementation
+        if text_lengths is not None or pair_lengths is not None:
+            longest = max(*(text_lengths or ()), *(pair_lengths or ()))
+            text_hidden_states = text_hidden_states[:, :longest]
+            attention_mask = None if attention_mask is None else attention_mask[:, :longest]
+        implementation, device = self.config.text_config._attn_implementation, text_hidden_states.device
+        layers, dtype = self.fusion_layers, text_hidden_states.dtype
         self_mask = visibility_mask(attention_mask, dtype, implementation)
         cross_mask = visibility_mask(image_attention_mask, dtype, implementation)
-        if cross_mask is not None and image_index is not None:
-            cross_mask = cross_mask.index_select(0, image_index)
-        hidden_states = text_hidden_states
-        last = len(self.fusion_layers) - 1
-        for index, (layer, (keys, values)) in enumerate(zip(self.fusion_layers, image_keys_values, strict=True)):
-            at = positions if index == last else None
+        if (
+            len(layers) == 1 and text_index is not None
+        ):  # the layer that pairs texts is not the one that picks positions
+            text_hidden_states = text_hidden_states.index_select(0, text_index)
+            self_mask = None if self_mask is None else self_mask.index_select(0, text_index)
+            text_index, text_lengths = None, pair_lengths
+        texts, length = text_hidden_states.shape[:2]
+        packing = pair_packing = Packing(texts, length, device, text_lengths)
+        if text_index is not None:
+            pair_packing = Packing(len(text_index), length, device, pair_lengths)
+        at, position_packing = None, None
+        if positions is not None:
+            position_packing = Packing(*positions.shape, device, position_counts)
+            at = position_packing.pack(positions + pair_packing.starts[:, None])
+        hidden_states = packing.pack(text_hidden_states)
+        for index, (layer, (keys, values)) in enumerate(zip(layers, image_keys_values, strict=True)):
+            pairing = (text_index, pair_packing) if index == 0 and text_index is not None else (None, None)
+            picking = (at, position_packing) if index == len(layers) - 1 else (None, None)
             hidden_states = layer(
-                hidden_states, self_mask, keys, values, cross_mask, text_index, image_index, at, packing
+                hidden_states, packing, self_mask, keys, values, cross_mask, image_index, *pairing, *picking
             )
-            if text_index is not None:  # from here on there is one row a pair
-                self_mask = None if self_mask is None else self_mask.index_select(0, text_index)
-                positions = None if positions is None else positions.index_select(0, text_index)
-                text_index = None
-        return hidden_states if packing is None or positions is not None else packing.unpack(hidden_states)
+            if index == 0 and text_index is not None:  # from here on there is one row a pair
+                packing, self_mask = pair_packing, None if self_mask is None else self_mask.index_select(0, text_index)
+        return (pair_packing if positions is None else position_packing).unpack(hidden_states)
 
     def match_logits(
         self,
@@ -430,13 +479,13 @@ class MRAModel(MRAPreTrainedModel):
         image_keys_values: ImageKeysValues | None = None,
         text_index: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
-        lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Scores pairs of text and image, given as to [`fuse`]: `(pairs, 2)` logits, class 1 being "match"."""
-        first = torch.zeros(len(text_hidden_states), 1, dtype=torch.long, device=text_hidden_states.device)
+        pairs = text_hidden_states if text_index is None else text_index
+        first = torch.zeros(len(pairs), 1, dtype=torch.long, device=text_hidden_states.device)
         fused = self.fuse(
             text_hidden_states, attention_mask, image_hidden_states, image_attention_mask, image_keys_values,
-            text_index, image_index, first, lengths,
+            text_index, image_index, first,
         )  # fmt: skip
         return self.match_head(fused[:, 0])
 
@@ -619,139 +668,180 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
             raise ValueError("`phrase_input_ids` and `region_attention_mask` go together: pass both or neither.")
         if (mlm_input_ids is None) != (labels is None):
             raise ValueError("`mlm_input_ids` and `labels` go together: pass both or neither.")
-        image_hidden_states = self.mra.get_image_hidden_states(pixel_values)
-        image_keys_values = self.mra.get_image_keys_values(image_hidden_states)
-        output = MRAPreTrainingOutput()
+        texts = {
+            "region_": TextBatch(phrase_input_ids, phrase_attention_mask, phrase_lengths, phrase_ids),
+            "": TextBatch(input_ids, attention_mask, caption_lengths, identity_ids),
+            "augmented_": TextBatch(augmented_input_ids, augmented_attention_mask, augmented_lengths, identity_ids),
+            "mlm_": TextBatch(mlm_input_ids, attention_mask, mlm_lengths),
+        }
+        texts = {kind: text for kind, text in texts.items() if text.input_ids is not None}
+        images = image_tokens = self.mra.get_image_hidden_states(pixel_values)
+        hidden_states = self._encode_texts(texts)
+        losses, pairs, text_embeds, visible = {}, {}, {}, None
         # BatchNorm sees the region batch first, then the plain, then the augmented one (reference notes, "Model").
-        if phrase_input_ids is not None:
-            self._region_losses(
-                output, image_hidden_states, image_keys_values, phrase_input_ids, phrase_attention_mask,
-                region_attention_mask, phrase_ids, phrase_lengths, generator,
-            )  # fmt: skip
-        output.image_embeds = self.mra.project_image(image_hidden_states)
-        text_hidden_states = self.mra.get_text_hidden_states(input_ids, attention_mask)
-        output.text_embeds = self.mra.project_text(text_hidden_states)
-        output.itc_loss, output.itm_loss = self._alignment_losses(
-            image_hidden_states, image_keys_values, output.image_embeds, text_hidden_states, output.text_embeds,
-            attention_mask, identity_ids, caption_lengths, generator,
-        )  # fmt: skip
-        if augmented_input_ids is not None:
-            augmented_hidden_states = self.mra.get_text_hidden_states(augmented_input_ids, augmented_attention_mask)
-            output.augmented_itc_loss, output.augmented_itm_loss = self._alignment_losses(
-                image_hidden_states, image_keys_values, output.image_embeds, augmented_hidden_states,
-                self.mra.project_text(augmented_hidden_states), augmented_attention_mask, identity_ids,
-                augmented_lengths, generator,
-            )  # fmt: skip
-        if mlm_input_ids is not None:
-            output.mlm_loss = self._mlm_loss(
-                mlm_input_ids, labels, attention_mask, image_keys_values, mlm_lengths, max_masked
+        if "region_" in texts:
+            image_tokens, visible, region_embeds = self._regions(images, region_attention_mask)
+        for kind in (kind for kind in texts if kind != "mlm_"):
+            if kind == "":
+                image_embeds = self.mra.project_image(images)
+            text_embeds[kind] = self.mra.project_text(hidden_states[kind])
+            losses[f"{kind}itc_loss"], pairs[kind] = self._contrast(
+                region_embeds if kind == "region_" else image_embeds, text_embeds[kind], texts[kind], generator
             )
-        output.loss = self._weighted_sum(output)
-        return output
+        losses |= self._fusion_losses(image_tokens, visible, texts, hidden_states, pairs, labels, max_masked)
+        return MRAPreTrainingOutput(
+            loss=self._weighted_sum(losses), **losses, image_embeds=image_embeds, text_embeds=text_embeds[""]
+        )
 
     def mlm_logits(
-        self,
-        mlm_input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        image_hidden_states: torch.Tensor | None = None,
-        image_keys_values: ImageKeysValues | None = None,
-        positions: torch.Tensor | None = None,
-        lengths: Sequence[int] | None = None,
+        self, mlm_input_ids: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor
     ) -> torch.Tensor:
         """
-        Predicts tokens of masked captions that see their image.
+        Predicts the tokens of masked captions that see their image.
 
         Args:
             mlm_input_ids, attention_mask: `(batch, length)`.
-            image_hidden_states, image_keys_values, lengths: as [`MRAModel.fuse`] takes them.
-            positions: `(batch, n)`, where to predict; everywhere when absent.
+            image_hidden_states: as [`MRAModel.fuse`] takes them.
 
         Returns:
-            `(batch, length or n, vocab_size)`.
+            `(batch, length, vocab_size)`.
         """
         hidden_states = self.mra.get_text_hidden_states(mlm_input_ids, attention_mask)
-        hidden_states = self.mra.fuse(
-            hidden_states, attention_mask, image_hidden_states, None, image_keys_values, None, None, positions, lengths
+        return self.mlm_head(self.mra.fuse(hidden_states, attention_mask, image_hidden_states))
+
+    def _encode_texts(self, texts: dict[str, "TextBatch"]) -> dict[str, torch.Tensor]:
+        """Hidden states of every kind of text, in one pass."""
+        counts = []
+        for kind, text in texts.items():
+            # Features pool over the padding too, so that it has to be encoded; masked captions have none.
+            size, length = text.input_ids.shape
+            known = text.lengths is not None and (kind == "mlm_" or self.config.projection_type == "linear")
+            counts += text.lengths if known else [length] * size
+        input_ids, attention_mask = (
+            torch.cat([getattr(text, name) for text in texts.values()]) for name in ("input_ids", "attention_mask")
         )
-        return self.mlm_head(hidden_states)
+        hidden_states = self.mra.get_text_hidden_states(input_ids, attention_mask, counts)
+        return dict(zip(texts, hidden_states.split(size), strict=True))
 
-    def _mlm_loss(self, mlm_input_ids, labels, attention_mask, image_keys_values, lengths, max_masked):
-        """Masked-language loss, predicted where labels are alone, as far as that is known without asking the device."""
-        longest = None if lengths is None else max(lengths)
-        mlm_input_ids, labels, attention_mask = (x[:, :longest] for x in (mlm_input_ids, labels, attention_mask))
-        positions = (labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, :max_masked]
-        logits = self.mlm_logits(mlm_input_ids, attention_mask, None, image_keys_values, positions, lengths)
-        return masked_language_loss(logits.flatten(0, 1), labels.gather(1, positions).flatten())
+    def _regions(self, image_hidden_states, region_attention_mask):
+        """
+        Tokens of images whose regions stand beside them, who sees which of them, and embeddings of the regions.
 
-    def _alignment_losses(
-        self, image_hidden_states, image_keys_values, image_embeds, text_hidden_states, text_embeds, attention_mask,
-        identity_ids, lengths, generator, image_attention_mask=None,
-    ):  # fmt: skip
-        """Contrastive loss over all processes, and matching loss against negatives of this process or of all."""
+        Returns:
+            `(batch, tokens, width)`; by kind of text, `(batch, tokens)` 1 = visible; `(batch, projection_dim)`.
+        """
+        follows_paper = self.config.region_features == "paper"
+        patches, patch_mask = image_hidden_states[:, 1:], region_attention_mask[:, 1:]
+        region_token = masked_mean(patches, patch_mask)[:, None]
+        embeds = self.mra.project_image(
+            torch.cat([region_token, patches], dim=1), patch_mask if follows_paper else None
+        )
+        whole = torch.cat([torch.ones_like(patch_mask[:, :1]), torch.ones_like(patch_mask)], dim=1)
+        region = torch.cat([torch.zeros_like(patch_mask[:, :1]), patch_mask], dim=1)
+        if not follows_paper:
+            return image_hidden_states, {"region_": region, "": whole}, embeds
+        # One more token, which the region alone sees: keys and values of all others serve region and image.
+        tokens = torch.cat([image_hidden_states, region_token], dim=1)
+        return tokens, {"region_": F.pad(region, (0, 1), value=1), "": F.pad(whole, (0, 1), value=0)}, embeds
+
+    def _contrast(self, image_embeds, text_embeds, texts, generator) -> tuple[torch.Tensor, MatchingPairs]:
+        """Contrastive loss over all processes, and pairs to match: negatives are of this process or of all."""
         config = self.config
         all_images, all_texts = (gather_features(x, config.itc_gradient) for x in (image_embeds, text_embeds))
         every = torch.arange(len(all_images), device=image_embeds.device)
-        identities = every if identity_ids is None else gather_constant(identity_ids)
+        identities = every if texts.identity_ids is None else gather_constant(texts.identity_ids)
         itc_loss = contrastive_loss(
             all_images, all_texts, identities, self.temperature, config.label_smoothing, config.itc_chunk_size
         )
-        if config.itm_negatives == "all":
-            image_embeds, text_embeds = all_images, all_texts
-            if is_distributed():
-                image_keys_values = self.mra.get_image_keys_values(gather_features(image_hidden_states))
-                text_hidden_states, lengths = gather_features(text_hidden_states), None  # those of others are unknown
-                attention_mask = gather_constant(attention_mask)
-                if image_attention_mask is not None:
-                    image_attention_mask = gather_constant(image_attention_mask)
-        else:
+        if config.itm_negatives == "local":
             every, identities = every[: len(image_embeds)], own_rows(identities)
-
+            all_images, all_texts = image_embeds, text_embeds
         with torch.no_grad():
-            similarity = image_embeds @ text_embeds.t() / self.temperature
-        negative_images, has_image = choose_hard_negatives(similarity.t(), identities, generator)
-        negative_texts, has_text = choose_hard_negatives(similarity, identities, generator)
+            similarity = all_images @ all_texts.t() / self.temperature
+        drawn = every, *choose_hard_negatives(similarity.t(), identities, generator)
+        drawn = *drawn, *choose_hard_negatives(similarity, identities, generator)
         if config.itm_negatives == "all":
-            every, negative_images, has_image, negative_texts, has_text = map(
-                own_rows, (every, negative_images, has_image, negative_texts, has_text)
-            )
-        if lengths is not None:
-            # Which texts were drawn is known on the host only where that is the device.
-            on_host = every.device.type == "cpu"
-            drawn = [lengths[text] for text in negative_texts.tolist()] if on_host else [max(lengths)] * len(every)
-            lengths = [*lengths, *lengths, *drawn]
+            drawn = map(own_rows, drawn)
+        every, negative_images, has_image, negative_texts, has_text = drawn
         # Matched, (text, negative image), (negative text, image)
-        texts, images = torch.cat([every, every, negative_texts]), torch.cat([every, negative_images, every])
-        logits = self.mra.match_logits(
-            text_hidden_states, attention_mask, None, image_attention_mask, image_keys_values, texts, images, lengths
-        )
         labels = torch.cat([torch.ones_like(every), (~has_image).long() * -100, (~has_text).long() * -100])
-        return itc_loss, matching_loss(logits, labels)
+        texts_of_pairs, images_of_pairs = [every, every, negative_texts], [every, negative_images, every]
+        return itc_loss, MatchingPairs(torch.cat(texts_of_pairs), torch.cat(images_of_pairs), labels)
 
-    def _region_losses(
-        self, output, image_hidden_states, image_keys_values, input_ids, attention_mask, region_attention_mask,
-        phrase_ids, lengths, generator,
-    ):  # fmt: skip
-        """Contrastive and matching losses of regions and phrases, with the region's mean as token 0."""
-        follows_paper = self.config.region_features == "paper"
-        patches = image_hidden_states[:, 1:]
-        patch_mask = region_attention_mask[:, 1:]
-        region_token = masked_mean(patches, patch_mask)[:, None]
-        region_hidden_states = torch.cat([region_token, patches], dim=1)
-        region_embeds = self.mra.project_image(region_hidden_states, patch_mask if follows_paper else None)
-        text_hidden_states = self.mra.get_text_hidden_states(input_ids, attention_mask)
-        sees_token = torch.full_like(patch_mask[:, :1], int(follows_paper))
-        if follows_paper:
-            image_keys_values = [
-                tuple(torch.cat([token, image[:, :, 1:]], dim=2) for token, image in zip(*layer, strict=True))
-                for layer in zip(self.mra.get_image_keys_values(region_token), image_keys_values, strict=True)
-            ]
-        output.region_itc_loss, output.region_itm_loss = self._alignment_losses(
-            region_hidden_states, image_keys_values, region_embeds, text_hidden_states,
-            self.mra.project_text(text_hidden_states), attention_mask, phrase_ids, lengths, generator,
-            torch.cat([sees_token, patch_mask], dim=1),
-        )  # fmt: skip
+    def _fusion_losses(
+        self,
+        image_tokens: torch.Tensor,
+        visible: dict[str, torch.Tensor] | None,
+        texts: dict[str, TextBatch],
+        text_hidden_states: dict[str, torch.Tensor],
+        pairs: dict[str, MatchingPairs],
+        labels: torch.Tensor | None,
+        max_masked: int | None,
+    ) -> dict[str, torch.Tensor]:
+        """
+        Matching losses of each kind of text and the masked-language loss, from one pass through the fusion layers.
 
-    def _weighted_sum(self, output: MRAPreTrainingOutput) -> torch.Tensor:
+        Args:
+            image_tokens: `(batch, tokens, vision hidden_size)`.
+            visible: `(batch, tokens)` 1 = visible, to regions (`region_`) and to all others; all when absent.
+            texts, text_hidden_states: of each kind.
+            pairs: of each kind but `mlm_`, whose captions meet their own images.
+            labels, max_masked: as passed to [`forward`].
+        """
+        takes_all = self.config.itm_negatives == "all"
+        gather, own = (gather_constant, own_rows) if takes_all else (_unchanged, _unchanged)
+        (size, length), device = texts[""].input_ids.shape, image_tokens.device
+        states = torch.cat(list(text_hidden_states.values()))
+        attention_mask = gather(torch.cat([text.attention_mask for text in texts.values()]))
+        if takes_all:
+            image_tokens, states = gather_features(image_tokens), gather_features(states)
+        knows_lengths = len(image_tokens) == size  # those of other processes' texts it does not
+        rows = torch.arange(len(states), device=device).view(-1, len(texts), size)  # processes, kinds, batch
+
+        text_index, image_index, masks, lengths, positions, counts = [], [], [], [], [], []
+        for kind, kind_rows in zip(texts, rows.unbind(dim=1), strict=True):
+            if kind == "mlm_":
+                every = torch.arange(len(image_tokens), device=device)
+                text_index.append(own(kind_rows.flatten()))
+                image_index.append(own(every))
+                lengths += texts[kind].lengths or [length] * size
+                labels = labels[:, : max(lengths[-size:])]
+                positions.append((labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, :max_masked])
+            else:
+                text_index.append(kind_rows.flatten()[pairs[kind].texts])
+                image_index.append(pairs[kind].images)
+                lengths += pairs[kind].lengths(texts[kind].lengths if knows_lengths else None, length)
+                positions.append(torch.zeros(3 * size, 1, dtype=torch.long, device=device))
+            # Positions come in order but for labelled ones, which are first: those behind a text's end come last.
+            counts += [min(positions[-1].shape[1], n) for n in lengths[-len(positions[-1]) :]]
+            if visible is not None:
+                masks.append(gather(visible["region_" if kind == "region_" else ""])[image_index[-1]])
+        most = max(counts)
+        text_lengths = [n for text in texts.values() for n in text.lengths or [length] * size]
+        fused = self.mra.fuse(
+            states,
+            attention_mask,
+            image_tokens,
+            torch.cat(masks) if masks else None,
+            text_index=torch.cat(text_index),
+            image_index=torch.cat(image_index),
+            positions=torch.cat([F.pad(at, (0, most - at.shape[1])) for at in positions]),
+            text_lengths=text_lengths if knows_lengths else None,
+            pair_lengths=lengths,
+            position_counts=counts,
+        )
+        losses = {}
+        for kind, of_kind in zip(texts, fused.split([len(at) for at in positions]), strict=True):
+            if kind == "mlm_":
+                logits = self.mlm_head(of_kind)
+                losses["mlm_loss"] = masked_language_loss(
+                    logits.flatten(0, 1), labels.gather(1, positions[-1]).flatten()
+                )
+            else:
+                losses[f"{kind}itm_loss"] = matching_loss(self.mra.match_head(of_kind[:, 0]), pairs[kind].labels)
+        return losses
+
+    def _weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
         config = self.config
         weights = {
             "itc_loss": 1.0,
@@ -762,7 +852,11 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
             "region_itc_loss": config.region_weight,
             "region_itm_loss": config.region_weight,
         }
-        return sum(weight * output[name] for name, weight in weights.items() if output.get(name) is not None)
+        return sum(weights[name] * loss for name, loss in losses.items())
+
+
+def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 MRAModel.register_for_auto_class("AutoModel")

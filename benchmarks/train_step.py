@@ -30,6 +30,7 @@ from benchmarks.measure import (
     show,
 )
 from benchmarks.plain import plain_finetuning_losses, plain_itm_loss, plain_mlm_loss, plain_negatives
+from losses_mra import TextBatch
 from modeling_mra import MRAForPreTraining
 from mra_training.collator import TrainingCollator
 
@@ -163,17 +164,23 @@ class Benchmark:
         return loss
 
     def fusion_loss(self, images, texts, image_embeds, text_embeds, generator) -> torch.Tensor:
-        """What `MRAForPreTraining.forward` does once everything is encoded; the contrastive loss comes along."""
+        """What `MRAForPreTraining.forward` does once images and captions are encoded; the contrastive loss comes along."""
         model, batch = self.model, self.batch
-        keys_values = model.get_image_keys_values(images)
-        loss = 0
-        for states, embeds, prefix in zip(texts, text_embeds, ("", "augmented_"), strict=True):
-            loss = loss + model._alignment_losses(
-                images, keys_values, image_embeds, states, embeds, batch[f"{prefix}attention_mask"], batch["identity_ids"],
-                batch[f"{prefix or 'caption_'}lengths"], generator,
-            )[1]  # fmt: skip
-        masked = batch["mlm_input_ids"], batch["labels"], batch["attention_mask"]
-        return loss + model._mlm_loss(*masked, keys_values, batch["mlm_lengths"], batch["max_masked"])
+        mask, identities = batch["attention_mask"], batch["identity_ids"]
+        kinds = {
+            "": TextBatch(batch["input_ids"], mask, batch["caption_lengths"], identities),
+            "augmented_": TextBatch(
+                batch["augmented_input_ids"], batch["augmented_attention_mask"], batch["augmented_lengths"], identities
+            ),
+            "mlm_": TextBatch(batch["mlm_input_ids"], mask, batch["mlm_lengths"]),
+        }
+        states = dict(zip(("", "augmented_"), texts, strict=True)) | model._encode_texts({"mlm_": kinds["mlm_"]})
+        pairs = {
+            kind: model._contrast(image_embeds, embeds, kinds[kind], generator)[1]
+            for kind, embeds in zip(("", "augmented_"), text_embeds, strict=True)
+        }
+        losses = model._fusion_losses(images, None, kinds, states, pairs, batch["labels"], batch["max_masked"])
+        return sum(losses.values())
 
     def difference(self) -> float:
         """Largest difference between the losses of both kinds, with every dropout off."""

@@ -208,7 +208,7 @@ def cross_attention(
     with torch.no_grad():
         for block, query, (keys, values) in zip(blocks, queries, keys_values, strict=True):
             size = block.self.attention_head_size
-            heads = query.unflatten(-1, (-1, size)).transpose(1, 2).float()
+            heads = query.view(*mask.shape, -1, size).transpose(1, 2).float()
             weights.append((heads @ keys.float().transpose(-1, -2) * block.self.scaling).softmax(dim=-1))
             output = block.output.dense.weight.float().unflatten(1, (-1, size))  # hidden, heads, width of a head
             norms.append(torch.einsum("phtw,ohw->phto", values.float(), output).norm(dim=-1))

@@ -171,11 +171,14 @@ class StopSignal:
 
     def __init__(self):
         self.received = False
+        self._process = os.getpid()
         signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, signum, frame):
         self.received = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() != self._process:  # a forked worker: whoever ends it waits for it
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 # ---------------------------------------------------------------- what the user sees

@@ -82,9 +82,3 @@ def test_saved_configuration_holds_architecture_alone(tmp_path):
     assert saved["model_type"] == "mra_retrieval"
     assert not any("learning_rate" in name or "path" in name.replace("drop_path", "") for name in saved)
     assert {"AutoConfig", "AutoModel", "AutoModelForPreTraining"} <= saved["auto_map"].keys()
-
-
-def test_text_only_leaves_the_configuration_alone():
-    text = tiny_config().text_config
-    assert text.text_only().num_hidden_layers == text.num_text_layers == 2
-    assert text.num_hidden_layers == 4

@@ -61,7 +61,7 @@ def test_weights_times_values_are_what_the_layers_compute(implementation):
     for weights, context, (_, values) in zip(
         attention.weights, contexts, model.get_image_keys_values(images), strict=True
     ):
-        torch.testing.assert_close((weights @ values).transpose(1, 2).flatten(2), context)
+        torch.testing.assert_close((weights @ values).transpose(1, 2).flatten(2).flatten(0, 1), context)
     with torch.no_grad():
         torch.testing.assert_close(attention.logits, model.match_logits(texts, mask, images))
 

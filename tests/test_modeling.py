@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import nn
-from transformers.models.bert.modeling_bert import BertLayer
 
 from benchmarks.plain import plain_fuse, plain_match_logits
-from layers_mra import MRAFusionLayer, Packing, masked_mean, pool_parts
+from layers_mra import MRAFusionLayer, MRATextLayer, Packing, masked_mean, pool_parts
 from modeling_mra import MRAForImageTextRetrieval, MRAForPreTraining, MRAModel, MRAVisionModel
 from tests.tiny import tiny_batch, tiny_config, tiny_model, tiny_processor
 
@@ -92,21 +91,27 @@ def test_shapes(model, config, batch):
 
 
 @pytest.mark.parametrize(
-    ("given", "terms", "passes"),
+    ("given", "terms", "texts", "pairs"),
     [
-        ((), (), 1),
-        (("mlm_input_ids", "labels"), ("mlm_loss",), 2),
-        (("augmented_input_ids", "augmented_attention_mask"), AUGMENTED, 2),
-        (("phrase_input_ids", "phrase_attention_mask", "region_attention_mask", "phrase_ids"), REGION, 2),
+        ((), (), 4, 12),
+        (("mlm_input_ids", "labels"), ("mlm_loss",), 8, 16),
+        (("augmented_input_ids", "augmented_attention_mask"), AUGMENTED, 8, 24),
+        (("phrase_input_ids", "phrase_attention_mask", "region_attention_mask", "phrase_ids"), REGION, 8, 24),
     ],
 )
 @torch.no_grad()
-def test_what_is_not_passed_is_not_computed(given, terms, passes, model, batch, monkeypatch):
-    calls = []
-    monkeypatch.setattr(model.mra, "fuse", lambda *a, f=model.mra.fuse, **k: calls.append(1) or f(*a, **k))
+def test_what_is_not_passed_is_not_computed(given, terms, texts, pairs, model, batch, monkeypatch):
+    """One pass through the text layers and one through the fusion layers, with the rows that the losses need."""
+    seen = []
+
+    def record(run):
+        return lambda *args, **kwargs: seen.append(run(*args, **kwargs)) or seen[-1]
+
+    for name in ("get_text_hidden_states", "fuse"):
+        monkeypatch.setattr(model.mra, name, record(getattr(model.mra, name)))
     output = run(model, {name: batch[name] for name in (*PLAIN, *given)})
     assert {name for name in output if name in TERMS} == {"itc_loss", "itm_loss", *terms}
-    assert len(calls) == passes  # through the fusion layers
+    assert [len(rows) for rows in seen] == [texts, pairs]
 
 
 @torch.no_grad()
@@ -214,11 +219,25 @@ def test_skipping_padding_changes_nothing(model, batch):
 
 def test_packing_takes_tokens_out_and_puts_them_back():
     states = torch.arange(1.0, 19).view(3, 3, 2)
-    packing = Packing([2, 3, 1], states.device)
+    packing = Packing(3, 3, states.device, [2, 3, 1])
     packed = packing.pack(states)
     assert torch.equal(packed, torch.cat([states[0, :2], states[1], states[2, :1]]))
+    assert torch.equal(packed[packing.starts], states[:, 0])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
     assert torch.equal(packing.unpack(packed), states * mask[..., None])
+    for lengths in (None, [3, 3, 3]):
+        packing = Packing(3, 3, states.device, lengths)
+        assert packing.pack(states).data_ptr() == states.data_ptr()  # a view
+        assert torch.equal(packing.pack(states)[packing.starts], states[:, 0])
+        assert torch.equal(packing.unpack(packing.pack(states)), states)
+
+
+@torch.no_grad()
+def test_texts_are_encoded_alike_without_their_padding(model, batch):
+    mask = (torch.arange(56) < torch.tensor([[40], [9], [41], [23]])).long()
+    whole = model.get_text_hidden_states(batch["input_ids"], mask)
+    packed = model.mra.get_text_hidden_states(batch["input_ids"], mask, [40, 9, 41, 23])
+    torch.testing.assert_close(packed, whole * mask[..., None])
 
 
 @torch.no_grad()
@@ -289,30 +308,36 @@ def test_region_features(choice, projection, batch, monkeypatch):
     model = tiny_model(tiny_config(vision_config=vision, region_features=choice, projection_type=projection))
     seen = {}
 
-    def record(image_hidden_states, image_keys_values, image_embeds, *args):
-        seen.update(keys_values=image_keys_values, embeds=image_embeds, mask=args[-1])
-        return torch.zeros(()), torch.zeros(())
+    def record(*args, f=model.mra.fuse, **kwargs):
+        seen.update(tokens=args[2], mask=args[3], **kwargs)
+        return f(*args, **kwargs)
 
+    projected = []
+    monkeypatch.setattr(model.mra, "fuse", record)
     monkeypatch.setattr(
-        model, "_alignment_losses", lambda *a, f=record: f(*a) if len(a) == 10 else (torch.zeros(()),) * 2
+        model.mra, "project_image", lambda *a, f=model.mra.project_image: projected.append(f(*a)) or projected[-1]
     )
     model(**batch)
     patch_mask = batch["region_attention_mask"][:, 1:]
-    patches = model.get_image_hidden_states(batch["pixel_values"])[:, 1:]
+    images = model.get_image_hidden_states(batch["pixel_values"])
+    patches = images[:, 1:]
     mean = torch.stack([row[mask.bool()].mean(dim=0) for row, mask in zip(patches, patch_mask, strict=True)])
-    expected = model.get_image_keys_values(torch.cat([mean[:, None], patches], dim=1))
-    hidden = 0 if choice == "paper" else 1  # the published code computes token 0 and masks it
-    for layer, expected_layer in zip(seen["keys_values"], expected, strict=True):
-        for states, expected_states in zip(layer, expected_layer, strict=True):
-            torch.testing.assert_close(states[:, :, hidden:], expected_states[:, :, hidden:])
-    torch.testing.assert_close(seen["mask"][:, 1:], patch_mask)
-    assert (seen["mask"][:, 0] == (1 if choice == "paper" else 0)).all()
     if projection == "linear":
         expected = mean
     else:
         expected = pool_parts(patches, patch_mask if choice == "paper" else None)
     expected = F.normalize(model.mra.vision_projection(expected), dim=-1)
-    torch.testing.assert_close(seen["embeds"], expected)
+    torch.testing.assert_close(projected[0], expected)
+
+    # 12 pairs of regions and phrases, then those of captions: every pair sees its own of the image's tokens
+    region_images = seen["image_index"][:12]
+    expected = [row[mask.bool()] for row, mask in zip(patches, patch_mask, strict=True)]
+    if choice == "paper":
+        expected = [torch.cat([row, token[None]]) for row, token in zip(expected, mean, strict=True)]
+    for pair, image in enumerate(region_images):
+        torch.testing.assert_close(seen["tokens"][image][seen["mask"][pair].bool()], expected[image])
+    for pair, image in list(enumerate(seen["image_index"]))[12:]:
+        torch.testing.assert_close(seen["tokens"][image][seen["mask"][pair].bool()], images[image])
 
 
 @torch.no_grad()
@@ -335,17 +360,34 @@ def test_fusion_of_pairs_equals_the_plain_layers(model, batch):
     text_index, image_index = torch.tensor([0, 2, 2, 1, 3]), torch.tensor([1, 1, 0, 2, 2])
     mask, regions = batch["attention_mask"], batch["region_attention_mask"].clone()
     regions[:, 0] = 1
-    expected = plain_fuse(model.mra, texts[text_index], mask[text_index], images[image_index], regions[image_index])
+    regions = regions[image_index]
+    expected = plain_fuse(model.mra, texts[text_index], mask[text_index], images[image_index], regions)
     pairs = {"text_index": text_index, "image_index": image_index}
     fused = model.fuse(texts, mask, images, regions, **pairs)
     torch.testing.assert_close(fused, expected, rtol=0, atol=1e-5)
     keys_values = model.get_image_keys_values(images)
-    positions = torch.tensor([[0, 3], [1, 1], [4, 2], [0, 5]])
+    positions = torch.tensor([[0, 3], [1, 1], [1, 1], [4, 2], [0, 5]])
     fused = model.fuse(texts, mask, None, regions, keys_values, **pairs, positions=positions)
-    expected = expected.gather(1, positions[text_index][..., None].expand(-1, -1, expected.shape[-1]))
+    expected = expected.gather(1, positions[..., None].expand(-1, -1, expected.shape[-1]))
+    torch.testing.assert_close(fused, expected, rtol=0, atol=1e-5)
+    counts = [2, 1, 2, 1, 2]
+    fused = model.fuse(texts, mask, None, regions, keys_values, **pairs, positions=positions, position_counts=counts)
+    expected[[1, 3], 1] = 0
     torch.testing.assert_close(fused, expected, rtol=0, atol=1e-5)
     expected = plain_match_logits(model.mra, texts, mask, images)
     torch.testing.assert_close(model.match_logits(texts, mask, images), expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_one_fusion_layer_is_first_and_last(batch):
+    model = tiny_model(tiny_config(text_config={"num_hidden_layers": 3, "num_fusion_layers": 1}))
+    images = model.get_image_hidden_states(batch["pixel_values"][..., :64, :32])
+    texts = model.get_text_hidden_states(batch["input_ids"], batch["attention_mask"])
+    text_index, image_index = torch.tensor([0, 2, 2, 1, 3]), torch.tensor([1, 1, 0, 2, 2])
+    mask = batch["attention_mask"]
+    expected = plain_match_logits(model.mra, texts[text_index], mask[text_index], images[image_index])
+    logits = model.match_logits(texts, mask, images, text_index=text_index, image_index=image_index)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
 def test_masked_tokens_are_predicted_alike_at_few_positions(model, batch):
@@ -412,8 +454,8 @@ def test_tied_weights(fresh):
 
 def test_gradient_checkpointing_gives_the_same_gradients(config, batch):
     model = without_dropout(tiny_model(config)).train()
-    blocks = [m for m in model.modules() if isinstance(m, (SwinTransformerBlock, BertLayer, MRAFusionLayer))]
-    assert {type(block) for block in blocks} == {SwinTransformerBlock, BertLayer, MRAFusionLayer}
+    blocks = [m for m in model.modules() if isinstance(m, (SwinTransformerBlock, MRATextLayer, MRAFusionLayer))]
+    assert {type(block) for block in blocks} == {SwinTransformerBlock, MRATextLayer, MRAFusionLayer}
     calls = dict.fromkeys(blocks, 0)
 
     def count(module, *_):
@@ -455,7 +497,7 @@ def test_attention_implementations_agree(config, batch):
 def test_attention_implementation_of_a_loaded_model(implementation, saved):
     model = MRAForPreTraining.from_pretrained(saved, attn_implementation=implementation)
     assert model.config._attn_implementation == implementation
-    assert model.mra.text_model.config._attn_implementation == implementation
+    assert model.config.text_config._attn_implementation == implementation
     assert {m.fused_attn for m in model.modules() if isinstance(m, WindowAttention)} == {implementation == "sdpa"}
 
 

@@ -99,7 +99,7 @@ def test_killed_and_stopped_run_gives_the_same_losses(reference, root, stage, nu
     last = f"killed at {killed}, stopped at {stopped}"
 
     codes = run_forked(script, *arguments, num_processes=num_processes, fault=(victim, killed, signal.SIGKILL))
-    assert codes == [-signal.SIGKILL] * num_processes, last
+    assert codes[victim] == -signal.SIGKILL and 0 not in codes, last  # the other may see it die and fail first
     (output_dir / "checkpoints" / "unfinished-checkpoint-99").mkdir()
     resume = [*arguments, "--resume", "latest"]
     codes = run_forked(script, *resume, num_processes=num_processes, fault=(victim, stopped, signal.SIGTERM))

@@ -11,6 +11,7 @@ from transformers.models.bert.modeling_bert import (
     BertAttention,
     BertIntermediate,
     BertOutput,
+    BertPredictionHeadTransform,
     eager_attention_forward,
 )
 
@@ -253,6 +254,25 @@ class MRAFusionLayer(GradientCheckpointingLayer):
             image_keys, image_values = (part.index_select(0, image_index) for part in (image_keys, image_values))
         hidden_states = attend(self.crossattention, hidden_states, packing, image_keys, image_values, cross_mask)
         return self.output(self.intermediate(hidden_states), hidden_states)
+
+
+class MRALanguageHead(nn.Module):
+    """
+    BERT's masked-language head, whose decoder is tied to the word embeddings.
+
+    Its bias stands here alone and not in the decoder too, as it does in `BertLMPredictionHead`: FSDP2 refuses to shard a
+    parameter that two modules share, unless they are one group, as embeddings and decoder are.
+    """
+
+    def __init__(self, config: MRATextConfig):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.transform = BertPredictionHeadTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Maps `(..., hidden_size)` to logits `(..., vocab_size)`."""
+        return self.decoder(self.transform(hidden_states)) + self.bias
 
 
 class MRAPartProjection(nn.Module):

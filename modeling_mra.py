@@ -10,7 +10,7 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.models.bert.modeling_bert import BertEmbeddings, BertLMPredictionHead
+from transformers.models.bert.modeling_bert import BertEmbeddings
 from transformers.utils import ModelOutput
 
 
@@ -19,6 +19,7 @@ try:
     from .layers_mra import (
         NUM_PARTS,
         MRAFusionLayer,
+        MRALanguageHead,
         MRAPartProjection,
         MRATextLayer,
         Packing,
@@ -43,6 +44,7 @@ except ImportError:  # run from the repository root
     from layers_mra import (
         NUM_PARTS,
         MRAFusionLayer,
+        MRALanguageHead,
         MRAPartProjection,
         MRATextLayer,
         Packing,
@@ -223,7 +225,7 @@ class MRAPreTrainedModel(PreTrainedModel):
         if isinstance(module, BertEmbeddings):
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1])[None])
             init.zeros_(module.token_type_ids)
-        if isinstance(module, BertLMPredictionHead):
+        if isinstance(module, MRALanguageHead):
             init.zeros_(module.bias)
         if isinstance(module, (MRAForPreTraining, MRAForImageTextRetrieval)):
             init.constant_(module.temperature, module.config.temperature)
@@ -599,14 +601,13 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
 
     _tied_weights_keys = {  # noqa: RUF012
         "mlm_head.decoder.weight": "mra.text_model.embeddings.word_embeddings.weight",
-        "mlm_head.decoder.bias": "mlm_head.bias",
     }
 
     def __init__(self, config: MRAConfig):
         super().__init__(config)
         self.mra = MRAModel(config)
         self.temperature = nn.Parameter(torch.tensor([float(config.temperature)]))  # DeepSpeed cannot share scalars
-        self.mlm_head = BertLMPredictionHead(config.text_config)
+        self.mlm_head = MRALanguageHead(config.text_config)
         self.post_init()
 
     def get_output_embeddings(self):

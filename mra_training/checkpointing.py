@@ -16,6 +16,7 @@ from accelerate.logging import get_logger
 from mra_retrieval import RerankDepth
 from mra_training.environment import write_environment
 from mra_training.metrics_log import METRICS_FILE
+from mra_training.runtime import whole_model
 
 
 logger = get_logger(__name__)
@@ -287,11 +288,16 @@ def save_model(
     """
     folder = Path(folder)
     unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
-    state_dict = accelerator.get_state_dict(model)
+    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
+    if accelerator.is_fsdp2:  # its modules are of other classes
+        unwrapped = whole_model(unwrapped)
+        state_dict = unwrapped.state_dict()
+    else:
+        state_dict = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
         state_dict = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict.items()}  # torch.compile
-        accelerator.unwrap_model(model, keep_torch_compile=False).save_pretrained(unfinished, state_dict=state_dict)
+        unwrapped.save_pretrained(unfinished, state_dict=state_dict)
         processor.save_pretrained(unfinished)
         if card is not None:
             (unfinished / "README.md").write_text(card, encoding="utf-8")

@@ -75,6 +75,7 @@ def load_bert_weights(model: MRAForPreTraining, source: str) -> None:
                 continue
         text[name] = tensor
     head = {k.removeprefix("cls.predictions."): v for k, v in state_dict.items() if k.startswith("cls.predictions.")}
+    head.pop("decoder.bias", None)  # the same as `bias`
     _load_part(model.mra.text_model, text, source)
     _load_part(model.mra.fusion_layers, fusion, source, may_lack="crossattention.")
     _load_part(model.mlm_head, head, source)

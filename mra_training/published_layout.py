@@ -65,6 +65,7 @@ def to_mra_name(name: str, num_text_layers: int) -> str:
     """
     if name == "temp":
         return "temperature"
+    name = _TIED.get(name, name) if name.endswith(".bias") else name  # our head has one bias
     layer = _BERT_LAYER.match(name)
     if layer and int(layer[2]) >= num_text_layers:
         return f"mra.fusion_layers.{int(layer[2]) - num_text_layers}.{name[layer.end() :]}"
@@ -353,6 +354,9 @@ def to_published(model: MRAForPreTraining) -> dict[str, torch.Tensor]:
             reduction = name.replace("norm", "reduction")
             published[reduction] = weights[reduction]
         published.setdefault(name, weights[name])
+        if name == "text_encoder.cls.predictions.decoder.weight":
+            tied = name.replace("weight", "bias")
+            published[tied] = weights[_TIED[tied]]
         if name.endswith(BIAS_TABLE):
             insert(name.replace(BIAS_TABLE, "relative_position_index"))
     return published

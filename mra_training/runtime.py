@@ -16,6 +16,8 @@ from accelerate.logging import get_logger
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
 
@@ -91,18 +93,24 @@ def start_trackers(accelerator: Accelerator, project_name: str, recipe: dict) ->
 
 def whole_model(model: nn.Module) -> nn.Module:
     """
-    Returns the unwrapped model, or a copy with all weights if ZeRO-3 cut it into shares.
+    Returns the unwrapped model, or a copy with all weights if ZeRO-3 or FSDP2 cut it into shares.
 
     Outside training the processes do not run the same number of batches, so they must not wait for each other's shares.
+    Every process must call this.
     """
-    parameters = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
-    if not parameters:
+    parameter = next(model.parameters())
+    by_deepspeed, by_fsdp = hasattr(parameter, "ds_id"), isinstance(model, FSDPModule)
+    if not (by_deepspeed or by_fsdp):
         return model
+    plain_class = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    with torch.random.fork_rng():
+        copied = plain_class(copy.deepcopy(model.config)).to(parameter.device, parameter.dtype)
+    if by_fsdp:
+        copied.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
+        return copied
     import deepspeed
 
-    with torch.random.fork_rng():
-        copied = type(model)(copy.deepcopy(model.config)).to(parameters[0].device, parameters[0].dtype)
-    with deepspeed.zero.GatheredParameters(parameters):
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
         copied.load_state_dict(model.state_dict())
     return copied
 

@@ -123,9 +123,9 @@ def main(argv=None):
 
     # Accelerator
     accelerator = create_accelerator(run)
-    configure_deepspeed(accelerator, optim)
     stop = StopSignal()
     checkpoint = start_output_dir(accelerator, run, recipe)
+    configure_deepspeed(accelerator, optim, checkpoint)
     set_seed(run.seed)
 
     # Data

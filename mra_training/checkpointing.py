@@ -17,6 +17,7 @@ from mra_retrieval import RerankDepth
 from mra_training.environment import write_environment
 from mra_training.metrics_log import METRICS_FILE
 from mra_training.runtime import whole_model
+from mra_training.zero_checkpoints import fit_to_processes
 
 
 logger = get_logger(__name__)
@@ -261,7 +262,8 @@ def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState,
     if changed:
         listing = ", ".join(f"{name} ({before!r} before, {now!r} now)" for name, (before, now) in changed.items())
         logger.warning(f"Resuming {checkpoint} with other arguments: {listing}.")
-    accelerator.load_state(str(checkpoint))
+    with fit_to_processes(accelerator, checkpoint) as folder:
+        accelerator.load_state(str(folder))
     if state.samples_per_batch not in (0, samples_per_batch):
         logger.warning(
             f"A batch of all processes had {state.samples_per_batch} pairs and has {samples_per_batch} now: the run "
@@ -297,6 +299,8 @@ def save_model(
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
         state_dict = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict.items()}  # torch.compile
+        for name in unwrapped._tied_weights_keys:  # DeepSpeed copies what is tied
+            state_dict.pop(name, None)
         unwrapped.save_pretrained(unfinished, state_dict=state_dict)
         processor.save_pretrained(unfinished)
         if card is not None:

@@ -20,6 +20,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
+from mra_training.zero_checkpoints import is_cut_for_others
+
 
 logger = get_logger(__name__)
 
@@ -54,8 +56,15 @@ def create_accelerator(args) -> Accelerator:
     )
 
 
-def configure_deepspeed(accelerator: Accelerator, args) -> None:
-    """Hands DeepSpeed, which steps by itself, the gradient clipping of an `OptimizationArguments`."""
+def configure_deepspeed(accelerator: Accelerator, args, checkpoint: Path | None = None) -> None:
+    """
+    Hands DeepSpeed, which steps by itself, what it has to know before `prepare`.
+
+    Args:
+        accelerator: of any kind; nothing is done for another than DeepSpeed's.
+        args: an `OptimizationArguments`, for the gradient clipping.
+        checkpoint: the one that will be loaded.
+    """
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -66,6 +75,8 @@ def configure_deepspeed(accelerator: Accelerator, args) -> None:
     config = accelerator.state.deepspeed_plugin.deepspeed_config
     config["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
     config["gradient_clipping"] = args.max_grad_norm or 0.0
+    if is_cut_for_others(accelerator, checkpoint):
+        config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
 
 
 def check_trackers(names: list[str]) -> list[str]:

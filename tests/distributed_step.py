@@ -1,6 +1,6 @@
 """One step of a tiny model on a batch that processes share, run by test_distributed_step.py under torchrun.
 
-torchrun --nproc_per_node 2 tests/distributed_step.py ddp|zero2|zero3 OUTPUT_FILE
+torchrun --nproc_per_node 2 tests/distributed_step.py ddp|zero2|zero3|fsdp2 OUTPUT_FILE
 """
 
 import sys
@@ -13,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mra_training.runtime import configure_deepspeed
+from tests.fsdp_on_cpu import pretend_to_have_accelerators
 from tests.tiny import tiny_batch, tiny_config, tiny_model
 
 
@@ -44,7 +45,7 @@ def take_step(accelerator, rows: slice) -> dict[str, torch.Tensor]:
 
 def main(kind: str, output: str) -> None:
     """Sets up the processes in one way and saves what the main one got."""
-    from accelerate import Accelerator, DeepSpeedPlugin
+    from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
     from accelerate.utils import InitProcessGroupKwargs
     from safetensors.torch import save_file
 
@@ -53,6 +54,15 @@ def main(kind: str, output: str) -> None:
     if kind.startswith("zero"):
         plugins["deepspeed_plugin"] = DeepSpeedPlugin(
             zero_stage=int(kind[-1]), zero3_init_flag=False, zero3_save_16bit_model=True
+        )
+    if kind == "fsdp2":
+        pretend_to_have_accelerators()
+        plugins["fsdp_plugin"] = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["SwinTransformerBlock", "MRATextLayer"],
+            reshard_after_forward=True,
+            cpu_ram_efficient_loading=False,
         )
     accelerator = Accelerator(**plugins, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
     configure_deepspeed(accelerator, SimpleNamespace(max_grad_norm=None))

@@ -18,6 +18,8 @@ from tests.training_helpers import make_pedes, make_sda, make_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXED = ("samples_per_second",)  # differs from run to run
+DEEPSPEED_ON_CPU = {"DS_ACCELERATOR": "cpu", "ACCELERATE_TORCH_DEVICE": "cpu", "ACCELERATE_USE_CPU": "false"}
+FSDP_ON_CPU = {"ACCELERATE_TORCH_DEVICE": "cpu", "ACCELERATE_USE_CPU": "false"}
 TIMEOUT = 240
 
 PRETRAIN = {
@@ -92,21 +94,25 @@ def launch(
     script: str, *arguments, num_processes: int = 1, config: str = "cpu", env=None
 ) -> subprocess.CompletedProcess:
     """Runs a script through `accelerate launch`, one process or several on the CPU."""
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml"), "--mixed_precision", "no"]
-    if num_processes > 1:
-        command += ["--num_processes", str(num_processes), "--main_process_port", str(free_port())]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | (env or {})
+    command = [*launch_command(config, num_processes), str(ROOT / script), *map(str, arguments)]
     run = subprocess.run(
-        [*command, str(ROOT / script), *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
+        command, cwd=ROOT, env=launch_environment(env), capture_output=True, text=True, timeout=TIMEOUT
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return run
+
+
+def launch_command(config: str, num_processes: int) -> list[str]:
+    """Beginning of an `accelerate launch` under one of the configs, in full precision."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "no"]
+    command += ["--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml")]
+    return [*command, "--num_processes", str(num_processes), "--main_process_port", str(free_port())]
+
+
+def launch_environment(changes: dict[str, str] | None = None) -> dict[str, str]:
+    """Environment of a launch on the CPU; DeepSpeed looks for tools of this environment on the path."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return os.environ | {"PATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | (changes or {})
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""Two processes that share a batch give the losses and the gradient of one: data parallelism, ZeRO-2 and ZeRO-3."""
+"""Two processes that share a batch give the losses and the gradient of one: data parallelism, ZeRO-2, ZeRO-3, FSDP2."""
 
 import os
 import subprocess
@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed_step import ROWS, take_step
-from tests.run_helpers import free_port
+from tests.run_helpers import DEEPSPEED_ON_CPU, FSDP_ON_CPU, free_port
 
 
 ROOT = Path(__file__).resolve().parent.parent
-DEEPSPEED = {"DS_ACCELERATOR": "cpu", "ACCELERATE_TORCH_DEVICE": "cpu", "ACCELERATE_USE_CPU": "false"}
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +31,16 @@ def one_process():
 
 
 @pytest.mark.parametrize(
-    ("kind", "distributed_type"), [("ddp", "MULTI_CPU"), ("zero2", "DEEPSPEED"), ("zero3", "DEEPSPEED")]
+    ("kind", "distributed_type", "environment"),
+    [
+        ("ddp", "MULTI_CPU", {"ACCELERATE_USE_CPU": "true"}),
+        ("zero2", "DEEPSPEED", DEEPSPEED_ON_CPU),
+        ("zero3", "DEEPSPEED", DEEPSPEED_ON_CPU),
+        ("fsdp2", "FSDP", FSDP_ON_CPU),
+    ],
 )
-def test_two_processes_equal_one(one_process, tmp_path, kind, distributed_type):
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment |= DEEPSPEED if kind != "ddp" else {}
+def test_two_processes_equal_one(one_process, tmp_path, kind, distributed_type, environment):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     command = [
         sys.executable,
         "-m",

@@ -65,17 +65,21 @@ def create_model(args, config: MRAConfig) -> MRAForPreTraining:
     return model
 
 
-def compile_layers(model: MRAForPreTraining) -> None:
+def compile_layers(model: MRAForPreTraining, **options) -> None:
     """
     Compiles each layer of Swin, BERT and fusion in place, so that layers of one kind share what is compiled.
 
     Names of the weights stay as they are. Swin's layers differ in width and drop rate and texts in length, so that a kind
-    of layer is compiled more often than TorchDynamo's own limit of 8.
+    of layer is compiled more often than TorchDynamo's own limit of 8. Lengths become dynamic with the second batch.
+
+    Args:
+        model: changed in place.
+        options: of `torch.compile`.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for module in model.modules():
         if type(module).__name__ in model._no_split_modules:
-            module.compile()
+            module.compile(**options)
 
 
 def create_processor(args, config: MRAConfig) -> MRAProcessor:

@@ -1,16 +1,8 @@
-"""One step of a tiny model on a batch that processes share, run by test_distributed_step.py under torchrun.
+"""One step of a tiny model on a batch that processes share, run by test_distributed_step.py."""
 
-torchrun --nproc_per_node 2 tests/distributed_step.py ddp|zero2|zero3|fsdp2 OUTPUT_FILE
-"""
-
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mra_training.runtime import configure_deepspeed
 from tests.fsdp_on_cpu import pretend_to_have_accelerators
@@ -43,13 +35,12 @@ def take_step(accelerator, rows: slice) -> dict[str, torch.Tensor]:
     return result
 
 
-def main(kind: str, output: str) -> None:
-    """Sets up the processes in one way and saves what the main one got."""
+def main(rank: int, kind: str, distributed_type: str, output: str) -> None:
+    """Sets up the processes in one way (`ddp`, `zero2`, `zero3` or `fsdp2`) and saves what the main one got."""
     from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
     from accelerate.utils import InitProcessGroupKwargs
     from safetensors.torch import save_file
 
-    torch.set_num_threads(1)
     plugins = {}
     if kind.startswith("zero"):
         plugins["deepspeed_plugin"] = DeepSpeedPlugin(
@@ -66,14 +57,9 @@ def main(kind: str, output: str) -> None:
         )
     accelerator = Accelerator(**plugins, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
     configure_deepspeed(accelerator, SimpleNamespace(max_grad_norm=None))
-    world, rank = accelerator.num_processes, accelerator.process_index
-    share = ROWS // world
+    assert (accelerator.distributed_type.value, accelerator.num_processes) == (distributed_type, 2)
+    share = ROWS // 2
     result = take_step(accelerator, slice(rank * share, (rank + 1) * share))
     if accelerator.is_main_process:
-        print(accelerator.distributed_type.value, world)
         save_file({name: tensor.contiguous() for name, tensor in result.items()}, output)
     accelerator.end_training()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

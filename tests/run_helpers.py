@@ -135,15 +135,7 @@ def run_forked(script: str, *arguments, num_processes: int = 1, fault=None) -> l
     Returns:
         Exit codes; once a process was killed the others are too.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train_pretrain", "train_finetune"])
-    port = free_port()
-    processes = [
-        context.Process(target=_run, args=(script, [str(a) for a in arguments], index, num_processes, port, fault))
-        for index in range(num_processes)
-    ]
-    for process in processes:
-        process.start()
+    processes = start_forked(_run, script, [str(a) for a in arguments], fault, num_processes=num_processes)
     if fault is not None and fault[2] == signal.SIGKILL:
         processes[fault[0]].join(TIMEOUT)
         for process in processes:
@@ -153,19 +145,32 @@ def run_forked(script: str, *arguments, num_processes: int = 1, fault=None) -> l
     return [process.exitcode for process in processes]
 
 
-def _run(script, arguments, index, num_processes, port, fault):
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+def start_forked(function, *arguments, num_processes: int, environment: dict[str, str] | None = None) -> list:
+    """Starts a function in processes as torchrun would; the first argument it gets is the process's index."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train_pretrain", "train_finetune"])
+    ranks = {"ACCELERATE_USE_CPU": "true"} | (environment or {})
     if num_processes > 1:
-        os.environ.update(
-            RANK=str(index),
-            LOCAL_RANK=str(index),
-            WORLD_SIZE=str(num_processes),
-            LOCAL_WORLD_SIZE=str(num_processes),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )
+        ranks |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
+        ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        context.Process(target=_start, args=(function, arguments, index, ranks)) for index in range(num_processes)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _start(function, arguments, index, environment):
+    os.environ.update(environment)
+    if "WORLD_SIZE" in environment:
+        os.environ.update(RANK=str(index), LOCAL_RANK=str(index))
     multiprocessing.set_start_method("fork", force=True)  # of the data loaders' workers, as in a script
     torch.set_num_threads(1)  # as in `launch`: sums are rounded otherwise on more
+    function(index, *arguments)
+
+
+def _run(index, script, arguments, fault):
     module = __import__(script)
     seed_negatives = module.seed_negatives
 

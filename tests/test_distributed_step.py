@@ -1,20 +1,13 @@
 """Two processes that share a batch give the losses and the gradient of one: data parallelism, ZeRO-2, ZeRO-3, FSDP2."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed_step import ROWS, take_step
-from tests.run_helpers import DEEPSPEED_ON_CPU, FSDP_ON_CPU, free_port
-
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.distributed_step import ROWS, main, take_step
+from tests.run_helpers import DEEPSPEED_ON_CPU, FSDP_ON_CPU, TIMEOUT, start_forked
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +33,13 @@ def one_process():
     ],
 )
 def test_two_processes_equal_one(one_process, tmp_path, kind, distributed_type, environment):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(free_port()),
-    ]
-    command += ["tests/distributed_step.py", kind, str(tmp_path / "step.safetensors")]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr
-    assert f"{distributed_type} 2" in run.stdout
-    result = load_file(tmp_path / "step.safetensors")
+    output = tmp_path / "step.safetensors"
+    arguments = (kind, distributed_type, str(output))
+    processes = start_forked(main, *arguments, num_processes=2, environment=environment)
+    for process in processes:
+        process.join(TIMEOUT)
+    assert [process.exitcode for process in processes] == [0, 0]
+    result = load_file(output)
     assert result.keys() == one_process.keys()
     assert {"itc_loss", "region_itc_loss", "augmented_itm_loss", "mlm_loss", "step.temperature"} <= result.keys()
     for name, expected in one_process.items():

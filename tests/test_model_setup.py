@@ -2,10 +2,12 @@ import json
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from mra_training.arguments import ModelArguments, PretrainObjectiveArguments
-from mra_training.model_setup import create_config, create_model, create_processor
+from mra_training.model_setup import compile_layers, create_config, create_model, create_processor
 from tests.run_helpers import PRETRAIN
+from tests.tiny import tiny_batch, tiny_config, tiny_model
 from tests.training_helpers import make_tokenizer
 
 
@@ -86,3 +88,28 @@ def test_tokenizer_must_fit(tokenizer):
     shape["model_config"]["text_config"]["vocab_size"] = 20
     with pytest.raises(ValueError, match="51 words, the model 20"):
         setup(tokenizer_name=tokenizer, **shape)
+
+
+@pytest.mark.slow
+def test_compiled_layers_settle_after_two_batches():
+    """Texts of any length: the second batch makes lengths dynamic, and nothing is compiled after it."""
+    counter = CompileCounter()
+    model = tiny_model(tiny_config())
+    batch = tiny_batch(model.config)
+    generator, graphs = torch.Generator().manual_seed(0), []
+
+    def loss():
+        return model(**batch, **lengths, max_masked=10, generator=torch.Generator().manual_seed(0)).loss
+
+    with torch.no_grad():
+        for _ in range(4):
+            names = ("caption_lengths", "augmented_lengths", "phrase_lengths")
+            lengths = {name: torch.randint(12, 56, (4,), generator=generator).tolist() for name in names}
+            lengths["mlm_lengths"] = lengths["caption_lengths"]
+            plain = loss()
+            compile_layers(model, backend=counter)
+            torch.testing.assert_close(loss(), plain)
+            graphs.append(counter.frame_count)
+            for module in model.modules():
+                module._compiled_call_impl = None
+    assert graphs[0] > 0 and graphs[1] == graphs[3], graphs

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -73,15 +74,18 @@ class Packing:
     """
 
     def __init__(self, rows: int, length: int, device: torch.device, lengths: Sequence[int] | None = None):
-        self.shape = rows, length
+        self.shape, self.device = (rows, length), device
+        self.lengths = None if lengths is None or min(lengths) == length else np.asarray(lengths)
         self.index = None
-        self.starts = torch.arange(rows) * length
-        if lengths is not None and min(lengths) < length:
-            lengths = torch.as_tensor(lengths)
-            counts = torch.arange(length) < lengths[:, None]
-            self.index = counts.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
-            self.starts = lengths.cumsum(0) - lengths
-        self.starts = self.starts.to(device, non_blocking=True)
+        if self.lengths is not None:
+            index = np.flatnonzero(np.arange(length) < self.lengths[:, None])
+            self.index = torch.from_numpy(index).to(device, non_blocking=True)
+
+    def starts(self) -> torch.Tensor:
+        """Where each row begins among the tokens, `(rows,)`."""
+        rows, length = self.shape
+        starts = np.arange(rows) * length if self.lengths is None else self.lengths.cumsum() - self.lengths
+        return torch.from_numpy(starts).to(self.device, non_blocking=True)
 
     def pack(self, states: torch.Tensor) -> torch.Tensor:
         """Takes what counts, `(tokens, ...)`, out of `(rows, length, ...)`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -40,14 +41,16 @@ class MatchingPairs:
     images: torch.Tensor
     labels: torch.Tensor
 
+    knows_drawn_texts: ClassVar[bool] = True  # on the host, where that is the device: asking another would wait for it
+
     def lengths(self, of_texts: Sequence[int] | None, length: int) -> list[int]:
         """Tokens of the text of each pair, `length` where the host does not know them."""
         size = len(self.texts) // 3
         if of_texts is None:
             return [length] * 3 * size
-        # Which texts were drawn is known on the host only where that is the device.
-        on_host = self.texts.device.type == "cpu"
-        drawn = [of_texts[text] for text in self.texts[2 * size :].tolist()] if on_host else [max(of_texts)] * size
+        drawn = [max(of_texts)] * size
+        if self.knows_drawn_texts and self.texts.device.type == "cpu":
+            drawn = [of_texts[text] for text in self.texts[2 * size :].tolist()]
         return [*of_texts, *of_texts, *drawn]
 
 

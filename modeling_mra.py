@@ -460,7 +460,7 @@ class MRAModel(MRAPreTrainedModel):
         at, position_packing = None, None
         if positions is not None:
             position_packing = Packing(*positions.shape, device, position_counts)
-            at = position_packing.pack(positions + pair_packing.starts[:, None])
+            at = position_packing.pack(positions + pair_packing.starts()[:, None])
         hidden_states = packing.pack(text_hidden_states)
         for index, (layer, (keys, values)) in enumerate(zip(layers, image_keys_values, strict=True)):
             pairing = (text_index, pair_packing) if index == 0 and text_index is not None else (None, None)

@@ -25,6 +25,7 @@ from mra_training.zero_checkpoints import is_cut_for_others
 
 logger = get_logger(__name__)
 
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _PATIENCE = timedelta(hours=2)  # others wait while one process downloads, decodes or saves
 
 
@@ -75,8 +76,26 @@ def configure_deepspeed(accelerator: Accelerator, args, checkpoint: Path | None 
     config = accelerator.state.deepspeed_plugin.deepspeed_config
     config["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
     config["gradient_clipping"] = args.max_grad_norm or 0.0
+    precision = accelerator.mixed_precision
+    if precision != "no":
+        # DeepSpeed's own mixed precision would hold weights, BatchNorm and temperature in half precision; as under data
+        # parallelism they stay in float32 and autocast chooses. Gradients are summed in float32 too.
+        config[precision] = {"enabled": False}
+        config["torch_autocast"] = {
+            "enabled": True,
+            "dtype": str(AUTOCAST_DTYPES[precision]).removeprefix("torch."),
+            "lower_precision_safe_modules": [],
+        }
     if is_cut_for_others(accelerator, checkpoint):
         config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
+
+
+def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
+    """What autocast computes in during training, by whatever library it is set up; None where it is off."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return AUTOCAST_DTYPES.get(accelerator.mixed_precision)
+    section = accelerator.state.deepspeed_plugin.deepspeed_config.get("torch_autocast", {})
+    return getattr(torch, section["dtype"]) if section.get("enabled") else None
 
 
 def check_trackers(names: list[str]) -> list[str]:
@@ -217,7 +236,7 @@ def describe_plan(accelerator: Accelerator, model, plan: Plan, args, batch_size:
         "training pairs": f"{num_rows:,}",
         "parameters": f"{parameters / 1e6:.2f} M",
         "processes": f"{accelerator.num_processes} ({accelerator.distributed_type.value}, {accelerator.device})",
-        "precision": accelerator.mixed_precision,
+        "precision": str(autocast_dtype(accelerator) or torch.float32).removeprefix("torch."),
         "batch": f"{batch_size} x {accelerator.num_processes} processes x {args.gradient_accumulation_steps} accumulated",
         "optimizer steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)",
         "output": str(Path(args.output_dir)),

@@ -1,13 +1,9 @@
 """Evaluation between epochs on the validation split."""
 
-import torch
 from accelerate.utils import broadcast
 
 from mra_retrieval import RerankDepth, RetrievalResult, choose_rerank_depth, evaluate_retrieval
-from mra_training.runtime import whole_model
-
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from mra_training.runtime import autocast_dtype, whole_model
 
 
 def validate(accelerator, model, processor, dataset, args, num_workers: int = 0) -> RetrievalResult:
@@ -37,7 +33,7 @@ def validate(accelerator, model, processor, dataset, args, num_workers: int = 0)
         score_fusion=args.eval_score_fusion,
         batch_size=args.eval_batch_size,
         num_workers=num_workers,
-        dtype=_DTYPES.get(accelerator.mixed_precision),
+        dtype=autocast_dtype(accelerator),
     )
 
 

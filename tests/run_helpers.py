@@ -91,10 +91,10 @@ def read_metrics(output_dir: Path) -> list[dict]:
 
 
 def launch(
-    script: str, *arguments, num_processes: int = 1, config: str = "cpu", env=None
+    script: str, *arguments, num_processes: int = 1, config: str = "cpu", env=None, mixed_precision: str = "no"
 ) -> subprocess.CompletedProcess:
     """Runs a script through `accelerate launch`, one process or several on the CPU."""
-    command = [*launch_command(config, num_processes), str(ROOT / script), *map(str, arguments)]
+    command = [*launch_command(config, num_processes, mixed_precision), str(ROOT / script), *map(str, arguments)]
     run = subprocess.run(
         command, cwd=ROOT, env=launch_environment(env), capture_output=True, text=True, timeout=TIMEOUT
     )
@@ -102,9 +102,9 @@ def launch(
     return run
 
 
-def launch_command(config: str, num_processes: int) -> list[str]:
-    """Beginning of an `accelerate launch` under one of the configs, in full precision."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "no"]
+def launch_command(config: str, num_processes: int, mixed_precision: str = "no") -> list[str]:
+    """Beginning of an `accelerate launch` under one of the configs."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", mixed_precision]
     command += ["--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml")]
     return [*command, "--num_processes", str(num_processes), "--main_process_port", str(free_port())]
 

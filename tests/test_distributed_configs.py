@@ -5,6 +5,7 @@ The model has no dropout, no BatchNorm, negatives from all processes and as many
 batch is cut changes nothing: one process with batch 8 must go on where two with batch 4 stopped.
 """
 
+import re
 import shutil
 import subprocess
 
@@ -75,7 +76,7 @@ def one_process(root):
     return read_metrics(root / "one"), load_file(root / "one" / "final" / "model.safetensors")
 
 
-def train(config: str, stage: str, root, output_dir, *arguments, num_processes: int = 2) -> str:
+def train(config: str, stage: str, root, output_dir, *arguments, num_processes: int = 2, precision="no") -> str:
     """Runs a stage under a config and returns what it printed."""
     kind, environment, wrapper = CONFIGS[config]
     script = [*wrapper, f"train_{stage}.py"]
@@ -83,7 +84,7 @@ def train(config: str, stage: str, root, output_dir, *arguments, num_processes: 
     if config == "multi_node_2x4" and num_processes == 2:
         shown = launch_two_machines(script[0], arguments)
     else:
-        options = {"num_processes": num_processes, "config": config, "env": environment}
+        options = {"num_processes": num_processes, "config": config, "env": environment, "mixed_precision": precision}
         if num_processes == 1 and kind.startswith("MULTI"):
             kind, options = "NO, cpu", {}
         shown = launch(script[0], *arguments, **options).stderr
@@ -147,6 +148,21 @@ def test_config_exports_a_plain_folder_from_pretraining(root, config):
     assert type(model).__name__ == "MRAModel" and not info["missing_keys"]
     assert model.config.architectures == ["MRAForPreTraining"]
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("config", [config for config in CONFIGS if config != "multi_node_2x4"])
+def test_config_trains_in_bfloat16_and_keeps_weights_in_float32(root, one_process, config):
+    if CONFIGS[config][1] is DEEPSPEED_ON_CPU:
+        pytest.importorskip("deepspeed")
+    output_dir = root / f"{config}-bf16"
+    shown = train(config, "finetune", root, output_dir, precision="bf16")
+    assert re.search(r"precision +bfloat16", shown)
+    expected, records = ([r for r in run if "loss" in r] for run in (one_process[0], read_metrics(output_dir)))
+    assert records[0]["itc_loss"] != expected[0]["itc_loss"]
+    for ours, theirs in zip(records, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=0.05), ours["step"]
+    weights = load_file(output_dir / "final" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float32}
 
 
 def test_one_gpu_config_runs_on_one_process(root):

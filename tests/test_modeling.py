@@ -222,13 +222,13 @@ def test_packing_takes_tokens_out_and_puts_them_back():
     packing = Packing(3, 3, states.device, [2, 3, 1])
     packed = packing.pack(states)
     assert torch.equal(packed, torch.cat([states[0, :2], states[1], states[2, :1]]))
-    assert torch.equal(packed[packing.starts], states[:, 0])
+    assert torch.equal(packed[packing.starts()], states[:, 0])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
     assert torch.equal(packing.unpack(packed), states * mask[..., None])
     for lengths in (None, [3, 3, 3]):
         packing = Packing(3, 3, states.device, lengths)
         assert packing.pack(states).data_ptr() == states.data_ptr()  # a view
-        assert torch.equal(packing.pack(states)[packing.starts], states[:, 0])
+        assert torch.equal(packing.pack(states)[packing.starts()], states[:, 0])
         assert torch.equal(packing.unpack(packing.pack(states)), states)
 
 

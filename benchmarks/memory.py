@@ -1,0 +1,168 @@
+"""
+Counts the peak memory of a recipe's training step from its tensors' sizes: no accelerator is needed, nothing is computed.
+
+    python benchmarks/memory.py --recipe recipes/pretrain_sda.yaml --gradient_checkpointing vision --json
+
+Fake tensors (`FakeTensorMode`) go through two steps of forward, backward and AdamW, and PyTorch's `MemTracker` adds up what is
+alive: weights, gradients, optimizer state, activations. An accelerator's allocator and its libraries need more on top, its
+fused attention less; its autocast keeps more in float32 than the CPU's, whose rules are counted here.
+"""
+
+import sys
+from pathlib import Path
+
+
+if __name__ == "__main__" and not __package__:  # run as `python benchmarks/memory.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+from unittest import mock
+
+import torch
+import yaml
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from transformers.initialization import no_init_weights
+
+from benchmarks.measure import caption_lengths, show
+from configuration_mra import MRAConfig
+from losses_mra import MatchingPairs
+from modeling_mra import MRAForPreTraining
+
+
+GIB = 2**30
+BUDGETS = (12, 24, 40)  # GB, as cards are sold
+SHAPE = ("image_size", "window_size", "drop_rate", "drop_path_rate")
+PHRASE_LENGTH = 6  # tokens of a phrase with its [CLS] and [SEP]
+
+
+def main(command_line: list[str] | None = None) -> None:
+    """Prints the peak of the recipe's batch, its parts, and the largest batch that fits cards of some sizes."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--recipe", type=Path, help="of pretraining or fine-tuning; a tiny model when left out")
+    parser.add_argument("--batch_size", type=int, help="rows, instead of the recipe's")
+    parser.add_argument("--gradient_checkpointing", choices=("none", "vision", "all"), default="none")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the forward pass")
+    parser.add_argument("--json", action="store_true", help="end with one line that holds the result as JSON")
+    args = parser.parse_args(command_line)
+    recipe = yaml.safe_load(args.recipe.read_text()) if args.recipe else {}
+    batch_size = args.batch_size or recipe.get("per_device_batch_size", 4)
+    config, with_regions = read_recipe(recipe) if args.recipe else (tiny_config(), True)
+    dtype = getattr(torch, args.dtype)
+    peaks = {
+        size: peak_of_step(config, with_regions, size, args.gradient_checkpointing, dtype)
+        for size in (batch_size, 2 * batch_size)
+    }
+    total, double = (sum(parts.values()) for parts in peaks.values())
+    a_row = (double - total) / batch_size  # what a step needs grows evenly with the batch
+    fixed = total - a_row * batch_size
+    results = {"recipe": str(args.recipe), "batch_size": batch_size, "dtype": args.dtype}
+    results |= {"gradient_checkpointing": args.gradient_checkpointing, "peak_gib": total / GIB}
+    results |= {f"{name}_gib": size / GIB for name, size in peaks[batch_size].items()}
+    results |= {f"batch_that_fits_{budget}_gb": max(int((1e9 * budget - fixed) // a_row), 0) for budget in BUDGETS}
+    show(results, args.json)
+
+
+def tiny_config() -> MRAConfig:
+    """The configuration of the other benchmarks without `--full_size`."""
+    from benchmarks.measure import make_config
+
+    return make_config(full_size=False)
+
+
+def read_recipe(recipe: dict) -> tuple[MRAConfig, bool]:
+    """The published architecture under a recipe's changes, and whether it trains on regions (pretraining does)."""
+    vision = {name: recipe[name] for name in SHAPE if recipe.get(name) is not None}
+    projection = {name: recipe[name] for name in ("projection_type", "projection_dim") if recipe.get(name)}
+    return MRAConfig(vision_config=vision, **projection), "model_name_or_path" not in recipe
+
+
+def peak_of_step(
+    config: MRAConfig, with_regions: bool, batch_size: int, checkpointing: str, dtype: torch.dtype
+) -> dict[str, int]:
+    """
+    Bytes alive at the peak of the second step, by kind of tensor.
+
+    Args:
+        config: of the model.
+        with_regions: train on regions and phrases; on augmented captions otherwise.
+        batch_size: rows.
+        checkpointing: `none`, `vision` or `all`.
+        dtype: of the forward passes, under autocast where it is not float32.
+    """
+    with no_init_weights():
+        model = MRAForPreTraining(config).train()
+    if checkpointing == "all":
+        model.activation_checkpointing_enable()
+    elif checkpointing == "vision":
+        model.mra.vision_model.swin.set_grad_checkpointing()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    forget_values(model, mode)
+    # The drawn texts' lengths are known to a host that is the device, which a card's is not, and fake tensors have none.
+    unknown = mock.patch.object(MatchingPairs, "knows_drawn_texts", False)
+    batch = make_batch(config, with_regions, batch_size)
+    batch = {name: mode.from_tensor(value) if torch.is_tensor(value) else value for name, value in batch.items()}
+    with mode, unknown:
+        optimizer = torch.optim.AdamW(model.parameters())
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer)
+        with tracker:
+            for _ in range(2):
+                with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+                    loss = model(**batch).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                tracker.reset_mod_stats()
+    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+    names = {"PARAM": "weights", "GRAD": "gradients", "OPT": "optimizer", "ACT": "activations"}
+    parts = dict.fromkeys([*names.values(), "other"], 0)
+    for kind, size in peak.items():
+        if kind != "Total":
+            parts[names.get(getattr(kind, "name", kind), "other")] += size
+    return parts
+
+
+def forget_values(model: torch.nn.Module, mode: FakeTensorMode) -> None:
+    """Puts fake tensors in place of weights and buffers; what is tied stays so."""
+    fakes = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                fake = fakes.setdefault(parameter, torch.nn.Parameter(mode.from_tensor(parameter.detach())))
+                module._parameters[name] = fake
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = mode.from_tensor(buffer)
+
+
+def make_batch(config: MRAConfig, with_regions: bool, batch_size: int) -> dict:
+    """Arguments of `MRAForPreTraining.forward` with captions of realistic lengths."""
+    shape, rows = (batch_size, config.max_text_length), torch.arange(batch_size)
+    tokens, mask = torch.ones(shape, dtype=torch.long), torch.ones(shape, dtype=torch.long)
+    lengths = caption_lengths(batch_size, config.max_text_length).tolist()
+    batch = {
+        "pixel_values": torch.zeros(batch_size, 3, *config.vision_config.image_size),
+        "input_ids": tokens,
+        "attention_mask": mask,
+        "mlm_input_ids": tokens,
+        "labels": tokens,
+        "identity_ids": rows,
+        "caption_lengths": lengths,
+        "mlm_lengths": lengths,
+        "max_masked": 10,
+    }
+    if not with_regions:
+        names = "augmented_input_ids", "augmented_attention_mask", "augmented_lengths"
+        return batch | dict(zip(names, (tokens, mask, lengths), strict=True))
+    return batch | {
+        "phrase_input_ids": tokens,
+        "phrase_attention_mask": mask,
+        "phrase_lengths": [PHRASE_LENGTH] * batch_size,
+        "phrase_ids": rows,
+        "region_attention_mask": torch.ones(batch_size, 1 + config.vision_config.num_patches),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The counted memory of a training step."""
+
+import json
+
+import torch
+import yaml
+
+from benchmarks import memory
+from benchmarks.measure import make_config
+from modeling_mra import MRAForPreTraining
+
+
+def test_parts_of_the_peak():
+    config = make_config(full_size=False)
+    weights = sum(p.numel() * p.element_size() for p in MRAForPreTraining(config).parameters())
+    peaks = {
+        checkpointing: memory.peak_of_step(config, True, 8, checkpointing, torch.float32)
+        for checkpointing in ("none", "all")
+    }
+    for parts in peaks.values():
+        assert parts["weights"] == weights
+        assert parts["optimizer"] >= 2 * weights  # Adam's moments, and a step count for each tensor
+    assert peaks["all"]["activations"] < 0.8 * peaks["none"]["activations"]
+
+
+def test_recipe_and_cards(tmp_path, capsys, monkeypatch):
+    recipe = tmp_path / "finetune.yaml"
+    fields = {
+        "model_name_or_path": "x",
+        "image_size": [64, 32],
+        "projection_type": "linear",
+        "per_device_batch_size": 4,
+    }
+    recipe.write_text(yaml.safe_dump(fields))
+    config, with_regions = memory.read_recipe(fields)
+    assert config.projection_type == "linear" and config.vision_config.image_size == [64, 32] and not with_regions
+    monkeypatch.setattr(memory, "read_recipe", lambda recipe: (make_config(full_size=False), with_regions))
+    memory.main(["--recipe", str(recipe), "--dtype", "float32", "--json"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    parts = sum(result[f"{name}_gib"] for name in ("weights", "gradients", "optimizer", "activations", "other"))
+    assert result["batch_size"] == 4 and abs(parts - result["peak_gib"]) < 1e-9
+    assert result["batch_that_fits_12_gb"] < result["batch_that_fits_24_gb"] < result["batch_that_fits_40_gb"]

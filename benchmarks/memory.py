@@ -92,6 +92,7 @@ def peak_of_step(
     """
     with no_init_weights():
         model = MRAForPreTraining(config).train()
+    model.tie_weights()
     if checkpointing == "all":
         model.activation_checkpointing_enable()
     elif checkpointing == "vision":
@@ -129,8 +130,9 @@ def forget_values(model: torch.nn.Module, mode: FakeTensorMode) -> None:
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                fake = fakes.setdefault(parameter, torch.nn.Parameter(mode.from_tensor(parameter.detach())))
-                module._parameters[name] = fake
+                if parameter not in fakes:
+                    fakes[parameter] = torch.nn.Parameter(mode.from_tensor(parameter.detach()))
+                module._parameters[name] = fakes[parameter]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = mode.from_tensor(buffer)

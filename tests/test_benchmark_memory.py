@@ -2,12 +2,16 @@
 
 import json
 
+import pytest
 import torch
 import yaml
 
 from benchmarks import memory
 from benchmarks.measure import make_config
 from modeling_mra import MRAForPreTraining
+
+
+pytestmark = pytest.mark.slow
 
 
 def test_parts_of_the_peak():

@@ -48,9 +48,15 @@ class PromptMaker:
             self.editor = AttributeEditor(load_vocabulary())
         else:
             strength = section.strength
-            self.augmenter = CaptionAugmenter(
-                1.0, tuple(section.eda_operations), strength, strength, strength, strength
-            )
+            try:
+                self.augmenter = CaptionAugmenter(
+                    1.0, tuple(section.eda_operations), strength, strength, strength, strength
+                )
+            except ValueError as error:
+                raise ValueError(
+                    f"augment.mode=eda: {error} Here they are `augment.eda_operations`; `augment.mode=attributes` needs no "
+                    "WordNet."
+                ) from None
 
     def __call__(self, caption: str, number: int) -> list[tuple[str, list[dict]]]:
         """
@@ -126,4 +132,4 @@ def run(config) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.augment_captions", run, __doc__)
+    run_stage("data_scripts.dad.augment_captions", run, __doc__, ("augment",))

@@ -18,7 +18,7 @@ from data_scripts.dad.command import run_stage
 from data_scripts.dad.contact_sheet import Picture, draw_contact_sheet, save_picture
 from data_scripts.dad.detectors import PersonDetector
 from data_scripts.dad.files import to_lines, write_json, write_whole
-from data_scripts.dad.filter_rules import CHECKS, Decision, calibrate, cheap_reasons, decide
+from data_scripts.dad.filter_rules import CHECKS, Decision, calibrate, cheap_reasons, decide, describe_limits
 from data_scripts.dad.image_checks import load_picture, measure_image, perceptual_hash
 from data_scripts.dad.layout import Stage, begin_stage, read_stage_rows
 from data_scripts.dad.reading import DTYPES, choose_rows, open_picture, read_batches
@@ -49,7 +49,7 @@ def run(config) -> None:
         scores = read_stage_rows(stage.work.scores)
         decision = decide(scores, thresholds, section)
         if stage.state.is_main_process:
-            _write_decision(stage, rows, scores, thresholds, decision)
+            _write_decision(stage, rows, scores, thresholds, decision, section)
         stage.state.wait_for_everyone()
         if not decision.kept():
             raise ValueError(
@@ -126,7 +126,7 @@ def _measure_target(dataset: Dataset, scorer: _Scorer, section: FilterSection) -
 # Decision
 
 
-def _write_decision(stage: Stage, rows, scores, thresholds, decision: Decision) -> None:
+def _write_decision(stage: Stage, rows, scores, thresholds, decision: Decision, section: FilterSection) -> None:
     dropped = [
         {
             "prompt_id": scores[place]["prompt_id"],
@@ -137,7 +137,7 @@ def _write_decision(stage: Stage, rows, scores, thresholds, decision: Decision) 
         for place, reasons in enumerate(decision.reasons)
         if reasons
     ]
-    summary = summarise(decision, scores, thresholds)
+    summary = summarise(decision, scores, thresholds, section)
     sheet = _draw_dropped(stage, rows, decision)
     write_whole(stage.folder / "dropped.jsonl", to_lines(dropped))
     write_json(stage.folder / "report.json", summary)
@@ -147,8 +147,11 @@ def _write_decision(stage: Stage, rows, scores, thresholds, decision: Decision) 
     write_whole(stage.work.kept, to_lines(rows[place] for place in decision.kept()))
 
 
-def summarise(decision: Decision, scores: list[dict], thresholds: dict[str, Any]) -> dict[str, Any]:
+def summarise(
+    decision: Decision, scores: list[dict], thresholds: dict[str, Any], section: FilterSection
+) -> dict[str, Any]:
     """Counts of the filter: what `report.json` holds."""
+    limits = describe_limits(thresholds, section)
     first, any_of = decision.count(first=True), decision.count(first=False)
     with_persons = sum(row["persons"] is not None for row in scores)
     with_text = sum(row["text_score"] is not None for row in scores)
@@ -156,10 +159,9 @@ def summarise(decision: Decision, scores: list[dict], thresholds: dict[str, Any]
     looked_at["near-duplicate"] = len(decision.kept()) + any_of["near-duplicate"]
     checks = {}
     for check in CHECKS:
-        limit = thresholds["limits"].get(check)
         decoded = len(scores) if check == "does not decode" else sum(row["decodes"] for row in scores)
         checks[check] = {
-            "limit": f"{limit['measure']} {limit['side']} {limit['value']:.4g} ({limit['source']})" if limit else None,
+            "limit": limits.get(check),
             "looked_at": looked_at.get(check, decoded),
             "first_reason": first[check],
             "any_reason": any_of[check],
@@ -209,4 +211,4 @@ def _draw_dropped(stage: Stage, rows, decision: Decision):
 
 
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.filter", run, __doc__)
+    run_stage("data_scripts.dad.filter", run, __doc__, ("filter",))

@@ -19,6 +19,7 @@ from data_scripts.dad.command import run_stage
 from data_scripts.dad.diffusion import Conditions, import_diffusers, load_base
 from data_scripts.dad.files import write_whole
 from data_scripts.dad.layout import begin_stage, image_path, read_stage_rows
+from data_scripts.dad.reading import DTYPES
 from data_scripts.dad.sampling import draw, load_safety_checker, make_pipeline
 from data_scripts.dad.target_pairs import count_cut
 from mra_retrieval.distributed import cut_batches
@@ -26,8 +27,6 @@ from mra_training.order import key_to_seed
 
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def choose_prompts(rows: list[dict], num_images: int | None) -> list[dict]:
@@ -111,4 +110,4 @@ def run(config) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.generate", run, __doc__)
+    run_stage("data_scripts.dad.generate", run, __doc__, ("generate",))

@@ -200,4 +200,4 @@ def _picture_with_boxes(work: WorkFolder, row: dict) -> Picture:
 
 
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.report", run, __doc__)
+    run_stage("data_scripts.dad.report", run, __doc__, ("report",))

@@ -237,4 +237,4 @@ def run(config) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.train_dad", run, __doc__)
+    run_stage("data_scripts.dad.train_dad", run, __doc__, ("train", "generate"))

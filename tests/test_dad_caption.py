@@ -56,6 +56,16 @@ def test_prompt_is_not_part_of_the_caption(root):
     assert Captioner(folder, None, max_new_tokens=5)([image])[0] != prompted
 
 
+def test_words_that_the_tokenizer_parts_are_whole(root):
+    """BERT's tokenizer, which BLIP has, gives "t - shirt"; a phrase behind it would be cut into "a t"."""
+    captioner = Captioner(str(root / "readers/blip"), None)
+    answer = captioner.processor.tokenizer("a man in a red t-shirt and a knee-length skirt", return_tensors="pt")
+    captioner.model.generate = lambda **inputs: answer["input_ids"]
+    assert captioner([draw_person(0)]) == ["a man in a red t-shirt and a knee-length skirt"]
+    captioner.parts_hyphens = False
+    assert captioner([draw_person(0)]) == ["a man in a red t - shirt and a knee - length skirt"]
+
+
 def test_beams_and_length_are_used(root):
     folder = str(root / "readers/blip")
     images = [draw_person(seed) for seed in range(4)]

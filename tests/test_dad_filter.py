@@ -155,7 +155,8 @@ def test_stage_on_drawn_pictures(root):
     report = json.loads((folder / "report.json").read_text())
     assert (report["images"], report["kept"], report["target_images"]) == (14, 7, 24)
     assert report["checks"]["flat"]["first_reason"] == 1
-    assert report["checks"]["near-duplicate"] == {"limit": None, "looked_at": 9, "first_reason": 2, "any_reason": 2}
+    counts = {"looked_at": 9, "first_reason": 2, "any_reason": 2}
+    assert report["checks"]["near-duplicate"] == {"limit": "more than 12 of 256 bits from all that are kept"} | counts
     text = (folder / "report.md").read_text()
     assert "7 of 14 images were kept (50.00%)" in text and "10.63%" in text and "(dropped.jpg)" in text
     with Image.open(folder / "dropped.jpg") as sheet:
@@ -228,7 +229,7 @@ def test_a_filter_that_keeps_nothing_says_so_and_can_be_changed(root):
         run(path, "filter")
     folder = root / "nothing" / "filter"
     assert (
-        "| blurred | sharpness at least 1e+09 (filter.min_sharpness) | 1 | 1 | 1 |"
+        "| blurred | sharpness at least 1,000,000,000 (filter.min_sharpness) | 1 | 1 | 1 |"
         in (folder / "report.md").read_text()
     )
     shutil.rmtree(folder)
@@ -236,10 +237,14 @@ def test_a_filter_that_keeps_nothing_says_so_and_can_be_changed(root):
     assert len(rows_of(folder / "kept.jsonl")) == 1
 
 
-def test_description_counts_every_check():
-    section = FilterSection()
+def test_description_counts_every_check_and_names_its_limit():
+    section = FilterSection(person_model="detr", min_height=100)
     thresholds = calibrate(TARGET, section)
     rows = [scored(0), scored(1, contrast=0.0, colour=0.0)]
-    text = filter_stage.describe(filter_stage.summarise(decide(rows, thresholds, section), rows, thresholds))
+    text = filter_stage.describe(filter_stage.summarise(decide(rows, thresholds, section), rows, thresholds, section))
     assert "| flat | contrast at least 1 (quantile 0.01 of the target) | 2 | 1 | 1 |" in text
     assert "| greyscale | colour at least 10 (quantile 0.01 of the target) | 2 | 0 | 1 |" in text
+    assert "| much detail | detail at most 3,960 (quantile 0.99 of the target) | 2 | 0 | 0 |" in text
+    assert "| too small | at least 64 x 100 pixels | 2 | 0 | 0 |" in text
+    assert "| person | one of score 0.5 or more, 50% of the height or more | 0 | 0 | 0 |" in text
+    assert "| text score | not checked: no filter.score_model | 0 | 0 | 0 |" in text

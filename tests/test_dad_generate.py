@@ -52,10 +52,10 @@ def test_killed_run_draws_the_same(root, reference, function, call):
     """Between two batches, and in the middle of one; then by one process again."""
     work = f"killed-{function}"
     prepare(root, work)
-    assert run_forked("generate", root / f"{work}.yaml", kill=(function, call)) == -signal.SIGKILL
+    assert run_forked("generate", root / f"{work}.yaml", kill=(function, call)) == [-signal.SIGKILL]
     left = tree(WorkFolder(root / work).images)
     assert "generated.jsonl" not in left and left != {}
-    assert run_forked("generate", root / f"{work}.yaml") == 0
+    assert run_forked("generate", root / f"{work}.yaml") == [0]
     assert tree(WorkFolder(root / work).images) == reference
 
 

@@ -79,9 +79,25 @@ def test_a_stage_is_not_continued_with_other_settings(tmp_path):
     config = configure(tmp_path)
     assert not begin_stage(config, "augment").is_finished
     assert not begin_stage(config, "augment").is_finished
+    (tmp_path / "prompts" / "prompts.jsonl.unfinished").touch()
     config.augment.strength = 0.25
     with pytest.raises(ValueError, match=r"augment\.strength \(0\.5 then, 0\.25 now\)"):
         begin_stage(config, "augment")
+
+
+def test_a_stage_that_made_nothing_is_begun_anew(tmp_path):
+    """A mistyped model ends the stage at once; the right one must not be refused then."""
+    finish(configure(tmp_path), "train", "augment", "generate", "filter")
+    begin_stage(configure(tmp_path, "caption.model=blpi"), "caption")
+    assert (
+        begin_stage(configure(tmp_path, "caption.model=blip"), "caption").manifest["settings"]["caption.model"]
+        == "blip"
+    )
+    with pytest.raises(ValueError, match=r"caption\.model"):  # another job may be at work
+        begin_stage(configure(tmp_path, "caption.model=git", "common.shard=1/2"), "caption")
+    begin_stage(configure(tmp_path, "caption.model=blip"), "caption").finish(captions=0)
+    with pytest.raises(ValueError, match=r"caption\.model"):
+        begin_stage(configure(tmp_path, "caption.model=git"), "caption")
 
 
 def test_settings_that_decide_nothing_may_change(tmp_path):

@@ -7,7 +7,15 @@ import pytest
 
 from data_scripts.dad.config import load_config
 from data_scripts.dad.files import write_whole
-from data_scripts.dad.layout import WorkFolder, begin_stage, digest, image_path, read_finished, shard_name
+from data_scripts.dad.layout import (
+    WorkFolder,
+    begin_stage,
+    digest,
+    image_path,
+    read_finished,
+    read_stage_rows,
+    shard_name,
+)
 from data_scripts.dad.row_parts import RowParts
 from mra_retrieval.distributed import Shard
 
@@ -125,6 +133,20 @@ def test_a_stage_is_not_mixed_from_two_results(tmp_path):
     finish(config, "augment")
     with pytest.raises(ValueError, match="made from another result of augment"):
         begin_stage(config, "generate")
+
+
+def test_a_broken_row_is_named(tmp_path):
+    path = tmp_path / "images" / "generated.jsonl"
+    whole = {"file_path": "c_0_5000/0.jpg", "prompt_id": 0, "prompt": "a man"}
+    for line, said in (
+        ('{"file_path": "c_0', "line 2 is no JSON object"),
+        ('{"prompt_id": 1}', "line 2 has no 'file_path'"),
+    ):
+        write_whole(path, json.dumps(whole) + "\n" + line + "\n")
+        with pytest.raises(
+            ValueError, match=rf"generated\.jsonl: {said}.*Remove {path.parent} and run its stage again"
+        ):
+            read_stage_rows(path)
 
 
 def test_another_controlnet_needs_no_training(tmp_path):

@@ -7,9 +7,15 @@ import types
 import pytest
 
 from data_scripts.dad import augment_captions, run
+from data_scripts.dad.domain_distance import measure_distance
 from data_scripts.dad.layout import FOLDERS, STAGES, WorkFolder, read_finished
+from data_scripts.dad.tiny_diffusion import build, read_images
 from data_scripts.dad.tiny_readers import make_readers
+from data_scripts.dad.training_validation import read_errors
+from data_scripts.make_sample import main as make_sample
+from data_scripts.prepare_pedes import main as prepare_pedes
 from data_scripts.prepare_sda import main as prepare_sda
+from mra_training.splits import load_split
 from tests.dad_helpers import launch_module, tree, write_config, write_sources
 from tests.source_helpers import read_set
 
@@ -112,7 +118,7 @@ def test_help_lists_the_arguments_of_the_stage(stage, monkeypatch, capsys):
 def test_finished_stages_are_passed_over(root, monkeypatch):
     config = write_config(root, "passed", **SHORT)
     run.main(["--config", str(config), "--stages", "augment"])
-    monkeypatch.setattr(augment_captions, "load_split", lambda *args: pytest.fail("read for nothing"))
+    monkeypatch.setattr(augment_captions, "load_target", lambda *args: pytest.fail("read for nothing"))
     run.main(["--config", str(config), "--stages", "augment"])
 
 
@@ -132,3 +138,31 @@ def test_bad_input_ends_the_command(root, capsys, arguments, said, code):
         run.main(["--config", str(config), *arguments])
     message = capsys.readouterr().err if code == 2 else end.value.code
     assert said in message and (end.value.code == 2) == (code == 2)
+
+
+def test_training_halves_the_error_and_draws_closer_to_the_target(tmp_path):
+    """On the sample set and through the stages: the error under fixed noise, and the report's distance of the images."""
+    sample, size = tmp_path / "sample", [32, 16]
+    make_sample(
+        ["--output", str(sample), "--sda_pairs", "32", "--train_ids", "12", "--val_ids", "4", "--test_ids", "4"]
+    )
+    places = ["--annotations", str(sample / "finetune"), "--images", str(sample / "images")]
+    prepare_pedes(["--dataset", "cuhk", *places, "--output", str(tmp_path / "pedes"), "--no_size_check"])
+    build(
+        tmp_path / "base", read_images(sample / "images" / "SDA", size, 0), (32, 32), 100, "sample"
+    )  # another domain
+    common = {"image_size": size}
+    generate = {"num_images": 24, "batch_size": 24, "num_inference_steps": 5, "guidance_scale": 1.0}
+    learning = {"max_train_steps": 100, "per_device_batch_size": 8, "learning_rate": "1e-2", "num_warmup_steps": 0.1}
+    learning |= {"final_learning_rate": 0.0, "save_steps": None, "validation_steps": None, "validation_images": 0}
+    distances = {}
+    for work, train in (("trained", learning), ("untrained", SHORT["train"])):
+        augment = {"max_captions": 24, "prompts_per_caption": 1}
+        config = write_config(tmp_path, work, common=common, train=train, augment=augment, generate=generate)
+        run.main(["--config", str(config), "--stages", OURS])
+        drawn = sorted((tmp_path / work / "images").rglob("*.jpg"))
+        distances[work] = measure_distance(drawn, load_split(str(tmp_path / "pedes"), "train"))
+    errors = read_errors(tmp_path / "trained" / "controlnet")
+    assert errors[100] < 0.5 * errors[0], errors
+    assert distances["trained"].kid < 0.6 * distances["untrained"].kid, distances
+    assert distances["trained"].fid < 0.6 * distances["untrained"].fid, distances

@@ -20,9 +20,9 @@ from data_scripts.dad.command import run_stage
 from data_scripts.dad.files import to_lines, write_whole
 from data_scripts.dad.layout import begin_stage
 from data_scripts.dad.sections import AugmentSection
+from data_scripts.dad.target_set import load_target
 from mra_training.augmentation import CaptionAugmenter
 from mra_training.order import key_to_seed
-from mra_training.splits import load_split
 
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def run(config) -> None:
         return
     counts = {}
     if stage.state.is_main_process:
-        table = load_split(config.common.dataset, "train")
+        table = load_target(config.common.dataset)
         maker = PromptMaker(config.augment, config.common.seed)
         rows = list(make_rows(table["captions"], table["image_id"], maker, config.augment.max_captions))
         if not rows:

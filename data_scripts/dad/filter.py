@@ -23,9 +23,9 @@ from data_scripts.dad.image_checks import load_picture, measure_image, perceptua
 from data_scripts.dad.layout import Stage, begin_stage, read_stage_rows
 from data_scripts.dad.reading import DTYPES, choose_rows, open_picture, read_batches
 from data_scripts.dad.sections import FilterSection
+from data_scripts.dad.target_set import load_target, read_target
 from data_scripts.dad.text_scores import TextScorer
 from mra_retrieval.distributed import cut_batches
-from mra_training.splits import load_split
 
 
 PUBLISHED_SHARE = "10.63%"
@@ -105,7 +105,7 @@ def _calibrate(config, stage: Stage, scorer: _Scorer) -> dict[str, Any]:
     """The thresholds, from the target's train images on the first run and from thresholds.json afterwards."""
     section, path = config.filter, stage.work.thresholds
     if stage.state.is_main_process and not path.exists():
-        dataset = load_split(config.common.dataset, "train")
+        dataset = load_target(config.common.dataset)
         places = choose_rows(len(dataset), section.calibration_images, config.common.seed, "calibration")
         write_json(path, calibrate(_measure_target(dataset.select(places), scorer, section), section))
     stage.state.wait_for_everyone()
@@ -115,8 +115,8 @@ def _calibrate(config, stage: Stage, scorer: _Scorer) -> dict[str, Any]:
 def _measure_target(dataset: Dataset, scorer: _Scorer, section: FilterSection) -> list[dict[str, Any]]:
     rows = []
     for batch in cut_batches(len(dataset), section.batch_size):
-        examples = [dataset[place] for place in batch]
-        pictures = [load_picture(example) for example in examples]
+        examples = [read_target(dataset, place) for place in batch]
+        pictures = [example["image"] for example in examples]
         texts = [example["captions"][0] for example in examples]
         for picture, score in zip(pictures, scorer.text_scores(pictures, texts), strict=True):
             rows.append(measure_image(picture) | {"text_score": score})

@@ -97,6 +97,7 @@ def run(config) -> None:
     if stage.state.is_main_process:
         warn_of_cut_prompts(pipeline.tokenizer, [row["prompt"] + section.prompt_suffix for row in prompts])
     conditions = Conditions(common.condition, section.image_size or common.image_size, common.condition_dir)
+    conditions.require(row["source_row"] for row in prompts)
     rows = stage.rows(stage.work.generated)
     done = rows.read().keys()
     batches = stage.shard.own(cut_batches(len(prompts), section.batch_size))

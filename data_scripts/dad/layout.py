@@ -34,7 +34,7 @@ from accelerate import PartialState
 from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.files import write_json
 from data_scripts.dad.row_parts import RowParts
-from data_scripts.json_rows import read_rows
+from data_scripts.json_rows import UnreadableJson, read_rows
 from mra_retrieval.distributed import Shard
 from mra_training.checkpointing import RECIPE_FILE
 from mra_training.environment import ENVIRONMENT_FILE, describe_environment
@@ -71,6 +71,14 @@ _COMMON = {  # arguments of the common section that decide a stage's result
     "caption": (),
     "ground": (),
     "report": ("dataset", "seed"),
+}
+_FIELDS = {  # that the stages behind need
+    "prompts": ("prompt_id", "prompt", "source_row"),
+    "generated": ("file_path", "prompt_id", "prompt"),
+    "scores": ("prompt_id", "decodes"),
+    "kept": ("file_path", "prompt_id", "prompt"),
+    "captions": ("file_path", "prompt_id", "caption"),
+    "regions": ("image", "caption", "boxes", "logits", "phrases", "prompt_id"),
 }
 _PATIENCE = timedelta(days=7)  # a process that is done waits for the slowest
 
@@ -283,8 +291,23 @@ def read_finished(work: WorkFolder, name: str) -> dict[str, Any]:
 
 
 def read_stage_rows(path: str | Path) -> list[dict[str, Any]]:
-    """All rows of a finished stage's JSONL file."""
-    return list(read_rows(path))
+    """
+    All rows of a finished stage's JSONL file.
+
+    Raises:
+        ValueError: naming file and row, if one cannot be read or lacks a field.
+    """
+    path = Path(path)
+    mend = f"Remove {path.parent} and run its stage again."
+    try:
+        rows = list(read_rows(path))
+    except UnreadableJson as error:
+        raise ValueError(f"{path}: line {error.row + 1} is no JSON object. {mend}") from None
+    for number, row in enumerate(rows, 1):
+        missing = [key for key in _FIELDS[path.stem] if not isinstance(row, dict) or key not in row]
+        if missing:
+            raise ValueError(f"{path}: line {number} has no {', '.join(map(repr, missing))}. {mend}")
+    return rows
 
 
 def digest(manifest: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 
 from data_scripts.dad.diffusion import BaseModel, Conditions, to_pixels
+from data_scripts.dad.target_set import read_target
 from mra_training.order import key_to_seed
 
 
@@ -85,9 +86,9 @@ class DenoisingPairs(torch.utils.data.Dataset):
         row, index = self.pairs[pair]
         seed = key_to_seed(self.purpose, self.seed, epoch, pair)
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-        item = self.dataset[row]
+        item = read_target(self.dataset, row)
         caption = item["captions"][index]
-        pixels, condition = to_pixels(item["image"].convert("RGB"), self.conditions.image_size), self.conditions(row)
+        pixels, condition = to_pixels(item["image"], self.conditions.image_size), self.conditions(row)
         flips, drops = rng.random() < self.flip_probability, rng.random() < self.caption_dropout
         if flips and not _SIDED.search(caption):
             pixels, condition = pixels.flip(-1), condition.flip(-1)

@@ -23,6 +23,7 @@ from data_scripts.dad.controlnet_card import build_controlnet_card, save_control
 from data_scripts.dad.diffusion import Conditions, create_controlnet, load_base, to_latents, training_target
 from data_scripts.dad.layout import begin_stage
 from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs
+from data_scripts.dad.target_set import load_target
 from data_scripts.dad.training_validation import Validation, read_errors
 from mra_training.arguments import OptimizationArguments, RunArguments
 from mra_training.checkpointing import Checkpointer, TrainingState, load_checkpoint, start_output_dir
@@ -39,7 +40,6 @@ from mra_training.runtime import (
     show_banner,
     start_trackers,
 )
-from mra_training.splits import load_split
 
 
 logger = get_logger(__name__)
@@ -132,9 +132,10 @@ def run(config) -> None:
     # Data
     base = load_base(common.base_model, common.base_revision)
     base.to(accelerator.device, PRECISIONS.get(accelerator.mixed_precision, torch.float32))
-    rows = load_split(common.dataset, "train")
+    rows = load_target(common.dataset)
     conditions = Conditions(common.condition, common.image_size, common.condition_dir)
     pairs = list_pairs(rows["captions"], train.data_fraction, common.seed)
+    conditions.require(row for row, _ in pairs)
     dataset = DenoisingPairs(
         rows,
         pairs,

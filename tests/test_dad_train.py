@@ -220,14 +220,29 @@ def test_a_base_model_must_be_named_and_there(root, base):
         load_base(config.common.base_model)
 
 
-def test_controlnet_is_pushed(root, hub_server):
-    train = {"max_train_steps": 1, "push_to_hub": True, "hub_model_id": "user/dad", "validation_images": 0}
+def test_controlnet_is_pushed_once_also_after_training(root, hub_server):
+    train = {"max_train_steps": None, "num_train_epochs": 0, "validation_images": 0, "validation_pairs": 2}
     config = write_config(root, "pushed", train=train)
-    command = [sys.executable, "-m", "data_scripts.dad.train_dad", "--config", str(config)]
+    assert run_forked("train_dad", config) == [0]
+    command = [sys.executable, "-c", _PUSH_TWICE, str(config)]
     run = subprocess.run(
         command, cwd=ROOT, env=hub_server.environment(), capture_output=True, text=True, timeout=TIMEOUT
     )
     assert run.returncode == 0, run.stderr
+    assert run.stderr.count("Pushed ") == 1
     files = hub_server.files("user/dad")
     assert {"config.json", "diffusion_pytorch_model.safetensors", "README.md"} <= files.keys()
-    assert 'ControlNetModel.from_pretrained("user/dad")' in files["README.md"].read_text()
+    card = files["README.md"].read_text()
+    assert 'ControlNetModel.from_pretrained("user/dad")' in card and "at step 0" in card
+
+
+_PUSH_TWICE = """
+import sys
+from data_scripts.dad import train_dad
+from data_scripts.dad.command import with_plain_errors
+from data_scripts.dad.config import load_config
+
+config = load_config(sys.argv[1], ["train.push_to_hub=true", "train.hub_model_id=user/dad"])
+for _ in range(2):
+    with_plain_errors("train_dad", lambda: train_dad.run(config))
+"""

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.controlnet_card import build_controlnet_card, save_controlnet
 from data_scripts.dad.diffusion import Conditions, create_controlnet, load_base, to_latents, training_target
+from data_scripts.dad.files import write_whole
 from data_scripts.dad.layout import begin_stage
 from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs
 from data_scripts.dad.target_set import load_target
@@ -113,12 +114,26 @@ def denoising_errors(controlnet, base, batch):
     return F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
 
 
+def push_once(stage, config):
+    """Pushes the trained ControlNet where that is asked for and was not done, also when it was trained before."""
+    train, finished = config.train, stage.manifest["finished"]
+    if not train.push_to_hub or finished.get("pushed_to") == train.hub_model_id:
+        return
+    if stage.state.is_main_process:
+        errors = {int(step): error for step, error in finished["validation_errors"].items()}
+        card = build_controlnet_card(config, finished["steps"], errors)  # it names the repository
+        write_whole(stage.work.controlnet / "README.md", card)
+        push_folder(stage.work.controlnet, train, "Upload ControlNet")
+    stage.finish(**finished | {"pushed_to": train.hub_model_id})
+
+
 def run(config) -> None:
     """Trains, or goes on training, what the configuration names."""
     # Parse
     common, train = config.common, config.train
     stage = begin_stage(config, "train", splits=False)
     if stage.is_finished:
+        push_once(stage, config)
         return
     run, optim = split_arguments(train, common.seed, stage.folder)
     recipe = {"common": config.deciding("common"), "train": config.deciding("train")}
@@ -229,11 +244,10 @@ def run(config) -> None:
     errors = read_errors(run.output_dir)
     card = build_controlnet_card(config, state.step, errors)
     save_controlnet(accelerator, controlnet, stage.work.controlnet, card)
-    if train.push_to_hub and accelerator.is_main_process:
-        push_folder(stage.work.controlnet, train, "Upload ControlNet")
     for tracker in accelerator.trackers:  # `end_training` would also end the processes' group, which later stages need
         tracker.finish()
     stage.finish(steps=state.step, pairs=state.samples_seen, validation_errors=errors)
+    push_once(stage, config)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -7,7 +7,7 @@ import pytest
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from data_scripts.dad import augment_captions, generate, train_dad
+from data_scripts.dad import augment_captions, generate, target_pairs, train_dad
 from data_scripts.dad.layout import WorkFolder, read_stage_rows
 from tests.dad_helpers import SIZE, make_config, run_forked, tree, write_sources
 
@@ -82,7 +82,7 @@ def test_a_part_of_the_prompts_is_spread_over_all():
 
 def test_long_prompts_are_told(root, caplog):
     config = prepare(root, "long", generate={"num_images": 2, "prompt_suffix": " and a red bag" * 30})
-    with caplog.at_level(logging.WARNING, logger=generate.__name__):
+    with caplog.at_level(logging.WARNING, logger=target_pairs.__name__):
         generate.run(config)
     assert "2 of 2 prompts have more than 77 tokens" in caplog.text
 

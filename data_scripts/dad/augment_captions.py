@@ -121,7 +121,7 @@ def run(config) -> None:
     if stage.state.is_main_process:
         table = load_target(config.common.dataset)
         maker = PromptMaker(config.augment, config.common.seed)
-        rows = list(make_rows(table["captions"], table["image_id"], maker, config.augment.max_captions))
+        rows = list(make_rows(list(table["captions"]), list(table["image_id"]), maker, config.augment.max_captions))
         if not rows:
             raise ValueError(f"`common.dataset` {config.common.dataset!r} has no caption to make prompts from.")
         write_whole(stage.work.prompts, to_lines(rows))

@@ -23,7 +23,7 @@ from data_scripts.dad.controlnet_card import build_controlnet_card, save_control
 from data_scripts.dad.diffusion import Conditions, create_controlnet, load_base, to_latents, training_target
 from data_scripts.dad.files import write_whole
 from data_scripts.dad.layout import begin_stage
-from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs
+from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs, warn_of_cut
 from data_scripts.dad.target_set import load_target
 from data_scripts.dad.training_validation import Validation, read_errors
 from mra_training.arguments import OptimizationArguments, RunArguments
@@ -149,8 +149,12 @@ def run(config) -> None:
     base.to(accelerator.device, PRECISIONS.get(accelerator.mixed_precision, torch.float32))
     rows = load_target(common.dataset)
     conditions = Conditions(common.condition, common.image_size, common.condition_dir)
-    pairs = list_pairs(rows["captions"], train.data_fraction, common.seed)
+    captions = list(rows["captions"])
+    pairs = list_pairs(captions, train.data_fraction, common.seed)
     conditions.require(row for row, _ in pairs)
+    if accelerator.is_main_process:
+        texts = [captions[row][index] for row, index in pairs]
+        warn_of_cut(base.tokenizer, texts, "captions", "what they say last is not learnt")
     dataset = DenoisingPairs(
         rows,
         pairs,

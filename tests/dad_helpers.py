@@ -81,17 +81,8 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != "manifest.json"}
 
 
-def run_module(module: str, *arguments, check: bool = True) -> subprocess.CompletedProcess:
-    """`python -m data_scripts.dad.<module>` as a user types it."""
-    command = [sys.executable, "-m", f"data_scripts.dad.{module}", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
-    assert not check or run.returncode == 0, run.stdout + run.stderr
-    return run
-
-
 def launch_module(module: str, *arguments, num_processes: int = 2) -> subprocess.CompletedProcess:
-    """The same through `accelerate launch`, in processes that talk over gloo on the CPU."""
+    """`python -m data_scripts.dad.<module>` through `accelerate launch`, in processes that talk over gloo on the CPU."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
     command += ["--num_processes", str(num_processes), "--main_process_port", str(free_port()), "--mixed_precision"]
     command += ["no", "--dynamo_backend", "no", "-m", f"data_scripts.dad.{module}", *map(str, arguments)]

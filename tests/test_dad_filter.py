@@ -237,6 +237,16 @@ def test_a_filter_that_keeps_nothing_says_so_and_can_be_changed(root):
     assert len(rows_of(folder / "kept.jsonl")) == 1
 
 
+def test_dropped_images_are_labelled_with_their_score():
+    section = FilterSection(person_model="detr")
+    crowd, low = [[0.9, 0.5, 0.5, 0.4, 0.8]] * 2, [[0.9, 0.5, 0.5, 0.2, 0.3], [0.2, 0.5, 0.5, 0.2, 0.3]]
+    rows = [scored(0, "a"), scored(1, "a"), scored(2, colour=1.25), scored(3, height=20), scored(4, persons=crowd)]
+    rows.append(scored(5, persons=low))
+    decision = decide(rows, calibrate(TARGET, section), section)
+    labels = [filter_stage._label(decision.reasons[row][0], row, rows, decision, section) for row in range(1, 6)]
+    assert labels == ["1: like 0", "2: 1.25", "3: 100 x 20", "4: 2 found", "5: 30% high"]
+
+
 def test_description_counts_every_check_and_names_its_limit():
     section = FilterSection(person_model="detr", min_height=100)
     thresholds = calibrate(TARGET, section)

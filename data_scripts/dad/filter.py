@@ -18,7 +18,15 @@ from data_scripts.dad.command import run_stage
 from data_scripts.dad.contact_sheet import Picture, draw_contact_sheet, save_picture
 from data_scripts.dad.detectors import PersonDetector
 from data_scripts.dad.files import to_lines, write_json, write_whole
-from data_scripts.dad.filter_rules import CHECKS, Decision, calibrate, cheap_reasons, decide, describe_limits
+from data_scripts.dad.filter_rules import (
+    CALIBRATED,
+    CHECKS,
+    Decision,
+    calibrate,
+    cheap_reasons,
+    decide,
+    describe_limits,
+)
 from data_scripts.dad.image_checks import load_picture, measure_image, perceptual_hash
 from data_scripts.dad.layout import Stage, begin_stage, read_stage_rows
 from data_scripts.dad.reading import DTYPES, choose_rows, open_picture, read_batches
@@ -138,7 +146,7 @@ def _write_decision(stage: Stage, rows, scores, thresholds, decision: Decision, 
         if reasons
     ]
     summary = summarise(decision, scores, thresholds, section)
-    sheet = _draw_dropped(stage, rows, decision)
+    sheet = _draw_dropped(stage, rows, scores, decision, section)
     write_whole(stage.folder / "dropped.jsonl", to_lines(dropped))
     write_json(stage.folder / "report.json", summary)
     write_whole(stage.folder / "report.md", describe(summary, has_sheet=sheet is not None))
@@ -196,18 +204,36 @@ def describe(summary: dict[str, Any], has_sheet: bool = True) -> str:
     return "\n".join([*lines, "", *(["![Dropped images by reason](dropped.jpg)", ""] if has_sheet else [])])
 
 
-def _draw_dropped(stage: Stage, rows, decision: Decision):
+def _draw_dropped(stage: Stage, rows, scores, decision: Decision, section: FilterSection):
     groups = []
     for check in CHECKS:
         places = [place for place, reasons in enumerate(decision.reasons) if reasons[:1] == [check]]
         if places and check != "does not decode":
             chosen = np.linspace(0, len(places) - 1, min(_SHEET_PICTURES, len(places))).astype(int)
             pictures = [
-                Picture(open_picture(stage.work.images, rows[places[number]]), str(rows[places[number]]["prompt_id"]))
+                Picture(
+                    open_picture(stage.work.images, rows[places[number]]),
+                    _label(check, places[number], scores, decision, section),
+                )
                 for number in chosen
             ]
             groups.append((f"{check}: {len(places):,}", pictures))
     return draw_contact_sheet(groups, "Dropped images, by first reason") if groups else None
+
+
+def _label(check: str, place: int, scores: list[dict], decision: Decision, section: FilterSection) -> str:
+    """The prompt's number, and the score that an image was dropped for."""
+    row = scores[place]
+    if check in CALIBRATED:
+        why = f"{row[CALIBRATED[check][0]]:.4g}"
+    elif check == "near-duplicate":
+        why = f"like {scores[decision.look_alikes[place]]['prompt_id']}"
+    elif check == "person":
+        heights = [height for score, _, _, _, height in row["persons"] if score >= section.person_threshold]
+        why = f"{heights[0]:.0%} high" if len(heights) == 1 else f"{len(heights)} found"
+    else:
+        why = f"{row['width']} x {row['height']}"
+    return f"{row['prompt_id']}: {why}"
 
 
 if __name__ == "__main__":

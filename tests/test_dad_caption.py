@@ -14,6 +14,7 @@ from tests.dad_reader_helpers import (
     make_sources,
     run,
     run_forked,
+    run_jobs,
     write_config,
     write_generated,
     write_stage,
@@ -132,19 +133,21 @@ def test_rows_of_what_was_kept(root):
     assert json.loads((root / "rows/captions/manifest.json").read_text())["finished"] == {"captions": 9, "empty": 0}
 
 
-def test_killed_and_two_processes_give_the_same_file(root):
+def test_killed_jobs_apart_and_two_processes_give_the_same_file(root):
     results = {}
-    for name in ("whole", "killed", "two"):
+    for name in ("whole", "killed", "jobs", "two"):
         path = prepare(root, name)
         if name == "whole":
             run(path, "caption")
+        elif name == "jobs":
+            run_jobs(path, "caption")
         elif name == "killed":
             assert run_forked(path, "caption", kill_after=1) == [-9]
             assert run_forked(path, "caption", num_processes=2) == [0, 0]
         else:
             assert run_forked(path, "caption", num_processes=2) == [0, 0]
         results[name] = files_of(root / name / "captions")
-    assert results["killed"] == results["whole"] and results["two"] == results["whole"]
+    assert all(result == results["whole"] for result in results.values())
     assert list(results["whole"]) == ["captions.jsonl"]
 
 

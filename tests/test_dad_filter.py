@@ -16,6 +16,7 @@ from tests.dad_reader_helpers import (
     make_sources,
     run,
     run_forked,
+    run_jobs,
     write_config,
     write_generated,
 )
@@ -180,13 +181,15 @@ def test_models_score_what_passed_the_cheap_checks(root):
     assert len(texts) == 9 and len(set(texts)) > 5 and all(-1 <= score <= 1 for score in texts)
 
 
-def test_killed_and_two_processes_give_the_same_files(root):
+def test_killed_jobs_apart_and_two_processes_give_the_same_files(root):
     results = {}
-    for name in ("whole", "killed", "two"):
+    for name in ("whole", "killed", "jobs", "two"):
         path = write_config(root, name, filter={"score_model": str(root / "readers/clip")} | LIMITS)
         write_generated(load_config(str(path)), pictures())
         if name == "whole":
             run(path, "filter")
+        elif name == "jobs":
+            run_jobs(path, "filter")
         elif name == "killed":
             assert run_forked(path, "filter", kill_after=2) == [-9]
             assert not (root / name / "filter" / "kept.jsonl").exists()
@@ -196,7 +199,7 @@ def test_killed_and_two_processes_give_the_same_files(root):
         results[name] = files_of(root / name / "filter")
     assert results["whole"].keys() >= {"scores.jsonl", "thresholds.json", "kept.jsonl", "dropped.jsonl", "dropped.jpg"}
     assert 0 < len(rows_of(root / "whole" / "filter" / "kept.jsonl")) < 14
-    assert results["killed"] == results["whole"] and results["two"] == results["whole"]
+    assert all(result == results["whole"] for result in results.values())
 
 
 def test_wrong_models_are_refused(root):

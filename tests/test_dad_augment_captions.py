@@ -144,6 +144,11 @@ def test_drawn_hair_has_the_colours_of_hair():
     assert jeans <= {"", *VOCABULARY.raw["nouns"]["lower"]["jeans"]["colours"]}
 
 
+def test_jeans_of_all_their_colours_are_no_end():
+    texts = every_prompt("A man in blue, black, grey and white jeans.")
+    assert any("jeans" in text and "red" in text for text in texts)
+
+
 def test_unknown_words_beside_a_noun_keep_it():
     texts = every_prompt("A man in a football shirt and a black shirt collar.")
     assert all("football shirt" in text for text in texts) and all("shirt collar" in text for text in texts)

@@ -117,8 +117,8 @@ class AttributeEditor:
         if hair and set(self.raw["not_grey"]) & set(caption.words):
             choices.pop("grey", None)
         allowed = self._colours_of(phrase)
-        if allowed:
-            choices = {colour: weight for colour, weight in choices.items() if colour in allowed}
+        if allowed:  # where the caption has all of them, any other will do
+            choices = {colour: weight for colour, weight in choices.items() if colour in allowed} or choices
         return rng.choices(list(choices), list(choices.values()))[0]
 
     def _colours_of(self, phrase: Phrase) -> Sequence[str]:

@@ -1,15 +1,18 @@
 """Runs of the data factory's stages on a tiny base model and a tiny target set, in processes of their own."""
 
+import functools
 import importlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import yaml
+from accelerate import PartialState
 
 from data_scripts.dad.config import FactoryConfig, load_config
 from data_scripts.dad.tiny_diffusion import build
@@ -17,6 +20,9 @@ from tests.run_helpers import ROOT, TIMEOUT, free_port
 from tests.training_helpers import make_pedes
 
 
+# For the one server that forks for all tests; those of the training scripts come later and ask for the last two.
+PRELOADED = [f"data_scripts.dad.{name}" for name in ("train_dad", "generate", "filter", "caption", "ground", "run")]
+PRELOADED += ["diffusers", "train_pretrain", "train_finetune"]
 SIZE = [32, 16]
 CAPTIONS = (
     "A man wearing a black jacket, blue jeans and white shoes. He is carrying a red backpack.",
@@ -75,17 +81,8 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != "manifest.json"}
 
 
-def run_module(module: str, *arguments, check: bool = True) -> subprocess.CompletedProcess:
-    """`python -m data_scripts.dad.<module>` as a user types it."""
-    command = [sys.executable, "-m", f"data_scripts.dad.{module}", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
-    assert not check or run.returncode == 0, run.stdout + run.stderr
-    return run
-
-
 def launch_module(module: str, *arguments, num_processes: int = 2) -> subprocess.CompletedProcess:
-    """The same through `accelerate launch`, in processes that talk over gloo on the CPU."""
+    """`python -m data_scripts.dad.<module>` through `accelerate launch`, in processes that talk over gloo on the CPU."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
     command += ["--num_processes", str(num_processes), "--main_process_port", str(free_port()), "--mixed_precision"]
     command += ["no", "--dynamo_backend", "no", "-m", f"data_scripts.dad.{module}", *map(str, arguments)]
@@ -95,29 +92,66 @@ def launch_module(module: str, *arguments, num_processes: int = 2) -> subprocess
     return run
 
 
-def run_forked(module: str, config: Path, *overrides: str, kill: tuple[str, int] | None = None) -> int:
+def run_forked(
+    module: str, config: Path, *overrides: str, kill: tuple[str, int] | None = None, num_processes: int = 1
+) -> list[int]:
     """
-    Runs a stage in a process forked from one that has imported everything, which saves seconds each.
+    Runs a stage, or several by the module `run`, in forked processes.
 
     Args:
         module: of the stage.
         config: path of the configuration.
         overrides: of the command line.
         kill: (name of a function of the module, number of its call): SIGKILL arrives when that call begins.
+        num_processes: as `accelerate launch --multi_gpu` would start them, on the CPU.
 
     Returns:
-        The exit code, negative where a signal ended the process.
+        Exit codes, negative where a signal ended the process.
+    """
+    return fork(functools.partial(_run, module, ["--config", str(config), *overrides], kill), num_processes)
+
+
+def fork(work: Callable[[int], None], num_processes: int = 1, killed: bool = False) -> list[int]:
+    """
+    Does some work in processes forked from one that has imported everything, which saves seconds each.
+
+    Args:
+        work: gets the number of its process; it can be pickled.
+        num_processes: as `accelerate launch --multi_gpu` would start them, on the CPU.
+        killed: the first process kills itself, and the others are to go with it.
+
+    Returns:
+        Exit codes.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_scripts.dad.train_dad", "data_scripts.dad.generate", "diffusers"])
-    process = context.Process(target=_run, args=(module, ["--config", str(config), *overrides], kill))
-    process.start()
-    process.join(TIMEOUT)
-    return process.exitcode
+    context.set_forkserver_preload(PRELOADED)
+    port = free_port()
+    processes = [
+        context.Process(target=_work, args=(work, index, num_processes, port)) for index in range(num_processes)
+    ]
+    for process in processes:
+        process.start()
+    if killed:
+        processes[0].join(TIMEOUT)
+        for process in processes:
+            process.kill()
+    for process in processes:
+        process.join(TIMEOUT)
+    return [process.exitcode for process in processes]
 
 
-def _run(module: str, argv: list[str], kill: tuple[str, int] | None) -> None:
+def _work(work, index, num_processes, port):
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if num_processes > 1:
+        ranks = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes}
+        os.environ.update({name: str(value) for name, value in ranks.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
+    work(index)
+    assert PartialState(cpu=True).num_processes == num_processes  # a process that works alone would pass for two
+
+
+def _run(module: str, argv: list[str], kill: tuple[str, int] | None, index: int) -> None:
     stage = importlib.import_module(f"data_scripts.dad.{module}")
     if kill is not None:
         name, number = kill
@@ -129,4 +163,7 @@ def _run(module: str, argv: list[str], kill: tuple[str, int] | None) -> None:
             return original(*args, **options)
 
         setattr(stage, name, call_or_die)
-    stage.run(load_config(argv[1], argv[2:]))
+    if module == "run":
+        stage.main(argv)
+    else:
+        stage.run(load_config(argv[1], argv[2:]))

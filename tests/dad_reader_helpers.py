@@ -1,12 +1,11 @@
 """A work folder with drawn images, so that filter, captioner and grounding can be run without the stages before them."""
 
-import multiprocessing
+import functools
 import os
 import signal
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
@@ -18,10 +17,9 @@ from data_scripts.dad.layout import begin_stage, image_path
 from data_scripts.dad.row_parts import RowParts
 from data_scripts.dad.run import run_stages
 from data_scripts.dad.tiny_readers import make_readers
-from tests.run_helpers import TIMEOUT, free_port
+from tests.dad_helpers import fork
 
 
-PRELOADED = [f"data_scripts.dad.{name}" for name in ("filter", "caption", "ground", "run")]
 COLOURS = {"red": (200, 40, 40), "green": (40, 160, 60), "blue": (40, 60, 200), "yellow": (220, 200, 60)}
 READERS = ("blip", "chat", "florence", "grounding", "detector", "clip")
 
@@ -119,9 +117,15 @@ def run(path: Path, *stages: str) -> FactoryConfig:
     return config
 
 
+def run_jobs(path: Path, stage: str) -> None:
+    """Runs a stage as two jobs apart, the second first."""
+    for shard in ("1/2", "0/2"):
+        run_stages(load_config(str(path), [f"common.shard={shard}"]), [stage])
+
+
 def run_forked(path: Path, stage: str, num_processes: int = 1, kill_after: int | None = None) -> list[int]:
     """
-    Runs a stage in processes of their own, forked from one that has imported everything, which saves seconds each.
+    Runs a stage in forked processes.
 
     Args:
         path: of the configuration.
@@ -132,29 +136,11 @@ def run_forked(path: Path, stage: str, num_processes: int = 1, kill_after: int |
     Returns:
         Exit codes.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    port = free_port()
-    arguments = [(path, stage, index, num_processes, port, kill_after) for index in range(num_processes)]
-    processes = [context.Process(target=_run_process, args=each) for each in arguments]
-    for process in processes:
-        process.start()
-    if kill_after is not None:
-        processes[0].join(TIMEOUT)
-        for process in processes:
-            process.kill()
-    for process in processes:
-        process.join(TIMEOUT)
-    return [process.exitcode for process in processes]
+    work = functools.partial(_run_process, path, stage, kill_after)
+    return fork(work, num_processes, killed=kill_after is not None)
 
 
-def _run_process(path, stage, index, num_processes, port, kill_after):
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    if num_processes > 1:
-        ranks = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes}
-        os.environ.update({name: str(value) for name, value in ranks.items()})
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def _run_process(path, stage, kill_after, index):
     if kill_after is not None and index == 0:
         append, batches = RowParts.append, []
 

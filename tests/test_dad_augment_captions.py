@@ -2,7 +2,9 @@
 
 import random
 import re
+from collections import Counter
 
+import nltk
 import pytest
 
 from data_scripts.dad import augment_captions
@@ -64,6 +66,47 @@ def test_a_caption_gives_twenty_different_prompts_itself_first(number, caption):
         assert text[0].isupper() == caption[0].isupper()
 
 
+@pytest.mark.parametrize("number, caption", list(enumerate(CAPTIONS)))
+def test_no_word_changes_without_an_edit(number, caption):
+    """The caption, less what the log says went out, plus what it says came in, has the words of the prompt."""
+    persons = VOCABULARY.raw["persons"]["counterparts"].items()
+    follow = {"a", "an", "he", "she", "his", "her", "him", "hers", "is", *(word for pair in persons for word in pair)}
+
+    def count(*texts):
+        words = (word for text in texts for word in re.findall(r"[\w-]+", text.lower()))
+        return Counter(word for word in words if word not in follow)
+
+    for seed in range(10):
+        for text, edits in prompts(caption, number, seed)[1:]:
+            came, went = (count(*(edit[side] for edit in edits)) for side in ("after", "before"))
+            added = count("the person") if "The person" in text and "person" not in caption else Counter()
+            assert count(text) + went == count(caption) + came + added, (caption, text, edits)
+            genders = [gender_of(Caption(each, VOCABULARY)) for each in (caption, text)]
+            assert (
+                genders[0] == genders[1]
+                or any(edit["attribute"].startswith("gender") for edit in edits)
+                or None in genders
+            )
+
+
+def test_nothing_implausible_is_put_in():
+    """Cases that were once wrong in prompts read one by one."""
+    texts = every_prompt("The old lady with white hair wears a blouse with black polka dots and a blue jean jacket.")
+    assert not any("young" in text and "white hair" in text for text in texts)
+    patterns = "|".join(VOCABULARY.raw["drawn"]["pattern"])
+    assert not any(re.search(f"({patterns}) blouse", text) for text in texts)
+    jeans = VOCABULARY.raw["nouns"]["lower"]["jeans"]["colours"]
+    colours = {match for text in texts for match in re.findall(r"and an? ([\w ]*?) ?jean jacket", text)}
+    assert len(colours) > 3 and colours <= {
+        "",
+        *jeans,
+        *(f"{length} {colour}" for length in ("long", "short") for colour in jeans),
+    }
+    texts = every_prompt("The man faces the wall. He wears black trousers and a grey coat.")
+    assert all(re.search("trousers|pants|jeans|shorts|coat", text) for text in texts)
+    assert not any("short black trousers" in text or "short trousers" in text for text in texts)
+
+
 def test_prompts_follow_from_seed_and_number_alone():
     maker = PromptMaker(AugmentSection(), 1)
     forwards = [maker(caption, number) for number, caption in enumerate(CAPTIONS)]
@@ -99,6 +142,11 @@ def test_drawn_hair_has_the_colours_of_hair():
     assert len(colours) > 3 and colours <= {"black", "brown", "dark brown", "light brown", "blond", "dark", ""}
     jeans = {match for text in texts for match in re.findall(r"and ([\w ]*?) ?jeans", text)}
     assert jeans <= {"", *VOCABULARY.raw["nouns"]["lower"]["jeans"]["colours"]}
+
+
+def test_jeans_of_all_their_colours_are_no_end():
+    texts = every_prompt("A man in blue, black, grey and white jeans.")
+    assert any("jeans" in text and "red" in text for text in texts)
 
 
 def test_unknown_words_beside_a_noun_keep_it():
@@ -137,6 +185,14 @@ def test_articles(text, right):
 def test_a_caption_without_known_phrases_stays_alone():
     assert prompts("nothing to see here") == [("nothing to see here", [])]
     assert AttributeEditor(VOCABULARY).edit("", 0.5, random.Random(0)) == ("", [])
+
+
+def test_eda_without_wordnet_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(nltk.data, "path", ["/nowhere"])
+    with pytest.raises(
+        ValueError, match=r"nltk\.downloader wordnet.*`augment\.eda_operations`; `augment\.mode=attributes`"
+    ):
+        PromptMaker(AugmentSection(mode="eda"), 0)
 
 
 def test_eda_changes_words_at_the_given_strength():

@@ -16,6 +16,7 @@ from tests.dad_reader_helpers import (
     make_sources,
     run,
     run_forked,
+    run_jobs,
     write_config,
     write_generated,
 )
@@ -155,7 +156,8 @@ def test_stage_on_drawn_pictures(root):
     report = json.loads((folder / "report.json").read_text())
     assert (report["images"], report["kept"], report["target_images"]) == (14, 7, 24)
     assert report["checks"]["flat"]["first_reason"] == 1
-    assert report["checks"]["near-duplicate"] == {"limit": None, "looked_at": 9, "first_reason": 2, "any_reason": 2}
+    counts = {"looked_at": 9, "first_reason": 2, "any_reason": 2}
+    assert report["checks"]["near-duplicate"] == {"limit": "more than 12 of 256 bits from all that are kept"} | counts
     text = (folder / "report.md").read_text()
     assert "7 of 14 images were kept (50.00%)" in text and "10.63%" in text and "(dropped.jpg)" in text
     with Image.open(folder / "dropped.jpg") as sheet:
@@ -179,13 +181,15 @@ def test_models_score_what_passed_the_cheap_checks(root):
     assert len(texts) == 9 and len(set(texts)) > 5 and all(-1 <= score <= 1 for score in texts)
 
 
-def test_killed_and_two_processes_give_the_same_files(root):
+def test_killed_jobs_apart_and_two_processes_give_the_same_files(root):
     results = {}
-    for name in ("whole", "killed", "two"):
+    for name in ("whole", "killed", "jobs", "two"):
         path = write_config(root, name, filter={"score_model": str(root / "readers/clip")} | LIMITS)
         write_generated(load_config(str(path)), pictures())
         if name == "whole":
             run(path, "filter")
+        elif name == "jobs":
+            run_jobs(path, "filter")
         elif name == "killed":
             assert run_forked(path, "filter", kill_after=2) == [-9]
             assert not (root / name / "filter" / "kept.jsonl").exists()
@@ -195,7 +199,7 @@ def test_killed_and_two_processes_give_the_same_files(root):
         results[name] = files_of(root / name / "filter")
     assert results["whole"].keys() >= {"scores.jsonl", "thresholds.json", "kept.jsonl", "dropped.jsonl", "dropped.jpg"}
     assert 0 < len(rows_of(root / "whole" / "filter" / "kept.jsonl")) < 14
-    assert results["killed"] == results["whole"] and results["two"] == results["whole"]
+    assert all(result == results["whole"] for result in results.values())
 
 
 def test_wrong_models_are_refused(root):
@@ -228,7 +232,7 @@ def test_a_filter_that_keeps_nothing_says_so_and_can_be_changed(root):
         run(path, "filter")
     folder = root / "nothing" / "filter"
     assert (
-        "| blurred | sharpness at least 1e+09 (filter.min_sharpness) | 1 | 1 | 1 |"
+        "| blurred | sharpness at least 1,000,000,000 (filter.min_sharpness) | 1 | 1 | 1 |"
         in (folder / "report.md").read_text()
     )
     shutil.rmtree(folder)
@@ -236,10 +240,24 @@ def test_a_filter_that_keeps_nothing_says_so_and_can_be_changed(root):
     assert len(rows_of(folder / "kept.jsonl")) == 1
 
 
-def test_description_counts_every_check():
-    section = FilterSection()
+def test_dropped_images_are_labelled_with_their_score():
+    section = FilterSection(person_model="detr")
+    crowd, low = [[0.9, 0.5, 0.5, 0.4, 0.8]] * 2, [[0.9, 0.5, 0.5, 0.2, 0.3], [0.2, 0.5, 0.5, 0.2, 0.3]]
+    rows = [scored(0, "a"), scored(1, "a"), scored(2, colour=1.25), scored(3, height=20), scored(4, persons=crowd)]
+    rows.append(scored(5, persons=low))
+    decision = decide(rows, calibrate(TARGET, section), section)
+    labels = [filter_stage._label(decision.reasons[row][0], row, rows, decision, section) for row in range(1, 6)]
+    assert labels == ["1: like 0", "2: 1.25", "3: 100 x 20", "4: 2 found", "5: 30% high"]
+
+
+def test_description_counts_every_check_and_names_its_limit():
+    section = FilterSection(person_model="detr", min_height=100)
     thresholds = calibrate(TARGET, section)
     rows = [scored(0), scored(1, contrast=0.0, colour=0.0)]
-    text = filter_stage.describe(filter_stage.summarise(decide(rows, thresholds, section), rows, thresholds))
+    text = filter_stage.describe(filter_stage.summarise(decide(rows, thresholds, section), rows, thresholds, section))
     assert "| flat | contrast at least 1 (quantile 0.01 of the target) | 2 | 1 | 1 |" in text
     assert "| greyscale | colour at least 10 (quantile 0.01 of the target) | 2 | 0 | 1 |" in text
+    assert "| much detail | detail at most 3,960 (quantile 0.99 of the target) | 2 | 0 | 0 |" in text
+    assert "| too small | at least 64 x 100 pixels | 2 | 0 | 0 |" in text
+    assert "| person | one of score 0.5 or more, 50% of the height or more | 0 | 0 | 0 |" in text
+    assert "| text score | not checked: no filter.score_model | 0 | 0 | 0 |" in text

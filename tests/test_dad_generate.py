@@ -1,29 +1,37 @@
-"""Drawing: the same images after a kill, and from jobs apart (from two processes: test_dad_run)."""
+"""Drawing: the same images after a kill, from two processes and from jobs apart."""
 
 import logging
 import signal
 
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from data_scripts.dad import augment_captions, generate, train_dad
+from data_scripts.dad import augment_captions, generate, target_pairs
+from data_scripts.dad.diffusion import create_controlnet, load_base
 from data_scripts.dad.layout import WorkFolder, read_stage_rows
 from tests.dad_helpers import SIZE, make_config, run_forked, tree, write_sources
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
+    """Sources, and a ControlNet whose zero convolutions are none any more."""
     root = tmp_path_factory.mktemp("generate")
     write_sources(root)
+    controlnet = create_controlnet(load_base(str(root / "base")), "white")
+    with torch.no_grad():
+        for name, parameter in controlnet.named_parameters():
+            if name.startswith(("controlnet_down_blocks", "controlnet_mid_block")):
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    controlnet.save_pretrained(root / "controlnet")
     return root
 
 
 def prepare(root, work, **changes):
-    """A work folder whose ControlNet has no steps and whose prompts are made; gives the configuration."""
-    changes = {"train": {"max_train_steps": None, "num_train_epochs": 0, "validation_images": 0}} | changes
+    """A work folder whose prompts are made; gives the configuration."""
+    changes["generate"] = {"controlnet": str(root / "controlnet")} | changes.get("generate", {})
     config = make_config(root, work, **changes)
-    train_dad.run(config)
     augment_captions.run(config)
     return config
 
@@ -52,11 +60,25 @@ def test_killed_run_draws_the_same(root, reference, function, call):
     """Between two batches, and in the middle of one; then by one process again."""
     work = f"killed-{function}"
     prepare(root, work)
-    assert run_forked("generate", root / f"{work}.yaml", kill=(function, call)) == -signal.SIGKILL
+    assert run_forked("generate", root / f"{work}.yaml", kill=(function, call)) == [-signal.SIGKILL]
     left = tree(WorkFolder(root / work).images)
     assert "generated.jsonl" not in left and left != {}
-    assert run_forked("generate", root / f"{work}.yaml") == 0
+    assert run_forked("generate", root / f"{work}.yaml") == [0]
     assert tree(WorkFolder(root / work).images) == reference
+
+
+def test_two_processes_draw_the_same(root, reference):
+    prepare(root, "two")
+    assert run_forked("generate", root / "two.yaml", num_processes=2) == [0, 0]
+    assert tree(WorkFolder(root / "two").images) == reference
+
+
+def test_the_controlnet_is_heard(root, reference):
+    """Another ControlNet draws other images: the comparisons above would not pass without it."""
+    generate.run(prepare(root, "quiet", generate={"controlnet_scale": 0.0}))
+    quiet = tree(WorkFolder(root / "quiet").images)
+    assert quiet.keys() == reference.keys()
+    assert not any(quiet[path] == reference[path] for path in quiet if path.endswith(".jpg"))
 
 
 def test_jobs_apart_draw_the_same(root, reference):
@@ -69,7 +91,7 @@ def test_jobs_apart_draw_the_same(root, reference):
 
 def test_a_finished_stage_is_passed_over(root, reference, monkeypatch):
     monkeypatch.setattr(generate, "load_pipeline", lambda *args: pytest.fail("loaded for nothing"))
-    generate.run(make_config(root, "reference"))
+    generate.run(prepare(root, "reference"))
 
 
 def test_a_part_of_the_prompts_is_spread_over_all():
@@ -82,7 +104,7 @@ def test_a_part_of_the_prompts_is_spread_over_all():
 
 def test_long_prompts_are_told(root, caplog):
     config = prepare(root, "long", generate={"num_images": 2, "prompt_suffix": " and a red bag" * 30})
-    with caplog.at_level(logging.WARNING, logger=generate.__name__):
+    with caplog.at_level(logging.WARNING, logger=target_pairs.__name__):
         generate.run(config)
     assert "2 of 2 prompts have more than 77 tokens" in caplog.text
 

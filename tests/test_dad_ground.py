@@ -26,6 +26,7 @@ from tests.dad_reader_helpers import (
     make_sources,
     run,
     run_forked,
+    run_jobs,
     write_config,
     write_generated,
     write_stage,
@@ -205,12 +206,14 @@ def test_annotations_are_read_by_prepare_sda(root):
     assert manifest["finished"] == {"images": len(rows), "boxes": boxes, "without_caption": len(captions) - len(rows)}
 
 
-def test_killed_and_two_processes_give_the_same_files(root):
+def test_killed_jobs_apart_and_two_processes_give_the_same_files(root):
     results = {}
-    for name in ("whole", "killed", "two"):
+    for name in ("whole", "killed", "jobs", "two"):
         path, _ = prepare(root, name)
         if name == "whole":
             run(path, "ground")
+        elif name == "jobs":
+            run_jobs(path, "ground")
         elif name == "killed":
             assert run_forked(path, "ground", kill_after=1) == [-9]
             assert not (root / name / "sda").exists()
@@ -219,7 +222,7 @@ def test_killed_and_two_processes_give_the_same_files(root):
             assert run_forked(path, "ground", num_processes=2) == [0, 0]
         results[name] = files_of(root / name / "sda"), files_of(root / name / "grounding")
     assert len(results["whole"][0]) == 2
-    assert results["killed"] == results["whole"] and results["two"] == results["whole"]
+    assert all(result == results["whole"] for result in results.values())
 
 
 def test_high_thresholds_leave_images_without_boxes(root):

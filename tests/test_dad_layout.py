@@ -7,7 +7,15 @@ import pytest
 
 from data_scripts.dad.config import load_config
 from data_scripts.dad.files import write_whole
-from data_scripts.dad.layout import WorkFolder, begin_stage, digest, image_path, read_finished, shard_name
+from data_scripts.dad.layout import (
+    WorkFolder,
+    begin_stage,
+    digest,
+    image_path,
+    read_finished,
+    read_stage_rows,
+    shard_name,
+)
 from data_scripts.dad.row_parts import RowParts
 from mra_retrieval.distributed import Shard
 
@@ -79,9 +87,25 @@ def test_a_stage_is_not_continued_with_other_settings(tmp_path):
     config = configure(tmp_path)
     assert not begin_stage(config, "augment").is_finished
     assert not begin_stage(config, "augment").is_finished
+    (tmp_path / "prompts" / "prompts.jsonl.unfinished").touch()
     config.augment.strength = 0.25
     with pytest.raises(ValueError, match=r"augment\.strength \(0\.5 then, 0\.25 now\)"):
         begin_stage(config, "augment")
+
+
+def test_a_stage_that_made_nothing_is_begun_anew(tmp_path):
+    """A mistyped model ends the stage at once; the right one must not be refused then."""
+    finish(configure(tmp_path), "train", "augment", "generate", "filter")
+    begin_stage(configure(tmp_path, "caption.model=blpi"), "caption")
+    assert (
+        begin_stage(configure(tmp_path, "caption.model=blip"), "caption").manifest["settings"]["caption.model"]
+        == "blip"
+    )
+    with pytest.raises(ValueError, match=r"caption\.model"):  # another job may be at work
+        begin_stage(configure(tmp_path, "caption.model=git", "common.shard=1/2"), "caption")
+    begin_stage(configure(tmp_path, "caption.model=blip"), "caption").finish(captions=0)
+    with pytest.raises(ValueError, match=r"caption\.model"):
+        begin_stage(configure(tmp_path, "caption.model=git"), "caption")
 
 
 def test_settings_that_decide_nothing_may_change(tmp_path):
@@ -109,6 +133,20 @@ def test_a_stage_is_not_mixed_from_two_results(tmp_path):
     finish(config, "augment")
     with pytest.raises(ValueError, match="made from another result of augment"):
         begin_stage(config, "generate")
+
+
+def test_a_broken_row_is_named(tmp_path):
+    path = tmp_path / "images" / "generated.jsonl"
+    whole = {"file_path": "c_0_5000/0.jpg", "prompt_id": 0, "prompt": "a man"}
+    for line, said in (
+        ('{"file_path": "c_0', "line 2 is no JSON object"),
+        ('{"prompt_id": 1}', "line 2 has no 'file_path'"),
+    ):
+        write_whole(path, json.dumps(whole) + "\n" + line + "\n")
+        with pytest.raises(
+            ValueError, match=rf"generated\.jsonl: {said}.*Remove {path.parent} and run its stage again"
+        ):
+            read_stage_rows(path)
 
 
 def test_another_controlnet_needs_no_training(tmp_path):

@@ -22,7 +22,10 @@ def work(tmp_path_factory):
     images = {number: draw_person(number) for number in range(8)}
     images[3] = Image.new("RGB", (32, 64), (90, 120, 60))
     write_generated(load_config(str(path)), images)
-    write_whole(root / "work/prompts/prompts.jsonl", to_lines({"prompt_id": number} for number in range(9)))
+    write_whole(
+        root / "work/prompts/prompts.jsonl",
+        to_lines({"prompt_id": number, "prompt": "a man", "source_row": 0} for number in range(9)),
+    )
     run(path, "filter", "caption", "ground", "report")
     return root / "work"
 

@@ -1,12 +1,13 @@
 """The small Stable Diffusion: all parts, read from a folder like a real one."""
 
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from data_scripts.dad.diffusion import load_base
-from data_scripts.dad.tiny_diffusion import build, make_tokenizer
-from tests.dad_helpers import run_module, tree
+from data_scripts.dad.tiny_diffusion import build, main, make_tokenizer
+from tests.dad_helpers import tree
 
 
 def test_the_tokenizer_knows_the_vocabulary():
@@ -22,7 +23,7 @@ def test_the_command_writes_a_pipeline(tmp_path):
     for seed in range(3):
         Image.effect_noise((20, 40), 50).convert("RGB").save(tmp_path / f"{seed}.png")
     arguments = ["--output", tmp_path / "base", "--images", tmp_path, "--channels", 8, 16, "--steps", 3]
-    run_module("tiny_diffusion", *arguments, "--image_size", 32, 16)
+    main([str(argument) for argument in (*arguments, "--image_size", 32, 16)])
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "base")
     assert pipeline.safety_checker is None
     base = load_base(str(tmp_path / "base"))
@@ -37,8 +38,8 @@ def test_weights_follow_from_the_seed(tmp_path):
 
 
 def test_a_folder_without_images_is_named(tmp_path):
-    run = run_module("tiny_diffusion", "--output", tmp_path / "base", "--images", tmp_path, check=False)
-    assert run.returncode == 1 and "holds no .jpg or .png file" in run.stderr.splitlines()[-1]
+    with pytest.raises(SystemExit, match=r"holds no \.jpg or \.png file"):
+        main(["--output", str(tmp_path / "base"), "--images", str(tmp_path)])
 
 
 def test_text_changes_what_is_encoded(tmp_path):

@@ -10,20 +10,17 @@ import torch
 from diffusers import ControlNetModel
 from safetensors.torch import load_file
 
+from data_scripts.dad import train_dad
+from data_scripts.dad.command import run_stage
 from data_scripts.dad.diffusion import Conditions, create_controlnet, load_base, training_target
-from data_scripts.dad.domain_distance import measure_distance
-from data_scripts.dad.sampling import draw, make_pipeline
-from data_scripts.dad.sections import GenerateSection
 from data_scripts.dad.target_pairs import DenoisingPairs, count_cut, list_pairs
-from data_scripts.dad.tiny_diffusion import build, fit_autoencoder
+from data_scripts.dad.tiny_diffusion import build
 from data_scripts.dad.train_dad import denoising_errors
 from data_scripts.dad.training_validation import read_errors
 from tests.dad_helpers import (
     SIZE,
-    launch_module,
     make_config,
     run_forked,
-    run_module,
     tree,
     write_config,
     write_sources,
@@ -47,7 +44,7 @@ def base(root):
 @pytest.fixture(scope="module")
 def reference(root):
     """Folder of a run that nothing disturbed."""
-    assert run_forked("train_dad", write_config(root, "reference")) == 0
+    assert run_forked("train_dad", write_config(root, "reference")) == [0]
     return root / "reference" / "controlnet"
 
 
@@ -140,8 +137,10 @@ def test_condition_images(tmp_path):
     make_pedes(1)[0]["image"].save(tmp_path / "7.png")
     conditions = Conditions("folder", SIZE, str(tmp_path))
     assert conditions(7).shape == (3, *SIZE) and 0 < conditions(7).mean() < 1
-    with pytest.raises(ValueError, match="no image of row 8"):
-        conditions(8)
+    conditions.require([7, 7])
+    for look in (conditions, lambda row: conditions.require([7, row])):
+        with pytest.raises(ValueError, match="no image of row 8"):
+            look(8)
 
 
 def test_run(reference, root):
@@ -164,8 +163,8 @@ def test_killed_run_gives_the_same_weights(reference, root, batch):
     """SIGKILL between two checkpoints (and while validating), then the same command again."""
     config = write_config(root, f"killed-{batch}")
     # the first three calls measure the start: 6 pairs x 2 draws in batches of 4
-    assert run_forked("train_dad", config, kill=("denoising_errors", 3 + batch)) == -signal.SIGKILL
-    assert run_forked("train_dad", config) == 0
+    assert run_forked("train_dad", config, kill=("denoising_errors", 3 + batch)) == [-signal.SIGKILL]
+    assert run_forked("train_dad", config) == [0]
     killed = root / f"killed-{batch}" / "controlnet"
     assert read_metrics(killed) == read_metrics(reference)
     ours, theirs = (load_file(folder / "final/diffusion_pytorch_model.safetensors") for folder in (killed, reference))
@@ -174,8 +173,7 @@ def test_killed_run_gives_the_same_weights(reference, root, batch):
 
 def test_two_processes_train_as_one_with_the_whole_batch(reference, root):
     config = write_config(root, "two", train={"per_device_batch_size": 2})
-    shown = launch_module("train_dad", "--config", config)
-    assert "2 (MULTI_CPU, cpu" in shown.stderr
+    assert run_forked("train_dad", config, num_processes=2) == [0, 0]
     ours, theirs = read_metrics(root / "two" / "controlnet"), read_metrics(reference)
     assert [record["step"] for record in ours] == [record["step"] for record in theirs]
     for mine, other in zip(ours, theirs, strict=True):
@@ -190,7 +188,7 @@ def test_without_condition_the_control_image_stays_unseen(root):
     train = {"max_train_steps": 3, "validation_images": 0, "gradient_accumulation_steps": 2, "mixed_precision": "bf16"}
     train |= {"gradient_checkpointing": True}
     config = write_config(root, "none", common={"condition": "none"}, train=train)
-    assert run_forked("train_dad", config) == 0
+    assert run_forked("train_dad", config) == [0]
     controlnet = ControlNetModel.from_pretrained(root / "none" / "controlnet" / "final")
     noisy, text, timesteps = torch.randn(2, 4, 8, 4), torch.randn(2, 77, 32), torch.tensor([5, 900])
     images = [torch.zeros(2, 3, *SIZE), torch.ones(2, 3, *SIZE), torch.rand(2, 3, *SIZE)]
@@ -204,16 +202,16 @@ def test_without_condition_the_control_image_stays_unseen(root):
 
 def test_no_steps_keep_the_base_model(root):
     config = write_config(root, "untrained", train={"max_train_steps": None, "num_train_epochs": 0})
-    assert run_forked("train_dad", config) == 0
+    assert run_forked("train_dad", config) == [0]
     weights = load_file(root / "untrained/controlnet/final/diffusion_pytorch_model.safetensors")
     assert not any(tensor.any() for name, tensor in weights.items() if name.startswith("controlnet_down_blocks"))
 
 
 def test_other_settings_are_refused_in_one_line(reference, root):
-    before = tree(reference)
-    run = run_module("train_dad", "--config", root / "reference.yaml", "train.learning_rate=1", check=False)
-    assert run.returncode == 1 and "train.learning_rate (0.003 then, 1.0 now)" in run.stderr.splitlines()[-1]
-    assert "Traceback" not in run.stderr and tree(reference) == before
+    before, arguments = tree(reference), ["--config", str(root / "reference.yaml"), "train.learning_rate=1"]
+    with pytest.raises(SystemExit, match=r"train\.learning_rate \(0\.003 then, 1\.0 now\)"):
+        run_stage("train_dad", train_dad.run, "", ("train",), arguments)
+    assert tree(reference) == before
 
 
 @pytest.mark.parametrize("base", [None, "/nowhere"])
@@ -223,41 +221,29 @@ def test_a_base_model_must_be_named_and_there(root, base):
         load_base(config.common.base_model)
 
 
-def test_controlnet_is_pushed(root, hub_server):
-    train = {"max_train_steps": 1, "push_to_hub": True, "hub_model_id": "user/dad", "validation_images": 0}
+def test_controlnet_is_pushed_once_also_after_training(root, hub_server):
+    train = {"max_train_steps": None, "num_train_epochs": 0, "validation_images": 0, "validation_pairs": 2}
     config = write_config(root, "pushed", train=train)
-    command = [sys.executable, "-m", "data_scripts.dad.train_dad", "--config", str(config)]
+    assert run_forked("train_dad", config) == [0]
+    command = [sys.executable, "-c", _PUSH_TWICE, str(config)]
     run = subprocess.run(
         command, cwd=ROOT, env=hub_server.environment(), capture_output=True, text=True, timeout=TIMEOUT
     )
     assert run.returncode == 0, run.stderr
+    assert run.stderr.count("Pushed ") == 1
     files = hub_server.files("user/dad")
     assert {"config.json", "diffusion_pytorch_model.safetensors", "README.md"} <= files.keys()
-    assert 'ControlNetModel.from_pretrained("user/dad")' in files["README.md"].read_text()
+    card = files["README.md"].read_text()
+    assert 'ControlNetModel.from_pretrained("user/dad")' in card and "at step 0" in card
 
 
-def test_training_halves_the_error_and_draws_closer_to_the_target(tmp_path):
-    """Through the real stage: the error under fixed noise and timesteps, and the report's distance of the images."""
-    write_sources(tmp_path)
-    build(tmp_path / "base", channels=(32, 32), prediction_type="sample")
-    base = load_base(str(tmp_path / "base"))
-    pixels = make_batch(base, count=16)["pixel_values"]
-    base.vae.requires_grad_(True)
-    fit_autoencoder(base.vae, pixels, steps=40, seed=0)
-    base.vae.save_pretrained(tmp_path / "base" / "vae")
-    changes = {"max_train_steps": 200, "per_device_batch_size": 8, "learning_rate": "8e-3", "num_warmup_steps": 0.1}
-    changes |= {"final_learning_rate": 0.0, "save_steps": None, "validation_steps": None, "validation_images": 0}
-    config = write_config(tmp_path, "work", train=changes | {"logging_steps": 40})
-    assert run_forked("train_dad", config) == 0
-    errors = read_errors(tmp_path / "work" / "controlnet")
-    assert errors[200] < 0.5 * errors[0], errors
+_PUSH_TWICE = """
+import sys
+from data_scripts.dad import train_dad
+from data_scripts.dad.command import with_plain_errors
+from data_scripts.dad.config import load_config
 
-    target = [row["image"].convert("RGB").resize((SIZE[1], SIZE[0])) for row in make_pedes(32)]
-    section = GenerateSection(num_inference_steps=8, guidance_scale=1.0)
-    trained = ControlNetModel.from_pretrained(tmp_path / "work" / "controlnet" / "final")
-    distances = []
-    for controlnet in (trained, create_controlnet(base, "white")):
-        pipeline = make_pipeline(base, controlnet, "ddim")
-        drawn = draw(pipeline, ["a man"] * 32, list(range(32)), torch.ones(32, 3, *SIZE), section)
-        distances.append(measure_distance(drawn, target))
-    assert distances[0].kid < distances[1].kid and distances[0].fid < distances[1].fid, distances
+config = load_config(sys.argv[1], ["train.push_to_hub=true", "train.hub_model_id=user/dad"])
+for _ in range(2):
+    with_plain_errors("train_dad", lambda: train_dad.run(config))
+"""

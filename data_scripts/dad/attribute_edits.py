@@ -1,7 +1,7 @@
 """Changes of what a caption says of a person, one attribute at a time, so that it stays an English sentence."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from data_scripts.dad.caption_phrases import Caption, Phrase, Vocabulary
 from data_scripts.dad.caption_text import (
@@ -116,9 +116,14 @@ class AttributeEditor:
         choices = {colour: weight for colour, weight in weights.items() if weight and colour.split()[-1] not in last}
         if hair and set(self.raw["not_grey"]) & set(caption.words):
             choices.pop("grey", None)
-        if phrase.noun.colours:
-            choices = {colour: weights[colour] for colour in choices if colour in phrase.noun.colours}
+        allowed = self._colours_of(phrase)
+        if allowed:  # where the caption has all of them, any other will do
+            choices = {colour: weight for colour, weight in choices.items() if colour in allowed} or choices
         return rng.choices(list(choices), list(choices.values()))[0]
+
+    def _colours_of(self, phrase: Phrase) -> Sequence[str]:
+        """The colours that its kind or cloth comes in; all where empty."""
+        return self.raw["nouns"]["lower"]["jeans"]["colours"] if phrase.having("denim") else phrase.noun.colours
 
     def _rename(self, caption: Caption, phrase: Phrase, rng: random.Random) -> Change | None:
         noun = phrase.noun
@@ -153,8 +158,10 @@ class AttributeEditor:
         unit = rng.choice(units)
         before = caption.slice(unit.start, unit.stop)
         choices = [word for word in self.raw["drawn"][unit.name] if word != before.lower()]
-        if unit.name == "age" and phrase.noun.kind not in self.raw["persons"]["adults"]:
-            return None
+        if unit.name == "age":
+            if phrase.noun.kind not in self.raw["persons"]["adults"]:
+                return None
+            choices = [word for word in choices if word != "young" or not self._has_grey_hair(caption)]
         if unit.name == "length" and before.lower() not in ("long", "short"):
             return None
         after = rng.choice(choices)
@@ -200,20 +207,30 @@ class AttributeEditor:
 
     def _insert_modifier(self, caption: Caption, phrase: Phrase, rng: random.Random) -> Change | None:
         open_classes = [name for name in self.raw["drawn"] if name in phrase.noun.takes and not phrase.having(name)]
+        if phrase.noun.category not in self.raw["put_length_before"]:
+            open_classes = [name for name in open_classes if name != "length"]  # "short trousers" are shorts
         if phrase.noun.category == "person" and phrase.noun.kind not in self.raw["persons"]["adults"]:
             return None
         if not open_classes or not self._takes_words(caption, phrase) or self._is_fixed(caption, phrase):
             return None
         name = rng.choice(open_classes)
-        if name == "pattern" and any(unit.name in ("denim", "leather") for unit in phrase.modifiers):
+        if name == "pattern" and self._has_pattern(caption, phrase):
             return None
         word = rng.choice(self.raw["drawn"][name])
-        grey = any(word in ("grey", "gray", "white") for unit in self._hair_colours(caption) for word in unit)
-        return None if word == "young" and grey else self._insert(caption, phrase, name, word)
+        if word == "young" and self._has_grey_hair(caption):
+            return None
+        return self._insert(caption, phrase, name, word)
 
-    def _hair_colours(self, caption: Caption) -> list[list[str]]:
+    def _has_pattern(self, caption: Caption, phrase: Phrase) -> bool:
+        """Whether it is of a cloth that has none, or the caption tells of one behind it: "a blouse with polka dots"."""
+        behind = caption.words[phrase.stop : phrase.stop + 5]
+        cloth = any(unit.name in ("denim", "leather") for unit in phrase.modifiers)
+        return cloth or any(word in self.raw["patterned_by"] for word in behind)
+
+    def _has_grey_hair(self, caption: Caption) -> bool:
         hair = [phrase for phrase in caption.phrases if phrase.noun.category == "hair"]
-        return [caption.words[unit.start : unit.stop] for phrase in hair for unit in phrase.having("colour")]
+        words = [caption.words[unit.start : unit.stop] for phrase in hair for unit in phrase.having("colour")]
+        return any(word in ("grey", "gray", "white", "silver") for unit in words for word in unit)
 
     def _insert(self, caption: Caption, phrase: Phrase, name: str, word: str) -> Change:
         """Puts a word before the noun where its class stands in English."""
@@ -265,9 +282,11 @@ class AttributeEditor:
         sentences = [caption.sentence(start) for start in starts if start < len(caption.words)]
         if len(sentences) < 2:
             return None
-        dropped = sentences[1:]  # the first says who it is
-        start, stop = rng.choice(dropped)
+        start, stop = rng.choice(sentences[1:])  # the first says who it is
         inside = [n for n, phrase in enumerate(caption.phrases) if start <= phrase.start < stop]
+        worn = [n for n, phrase in enumerate(caption.phrases) if phrase.noun.category != "person"]
+        if set(worn) <= set(inside):
+            return None  # "The man faces away." says nothing of him
         if touched & set(range(min(inside, default=len(caption.phrases)), len(caption.phrases))):
             return None  # numbers of changed phrases would move
         before = caption.slice(start, stop)
@@ -288,7 +307,7 @@ class AttributeEditor:
         for unit, colour in zip(units, reversed(colours), strict=True):
             words[unit.start] = colour
             words[unit.start + 1 : unit.stop] = [""] * (unit.stop - unit.start - 1)
-        allowed = [caption.phrases[index].noun.colours for index in (first, second)]
+        allowed = [self._colours_of(caption.phrases[index]) for index in (first, second)]
         if any(there and colour.lower() not in there for there, colour in zip(allowed, colours[::-1], strict=True)):
             return None
         touched.update((first, second))

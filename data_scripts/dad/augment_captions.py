@@ -20,9 +20,9 @@ from data_scripts.dad.command import run_stage
 from data_scripts.dad.files import to_lines, write_whole
 from data_scripts.dad.layout import begin_stage
 from data_scripts.dad.sections import AugmentSection
+from data_scripts.dad.target_set import load_target
 from mra_training.augmentation import CaptionAugmenter
 from mra_training.order import key_to_seed
-from mra_training.splits import load_split
 
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,15 @@ class PromptMaker:
             self.editor = AttributeEditor(load_vocabulary())
         else:
             strength = section.strength
-            self.augmenter = CaptionAugmenter(
-                1.0, tuple(section.eda_operations), strength, strength, strength, strength
-            )
+            try:
+                self.augmenter = CaptionAugmenter(
+                    1.0, tuple(section.eda_operations), strength, strength, strength, strength
+                )
+            except ValueError as error:
+                raise ValueError(
+                    f"augment.mode=eda: {error} Here they are `augment.eda_operations`; `augment.mode=attributes` needs no "
+                    "WordNet."
+                ) from None
 
     def __call__(self, caption: str, number: int) -> list[tuple[str, list[dict]]]:
         """
@@ -113,9 +119,9 @@ def run(config) -> None:
         return
     counts = {}
     if stage.state.is_main_process:
-        table = load_split(config.common.dataset, "train")
+        table = load_target(config.common.dataset)
         maker = PromptMaker(config.augment, config.common.seed)
-        rows = list(make_rows(table["captions"], table["image_id"], maker, config.augment.max_captions))
+        rows = list(make_rows(list(table["captions"]), list(table["image_id"]), maker, config.augment.max_captions))
         if not rows:
             raise ValueError(f"`common.dataset` {config.common.dataset!r} has no caption to make prompts from.")
         write_whole(stage.work.prompts, to_lines(rows))
@@ -126,4 +132,4 @@ def run(config) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.augment_captions", run, __doc__)
+    run_stage("data_scripts.dad.augment_captions", run, __doc__, ("augment",))

@@ -49,4 +49,4 @@ def _make_row(row: dict[str, Any], text: str, clean: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.caption", run, __doc__)
+    run_stage("data_scripts.dad.caption", run, __doc__, ("caption",))

@@ -13,6 +13,7 @@ _TASK_TOKEN = re.compile(r"<[A-Z_]+>")
 _SENTENCE_END = re.compile(r"(?<=[\w)\"'][.!?])\s+(?=[\"'A-Z])|\n+")
 _UNCASED_SENTENCE_END = re.compile(r"(?<=[\w)\"'][.!?])\s+(?=[\"'a-z])|\n+")  # of models that write no capitals
 _SPEAKERS = re.compile(r"^\s*(?:assistant|answer|caption|description)\s*:\s*", re.IGNORECASE)
+_PARTED_HYPHEN = re.compile(r"(?<=\w) - (?=\w)")
 _SCRAPS = re.compile(r"</?[a-z_]+>|\[[A-Z]+\]|<\|[^|]*\|>")
 
 
@@ -53,6 +54,7 @@ class Captioner:
             tokenizer.padding_side = "left"  # what a decoder continues stands at the end
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        self.parts_hyphens = " - " in tokenizer.decode(tokenizer("t-shirt")["input_ids"])
         self.kind = self._find_kind(name)
 
     def _find_kind(self, name: str) -> str:
@@ -80,7 +82,12 @@ class Captioner:
         # Decoders give the question back with the answer; which of them do differs from model to model.
         repeated = 0 if asked is None else _shared_start(asked, output)
         texts = self.processor.batch_decode(output[:, repeated:], skip_special_tokens=True)
-        return [" ".join(self._without_prompt(_SCRAPS.sub(" ", text)).split()) for text in texts]
+        return [self._mend_spaces(self._without_prompt(_SCRAPS.sub(" ", text))) for text in texts]
+
+    def _mend_spaces(self, text: str) -> str:
+        """Words one space apart, and "t-shirt" where BERT's tokenizer, which BLIP and GIT have, gives "t - shirt"."""
+        text = " ".join(text.split())
+        return _PARTED_HYPHEN.sub("-", text) if self.parts_hyphens else text
 
     def _inputs(self, images: list[Image.Image]):
         if self.kind == "chat":

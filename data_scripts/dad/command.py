@@ -2,13 +2,17 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from data_scripts.dad.config import FactoryConfig, load_config, make_parser
 
 
 def run_stage(
-    name: str, run: Callable[[FactoryConfig], None], description: str, argv: list[str] | None = None
+    name: str,
+    run: Callable[[FactoryConfig], None],
+    description: str,
+    sections: Sequence[str],
+    argv: list[str] | None = None,
 ) -> None:
     """
     Runs one stage as `python -m data_scripts.dad.<module>`.
@@ -17,9 +21,10 @@ def run_stage(
         name: of the module.
         run: does the stage's work.
         description: shown by `--help`.
+        sections: of the configuration that the stage reads beside `common`.
         argv: arguments; the process's own when absent.
     """
-    parser = make_parser(name, description)
+    parser = make_parser(name, description, ("common", *sections))
     options = parser.parse_args(argv)
     try:
         config = load_config(options.config, options.overrides)

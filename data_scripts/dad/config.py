@@ -6,7 +6,7 @@ import difflib
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -96,12 +96,12 @@ def resolved_config(config: FactoryConfig) -> dict[str, dict[str, Any]]:
     return dataclasses.asdict(config)
 
 
-def make_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """The command line that all stages have; `--help` lists the arguments of every section."""
+def make_parser(program: str, description: str, sections: Sequence[str] = tuple(SECTIONS)) -> argparse.ArgumentParser:
+    """The command line that all stages have; `--help` lists the arguments of some sections."""
     parser = argparse.ArgumentParser(
         prog=program,
         description=description,
-        epilog=_describe_sections(),
+        epilog=_describe_sections(sections),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -121,13 +121,24 @@ def _known_section(section: Any, place: str) -> None:
         raise ValueError(f"{place}: unknown section {section!r}; {hint}")
 
 
-def _describe_sections() -> str:
+def _describe_sections(names: Sequence[str]) -> str:
     lines = []
-    for name, section in SECTIONS.items():
+    for name in names:
+        section = SECTIONS[name]
         lines += ["", f"{name}: {section.__doc__}"]
         for item in dataclasses.fields(section):
             default = item.default if item.default is not dataclasses.MISSING else item.default_factory()
             shown = "" if default in (None, [], "") else f" (default: {default})"
-            text = f"{name}.{item.name}  {item.metadata['help']}{shown}"
+            text = f"{name}.{item.name}  {item.metadata['help']}{_describe_choices(item.type)}{shown}"
             lines += textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="      ")
+    if len(names) < len(SECTIONS):
+        lines += [
+            "",
+            "Sections of other stages may stand in the YAML: python -m data_scripts.dad.run --help lists all.",
+        ]
     return "\n".join(lines).lstrip()
+
+
+def _describe_choices(kind: Any) -> str:
+    literals = [each for each in (kind, *get_args(kind)) if get_origin(each) is Literal]
+    return f" One of {', '.join(map(str, get_args(literals[0])))}." if literals else ""

@@ -1,6 +1,7 @@
 """The parts of Stable Diffusion and its ControlNet: loading, what is trained, conditions, latents and targets."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,17 @@ class Conditions:
         if self.folder is not None and not self.folder.is_dir():
             raise ValueError(f"`common.condition_dir` {folder!r} is no folder.")
 
+    def require(self, rows: Iterable[int]) -> None:
+        """
+        Looks for the images of rows before work begins.
+
+        Raises:
+            ValueError: if one is missing.
+        """
+        if self.folder is not None:
+            for row in sorted(set(rows)):
+                self._find(row)
+
     def __call__(self, row: int) -> torch.Tensor:
         """
         The condition of a row of the train split: `(3, height, width)` in 0..1.
@@ -164,6 +176,9 @@ class Conditions:
         """
         if self.folder is None:
             return torch.full((3, *self.image_size), float(self.kind == "white"))
+        return to_pixels(Image.open(self._find(row)).convert("RGB"), self.image_size)
+
+    def _find(self, row: int) -> Path:
         paths = [self.folder / f"{row}{suffix}" for suffix in CONDITION_SUFFIXES]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
@@ -171,7 +186,7 @@ class Conditions:
                 f"`common.condition_dir` {str(self.folder)!r} has no image of row {row} of the train split: expected "
                 f"{paths[0].name} or with another suffix of {', '.join(CONDITION_SUFFIXES[1:])}."
             )
-        return to_pixels(Image.open(path).convert("RGB"), self.image_size)
+        return path
 
 
 # ---------------------------------------------------------------- images and targets

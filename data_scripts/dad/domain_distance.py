@@ -237,8 +237,14 @@ class ImageModelFeatures(FeatureExtractor):
         mean, std = (torch.tensor(values).reshape(shape) for values in (processor.image_mean, processor.image_std))
         self.register_buffer("mean", mean.to(device), persistent=False)
         self.register_buffer("std", std.to(device), persistent=False)
-        with torch.no_grad():
-            self.num_features = self(torch.zeros(1, 3, *self.size, device=device)).shape[1]
+        try:
+            with torch.no_grad():
+                self.num_features = self(torch.zeros(1, 3, *self.size, device=device)).shape[1]
+        except TypeError:  # it asks for more than an image
+            raise ValueError(
+                f"report.feature_extractor {name!r} is of type {model.config.model_type}; expected an image model such as a "
+                "CLIP or DINOv2."
+            ) from None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         pixel_values = (images - self.mean) / self.std

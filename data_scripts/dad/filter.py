@@ -18,14 +18,22 @@ from data_scripts.dad.command import run_stage
 from data_scripts.dad.contact_sheet import Picture, draw_contact_sheet, save_picture
 from data_scripts.dad.detectors import PersonDetector
 from data_scripts.dad.files import to_lines, write_json, write_whole
-from data_scripts.dad.filter_rules import CHECKS, Decision, calibrate, cheap_reasons, decide
+from data_scripts.dad.filter_rules import (
+    CALIBRATED,
+    CHECKS,
+    Decision,
+    calibrate,
+    cheap_reasons,
+    decide,
+    describe_limits,
+)
 from data_scripts.dad.image_checks import load_picture, measure_image, perceptual_hash
 from data_scripts.dad.layout import Stage, begin_stage, read_stage_rows
 from data_scripts.dad.reading import DTYPES, choose_rows, open_picture, read_batches
 from data_scripts.dad.sections import FilterSection
+from data_scripts.dad.target_set import load_target, read_target
 from data_scripts.dad.text_scores import TextScorer
 from mra_retrieval.distributed import cut_batches
-from mra_training.splits import load_split
 
 
 PUBLISHED_SHARE = "10.63%"
@@ -49,7 +57,7 @@ def run(config) -> None:
         scores = read_stage_rows(stage.work.scores)
         decision = decide(scores, thresholds, section)
         if stage.state.is_main_process:
-            _write_decision(stage, rows, scores, thresholds, decision)
+            _write_decision(stage, rows, scores, thresholds, decision, section)
         stage.state.wait_for_everyone()
         if not decision.kept():
             raise ValueError(
@@ -105,7 +113,7 @@ def _calibrate(config, stage: Stage, scorer: _Scorer) -> dict[str, Any]:
     """The thresholds, from the target's train images on the first run and from thresholds.json afterwards."""
     section, path = config.filter, stage.work.thresholds
     if stage.state.is_main_process and not path.exists():
-        dataset = load_split(config.common.dataset, "train")
+        dataset = load_target(config.common.dataset)
         places = choose_rows(len(dataset), section.calibration_images, config.common.seed, "calibration")
         write_json(path, calibrate(_measure_target(dataset.select(places), scorer, section), section))
     stage.state.wait_for_everyone()
@@ -115,8 +123,8 @@ def _calibrate(config, stage: Stage, scorer: _Scorer) -> dict[str, Any]:
 def _measure_target(dataset: Dataset, scorer: _Scorer, section: FilterSection) -> list[dict[str, Any]]:
     rows = []
     for batch in cut_batches(len(dataset), section.batch_size):
-        examples = [dataset[place] for place in batch]
-        pictures = [load_picture(example) for example in examples]
+        examples = [read_target(dataset, place) for place in batch]
+        pictures = [example["image"] for example in examples]
         texts = [example["captions"][0] for example in examples]
         for picture, score in zip(pictures, scorer.text_scores(pictures, texts), strict=True):
             rows.append(measure_image(picture) | {"text_score": score})
@@ -126,7 +134,7 @@ def _measure_target(dataset: Dataset, scorer: _Scorer, section: FilterSection) -
 # Decision
 
 
-def _write_decision(stage: Stage, rows, scores, thresholds, decision: Decision) -> None:
+def _write_decision(stage: Stage, rows, scores, thresholds, decision: Decision, section: FilterSection) -> None:
     dropped = [
         {
             "prompt_id": scores[place]["prompt_id"],
@@ -137,8 +145,8 @@ def _write_decision(stage: Stage, rows, scores, thresholds, decision: Decision) 
         for place, reasons in enumerate(decision.reasons)
         if reasons
     ]
-    summary = summarise(decision, scores, thresholds)
-    sheet = _draw_dropped(stage, rows, decision)
+    summary = summarise(decision, scores, thresholds, section)
+    sheet = _draw_dropped(stage, rows, scores, decision, section)
     write_whole(stage.folder / "dropped.jsonl", to_lines(dropped))
     write_json(stage.folder / "report.json", summary)
     write_whole(stage.folder / "report.md", describe(summary, has_sheet=sheet is not None))
@@ -147,8 +155,11 @@ def _write_decision(stage: Stage, rows, scores, thresholds, decision: Decision) 
     write_whole(stage.work.kept, to_lines(rows[place] for place in decision.kept()))
 
 
-def summarise(decision: Decision, scores: list[dict], thresholds: dict[str, Any]) -> dict[str, Any]:
+def summarise(
+    decision: Decision, scores: list[dict], thresholds: dict[str, Any], section: FilterSection
+) -> dict[str, Any]:
     """Counts of the filter: what `report.json` holds."""
+    limits = describe_limits(thresholds, section)
     first, any_of = decision.count(first=True), decision.count(first=False)
     with_persons = sum(row["persons"] is not None for row in scores)
     with_text = sum(row["text_score"] is not None for row in scores)
@@ -156,10 +167,9 @@ def summarise(decision: Decision, scores: list[dict], thresholds: dict[str, Any]
     looked_at["near-duplicate"] = len(decision.kept()) + any_of["near-duplicate"]
     checks = {}
     for check in CHECKS:
-        limit = thresholds["limits"].get(check)
         decoded = len(scores) if check == "does not decode" else sum(row["decodes"] for row in scores)
         checks[check] = {
-            "limit": f"{limit['measure']} {limit['side']} {limit['value']:.4g} ({limit['source']})" if limit else None,
+            "limit": limits.get(check),
             "looked_at": looked_at.get(check, decoded),
             "first_reason": first[check],
             "any_reason": any_of[check],
@@ -194,19 +204,37 @@ def describe(summary: dict[str, Any], has_sheet: bool = True) -> str:
     return "\n".join([*lines, "", *(["![Dropped images by reason](dropped.jpg)", ""] if has_sheet else [])])
 
 
-def _draw_dropped(stage: Stage, rows, decision: Decision):
+def _draw_dropped(stage: Stage, rows, scores, decision: Decision, section: FilterSection):
     groups = []
     for check in CHECKS:
         places = [place for place, reasons in enumerate(decision.reasons) if reasons[:1] == [check]]
         if places and check != "does not decode":
             chosen = np.linspace(0, len(places) - 1, min(_SHEET_PICTURES, len(places))).astype(int)
             pictures = [
-                Picture(open_picture(stage.work.images, rows[places[number]]), str(rows[places[number]]["prompt_id"]))
+                Picture(
+                    open_picture(stage.work.images, rows[places[number]]),
+                    _label(check, places[number], scores, decision, section),
+                )
                 for number in chosen
             ]
             groups.append((f"{check}: {len(places):,}", pictures))
     return draw_contact_sheet(groups, "Dropped images, by first reason") if groups else None
 
 
+def _label(check: str, place: int, scores: list[dict], decision: Decision, section: FilterSection) -> str:
+    """The prompt's number, and the score that an image was dropped for."""
+    row = scores[place]
+    if check in CALIBRATED:
+        why = f"{row[CALIBRATED[check][0]]:.4g}"
+    elif check == "near-duplicate":
+        why = f"like {scores[decision.look_alikes[place]]['prompt_id']}"
+    elif check == "person":
+        heights = [height for score, _, _, _, height in row["persons"] if score >= section.person_threshold]
+        why = f"{heights[0]:.0%} high" if len(heights) == 1 else f"{len(heights)} found"
+    else:
+        why = f"{row['width']} x {row['height']}"
+    return f"{row['prompt_id']}: {why}"
+
+
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.filter", run, __doc__)
+    run_stage("data_scripts.dad.filter", run, __doc__, ("filter",))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_scripts.dad.image_checks import find_near_duplicates
+from data_scripts.dad.image_checks import HASH_BITS, find_near_duplicates
 from data_scripts.dad.sections import FilterSection
 
 
@@ -65,6 +65,24 @@ def calibrate(target: Sequence[dict[str, float]], section: FilterSection) -> dic
         if values:
             quantiles[measure] = {str(each): float(np.quantile(values, each)) for each in _SHOWN_QUANTILES}
     return {"limits": limits, "target_images": len(target), "target_quantiles": quantiles}
+
+
+def describe_limits(thresholds: dict[str, Any], section: FilterSection) -> dict[str, str]:
+    """What each check asks for, in words: check -> limit and where it comes from."""
+    person = (
+        f"one of score {section.person_threshold:g} or more, {section.min_person_height:.0%} of the height or more"
+    )
+    limits = {
+        "too small": f"at least {section.min_width} x {section.min_height} pixels",
+        "person": person if section.person_model else "not checked: no filter.person_model",
+        "text score": "not checked: no filter.score_model",
+        "near-duplicate": f"more than {section.duplicate_distance} of {HASH_BITS} bits from all that are kept",
+    }
+    for check, limit in thresholds["limits"].items():
+        if check != "text score" or section.score_model:
+            value = f"{limit['value']:,.0f}" if abs(limit["value"]) >= 1000 else f"{limit['value']:.4g}"
+            limits[check] = f"{limit['measure'].replace('_', ' ')} {limit['side']} {value} ({limit['source']})"
+    return limits
 
 
 def cheap_reasons(row: dict[str, Any], thresholds: dict[str, Any], section: FilterSection) -> list[str]:

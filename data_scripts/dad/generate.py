@@ -9,7 +9,6 @@ processes, or a run that was killed and started again, gives the same images.
 """
 
 import io
-import logging
 from pathlib import Path
 
 import torch
@@ -19,15 +18,11 @@ from data_scripts.dad.command import run_stage
 from data_scripts.dad.diffusion import Conditions, import_diffusers, load_base
 from data_scripts.dad.files import write_whole
 from data_scripts.dad.layout import begin_stage, image_path, read_stage_rows
+from data_scripts.dad.reading import DTYPES
 from data_scripts.dad.sampling import draw, load_safety_checker, make_pipeline
-from data_scripts.dad.target_pairs import count_cut
+from data_scripts.dad.target_pairs import warn_of_cut
 from mra_retrieval.distributed import cut_batches
 from mra_training.order import key_to_seed
-
-
-logger = logging.getLogger(__name__)
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def choose_prompts(rows: list[dict], num_images: int | None) -> list[dict]:
@@ -61,16 +56,6 @@ def load_pipeline(config, controlnet: str | Path, device: torch.device):
     return pipeline.to(device, DTYPES[section.dtype])
 
 
-def warn_of_cut_prompts(tokenizer, prompts: list[str]) -> None:
-    """Tells how many prompts the text encoder does not read to their end."""
-    cut = count_cut(tokenizer, prompts)
-    if cut:
-        logger.warning(
-            f"{cut:,} of {len(prompts):,} prompts have more than {tokenizer.model_max_length} tokens: what they say "
-            "last is not drawn."
-        )
-
-
 def draw_batch(pipeline, batch: list[dict], conditions: Conditions, config, folder: Path) -> list[dict]:
     """Draws the images of one batch, writes each whole, and gives their rows."""
     section = config.generate
@@ -96,8 +81,10 @@ def run(config) -> None:
     prompts = choose_prompts(read_stage_rows(stage.work.prompts), section.num_images)
     pipeline = load_pipeline(config, section.controlnet or stage.work.controlnet, stage.state.device)
     if stage.state.is_main_process:
-        warn_of_cut_prompts(pipeline.tokenizer, [row["prompt"] + section.prompt_suffix for row in prompts])
+        texts = [row["prompt"] + section.prompt_suffix for row in prompts]
+        warn_of_cut(pipeline.tokenizer, texts, "prompts", "what they say last is not drawn")
     conditions = Conditions(common.condition, section.image_size or common.image_size, common.condition_dir)
+    conditions.require(row["source_row"] for row in prompts)
     rows = stage.rows(stage.work.generated)
     done = rows.read().keys()
     batches = stage.shard.own(cut_batches(len(prompts), section.batch_size))
@@ -111,4 +98,4 @@ def run(config) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.generate", run, __doc__)
+    run_stage("data_scripts.dad.generate", run, __doc__, ("generate",))

@@ -157,4 +157,4 @@ def _overlaps(corners: torch.Tensor, box: int, others: list[int], threshold: flo
 
 
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.ground", run, __doc__)
+    run_stage("data_scripts.dad.ground", run, __doc__, ("ground",))

@@ -16,8 +16,8 @@ appends its rows to a part of its own (`generated-00000-of-00002.jsonl`); at the
 by prompt. A killed run goes on from the rows that are there, with any number of processes, and ends with the same file.
 
 `manifest.json` holds the settings that decide a stage's result and a digest of the manifests of the stages it was made
-from. A stage is neither continued with other settings nor made from stages that changed since; `finished` is null until
-everything is there.
+from. A stage is neither continued with other settings nor made from stages that changed since, once it has made
+something; `finished` is null until everything is there.
 """
 
 import hashlib
@@ -34,13 +34,15 @@ from accelerate import PartialState
 from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.files import write_json
 from data_scripts.dad.row_parts import RowParts
-from data_scripts.json_rows import read_rows
+from data_scripts.json_rows import UnreadableJson, read_rows
 from mra_retrieval.distributed import Shard
-from mra_training.environment import describe_environment
+from mra_training.checkpointing import RECIPE_FILE
+from mra_training.environment import ENVIRONMENT_FILE, describe_environment
 
 
 SHARD_PROMPTS = 5000
 MANIFEST = "manifest.json"
+_SETTINGS = (MANIFEST, RECIPE_FILE, ENVIRONMENT_FILE)
 STAGES = ("train", "augment", "generate", "filter", "caption", "ground", "report")
 FOLDERS = {
     "train": "controlnet",
@@ -69,6 +71,14 @@ _COMMON = {  # arguments of the common section that decide a stage's result
     "caption": (),
     "ground": (),
     "report": ("dataset", "seed"),
+}
+_FIELDS = {  # that the stages behind need
+    "prompts": ("prompt_id", "prompt", "source_row"),
+    "generated": ("file_path", "prompt_id", "prompt"),
+    "scores": ("prompt_id", "decodes"),
+    "kept": ("file_path", "prompt_id", "prompt"),
+    "captions": ("file_path", "prompt_id", "caption"),
+    "regions": ("image", "caption", "boxes", "logits", "phrases", "prompt_id"),
 }
 _PATIENCE = timedelta(days=7)  # a process that is done waits for the slowest
 
@@ -240,21 +250,29 @@ def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
     state, work = process_state(), WorkFolder(Path(config.common.work_dir))
     manifest = _new_manifest(config, name, work)
     path = work.folder(name) / MANIFEST
-    if path.exists():
+    index, count = map(int, config.common.shard.split("/"))
+    begun = path.exists() and (count > 1 or _holds_work(path.parent))
+    if begun:
         before = json.loads(path.read_text(encoding="utf-8"))
         _refuse_mixture(name, work, before, manifest)
         manifest = before
-    index, count = map(int, config.common.shard.split("/"))
     if count > 1 and not splits and manifest["finished"] is None:
         raise ValueError(
             f"common.shard: stage {name!r} is not shared between jobs. Run it once without common.shard, then the others."
         )
     state.wait_for_everyone()  # all have read what is there
-    if state.is_main_process and not path.exists():
+    if state.is_main_process and not begun:
         write_json(path, manifest)
     state.wait_for_everyone()
     share = Shard(index * state.num_processes + state.process_index, count * state.num_processes)
     return Stage(name, work, state, share, manifest)
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether a run left more than its settings: one that ended at a mistyped model is begun anew with the right one."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in _SETTINGS)
+    return manifest["finished"] is not None or any(True for _ in files)
 
 
 def read_finished(work: WorkFolder, name: str) -> dict[str, Any]:
@@ -273,8 +291,23 @@ def read_finished(work: WorkFolder, name: str) -> dict[str, Any]:
 
 
 def read_stage_rows(path: str | Path) -> list[dict[str, Any]]:
-    """All rows of a finished stage's JSONL file."""
-    return list(read_rows(path))
+    """
+    All rows of a finished stage's JSONL file.
+
+    Raises:
+        ValueError: naming file and row, if one cannot be read or lacks a field.
+    """
+    path = Path(path)
+    mend = f"Remove {path.parent} and run its stage again."
+    try:
+        rows = list(read_rows(path))
+    except UnreadableJson as error:
+        raise ValueError(f"{path}: line {error.row + 1} is no JSON object. {mend}") from None
+    for number, row in enumerate(rows, 1):
+        missing = [key for key in _FIELDS[path.stem] if not isinstance(row, dict) or key not in row]
+        if missing:
+            raise ValueError(f"{path}: line {number} has no {', '.join(map(repr, missing))}. {mend}")
+    return rows
 
 
 def digest(manifest: dict[str, Any]) -> str:

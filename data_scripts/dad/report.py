@@ -27,7 +27,7 @@ from data_scripts.dad.noun_phrases import find_noun_phrases
 from data_scripts.dad.reading import choose_rows, open_picture
 from data_scripts.dad.report_blocks import make_blocks
 from data_scripts.dad.report_page import to_html, to_markdown
-from mra_training.splits import load_split
+from data_scripts.dad.target_set import load_target
 
 
 _NEEDED = ("augment", "generate", "filter", "caption", "ground")
@@ -44,7 +44,7 @@ def run(config) -> None:
     manifests = {name: read_finished(work, name) for name in _NEEDED}
     if state.is_main_process:
         folder = work.folder("report")
-        target = load_split(config.common.dataset, "train")
+        target = load_target(config.common.dataset)
         regions = read_stage_rows(work.regions)
         facts = {
             "note": config.report.note,
@@ -200,4 +200,4 @@ def _picture_with_boxes(work: WorkFolder, row: dict) -> Picture:
 
 
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.report", run, __doc__)
+    run_stage("data_scripts.dad.report", run, __doc__, ("report",))

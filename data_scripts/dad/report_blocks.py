@@ -18,6 +18,13 @@ _DISTANCE_NAMES = {
     "generated": "generated, all",
     "target halves": "one half of the target",
 }
+_MEASURE_NAMES = {
+    "brightness": "brightness (mean luma, 0 to 255)",
+    "contrast": "contrast (standard deviation of the luma)",
+    "colour": "colour (variance between the channels)",
+    "sharpness": "sharpness (variance of the Laplacian)",
+    "detail": "detail (bytes as a small JPEG)",
+}
 
 
 def make_blocks(facts: dict[str, Any], figures: Sequence[tuple[str, str]]) -> list[Block]:
@@ -83,20 +90,12 @@ def _distances(distances: dict[str, dict | None]) -> list[Block]:
     if not known:
         return [Heading("How far from the target set"), Paragraph("Too few pictures to measure a distance.")]
     first = next(iter(known.values()))
-    rows, statistics = [], []
+    rows = []
     for name, each in known.items():
         pictures = f"{each['num_generated']:,} and {each['num_target']:,}"
         rows.append(
             [_DISTANCE_NAMES[name], pictures, f"{each['fid']:.4g}", f"{each['kid']:.4g} ± {each['kid_std']:.2g}"]
         )
-        if name != "generated":
-            statistics += [
-                [
-                    f"{measure}, {_DISTANCE_NAMES[name]}",
-                    *(f"{value[key]:.4g}" for key in ("generated", "target", "distance")),
-                ]
-                for measure, value in each["statistics"].items()
-            ]
     few = min(each["num_generated"] for each in known.values()) <= first["num_features"]
     warning = " Here there are fewer pictures than features, so FID says little; KID is unbiased." if few else ""
     return [
@@ -107,9 +106,33 @@ def _distances(distances: dict[str, dict | None]) -> list[Block]:
             + warning
         ),
         Table(["pictures", "how many, and of the target", "FID", "KID"], rows),
-        Paragraph("Means of simple measures, and their Wasserstein distance in standard deviations of the target's."),
-        Table(["measure", "mean", "target's mean", "distance"], statistics),
+        *_statistics(known),
     ]
+
+
+def _statistics(known: dict[str, dict]) -> list[Block]:
+    ours = known.get("kept") or next(iter(known.values()))
+    chance = known.get("target halves")
+    rows = [
+        [
+            _MEASURE_NAMES[measure],
+            *(_number(value[key]) for key in ("generated", "target")),
+            f"{value['distance']:.2f}",
+            f"{chance['statistics'][measure]['distance']:.2f}" if chance else "",
+        ]
+        for measure, value in ours["statistics"].items()
+    ]
+    return [
+        Paragraph(
+            "Simple measures of a picture, and how far apart their distributions lie: the Wasserstein distance in standard "
+            "deviations of the target's, beside that of the target's halves."
+        ),
+        Table(["measure", "generated, mean", "target, mean", "distance", "by chance"], rows),
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _captions(captions: dict[str, dict]) -> list[Block]:

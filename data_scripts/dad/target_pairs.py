@@ -1,5 +1,6 @@
 """Image-caption pairs of the target set as denoising tasks: what one looks like depends on (seed, epoch, pair) alone."""
 
+import logging
 import random
 import re
 
@@ -8,8 +9,11 @@ import torch
 from datasets import Dataset
 
 from data_scripts.dad.diffusion import BaseModel, Conditions, to_pixels
+from data_scripts.dad.target_set import read_target
 from mra_training.order import key_to_seed
 
+
+logger = logging.getLogger(__name__)
 
 _SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
 
@@ -85,9 +89,9 @@ class DenoisingPairs(torch.utils.data.Dataset):
         row, index = self.pairs[pair]
         seed = key_to_seed(self.purpose, self.seed, epoch, pair)
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-        item = self.dataset[row]
+        item = read_target(self.dataset, row)
         caption = item["captions"][index]
-        pixels, condition = to_pixels(item["image"].convert("RGB"), self.conditions.image_size), self.conditions(row)
+        pixels, condition = to_pixels(item["image"], self.conditions.image_size), self.conditions(row)
         flips, drops = rng.random() < self.flip_probability, rng.random() < self.caption_dropout
         if flips and not _SIDED.search(caption):
             pixels, condition = pixels.flip(-1), condition.flip(-1)
@@ -112,3 +116,12 @@ def count_cut(tokenizer, prompts: list[str]) -> int:
     """How many prompts are longer than the text encoder reads: their ends are lost."""
     lengths = tokenizer(prompts, padding=False, truncation=False, verbose=False)["input_ids"] if prompts else []
     return sum(len(ids) > tokenizer.model_max_length for ids in lengths)
+
+
+def warn_of_cut(tokenizer, texts: list[str], name: str, effect: str) -> None:
+    """Tells how many texts the text encoder does not read to their end, what they are and what comes of it."""
+    cut = count_cut(tokenizer, texts)
+    if cut:
+        logger.warning(
+            f"{cut:,} of {len(texts):,} {name} have more than {tokenizer.model_max_length} tokens: {effect}."
+        )

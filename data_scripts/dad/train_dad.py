@@ -21,8 +21,10 @@ from torch.utils.data import DataLoader
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.controlnet_card import build_controlnet_card, save_controlnet
 from data_scripts.dad.diffusion import Conditions, create_controlnet, load_base, to_latents, training_target
+from data_scripts.dad.files import write_whole
 from data_scripts.dad.layout import begin_stage
-from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs
+from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs, warn_of_cut
+from data_scripts.dad.target_set import load_target
 from data_scripts.dad.training_validation import Validation, read_errors
 from mra_training.arguments import OptimizationArguments, RunArguments
 from mra_training.checkpointing import Checkpointer, TrainingState, load_checkpoint, start_output_dir
@@ -39,7 +41,6 @@ from mra_training.runtime import (
     show_banner,
     start_trackers,
 )
-from mra_training.splits import load_split
 
 
 logger = get_logger(__name__)
@@ -113,12 +114,26 @@ def denoising_errors(controlnet, base, batch):
     return F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
 
 
+def push_once(stage, config):
+    """Pushes the trained ControlNet where that is asked for and was not done, also when it was trained before."""
+    train, finished = config.train, stage.manifest["finished"]
+    if not train.push_to_hub or finished.get("pushed_to") == train.hub_model_id:
+        return
+    if stage.state.is_main_process:
+        errors = {int(step): error for step, error in finished["validation_errors"].items()}
+        card = build_controlnet_card(config, finished["steps"], errors)  # it names the repository
+        write_whole(stage.work.controlnet / "README.md", card)
+        push_folder(stage.work.controlnet, train, "Upload ControlNet")
+    stage.finish(**finished | {"pushed_to": train.hub_model_id})
+
+
 def run(config) -> None:
     """Trains, or goes on training, what the configuration names."""
     # Parse
     common, train = config.common, config.train
     stage = begin_stage(config, "train", splits=False)
     if stage.is_finished:
+        push_once(stage, config)
         return
     run, optim = split_arguments(train, common.seed, stage.folder)
     recipe = {"common": config.deciding("common"), "train": config.deciding("train")}
@@ -132,9 +147,14 @@ def run(config) -> None:
     # Data
     base = load_base(common.base_model, common.base_revision)
     base.to(accelerator.device, PRECISIONS.get(accelerator.mixed_precision, torch.float32))
-    rows = load_split(common.dataset, "train")
+    rows = load_target(common.dataset)
     conditions = Conditions(common.condition, common.image_size, common.condition_dir)
-    pairs = list_pairs(rows["captions"], train.data_fraction, common.seed)
+    captions = list(rows["captions"])
+    pairs = list_pairs(captions, train.data_fraction, common.seed)
+    conditions.require(row for row, _ in pairs)
+    if accelerator.is_main_process:
+        texts = [captions[row][index] for row, index in pairs]
+        warn_of_cut(base.tokenizer, texts, "captions", "what they say last is not learnt")
     dataset = DenoisingPairs(
         rows,
         pairs,
@@ -228,13 +248,12 @@ def run(config) -> None:
     errors = read_errors(run.output_dir)
     card = build_controlnet_card(config, state.step, errors)
     save_controlnet(accelerator, controlnet, stage.work.controlnet, card)
-    if train.push_to_hub and accelerator.is_main_process:
-        push_folder(stage.work.controlnet, train, "Upload ControlNet")
     for tracker in accelerator.trackers:  # `end_training` would also end the processes' group, which later stages need
         tracker.finish()
     stage.finish(steps=state.step, pairs=state.samples_seen, validation_errors=errors)
+    push_once(stage, config)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.train_dad", run, __doc__)
+    run_stage("data_scripts.dad.train_dad", run, __doc__, ("train", "generate"))

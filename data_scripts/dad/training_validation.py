@@ -13,10 +13,10 @@ from data_scripts.dad.diffusion import Conditions
 from data_scripts.dad.files import write_whole
 from data_scripts.dad.sampling import draw, make_pipeline
 from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs
+from data_scripts.dad.target_set import load_target
 from mra_retrieval.distributed import Shard, cut_batches
 from mra_training.metrics_log import METRICS_FILE
 from mra_training.order import key_to_seed
-from mra_training.splits import load_split
 
 
 logger = get_logger(__name__)
@@ -48,7 +48,7 @@ class Validation:
         common, train = self.config.common, self.config.train
         if max(train.validation_pairs, train.validation_images) == 0:
             return None
-        rows = load_split(common.dataset, "validation")
+        rows = load_target(common.dataset, "validation")
         images = None if common.condition_dir is None else Path(common.condition_dir) / "validation"
         if rows is None or (images is not None and not images.is_dir()):
             missing = "validation split" if rows is None else f"condition images in {images}"

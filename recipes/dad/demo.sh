@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 DEMO=outputs/dad/demo
 export TOKENIZERS_PARALLELISM=false
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}  # accelerate would take fewer
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # models this small gain nothing from a second thread
 
 step() {
     printf '\n\033[1m$ %s\033[0m\n' "$*"
@@ -19,7 +19,7 @@ step python -m data_scripts.prepare_pedes --dataset cuhk --annotations $DEMO/tar
 
 # Small models in place of Stable Diffusion, BLIP-2, CLIP and Grounding DINO.
 if [ ! -f $DEMO/models/done ]; then
-    step python -m data_scripts.dad.tiny_diffusion --output $DEMO/models/diffusion --images $DEMO/target/images --steps 300
+    step python -m data_scripts.dad.tiny_diffusion --output $DEMO/models/diffusion --images $DEMO/target/images --steps 1200
     step python -m data_scripts.dad.tiny_readers --output $DEMO/models --models blip grounding clip \
         --captions $DEMO/arrow/target --steps 300
     touch $DEMO/models/done

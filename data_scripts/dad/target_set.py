@@ -1,0 +1,61 @@
+"""The target set as the stages read it: a prepared set of images with captions, and clear words where it is none."""
+
+from typing import Any
+
+from datasets import Dataset
+
+from mra_training.splits import load_split
+
+
+_COLUMNS = ("image", "captions", "image_id")
+
+
+def load_target(name: str, split: str = "train") -> Dataset | None:
+    """
+    Loads a split of the target set.
+
+    Args:
+        name: folder or Hub id, `common.dataset`.
+        split: `train` or `validation`.
+
+    Returns:
+        Rows with `image`, `captions` and `image_id`, or None if the set has no validation split.
+
+    Raises:
+        ValueError: if there is no such set, it cannot be read, or it is of another kind.
+    """
+    try:
+        rows = load_split(name, split)
+    except ConnectionError as error:
+        raise ValueError(
+            f"`common.dataset` {name!r} is no folder, and the Hub cannot be asked for it: {error}. Check the path, or the "
+            "connection."
+        ) from None
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"`common.dataset` {name!r} cannot be read: {error} (prepare_pedes makes such a set)"
+        ) from None
+    missing = [column for column in _COLUMNS if rows is not None and column not in rows.column_names]
+    if missing:
+        raise ValueError(
+            f"`common.dataset` {name!r} has no column {', '.join(map(repr, missing))}, only {', '.join(rows.column_names)}: "
+            "name a set of images with captions as prepare_pedes writes it."
+        )
+    return rows
+
+
+def read_target(rows: Dataset, row: int) -> dict[str, Any]:
+    """
+    Reads one row, its image decoded to RGB.
+
+    Raises:
+        ValueError: naming the row, if the image does not decode.
+    """
+    try:
+        item = rows[row]
+        return item | {"image": item["image"].convert("RGB")}
+    except (OSError, SyntaxError) as error:  # Pillow raises the latter on some broken files
+        raise ValueError(
+            f"`common.dataset`: the image of row {row} (counting from 0) of the split cannot be read: {error}. Prepare the "
+            "set again without it."
+        ) from None

@@ -268,7 +268,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="folder or data set to index at the start; the page may index folders below it",
     )
     parser.add_argument("--host", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=int, default=int(given("GRADIO_SERVER_PORT", "7860")))
     parser.add_argument("--max_upload_mb", type=int, default=200, help="largest uploaded file")
     parser.add_argument(
         "--max_upload_images", type=int, default=UploadLimits.images, help="most pictures of an upload"

@@ -102,7 +102,6 @@ class MilvusStore:
             schema.add_field("unused", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants a vector in every collection
             self._create(self.info_collection, schema, "unused", INDEXES["flat"])
         self._client.upsert(self.info_collection, [{"name": "info", "value": value, "unused": [0.0, 0.0]}])
-        self._client.flush(self.info_collection)
 
     def upsert(self, records: list[Record]) -> None:
         for start in range(0, len(records), RECORDS_PER_REQUEST):
@@ -224,6 +223,10 @@ class EmbeddedStore(MilvusStore):
         self._create_records(name, dim)
         self._client.create_alias(name, self.collection)
         self._exists = True
+
+    def write_info(self, info: dict[str, Any]) -> None:
+        super().write_info(info)
+        self._client.flush(self.info_collection)  # a server has it in its log already, and flushes seldom by choice
 
     def purge(self) -> None:
         """Rewrite the collection without what was deleted."""

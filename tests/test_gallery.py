@@ -4,6 +4,7 @@ import io
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import datasets
@@ -28,10 +29,15 @@ def other_model(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("other"), seed=1)
 
 
-@pytest.fixture(params=["memory", "milvus"])
+@pytest.fixture(params=["memory", "milvus", pytest.param("server", marks=pytest.mark.server)])
 def gallery(request, model, tmp_path):
-    uri = ":memory:" if request.param == "memory" else tmp_path / "gallery.db"
-    with Gallery(uri, encoder=encoder_of(model)) as gallery:
+    if request.param == "server":
+        server = request.getfixturevalue("milvus_server")
+        name = f"test_{uuid.uuid4().hex}"
+        options = {"uri": server.uri, "token": server.token, "collection": name, "files": tmp_path / "files"}
+    else:
+        options = {"uri": ":memory:" if request.param == "memory" else tmp_path / "gallery.db"}
+    with Gallery(encoder=encoder_of(model), **options) as gallery:
         yield gallery
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mra_retrieval.gallery_filter import parse_where, read_time
-from mra_retrieval.gallery_milvus import EmbeddedStore
+from mra_retrieval.gallery_milvus import EmbeddedStore, MilvusStore
 from mra_retrieval.gallery_store import MemoryStore, Record
 
 
@@ -32,14 +32,19 @@ def make_records() -> list[Record]:
     return records
 
 
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory):
-    stores = MemoryStore(), EmbeddedStore(tmp_path_factory.mktemp("store") / "g.db", "people")
+@pytest.fixture(scope="module", params=["embedded", pytest.param("server", marks=pytest.mark.server)])
+def stores(request, tmp_path_factory):
+    if request.param == "server":
+        server = request.getfixturevalue("milvus_server")
+        milvus = MilvusStore(server.uri, "filters", server.token)
+    else:
+        milvus = EmbeddedStore(tmp_path_factory.mktemp("store") / "g.db", "people")
+    stores = MemoryStore(), milvus
     for store in stores:
         store.create(4)
         store.upsert(make_records())
     yield stores
-    stores[1].close()
+    milvus.close()
 
 
 def random_where(pick: random.Random, depth: int = 0) -> str:

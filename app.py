@@ -81,7 +81,8 @@ def add_search(page: Page) -> gr.Dropdown:
             results = gr.HTML("", js_on_load=view.ON_CLICK, elem_id="results")
     answers, options = Answers(page), {"api_visibility": "private", "show_progress": "minimal"}
     for event in (button.click, fields[0].submit):
-        event(answers.search, fields, [status, results, hits, asked, panel], **options)
+        found = event(answers.search, fields, [status, results, hits, asked, panel], **options)
+        found.then(None, js=view.SCROLL_TO_STATUS, api_visibility="private")
     shown = results.click(answers.show, [hits, asked], [detail, panel, chosen, scored], **options)
     shown.then(None, js=view.SCROLL_TO_DETAIL, api_visibility="private")
     for event in (score.click, phrases.submit):

@@ -26,6 +26,8 @@ from mra_retrieval import app_view as view
 from mra_retrieval.app_page import MAX_TEXT, Page
 from mra_retrieval.explain import draw_explanation
 from mra_retrieval.gallery import Gallery
+from mra_retrieval.gallery_arguments import TOKEN_VARIABLE
+from mra_retrieval.gallery_place import DEFAULT_COLLECTION
 from mra_retrieval.uploads import UploadLimits
 
 
@@ -264,6 +266,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--gallery", default=given("MRA_GALLERY"), help="path that ends in .db, or http://host:19530")
     parser.add_argument(
+        "--collection",
+        default=DEFAULT_COLLECTION,
+        help=f"name of the gallery there (%(default)s); the token of a server is read from {TOKEN_VARIABLE}",
+    )
+    parser.add_argument(
         "--images",
         default=given("MRA_IMAGES"),
         help="folder or data set to index at the start; the page may index folders below it",
@@ -287,7 +294,8 @@ def main(arguments: list[str] | None = None) -> None:
     host = options.host or ("0.0.0.0" if os.environ.get("SPACE_ID") else LOOPBACK)
     with contextlib.ExitStack() as stack:
         try:
-            gallery = stack.enter_context(Gallery(options.gallery, options.model))
+            place = {"collection": options.collection, "token": os.environ.get(TOKEN_VARIABLE)}
+            gallery = stack.enter_context(Gallery(options.gallery, options.model, **place))
             if options.images:
                 gallery.build(options.images)
             elif len(gallery) or options.model:

@@ -43,7 +43,11 @@ def test_a_space_starts_from_its_files_and_variables_alone(tmp_path):
         shutil.copy(path, space)
     port = free_port()
     env = {"SPACE_ID": "user/space", "GRADIO_SERVER_PORT": str(port), "MRA_GALLERY": "gallery.db"}
-    env |= {"PYTHONDONTWRITEBYTECODE": "", "MRA_MODEL": str(tmp_path / "model"), "MRA_IMAGES": str(tmp_path / "people")}
+    env |= {
+        "PYTHONDONTWRITEBYTECODE": "",
+        "MRA_MODEL": str(tmp_path / "model"),
+        "MRA_IMAGES": str(tmp_path / "people"),
+    }
     with running([front_matter()["app_file"]], port, space, tmp_path / "space.log", env) as url:
         client = Client(url, verbose=False)
         found = client.predict("a red coat", None, [], "", "", "", 0.5, True, 5, api_name="/search")

@@ -87,6 +87,11 @@ def test_random_filters_mean_the_same_in_memory_and_in_milvus(stores):
     assert len(sizes) > 15  # not all of them empty or full
 
 
+def test_exists_stands_in_parentheses_of_its_own():
+    """A server reads `exists a and b` as `exists (a and b)` and refuses it; milvus-lite would take it."""
+    assert parse_where("speed > 1", FIELDS).to_milvus() == '((exists metadata["speed"]) and metadata["speed"] > 1)'
+
+
 @pytest.mark.parametrize(
     "text",
     [

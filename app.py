@@ -306,7 +306,13 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ["GRADIO_TEMP_DIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="mra-page-"))
         folders = [Path(options.images)] if options.images and Path(options.images).is_dir() else []
         blocks = build_page(Page(gallery, folders, UploadLimits(images=options.max_upload_images)))
-        print(f"page: http://{host}:{options.port}", flush=True)
+        serve(blocks, host, options)
+
+
+def serve(blocks: gr.Blocks, host: str, options: argparse.Namespace) -> None:
+    """Serves the page until it is stopped."""
+    print(f"page: http://{host}:{options.port}", flush=True)
+    try:
         blocks.launch(
             server_name=host,
             server_port=options.port,
@@ -322,6 +328,10 @@ def main(arguments: list[str] | None = None) -> None:
             head=view.HEAD,
             ssr_mode=False,
         )
+    except OSError as error:
+        if "Cannot find empty port" not in str(error):
+            raise
+        raise SystemExit(f"app.py: port {options.port} is taken: pass another --port") from None
 
 
 if __name__ == "__main__":

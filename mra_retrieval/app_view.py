@@ -80,7 +80,7 @@ element.addEventListener('click', (event) => {
 # On a phone, what was found lies below the fields.
 SCROLL_TO_STATUS = """() => {
   const status = document.getElementById('status');
-  if (status.getBoundingClientRect().top > 0.8 * window.innerHeight) status.scrollIntoView({ behavior: 'smooth' });
+  if (status.getBoundingClientRect().top > 0.6 * window.innerHeight) status.scrollIntoView({ behavior: 'smooth' });
 }"""
 SCROLL_TO_DETAIL = "() => document.getElementById('mra-detail')?.scrollIntoView({ behavior: 'smooth' })"
 

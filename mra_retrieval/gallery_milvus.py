@@ -33,6 +33,9 @@ INDEXES = {
 }
 SEARCH_PARAMETERS = {"flat": {}, "hnsw": {"ef": 512}, "ivf": {"nprobe": 32}}
 
+# gRPC's largest interval: a ping within this machine has nothing to keep alive.
+NEVER_MS = 2**31 - 1
+
 _NEEDS = "searching needs the extra [search]: pip install '.[search]'"
 
 
@@ -281,7 +284,9 @@ def _connect(uri: str, token: str | None):
     for name in ("pymilvus", "grpc._server"):  # they log every refused request with a traceback, beside raising it
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        return MilvusClient(uri, token=token or "")
+        # pymilvus pings every 10 s, which milvus-lite takes for an attack: it hangs up, and what takes long starts anew.
+        options = {} if is_server(uri) else {"grpc_options": {"grpc.keepalive_time_ms": NEVER_MS}}
+        return MilvusClient(uri, token=token or "", **options)
     except Exception as error:
         raise _readable(error, uri) from None
 

@@ -91,7 +91,7 @@ def show_title(stats: GalleryStats | None) -> str:
         said = "The gallery is empty: add images first."
     else:
         cameras = len([camera for camera in stats.cameras if camera])
-        said = f"{stats.images:,} images" + (f" from {cameras} cameras" if cameras else "")
+        said = _images(stats.images) + (f" from {cameras} cameras" if cameras else "")
         if stats.first_time:
             said += f", {_readable(stats.first_time)} to {_readable(stats.last_time)}"
     return f'<div class="mra-title"><h1>Search your own people</h1><p>{html.escape(said)}</p></div>'
@@ -107,7 +107,7 @@ def show_status(result: SearchResult) -> str:
     if not result.hits:
         return show_message("No image fits the filters.", "warning")
     seconds = sum(result.timings.values())
-    done = f"{len(result.hits)} images in {seconds:.2f} s"
+    done = f"{_images(len(result.hits))} in {seconds:.2f} s"
     done += f", {result.reranked} re-ranked." if result.reranked else ", by similarity alone: there is no probability."
     if result.likely_in_gallery is False:
         least = f"{result.threshold:.0%}"
@@ -196,6 +196,10 @@ def as_data(image: Image.Image | None, size: tuple[int, int]) -> str:
     buffer = io.BytesIO()
     ImageOps.contain(image, size).save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def _readable(time: str | None) -> str | None:

@@ -65,7 +65,7 @@ def test_hits_are_buttons_that_say_which_image_they_are():
 def test_the_status_tells_the_likely_from_the_unlikely():
     timings = {"encode": 0.1, "search": 0.2}
     likely = app_view.show_status(SearchResult([make_hit()], 0.5, timings, reranked=8))
-    assert "1 images in 0.30 s, 8 re-ranked." in likely and "mra-warning" not in likely
+    assert "1 image in 0.30 s, 8 re-ranked." in likely and "mra-warning" not in likely
     unlikely = app_view.show_status(SearchResult([make_hit(likely=False)], 0.5, timings, reranked=8))
     assert (
         "Probably not in the gallery: no image reaches the threshold of 50%" in unlikely and "mra-warning" in unlikely

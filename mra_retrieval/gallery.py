@@ -158,7 +158,7 @@ class Gallery(OpenGallery):
         twins = sorted(record.key for record in self._place.store.records() if record.content in contents)
         if twins:
             logger.warning(
-                "%d pictures equal to removed ones stay under other keys, such as %s: remove them too to delete the person",
+                "equal pictures stay under %d other keys, such as %s: remove them too to delete the person for good",
                 len(twins),
                 twins[0],
             )

@@ -284,7 +284,7 @@ def _connect(uri: str, token: str | None):
     for name in ("pymilvus", "grpc._server"):  # they log every refused request with a traceback, beside raising it
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        # pymilvus pings every 10 s, which milvus-lite takes for an attack: it hangs up, and what takes long starts anew.
+        # pymilvus pings every 10 s, which milvus-lite takes for an attack: it hangs up, with errors on the terminal.
         options = {} if is_server(uri) else {"grpc_options": {"grpc.keepalive_time_ms": NEVER_MS}}
         return MilvusClient(uri, token=token or "", **options)
     except Exception as error:

@@ -162,9 +162,8 @@ def _files(paths: Sequence, prefix: str) -> Source:
 def _load_dataset(path: str, split: str | None):
     from datasets import Dataset, load_dataset
 
-    if not Path(path).exists() and not _HUB_ID.fullmatch(
-        path
-    ):  # the Hub would be asked several times without a network
+    # Without a network, the Hub would be asked several times before this is said.
+    if not Path(path).exists() and not _HUB_ID.fullmatch(path):
         raise ValueError(f"images {path}: there is no such folder")
     try:
         loaded = load_dataset(path, split=split)

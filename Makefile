@@ -7,7 +7,7 @@ CODE := configuration_mra.py layers_mra.py losses_mra.py modeling_mra.py process
 	eval_retrieval.py convert_checkpoint.py app.py mra_training mra_retrieval data_scripts metrics benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-search demo-dad app test test-slow test-app style quality clean
+.PHONY: help install demo demo-search demo-dad app test test-slow test-app test-server style quality clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,7 +45,11 @@ test-app: .venv-app/installed  ## Use the web page in a real browser (needs chro
 			echo "make test-app needs chromium and chromedriver; on Debian: sudo apt-get install chromium chromium-driver" >&2; exit 1; \
 		fi; \
 	fi
-	.venv-app/bin/python -m pytest -m app tests/test_app.py tests/test_app_browser.py
+	.venv-app/bin/python -m pytest -m app tests/test_app.py tests/test_app_browser.py tests/test_space.py
+
+test-server: .venv/installed  ## Test galleries on a real Milvus server (installs one, 60 MB; it listens on all addresses meanwhile)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server-test]'
+	$(BIN)/python -m pytest -m server tests/test_gallery.py tests/test_gallery_filter.py tests/test_gallery_server.py
 
 app: .venv-app/installed  ## Serve the web page on the demo's model and gallery (after make demo-search)
 	.venv-app/bin/python app.py --model $(RUNS)/finetune/best --gallery $(RUNS)/search/gallery.db

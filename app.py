@@ -26,6 +26,8 @@ from mra_retrieval import app_view as view
 from mra_retrieval.app_page import MAX_TEXT, Page
 from mra_retrieval.explain import draw_explanation
 from mra_retrieval.gallery import Gallery
+from mra_retrieval.gallery_arguments import TOKEN_VARIABLE
+from mra_retrieval.gallery_place import DEFAULT_COLLECTION
 from mra_retrieval.uploads import UploadLimits
 
 
@@ -81,7 +83,8 @@ def add_search(page: Page) -> gr.Dropdown:
             results = gr.HTML("", js_on_load=view.ON_CLICK, elem_id="results")
     answers, options = Answers(page), {"api_visibility": "private", "show_progress": "minimal"}
     for event in (button.click, fields[0].submit):
-        event(answers.search, fields, [status, results, hits, asked, panel], **options)
+        found = event(answers.search, fields, [status, results, hits, asked, panel], **options)
+        found.then(None, js=view.SCROLL_TO_STATUS, api_visibility="private")
     shown = results.click(answers.show, [hits, asked], [detail, panel, chosen, scored], **options)
     shown.then(None, js=view.SCROLL_TO_DETAIL, api_visibility="private")
     for event in (score.click, phrases.submit):
@@ -263,12 +266,17 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--gallery", default=given("MRA_GALLERY"), help="path that ends in .db, or http://host:19530")
     parser.add_argument(
+        "--collection",
+        default=DEFAULT_COLLECTION,
+        help=f"name of the gallery there (%(default)s); the token of a server is read from {TOKEN_VARIABLE}",
+    )
+    parser.add_argument(
         "--images",
         default=given("MRA_IMAGES"),
         help="folder or data set to index at the start; the page may index folders below it",
     )
     parser.add_argument("--host", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=int, default=int(given("GRADIO_SERVER_PORT", "7860")))
     parser.add_argument("--max_upload_mb", type=int, default=200, help="largest uploaded file")
     parser.add_argument(
         "--max_upload_images", type=int, default=UploadLimits.images, help="most pictures of an upload"
@@ -286,7 +294,8 @@ def main(arguments: list[str] | None = None) -> None:
     host = options.host or ("0.0.0.0" if os.environ.get("SPACE_ID") else LOOPBACK)
     with contextlib.ExitStack() as stack:
         try:
-            gallery = stack.enter_context(Gallery(options.gallery, options.model))
+            place = {"collection": options.collection, "token": os.environ.get(TOKEN_VARIABLE)}
+            gallery = stack.enter_context(Gallery(options.gallery, options.model, **place))
             if options.images:
                 gallery.build(options.images)
             elif len(gallery) or options.model:
@@ -297,7 +306,13 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ["GRADIO_TEMP_DIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="mra-page-"))
         folders = [Path(options.images)] if options.images and Path(options.images).is_dir() else []
         blocks = build_page(Page(gallery, folders, UploadLimits(images=options.max_upload_images)))
-        print(f"page: http://{host}:{options.port}", flush=True)
+        serve(blocks, host, options)
+
+
+def serve(blocks: gr.Blocks, host: str, options: argparse.Namespace) -> None:
+    """Serves the page until it is stopped."""
+    print(f"page: http://{host}:{options.port}", flush=True)
+    try:
         blocks.launch(
             server_name=host,
             server_port=options.port,
@@ -313,6 +328,10 @@ def main(arguments: list[str] | None = None) -> None:
             head=view.HEAD,
             ssr_mode=False,
         )
+    except OSError as error:
+        if "Cannot find empty port" not in str(error):
+            raise
+        raise SystemExit(f"app.py: port {options.port} is taken: pass another --port") from None
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ SHOWN_SKIPPED = 20
 # Colours follow the page's theme, light or dark; sizes are those of a finger where something can be pressed.
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; padding-top: 12px !important; }
+.html-container { padding: 0 !important; }
 .mra-title h1 { font-size: 1.5rem; margin: 0; font-weight: 650; }
 .mra-title p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
 .mra-status { padding: 10px 14px; border-radius: 10px; background: var(--background-fill-secondary); line-height: 1.45; }
@@ -65,6 +66,7 @@ CSS = """
 """
 # Gradio narrows what it is given as `css` to the inside of the page, and so cannot reach the frame around it.
 HEAD = """<style>
+footer .divider { display: none; }
 @media (max-width: 640px) { .gradio-container main.app, .gradio-container .main.app { padding: 12px 10px !important; } }
 </style>"""
 
@@ -75,6 +77,11 @@ element.addEventListener('click', (event) => {
   if (hit) trigger('click', { key: hit.dataset.key });
 });
 """
+# On a phone, what was found lies below the fields.
+SCROLL_TO_STATUS = """() => {
+  const status = document.getElementById('status');
+  if (status.getBoundingClientRect().top > 0.6 * window.innerHeight) status.scrollIntoView({ behavior: 'smooth' });
+}"""
 SCROLL_TO_DETAIL = "() => document.getElementById('mra-detail')?.scrollIntoView({ behavior: 'smooth' })"
 
 
@@ -84,9 +91,9 @@ def show_title(stats: GalleryStats | None) -> str:
         said = "The gallery is empty: add images first."
     else:
         cameras = len([camera for camera in stats.cameras if camera])
-        said = f"{stats.images:,} images" + (f" from {cameras} cameras" if cameras else "")
+        said = _images(stats.images) + (f" from {cameras} cameras" if cameras else "")
         if stats.first_time:
-            said += f", {stats.first_time} to {stats.last_time}"
+            said += f", {_readable(stats.first_time)} to {_readable(stats.last_time)}"
     return f'<div class="mra-title"><h1>Search your own people</h1><p>{html.escape(said)}</p></div>'
 
 
@@ -100,7 +107,7 @@ def show_status(result: SearchResult) -> str:
     if not result.hits:
         return show_message("No image fits the filters.", "warning")
     seconds = sum(result.timings.values())
-    done = f"{len(result.hits)} images in {seconds:.2f} s"
+    done = f"{_images(len(result.hits))} in {seconds:.2f} s"
     done += f", {result.reranked} re-ranked." if result.reranked else ", by similarity alone: there is no probability."
     if result.likely_in_gallery is False:
         least = f"{result.threshold:.0%}"
@@ -118,7 +125,7 @@ def show_hits(hits: Sequence[Hit], images: Sequence[Image.Image | None]) -> str:
 
 def _show_hit(hit: Hit, image: Image.Image | None) -> str:
     score = f"similarity {hit.similarity:.2f}" if hit.score is None else f"{hit.score:.0%}"
-    facts = [html.escape(fact) for fact in (hit.camera, hit.time) if fact]
+    facts = [html.escape(fact) for fact in (hit.camera, _readable(hit.time)) if fact]
     mark = '<span class="mra-mark">probably not in the gallery</span>' if hit.likely is False else ""
     key = html.escape(hit.key)
     return (
@@ -130,7 +137,7 @@ def _show_hit(hit: Hit, image: Image.Image | None) -> str:
 
 def show_detail(hit: Hit, image: Image.Image, explanation: Explanation | None) -> str:
     """One result, closer: what is known of it, and which words look where."""
-    facts = {"file": hit.key, "camera": hit.camera, "time": hit.time, **hit.metadata}
+    facts = {"file": hit.key, "camera": hit.camera, "time": _readable(hit.time), **hit.metadata}
     known = " · ".join(
         f"{html.escape(str(name))}: {html.escape(str(value))}" for name, value in facts.items() if value
     )
@@ -189,6 +196,15 @@ def as_data(image: Image.Image | None, size: tuple[int, int]) -> str:
     buffer = io.BytesIO()
     ImageOps.contain(image, size).save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def _readable(time: str | None) -> str | None:
+    """A time of the gallery without what says nothing: "2026-01-31 08:15"."""
+    return time and time.replace("T", " ").removesuffix(":00").removesuffix(" 00:00")
 
 
 def _figure(label: str, source: str, kind: str = "") -> str:

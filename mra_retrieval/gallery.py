@@ -1,5 +1,6 @@
 """Search your own people: a gallery of images on disk or on a Milvus server, asked in words or by an image."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,8 @@ from .gallery_types import BuildReport, Calibration, GalleryStats, Hit, SearchRe
 
 
 __all__ = ["BuildReport", "Calibration", "Gallery", "GalleryStats", "Hit", "SearchResult", "Skipped", "Verification"]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_TOP = 20
 DEFAULT_RERANK = 128
@@ -118,7 +121,8 @@ class Gallery(OpenGallery):
     ) -> int:
         """Remove images for good: no vector, token or copy stays on disk, and an embedded index is rewritten without them.
 
-        The user's own files stay, and the next `build` of their folder would index them again, unless `delete_files`.
+        The user's own files stay, and the next `build` of their folder would index them again, unless `delete_files`. An equal
+        picture under another key is an image of its own and stays, with a warning.
 
         Args:
             where: which ones, as in `search`.
@@ -147,7 +151,17 @@ class Gallery(OpenGallery):
             self._write_info(is_removing=True)
             self._place.store.delete([record.key for record in records])
             self._finish_removal()
+            self._warn_of_twins({record.content for record in records})
         return len(records)
+
+    def _warn_of_twins(self, contents: set[str]) -> None:
+        twins = sorted(record.key for record in self._place.store.records() if record.content in contents)
+        if twins:
+            logger.warning(
+                "equal pictures stay under %d other keys, such as %s: remove them too to delete the person for good",
+                len(twins),
+                twins[0],
+            )
 
     def stats(self) -> GalleryStats:
         """Count images, cameras, times, cached tokens and bytes."""

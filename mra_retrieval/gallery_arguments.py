@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from .gallery import Gallery
 from .gallery_milvus import INDEXES
+from .gallery_place import DEFAULT_COLLECTION
 from .gallery_tokens import TOKEN_DTYPES
 
 
@@ -19,7 +20,9 @@ GIB = 2**30
 def add_place(parser: argparse.ArgumentParser) -> None:
     """Options that say where a gallery lies."""
     parser.add_argument("--gallery", required=True, help="path ending in .db, or http://host:19530 of a Milvus server")
-    parser.add_argument("--collection", default="people", help="name of the gallery there (default: %(default)s)")
+    parser.add_argument(
+        "--collection", default=DEFAULT_COLLECTION, help="name of the gallery there (default: %(default)s)"
+    )
     parser.add_argument("--token", help=f"of a Milvus server; better set the variable {TOKEN_VARIABLE}")
     parser.add_argument("--files", help="folder of copied images and cached tokens, where it is not the usual one")
 

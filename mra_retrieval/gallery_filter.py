@@ -55,7 +55,8 @@ class Comparison:
         if self.field in RECORD_FIELDS:
             return f'({self.field} != "" and {self.field} {self.operator} {constant})'
         path = f"metadata[{json.dumps(self.field)}]"
-        return f"(exists {path} and {path} {self.operator} {constant})"
+        # A server reads `exists a and b` as `exists (a and b)`; milvus-lite does not.
+        return f"((exists {path}) and {path} {self.operator} {constant})"
 
 
 @dataclass(frozen=True)

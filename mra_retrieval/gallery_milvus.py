@@ -33,6 +33,9 @@ INDEXES = {
 }
 SEARCH_PARAMETERS = {"flat": {}, "hnsw": {"ef": 512}, "ivf": {"nprobe": 32}}
 
+# gRPC's largest interval: a ping within this machine has nothing to keep alive.
+NEVER_MS = 2**31 - 1
+
 _NEEDS = "searching needs the extra [search]: pip install '.[search]'"
 
 
@@ -102,7 +105,6 @@ class MilvusStore:
             schema.add_field("unused", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants a vector in every collection
             self._create(self.info_collection, schema, "unused", INDEXES["flat"])
         self._client.upsert(self.info_collection, [{"name": "info", "value": value, "unused": [0.0, 0.0]}])
-        self._client.flush(self.info_collection)
 
     def upsert(self, records: list[Record]) -> None:
         for start in range(0, len(records), RECORDS_PER_REQUEST):
@@ -225,6 +227,10 @@ class EmbeddedStore(MilvusStore):
         self._client.create_alias(name, self.collection)
         self._exists = True
 
+    def write_info(self, info: dict[str, Any]) -> None:
+        super().write_info(info)
+        self._client.flush(self.info_collection)  # a server has it in its log already, and flushes seldom by choice
+
     def purge(self) -> None:
         """Rewrite the collection without what was deleted."""
         old = self._client.describe_alias(self.collection)["collection_name"]
@@ -278,7 +284,9 @@ def _connect(uri: str, token: str | None):
     for name in ("pymilvus", "grpc._server"):  # they log every refused request with a traceback, beside raising it
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        return MilvusClient(uri, token=token or "")
+        # pymilvus pings every 10 s, which milvus-lite takes for an attack: it hangs up, with errors on the terminal.
+        options = {} if is_server(uri) else {"grpc_options": {"grpc.keepalive_time_ms": NEVER_MS}}
+        return MilvusClient(uri, token=token or "", **options)
     except Exception as error:
         raise _readable(error, uri) from None
 

@@ -10,6 +10,7 @@ from .gallery_store import MemoryStore, Store
 
 
 MEMORY = ":memory:"
+DEFAULT_COLLECTION = "people"
 
 # Written into every gallery; one of another number is refused.
 FORMAT = 1
@@ -35,7 +36,7 @@ class Place:
     def __init__(
         self,
         uri: str | Path,
-        collection: str = "people",
+        collection: str = DEFAULT_COLLECTION,
         token: str | None = None,
         files: str | Path | None = None,
         index: str | None = None,

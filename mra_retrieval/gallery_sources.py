@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ from .gallery_filter import RECORD_FIELDS
 NOT_PICTURES = {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".fits", ".fit"}
 
 MAX_KEY_BYTES = 1024
+
+# What the Hub calls a data set: a name, after that of its owner or not.
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 # Names that mean something else in a record or a `where`.
 RESERVED = {"path", "image", "captions", "embedding", "content", "source", "metadata", *RECORD_FIELDS}
@@ -158,6 +162,9 @@ def _files(paths: Sequence, prefix: str) -> Source:
 def _load_dataset(path: str, split: str | None):
     from datasets import Dataset, load_dataset
 
+    # Without a network, the Hub would be asked several times before this is said.
+    if not Path(path).exists() and not _HUB_ID.fullmatch(path):
+        raise ValueError(f"images {path}: there is no such folder")
     try:
         loaded = load_dataset(path, split=split)
     except Exception as error:

@@ -11,7 +11,7 @@ from .encoders import Encoder, TorchEncoder
 from .gallery_files import FileStore
 from .gallery_filter import RECORD_FIELDS, Where, parse_where
 from .gallery_parts import GalleryParts
-from .gallery_place import FORMAT, Place, read_info
+from .gallery_place import DEFAULT_COLLECTION, FORMAT, Place, read_info
 from .gallery_sources import Source
 from .gallery_store import Record
 from .gallery_tokens import TOKEN_DTYPES, TokenCache
@@ -30,7 +30,7 @@ class OpenGallery:
         uri: str | Path,
         model: str | None = None,
         *,
-        collection: str = "people",
+        collection: str = DEFAULT_COLLECTION,
         token: str | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -118,9 +118,11 @@ class OpenGallery:
 
     def _require(self) -> None:
         if not self._info or not self._place.store.exists():
+            place, name = self._place, self._place.collection
+            called, option = ("", "") if name == DEFAULT_COLLECTION else (f" {name}", f" --collection {name}")
             raise ValueError(
-                f"there is no gallery at {self._place.uri}: make one with `python -m mra_retrieval.index build --gallery "
-                f"{self._place.uri} --images FOLDER --model MODEL`"
+                f"there is no gallery{called} at {place.uri}: make one with `python -m mra_retrieval.index build --gallery "
+                f"{place.uri}{option} --images FOLDER --model MODEL`"
             )
 
     def _where(self, text: str | None) -> Where | None:

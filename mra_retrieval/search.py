@@ -165,7 +165,8 @@ def save_picture(rows: list[RankedQuery], path: Path) -> None:
         draw_rankings(rows, f"green: likely, red: {NOT_IN_GALLERY}").save(temporary)
         os.replace(temporary, path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--save {path} cannot be written ({error})") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"--save {path} cannot be written ({reason})") from None
     finally:
         temporary.unlink(missing_ok=True)
 

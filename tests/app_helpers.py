@@ -31,14 +31,21 @@ def make_gallery(root: Path) -> Path:
     return root / "gallery.db"
 
 
-@contextlib.contextmanager
-def running_page(gallery: Path, log: Path, *arguments: str, env: dict[str, str] | None = None) -> Iterator[str]:
+def running_page(gallery: Path, log: Path, *arguments: str, env: dict[str, str] | None = None):
     """Runs app.py as a user would; gives its address once it answers."""
     port = free_port()
-    command = [sys.executable, str(ROOT / "app.py"), "--gallery", str(gallery), "--port", str(port), *arguments]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | (env or {})
+    command = [str(ROOT / "app.py"), "--gallery", str(gallery), "--port", str(port), *arguments]
+    return running(command, port, ROOT, log, env or {})
+
+
+@contextlib.contextmanager
+def running(command: list[str], port: int, folder: Path, log: Path, env: dict[str, str]) -> Iterator[str]:
+    """Runs a page in a folder, with the address that a port of this machine has; see `running_page`."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | env
     with open(log, "w") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
     try:
         url = f"http://127.0.0.1:{port}"
         give_up = time.monotonic() + START_SECONDS

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.hub_server import HubServer
+from tests.milvus_server import running_server
 
 
 @pytest.fixture
@@ -17,3 +18,10 @@ def hub_server(tmp_path):
 def one_thread():
     """Two threads that share busy cores wait for each other far longer than one takes alone."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def milvus_server(tmp_path_factory):
+    """A real Milvus server, for tests marked `server`."""
+    with running_server(tmp_path_factory.mktemp("milvus")) as server:
+        yield server

@@ -190,10 +190,17 @@ def test_nothing_of_an_upload_is_left_when_the_page_stops(root):
 
 
 def test_what_is_wrong_is_told_without_a_traceback(root, monkeypatch):
+    monkeypatch.setitem(os.environ, "GRADIO_TEMP_DIR", "")
     monkeypatch.delenv("MRA_GALLERY", raising=False)
     with pytest.raises(SystemExit):
         app.main([])
     with pytest.raises(SystemExit, match=r"app.py: model .* is neither a folder"):
         app.main(["--gallery", str(root / "other.db"), "--model", str(root / "nowhere")])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit, match=f"app.py: port {port} is taken: pass another --port"):
+            app.main(["--gallery", str(root / "other.db"), "--port", port])
     monkeypatch.setenv("MRA_GALLERY", "x.db")
     assert app.make_parser().parse_args([]).gallery == "x.db"

@@ -213,6 +213,8 @@ def test_on_a_phone(driver, url):
     person.screenshot("phone-start")
     keys = person.search("a woman in a red coat")
     person.check_width()
+    above = "return document.getElementById('results').getBoundingClientRect().top"
+    person.wait(lambda: driver.execute_script(above) < PHONE[1] / 2)  # the page scrolls to what it found
     first, second = person.all(".mra-hit")[:2]
     assert first.rect["y"] == second.rect["y"] and first.rect["width"] > 90
     driver.execute_script("arguments[0].scrollIntoView()", first)

@@ -43,7 +43,8 @@ def make_stats(**changes):
 
 def test_the_title_says_what_the_gallery_holds():
     assert "1,200 images from 2 cameras</p>" in app_view.show_title(make_stats())
-    assert "2026 to 2027" in app_view.show_title(make_stats(first_time="2026", last_time="2027"))
+    times = {"first_time": "2026-01-31T00:00:00", "last_time": "2026-02-01T08:15:30"}
+    assert "cameras, 2026-01-31 to 2026-02-01 08:15:30" in app_view.show_title(make_stats(**times))
     assert "is empty" in app_view.show_title(None) and "is empty" in app_view.show_title(make_stats(images=0))
 
 
@@ -64,7 +65,7 @@ def test_hits_are_buttons_that_say_which_image_they_are():
 def test_the_status_tells_the_likely_from_the_unlikely():
     timings = {"encode": 0.1, "search": 0.2}
     likely = app_view.show_status(SearchResult([make_hit()], 0.5, timings, reranked=8))
-    assert "1 images in 0.30 s, 8 re-ranked." in likely and "mra-warning" not in likely
+    assert "1 image in 0.30 s, 8 re-ranked." in likely and "mra-warning" not in likely
     unlikely = app_view.show_status(SearchResult([make_hit(likely=False)], 0.5, timings, reranked=8))
     assert (
         "Probably not in the gallery: no image reaches the threshold of 50%" in unlikely and "mra-warning" in unlikely
@@ -77,7 +78,7 @@ def test_a_result_is_shown_with_its_words():
     shown = app_view.show_detail(make_hit(), IMAGE, make_explanation("a", "red", "coat"))
     assert re.findall(r"<figcaption>([^<]*)", shown) == ["image", "all words", "a", "red", "coat"]
     assert shown.count("mra-faint") == 1 and "Result 1: 84.0% match" in shown
-    assert "camera: c1 · time: 2026-01-31T08:00:00 · note: door" in shown and "secret" not in shown
+    assert "camera: c1 · time: 2026-01-31 08:00 · note: door" in shown and "secret" not in shown
     without = app_view.show_detail(make_hit(), IMAGE, None)
     assert re.findall(r"<figcaption>([^<]*)", without) == ["image"] and "Ask in words" in without
 

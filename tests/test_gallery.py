@@ -4,6 +4,7 @@ import io
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import datasets
@@ -28,10 +29,15 @@ def other_model(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("other"), seed=1)
 
 
-@pytest.fixture(params=["memory", "milvus"])
+@pytest.fixture(params=["memory", "milvus", pytest.param("server", marks=pytest.mark.server)])
 def gallery(request, model, tmp_path):
-    uri = ":memory:" if request.param == "memory" else tmp_path / "gallery.db"
-    with Gallery(uri, encoder=encoder_of(model)) as gallery:
+    if request.param == "server":
+        server = request.getfixturevalue("milvus_server")
+        name = f"test_{uuid.uuid4().hex}"
+        options = {"uri": server.uri, "token": server.token, "collection": name, "files": tmp_path / "files"}
+    else:
+        options = {"uri": ":memory:" if request.param == "memory" else tmp_path / "gallery.db"}
+    with Gallery(encoder=encoder_of(model), **options) as gallery:
         yield gallery
 
 
@@ -426,13 +432,18 @@ def test_remove_leaves_nothing_behind(model, tmp_path):
         assert gallery.verify().problems == [] and len(gallery) == 8
 
 
-def test_remove_by_where_and_with_the_files(gallery, tmp_path):
+def test_remove_by_where_and_with_the_files(gallery, tmp_path, caplog):
     people = tmp_path / "people"
     keys = write_pictures(people, 6)
     gallery.build(people, [{"path": key, "camera": f"c{number % 2}"} for number, key in enumerate(keys)])
     assert gallery.remove(where='camera == "c1"', delete_files=True) == 3
     assert [key for key in keys if (people / key).exists()] == sorted(contents(gallery)) == keys[::2]
     assert gallery.remove(where='camera == "c1"') == 0
+    shutil.copy(people / keys[0], people / "twin.jpg")
+    gallery.build(people)
+    with caplog.at_level("WARNING"):
+        assert gallery.remove(keys=[keys[0]]) == 1
+    assert "equal pictures stay under 1 other keys, such as twin.jpg" in caplog.text
     for options, message in (
         ({}, "either where or keys"),
         ({"where": "speed > 1"}, "no field"),
@@ -508,6 +519,9 @@ def test_asking_makes_no_gallery(model, tmp_path):
             gallery.search("a man")
         with pytest.raises(ValueError, match="there is no gallery at"):
             gallery.add(tmp_path)
+    named = pytest.raises(ValueError, match=r"no gallery other at .*typo\.db: .* --collection other --images")
+    with Gallery(tmp_path / "typo.db", encoder=encoder_of(model), collection="other") as gallery, named:
+        gallery.stats()
     assert not (tmp_path / "typo.db").exists()
 
 

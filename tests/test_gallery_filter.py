@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mra_retrieval.gallery_filter import parse_where, read_time
-from mra_retrieval.gallery_milvus import EmbeddedStore
+from mra_retrieval.gallery_milvus import EmbeddedStore, MilvusStore
 from mra_retrieval.gallery_store import MemoryStore, Record
 
 
@@ -32,14 +32,19 @@ def make_records() -> list[Record]:
     return records
 
 
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory):
-    stores = MemoryStore(), EmbeddedStore(tmp_path_factory.mktemp("store") / "g.db", "people")
+@pytest.fixture(scope="module", params=["embedded", pytest.param("server", marks=pytest.mark.server)])
+def stores(request, tmp_path_factory):
+    if request.param == "server":
+        server = request.getfixturevalue("milvus_server")
+        milvus = MilvusStore(server.uri, "filters", server.token)
+    else:
+        milvus = EmbeddedStore(tmp_path_factory.mktemp("store") / "g.db", "people")
+    stores = MemoryStore(), milvus
     for store in stores:
         store.create(4)
         store.upsert(make_records())
     yield stores
-    stores[1].close()
+    milvus.close()
 
 
 def random_where(pick: random.Random, depth: int = 0) -> str:
@@ -80,6 +85,11 @@ def test_random_filters_mean_the_same_in_memory_and_in_milvus(stores):
         assert in_memory == in_milvus, where
         sizes.add(len(in_memory))
     assert len(sizes) > 15  # not all of them empty or full
+
+
+def test_exists_stands_in_parentheses_of_its_own():
+    """A server reads `exists a and b` as `exists (a and b)` and refuses it; milvus-lite would take it."""
+    assert parse_where("speed > 1", FIELDS).to_milvus() == '((exists metadata["speed"]) and metadata["speed"] > 1)'
 
 
 @pytest.mark.parametrize(

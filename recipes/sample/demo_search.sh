@@ -7,7 +7,7 @@ MODEL=outputs/sample/finetune/best
 OUT=outputs/sample/search
 GALLERY=$OUT/gallery.db
 export TOKENIZERS_PARALLELISM=false
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the model is small: two threads wait for each other longer than one takes
 
 for needed in $MODEL/config.json $DATA/README.md; do
     test -f $needed || { echo "demo_search.sh: there is no $needed: run 'make demo' first" >&2; exit 1; }

@@ -1,4 +1,7 @@
-"""Losses of MRA as pure functions: soft-target contrastive loss, choice of hard negatives, masked-language loss."""
+"""
+Losses of MRA as pure functions (soft-target contrastive loss, choice of hard negatives, masked-language loss), and the rows
+that texts and images become on their way to them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +29,11 @@ class TextBatch:
     lengths: Sequence[int] | None = None
     identity_ids: torch.Tensor | None = None
 
+    def counts(self, with_padding: bool = False) -> list[int]:
+        """Positions of each row to read: its tokens, where the host knows them, or all."""
+        rows, length = self.input_ids.shape
+        return [length] * rows if with_padding or self.lengths is None else list(self.lengths)
+
 
 @dataclass
 class MatchingPairs:
@@ -43,15 +51,83 @@ class MatchingPairs:
 
     knows_drawn_texts: ClassVar[bool] = True  # on the host, where that is the device: asking another would wait for it
 
-    def lengths(self, of_texts: Sequence[int] | None, length: int) -> list[int]:
-        """Tokens of the text of each pair, `length` where the host does not know them."""
+    def lengths(self, of_texts: Sequence[int]) -> list[int]:
+        """Tokens of the text of each pair, or the most there may be."""
         size = len(self.texts) // 3
-        if of_texts is None:
-            return [length] * 3 * size
         drawn = [max(of_texts)] * size
         if self.knows_drawn_texts and self.texts.device.type == "cpu":
             drawn = [of_texts[text] for text in self.texts[2 * size :].tolist()]
         return [*of_texts, *of_texts, *drawn]
+
+
+@dataclass
+class FusionRows:
+    """
+    Pairs of text and image on their way through the fusion layers.
+
+    Args:
+        texts, images: `(pairs,)` rows of all texts and images there are.
+        lengths: tokens of each pair's text, or the most there may be.
+        positions: `(pairs, n)` text positions whose result is read.
+        counts: how many of the n of each pair.
+        labels: `(pairs,)` or `(pairs, n)`, for the loss.
+    """
+
+    texts: torch.Tensor
+    images: torch.Tensor
+    lengths: list[int]
+    positions: torch.Tensor
+    counts: list[int]
+    labels: torch.Tensor
+
+
+def matching_rows(texts: TextBatch, text_rows: torch.Tensor, pairs: MatchingPairs, is_local: bool) -> FusionRows:
+    """
+    Rows of which [CLS] is read.
+
+    Args:
+        texts: of this process.
+        text_rows: `(texts,)`, where those among which the pairs chose stand among all.
+        pairs: what was drawn.
+        is_local: whether they were drawn among this process's texts, whose lengths it knows.
+    """
+    count = len(pairs.texts)
+    first = torch.zeros(count, 1, dtype=torch.long, device=pairs.texts.device)
+    lengths = pairs.lengths(texts.counts()) if is_local else [texts.input_ids.shape[1]] * count
+    return FusionRows(text_rows[pairs.texts], pairs.images, lengths, first, [1] * count, pairs.labels)
+
+
+def masked_rows(
+    texts: TextBatch, text_rows: torch.Tensor, images: torch.Tensor, labels: torch.Tensor, max_masked: int | None
+) -> FusionRows:
+    """
+    Rows of which masked tokens are read.
+
+    Args:
+        texts: masked captions.
+        text_rows, images: `(batch,)`, where they and their images stand among all.
+        labels: `(batch, max_text_length)`, -100 where nothing is masked.
+        max_masked: the most labels of a row; every position is read when absent.
+    """
+    lengths = texts.counts()
+    labels = labels[:, : max(lengths)]
+    # Labelled positions first, then the others in order: those behind a text's end come last and are not counted.
+    positions = (labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, :max_masked]
+    counts = [min(positions.shape[1], length) for length in lengths]
+    return FusionRows(text_rows, images, lengths, positions, counts, labels.gather(1, positions))
+
+
+def join_rows(parts: Sequence[FusionRows]) -> dict[str, torch.Tensor | list[int]]:
+    """Arguments of `MRAModel.fuse` for several kinds of rows in one pass, in order."""
+    width = max(rows.positions.shape[1] for rows in parts)
+    padded = [F.pad(rows.positions, (0, width - rows.positions.shape[1])) for rows in parts]
+    return {
+        "text_index": torch.cat([rows.texts for rows in parts]),
+        "image_index": torch.cat([rows.images for rows in parts]),
+        "positions": torch.cat(padded),
+        "pair_lengths": [length for rows in parts for length in rows.lengths],
+        "position_counts": [count for rows in parts for count in rows.counts],
+    }
 
 
 class _GatherWithGradient(torch.autograd.Function):

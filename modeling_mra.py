@@ -35,8 +35,11 @@ try:
         contrastive_loss,
         gather_constant,
         gather_features,
+        join_rows,
         masked_language_loss,
+        masked_rows,
         matching_loss,
+        matching_rows,
         own_rows,
     )
 except ImportError:  # run from the repository root
@@ -60,8 +63,11 @@ except ImportError:  # run from the repository root
         contrastive_loss,
         gather_constant,
         gather_features,
+        join_rows,
         masked_language_loss,
+        masked_rows,
         matching_loss,
+        matching_rows,
         own_rows,
     )
 
@@ -447,9 +453,8 @@ class MRAModel(MRAPreTrainedModel):
         layers, dtype = self.fusion_layers, text_hidden_states.dtype
         self_mask = visibility_mask(attention_mask, dtype, implementation)
         cross_mask = visibility_mask(image_attention_mask, dtype, implementation)
-        if (
-            len(layers) == 1 and text_index is not None
-        ):  # the layer that pairs texts is not the one that picks positions
+        if len(layers) == 1 and text_index is not None:
+            # One layer cannot pair texts and pick positions of the pairs: they are paired before.
             text_hidden_states = text_hidden_states.index_select(0, text_index)
             self_mask = None if self_mask is None else self_mask.index_select(0, text_index)
             text_index, text_lengths = None, pair_lengths
@@ -715,14 +720,13 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         counts = []
         for kind, text in texts.items():
             # Features pool over the padding too, so that it has to be encoded; masked captions have none.
-            size, length = text.input_ids.shape
-            known = text.lengths is not None and (kind == "mlm_" or self.config.projection_type == "linear")
-            counts += text.lengths if known else [length] * size
+            reads_padding = kind != "mlm_" and self.config.projection_type == "part_pooling"
+            counts += text.counts(with_padding=reads_padding)
         input_ids, attention_mask = (
             torch.cat([getattr(text, name) for text in texts.values()]) for name in ("input_ids", "attention_mask")
         )
         hidden_states = self.mra.get_text_hidden_states(input_ids, attention_mask, counts)
-        return dict(zip(texts, hidden_states.split(size), strict=True))
+        return dict(zip(texts, hidden_states.chunk(len(texts)), strict=True))
 
     def _regions(self, image_hidden_states, region_attention_mask):
         """
@@ -789,57 +793,39 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
             pairs: of each kind but `mlm_`, whose captions meet their own images.
             labels, max_masked: as passed to [`forward`].
         """
-        takes_all = self.config.itm_negatives == "all"
+        takes_all, size = self.config.itm_negatives == "all", len(image_tokens)
         gather, own = (gather_constant, own_rows) if takes_all else (_unchanged, _unchanged)
-        (size, length), device = texts[""].input_ids.shape, image_tokens.device
         states = torch.cat(list(text_hidden_states.values()))
         attention_mask = gather(torch.cat([text.attention_mask for text in texts.values()]))
         if takes_all:
             image_tokens, states = gather_features(image_tokens), gather_features(states)
-        knows_lengths = len(image_tokens) == size  # those of other processes' texts it does not
-        rows = torch.arange(len(states), device=device).view(-1, len(texts), size)  # processes, kinds, batch
+        every_image = torch.arange(len(image_tokens), device=image_tokens.device)
+        every_text = torch.arange(len(states), device=image_tokens.device).view(-1, len(texts), size)
+        is_local = len(image_tokens) == size  # lengths of other processes' texts are not known here
 
-        text_index, image_index, masks, lengths, positions, counts = [], [], [], [], [], []
-        for kind, kind_rows in zip(texts, rows.unbind(dim=1), strict=True):
+        rows = {}
+        for kind, kind_texts in zip(texts, every_text.unbind(dim=1), strict=True):  # processes, batch
             if kind == "mlm_":
-                every = torch.arange(len(image_tokens), device=device)
-                text_index.append(own(kind_rows.flatten()))
-                image_index.append(own(every))
-                lengths += texts[kind].lengths or [length] * size
-                labels = labels[:, : max(lengths[-size:])]
-                positions.append((labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, :max_masked])
+                rows[kind] = masked_rows(texts[kind], own(kind_texts.flatten()), own(every_image), labels, max_masked)
             else:
-                text_index.append(kind_rows.flatten()[pairs[kind].texts])
-                image_index.append(pairs[kind].images)
-                lengths += pairs[kind].lengths(texts[kind].lengths if knows_lengths else None, length)
-                positions.append(torch.zeros(3 * size, 1, dtype=torch.long, device=device))
-            # Positions come in order but for labelled ones, which are first: those behind a text's end come last.
-            counts += [min(positions[-1].shape[1], n) for n in lengths[-len(positions[-1]) :]]
-            if visible is not None:
-                masks.append(gather(visible["region_" if kind == "region_" else ""])[image_index[-1]])
-        most = max(counts)
-        text_lengths = [n for text in texts.values() for n in text.lengths or [length] * size]
+                rows[kind] = matching_rows(texts[kind], kind_texts.flatten(), pairs[kind], is_local)
+        image_mask = None
+        if visible is not None:
+            region, whole = gather(visible["region_"]), gather(visible[""])
+            image_mask = torch.cat([(region if k == "region_" else whole)[r.images] for k, r in rows.items()])
+        lengths = [length for text in texts.values() for length in text.counts()]
         fused = self.mra.fuse(
-            states,
-            attention_mask,
-            image_tokens,
-            torch.cat(masks) if masks else None,
-            text_index=torch.cat(text_index),
-            image_index=torch.cat(image_index),
-            positions=torch.cat([F.pad(at, (0, most - at.shape[1])) for at in positions]),
-            text_lengths=text_lengths if knows_lengths else None,
-            pair_lengths=lengths,
-            position_counts=counts,
-        )
+            states, attention_mask, image_tokens, image_mask, text_lengths=lengths if is_local else None,
+            **join_rows(list(rows.values())),
+        )  # fmt: skip
         losses = {}
-        for kind, of_kind in zip(texts, fused.split([len(at) for at in positions]), strict=True):
+        parts = fused.split([len(of_kind.texts) for of_kind in rows.values()])
+        for (kind, of_kind), states in zip(rows.items(), parts, strict=True):
             if kind == "mlm_":
-                logits = self.mlm_head(of_kind)
-                losses["mlm_loss"] = masked_language_loss(
-                    logits.flatten(0, 1), labels.gather(1, positions[-1]).flatten()
-                )
+                logits = self.mlm_head(states[:, : of_kind.positions.shape[1]])
+                losses["mlm_loss"] = masked_language_loss(logits.flatten(0, 1), of_kind.labels.flatten())
             else:
-                losses[f"{kind}itm_loss"] = matching_loss(self.mra.match_head(of_kind[:, 0]), pairs[kind].labels)
+                losses[f"{kind}itm_loss"] = matching_loss(self.mra.match_head(states[:, 0]), of_kind.labels)
         return losses
 
     def _weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -198,8 +198,11 @@ def test_the_generator_repeats_the_losses(model, batch):
     assert len(torch.stack(losses).unique()) > 1
 
 
+@pytest.mark.parametrize("projection", ["part_pooling", "linear"])
 @torch.no_grad()
-def test_skipping_padding_changes_nothing(model, batch):
+def test_skipping_padding_changes_nothing(projection, batch):
+    vision = {"image_size": [128, 64], "window_size": [2] * 4}
+    model = tiny_model(tiny_config(vision_config=vision, projection_type=projection))
     short = dict(batch)
     keep = torch.arange(56) < torch.tensor([[40], [9], [40], [23]])
     for prefix in ("", "augmented_", "phrase_"):

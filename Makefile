@@ -25,7 +25,7 @@ EXTRAS := dev,deepspeed,tracking,dad,search
 
 install: .venv/installed  ## Make .venv and install the project with its test and training extras
 
-demo: .venv/installed  ## Sample data -> pretrain -> fine-tune -> evaluate -> ranked picture (about 9 minutes on 2 cores)
+demo: .venv/installed  ## Sample data -> pretrain -> fine-tune -> evaluate -> ranked picture (about 8 minutes on 2 cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/sample/demo.sh
 
 demo-search: .venv/installed  ## After demo: index the sample test images, search them in words (under 2 minutes)

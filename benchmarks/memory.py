@@ -39,12 +39,18 @@ PHRASE_LENGTH = 6  # tokens of a phrase with its [CLS] and [SEP]
 def main(command_line: list[str] | None = None) -> None:
     """Prints the peak of the recipe's batch, its parts, and the largest batch that fits cards of some sizes."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--recipe", type=Path, help="of pretraining or fine-tuning; a tiny model when left out")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        help="of pretraining or fine-tuning the published architecture; a tiny model when left out",
+    )
     parser.add_argument("--batch_size", type=int, help="rows, instead of the recipe's")
     parser.add_argument("--gradient_checkpointing", choices=("none", "vision", "all"), default="none")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the forward pass")
     parser.add_argument("--json", action="store_true", help="end with one line that holds the result as JSON")
     args = parser.parse_args(command_line)
+    if args.recipe and not args.recipe.is_file():
+        parser.error(f"--recipe: there is no file {args.recipe}")
     recipe = yaml.safe_load(args.recipe.read_text()) if args.recipe else {}
     batch_size = args.batch_size or recipe.get("per_device_batch_size", 4)
     config, with_regions = read_recipe(recipe) if args.recipe else (tiny_config(), True)
@@ -71,10 +77,16 @@ def tiny_config() -> MRAConfig:
 
 
 def read_recipe(recipe: dict) -> tuple[MRAConfig, bool]:
-    """The published architecture under a recipe's changes, and whether it trains on regions (pretraining does)."""
+    """
+    The published architecture under a recipe's changes, and whether it trains on regions, as what starts anew does.
+
+    What a model folder that a recipe starts from says of its architecture is not read.
+    """
     vision = {name: recipe[name] for name in SHAPE if recipe.get(name) is not None}
     projection = {name: recipe[name] for name in ("projection_type", "projection_dim") if recipe.get(name)}
-    return MRAConfig(vision_config=vision, **projection), "model_name_or_path" not in recipe
+    fields = {**(recipe.get("model_config") or {}), **projection}
+    fields["vision_config"] = {**fields.get("vision_config", {}), **vision}
+    return MRAConfig(**fields), recipe.get("model_name_or_path") is None
 
 
 def peak_of_step(

@@ -38,6 +38,13 @@ def test_recipe_and_cards(tmp_path, capsys, monkeypatch):
     recipe.write_text(yaml.safe_dump(fields))
     config, with_regions = memory.read_recipe(fields)
     assert config.projection_type == "linear" and config.vision_config.image_size == [64, 32] and not with_regions
+    sizes = {"embed_dim": 8, "depths": [1, 1, 1, 1]}
+    config, with_regions = memory.read_recipe({"model_config": {"vision_config": sizes}, "image_size": [64, 32]})
+    assert (config.vision_config.embed_dim, config.vision_config.image_size, with_regions) == (8, [64, 32], True)
+    with pytest.raises(SystemExit):
+        memory.main(["--recipe", str(tmp_path / "none.yaml")])
+    assert "there is no file" in capsys.readouterr().err
+    with_regions = False
     monkeypatch.setattr(memory, "read_recipe", lambda recipe: (make_config(full_size=False), with_regions))
     memory.main(["--recipe", str(recipe), "--dtype", "float32", "--json"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -12,7 +12,7 @@ import convert_checkpoint
 import eval_retrieval
 import train_finetune
 import train_pretrain
-from benchmarks import region_features
+from benchmarks import paired_runs
 from data_scripts.preparation import parse_arguments as parse_preparation
 from mra_training.arguments import parse_arguments
 
@@ -43,7 +43,7 @@ PARSERS = {
     "train_finetune.py": lambda argv: parse_arguments(train_finetune.THEMES, argv=argv),
     "eval_retrieval.py": HfArgumentParser(eval_retrieval.EvaluationArguments).parse_args_into_dataclasses,
     "convert_checkpoint.py": HfArgumentParser(convert_checkpoint.ConversionArguments).parse_args_into_dataclasses,
-    "benchmarks/region_features.py": region_features.make_parser().parse_args,
+    "benchmarks/paired_runs.py": paired_runs.make_parser().parse_args,
     "data_scripts.prepare_sda": prepare,
     "data_scripts.prepare_pedes": prepare,
 }
@@ -70,7 +70,7 @@ def test_no_pretraining_starts_from_swin_and_bert():
 def test_flags_in_the_text_exist():
     arguments = [train_pretrain.THEMES, train_finetune.THEMES, eval_retrieval.EvaluationArguments]
     parsers = [HfArgumentParser(types) for types in [*arguments, convert_checkpoint.ConversionArguments]]
-    parsers.append(region_features.make_parser())
+    parsers.append(paired_runs.make_parser())
     known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
     shown = {flag for code in re.findall(r"`([^`\n]+)`", TEXT) for flag in re.findall(r"(?<!\S)--\w+", code)}
     assert len(shown) > 20 and shown <= known, shown - known

@@ -1,0 +1,172 @@
+"""Train the arms of a comparison with the same seeds and tabulate the validation metrics and their paired differences.
+
+    python benchmarks/paired_runs.py --script train_pretrain.py --recipe recipes/sample/pretrain.yaml \
+        --arm "paper: --region_features paper" --arm "published_code: --region_features published_code" \
+        --seeds 0 1 2 3 4 --common "--num_train_epochs 1" --output_dir outputs/region_features
+
+Every run is `accelerate launch` of the script with the recipe, the common options and those of its arm; in both, `{arm}` and
+`{seed}` stand for the run's own. Runs of one seed start alike and see the data in the same order, so arms are compared seed by
+seed. The sample set comes from the first three commands of recipes/sample/demo.sh. The last line is one JSON object.
+"""
+
+import argparse
+import importlib
+import json
+import math
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mra_training.arguments import parse_arguments, resolved_recipe
+from mra_training.checkpointing import changed_keys
+
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ("train_pretrain.py", "train_finetune.py")
+METRICS = ("R1", "R5", "R10", "mAP")
+# Validate once, at the end, and keep nothing but the last model.
+OF_EVERY_RUN = ("--eval_every_epochs", "1000000", "--save_minutes", "0", "--overwrite_output_dir")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run each arm with each seed and print mean, standard deviation and paired differences."""
+    args = make_parser().parse_args(argv)
+    arms = dict(args.arm)
+    if len(arms) < len(args.arm):
+        sys.exit(f"--arm: names must differ, got {', '.join(name for name, _ in args.arm)}")
+    runs = {name: [] for name in arms}
+    for seed in args.seeds:
+        for name, options in arms.items():
+            start = time.perf_counter()
+            runs[name].append(validate_run(args, name, options, seed))
+            shown = "  ".join(f"{ranking} {values['R1']:.2f}" for ranking, values in runs[name][-1].items())
+            print(f"{name} seed {seed}: R@1 {shown} ({time.perf_counter() - start:.0f} s)", flush=True)
+    results = {name: summarize(found) for name, found in runs.items()}
+    first = next(iter(arms))
+    differences = {
+        f"{first} - {name}": summarize([subtract(*pair) for pair in zip(runs[first], runs[name], strict=True)])
+        for name in arms
+        if name != first
+    }
+    print()
+    print_table(results | differences)
+    settings = {name: getattr(args, name) for name in ("script", "recipe", "seeds", "common")} | {"arms": arms}
+    print(json.dumps({"benchmark": "paired_runs"} | settings | {"results": results, "differences": differences}))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser; a setting that no option names is the recipe's."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--script", choices=SCRIPTS, default="train_pretrain.py")
+    parser.add_argument("--recipe", default="recipes/sample/pretrain.yaml", help="of the script")
+    parser.add_argument(
+        "--arm",
+        type=parse_arm,
+        action="append",
+        required=True,
+        metavar="'NAME: OPTIONS'",
+        help="a name and the script's options that make it; the first arm is compared with each of the others",
+    )
+    parser.add_argument("--common", default="", help="options of the script that all runs share")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--accelerate_config", default="accelerate_configs/cpu.yaml")
+    parser.add_argument("--output_dir", default="outputs/paired_runs", help="holds one folder per run")
+    parser.add_argument("--reuse", action="store_true", help="take finished runs of the same settings from there")
+    return parser
+
+
+def parse_arm(text: str) -> tuple[str, str]:
+    """Split "name: options".
+
+    Raises:
+        argparse.ArgumentTypeError: if there is no name that can be part of a folder's name.
+    """
+    name, colon, options = text.partition(":")
+    if not colon or not name.replace("-", "_").isidentifier():
+        raise argparse.ArgumentTypeError(
+            f"expected 'NAME: OPTIONS' with a name of letters, digits and _, got {text!r}"
+        )
+    return name, options.strip()
+
+
+def validate_run(args: argparse.Namespace, name: str, options: str, seed: int) -> dict[str, dict[str, float]]:
+    """Train once, or find the finished run, and return its last validation: rankings by name, metrics in percent.
+
+    Raises:
+        SystemExit: if the run fails, with the end of what it printed, or validates on nothing.
+    """
+    folder = ROOT / args.output_dir / f"{name}_seed{seed}"
+    words = shlex.split(f"{args.common} {options}".replace("{arm}", name).replace("{seed}", str(seed)))
+    script_args = ["--config", args.recipe, *words, "--seed", str(seed), "--output_dir", str(folder), *OF_EVERY_RUN]
+    if not (args.reuse and is_finished(folder, args.script, script_args)):
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", args.accelerate_config]
+        # accelerate would take one thread
+        environment = {"OMP_NUM_THREADS": str(os.cpu_count()), "TOKENIZERS_PARALLELISM": "false"} | os.environ
+        command = [*launch, args.script, *script_args]
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        if run.returncode:
+            sys.exit(f"{shlex.join(command)}\nfailed:\n{run.stderr[-3000:]}")
+    found = last_validation(folder)
+    if found is None:
+        sys.exit(f"{folder} validated on nothing: name a set with a validation split in the recipe or --common")
+    return found
+
+
+def is_finished(folder: Path, script: str, script_args: list[str]) -> bool:
+    """Return whether the folder holds a finished run of exactly these settings."""
+    if not (folder / "final").is_dir() or last_validation(folder) is None:
+        return False
+    themes = importlib.import_module(script.removesuffix(".py")).THEMES
+    return not changed_keys(resolved_recipe(*parse_arguments(themes, argv=script_args)), folder)
+
+
+def last_validation(folder: Path) -> dict[str, dict[str, float]] | None:
+    """Read the last validation of metrics.jsonl, cut to the metrics of the table; None if there is none."""
+    path = folder / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    found = [record["validation"] for record in records if "validation" in record]
+    if not found:
+        return None
+    return {ranking: {name: values[name] for name in METRICS} for ranking, values in found[-1].items()}
+
+
+def subtract(ours: dict, theirs: dict) -> dict:
+    """Subtract one run's metrics from another's, ranking by ranking."""
+    return {ranking: {name: ours[ranking][name] - theirs[ranking][name] for name in METRICS} for ranking in ours}
+
+
+def summarize(runs: list[dict]) -> dict:
+    """Return mean and standard deviation over seeds (None for one seed) and the values, by ranking and metric."""
+    return {
+        ranking: {
+            name: {
+                "mean": statistics.fmean(values),
+                "deviation": statistics.stdev(values) if len(values) > 1 else None,
+                "values": [round(value, 4) for value in values],
+            }
+            for name in METRICS
+            for values in [[run[ranking][name] for run in runs]]
+        }
+        for ranking in runs[0]
+    }
+
+
+def print_table(rows: dict[str, dict]) -> None:
+    """Print one line for each row and ranking: mean and standard deviation of every metric."""
+    width = max(len(f"{row}, {ranking}") for row, rankings in rows.items() for ranking in rankings)
+    print(" " * width + "".join(f"{name:>16}" for name in ("R@1", "R@5", "R@10", "mAP")))
+    for row, rankings in rows.items():
+        for ranking, metrics in rankings.items():
+            cells = [
+                f"{m['mean']:.2f} ± {math.nan if m['deviation'] is None else m['deviation']:.2f}"
+                for m in metrics.values()
+            ]
+            print(f"{f'{row}, {ranking}':<{width}}" + "".join(f"{cell:>16}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()

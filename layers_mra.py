@@ -305,7 +305,14 @@ class MRAPartProjection(nn.Module):
         self.linear = nn.Linear(width, projection_dim)
 
     def forward(self, parts: torch.Tensor) -> torch.Tensor:
-        return self.linear(self.dropout(self.norm(parts)))
+        """Map `(batch, width)` to `(batch, projection_dim)`; a BatchNorm whose weights are frozen keeps its statistics."""
+        norm = self.norm
+        if norm.training and not norm.weight.requires_grad:
+            # An adapter saves no buffers of the model it adapts: statistics moved by its training would be lost with it.
+            parts = F.batch_norm(parts, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        else:
+            parts = norm(parts)
+        return self.linear(self.dropout(parts))
 
 
 # ---------------------------------------------------------------- towers

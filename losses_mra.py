@@ -151,17 +151,22 @@ def is_traced() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
+def has_values(tensor: torch.Tensor) -> bool:
+    """Return whether the values may be looked at: fake and meta tensors have none, a traced call knows none."""
+    return not is_traced() and type(tensor) is torch.Tensor and not tensor.is_meta
+
+
 def raise_first(problems: Sequence[Problem]) -> None:
     """
     Raise the first problem there is; the device is asked once for all of them.
 
-    Fake and meta tensors, which have no values, have no problems.
+    Tensors without values have no problems (see [`has_values`]).
 
     Raises:
         ValueError: with the problem's sentence.
     """
     flags = [(find(), explain) for find, explain in problems]
-    flags = [(flag, explain) for flag, explain in flags if type(flag) is torch.Tensor and not flag.is_meta]
+    flags = [(flag, explain) for flag, explain in flags if has_values(flag)]
     if flags:
         found = torch.stack([flag for flag, _ in flags]).tolist()
         for is_found, (_, explain) in zip(found, flags, strict=True):
@@ -192,7 +197,7 @@ def refuse_keywords(method: str, config: PreTrainedConfig, given: Mapping[str, A
     if given.get("inputs_embeds") is not None:
         raise ValueError(f"`inputs_embeds` is not supported by {method}: pass `input_ids`")
     token_types = given.get("token_type_ids")
-    if token_types is not None and not is_traced():
+    if token_types is not None:
         message = "`token_type_ids` must be 0: a text of MRA is one segment; leave them out"
         raise_first([(lambda: (token_types != 0).any(), lambda: message)])
     shared = ("output_attentions", "output_hidden_states", "inputs_embeds", "token_type_ids")

@@ -38,6 +38,7 @@ try:
         forward_method,
         gather_constant,
         gather_features,
+        has_values,
         join_rows,
         masked_language_loss,
         masked_rows,
@@ -74,6 +75,7 @@ except ImportError:  # run from the repository root
         forward_method,
         gather_constant,
         gather_features,
+        has_values,
         join_rows,
         masked_language_loss,
         masked_rows,
@@ -273,6 +275,7 @@ class MRAModel(MRAPreTrainedModel):
         problems = check_texts(self.config.text_config, {"": (input_ids, attention_mask)})
         if lengths is None:
             raise_first(problems)
+            self._warn_without_mask(input_ids, attention_mask)
         packing = Packing(*input_ids.shape, input_ids.device, lengths)
         mask = visibility_mask(attention_mask, self.dtype, self.config.text_config._attn_implementation)
         return packing.unpack(self.text_model(input_ids, mask, packing))
@@ -348,12 +351,21 @@ class MRAModel(MRAPreTrainedModel):
         Longer ones are left alone, with a warning where they are pooled. Without a mask every position is a token.
         """
         check_texts(self.config.text_config, {"": (input_ids, attention_mask)})
+        self._warn_without_mask(input_ids, attention_mask)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         missing = max(self.config.max_text_length - input_ids.shape[1], 0)
         self._warn_of_length(input_ids.shape[1])
         input_ids = F.pad(input_ids, (0, missing), value=self.config.text_config.pad_token_id)
         return input_ids, F.pad(attention_mask, (0, missing), value=0)
+
+    def _warn_without_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+        padding = self.config.text_config.pad_token_id
+        if attention_mask is None and has_values(input_ids) and (input_ids == padding).any():
+            logger.warning_once(
+                "`attention_mask` is missing although `input_ids` hold padding, which is then read as text: pass the mask "
+                "that the model's MRAProcessor gives"
+            )
 
     def _warn_of_length(self, length: int) -> None:
         limit = self.config.max_text_length

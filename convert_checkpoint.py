@@ -183,6 +183,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict | N
         ignored = sorted(str(name) for name in content.keys() - {wrappers[0], "config"})
         if ignored:
             logger.warning("%s: not part of a model and left out: %s", path, ", ".join(ignored))
+    if stored is not None and not isinstance(stored, Mapping):
+        raise ValueError(f"{path}: `config` must be a mapping, got a {type(stored).__name__}")
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise ValueError(
             f"{path} must hold a state dict of tensors, bare or as one of {', '.join(WRAPPERS)}, got a "
@@ -194,8 +196,6 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict | N
             f"{path} must hold a state dict of tensors, got other values among them: {', '.join(others[:5])}; known entries "
             f"for the state dict are {', '.join(WRAPPERS)}"
         )
-    if stored is not None and not isinstance(stored, Mapping):
-        raise ValueError(f"{path}: `config` must be a mapping, got a {type(stored).__name__}")
     state_dict = _strip_prefixes({str(name): tensor for name, tensor in state_dict.items()})
     try:
         refuse_other_layouts(state_dict)
@@ -227,7 +227,9 @@ def _load(path: Path):
             f"{path} is a web page (HTML), not a checkpoint: {again}, in a browser if the site asks to confirm"
         )
     if head.startswith(b"PK") and not is_archive:
-        raise ValueError(f"{path} is cut off: its {path.stat().st_size} bytes lack the end of the archive; {again}")
+        raise ValueError(
+            f"{path} cannot be read: it is cut off, its {path.stat().st_size} bytes lack the end of the archive; {again}"
+        )
     try:
         with torch.serialization.safe_globals(NUMPY_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)

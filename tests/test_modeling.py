@@ -749,7 +749,6 @@ WRONG = {
     "no mask": ({"phrase_attention_mask": lambda t: None}, "`phrase_attention_mask` go together"),
     "fewer images": ({"pixel_values": lambda t: t[:2]}, "`input_ids` and `pixel_values` must have as many rows"),
     "raw pixels": ({"pixel_values": lambda t: t.byte()}, "`pixel_values` must be normalised floats"),
-    "one image": ({"pixel_values": lambda t: t[0]}, "`pixel_values` must be a batch"),
     "another grid": ({"region_attention_mask": lambda t: t[:, :4]}, r"grid of 4 x 2 patches, got \(4, 4\)"),
     "an empty region": ({"region_attention_mask": lambda t: t * 0}, "must mark at least one patch"),
     "fewer identities": ({"identity_ids": lambda t: t[:2]}, "`identity_ids` must be of shape"),
@@ -776,6 +775,8 @@ def test_wrong_inputs_of_the_encoders_are_named(model, batch):
     for call in (lambda: model.get_text_features(), lambda: model.get_image_features(), lambda: model.mra()):
         with pytest.raises(ValueError, match="must be given"):
             call()
+    with pytest.raises(ValueError, match="`pixel_values` must be a batch"):
+        model.get_image_features(batch["pixel_values"][0])
     with pytest.raises(ValueError, match="4 texts cannot be paired with 3 images"):
         model.fuse(texts, mask, images[:3])
     with pytest.raises(ValueError, match="`image_index` must be from 0 to 2"):

@@ -507,7 +507,7 @@ class Runs:
 
 def test_nothing_else_is_unpickled(state_dict, tmp_path, capsys):
     torch.save({"model": state_dict, "config": {"a": Runs()}}, tmp_path / "code.pth")
-    with pytest.raises(ValueError, match=r"holds (builtins|__builtin__)\.print, which could run code"):
+    with pytest.raises(ValueError, match=r"holds \S*print, which could run code"):
         read_checkpoint(tmp_path / "code.pth")
     assert "run" not in capsys.readouterr().out
 
@@ -572,7 +572,7 @@ def test_the_output_is_tried_before_the_work(tmp_path, state_dict, monkeypatch):
     monkeypatch.setattr(
         convert_checkpoint, "read_checkpoint", lambda path: pytest.fail("read before the output was tried")
     )
-    with pytest.raises(ValueError, match="`output`: .* cannot be written"):
+    with pytest.raises(ValueError, match=r"`output`: .* cannot be written"):
         convert_to_folder(tmp_path / "any.pth", tmp_path / "file" / "model")
 
 

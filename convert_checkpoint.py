@@ -1,4 +1,4 @@
-"""Convert a released MRA checkpoint to a folder for `from_pretrained`, or such a folder back.
+"""Convert a released MRA or APTM checkpoint to a folder for `from_pretrained`, or such a folder back.
 
     python convert_checkpoint.py --checkpoint data/checkpoint/ft_cuhk.pth --output models/mra-cuhk \
         --tokenizer bert-base-uncased
@@ -12,15 +12,17 @@ import contextlib
 import json
 import logging
 import os
-import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, HfArgumentParser
 
@@ -29,7 +31,13 @@ from modeling_mra import MRAForPreTraining
 from mra_training.arguments import HubArguments
 from mra_training.checkpointing import replace_folder
 from mra_training.model_card import build_converted_card, push_folder
-from mra_training.published_layout import describe_config, from_published, infer_config, to_published
+from mra_training.published_layout import (
+    describe_config,
+    from_published,
+    infer_config,
+    refuse_other_layouts,
+    to_published,
+)
 from processing_mra import MRAImageProcessor, MRAProcessor
 
 
@@ -37,6 +45,15 @@ logger = logging.getLogger(__name__)
 
 PUBLISHED_CONFIG = "published_config.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+WRAPPERS = ("model", "state_dict", "model_state_dict")  # entries that hold a state dict
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+# What pickled numbers and arrays of NumPy are made of, under the names of NumPy 1 and 2; none of them runs code.
+NUMPY_GLOBALS = [
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(code)) for code in np.typecodes["All"]},
+    *((getattr(np._core.multiarray, n), f"numpy.{c}.multiarray.{n}") for n in ("scalar", "_reconstruct") for c in ("core", "_core")),
+]  # fmt: skip
 
 
 @dataclass
@@ -49,6 +66,9 @@ class ConversionArguments:
     image_size: list[int] | None = field(
         default=None, metadata={"help": "Height and width, for a checkpoint that does not tell."}
     )
+    num_attention_heads: int | None = field(
+        default=None, metadata={"help": "Heads of each BERT layer, for a checkpoint that does not tell."}
+    )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Hub id or folder (bert-base-uncased for the released ones)."}
     )
@@ -56,8 +76,11 @@ class ConversionArguments:
     push_to_hub: str | None = field(default=None, metadata={"help": "Repository to push the folder to, user/name."})
 
     def __post_init__(self):
-        if self.to_published and (self.tokenizer or self.push_to_hub or self.image_size):
-            raise ValueError("`to_published` writes a .pth alone: leave out tokenizer, push_to_hub and image_size.")
+        of_folders = self.tokenizer, self.push_to_hub, self.image_size, self.num_attention_heads
+        if self.to_published and any(value is not None for value in of_folders):
+            raise ValueError(
+                "`to_published` writes a .pth alone: leave out tokenizer, push_to_hub, image_size and num_attention_heads"
+            )
         if self.image_size is not None and len(self.image_size) != 2:
             raise ValueError(f"`image_size` must be height and width, got {self.image_size}.")
 
@@ -71,8 +94,9 @@ def main(command_line: list[str] | None = None) -> None:
             convert_to_published(args.checkpoint, args.output, args.overwrite)
         else:
             convert_to_folder(
-                args.checkpoint, args.output, args.image_size, args.tokenizer, args.overwrite, args.push_to_hub
-            )
+                args.checkpoint, args.output, args.image_size, args.tokenizer, args.overwrite, args.push_to_hub,
+                args.num_attention_heads,
+            )  # fmt: skip
     except ValueError as error:
         parser.error(str(error))
     print(f"wrote {args.output}")
@@ -92,17 +116,19 @@ def convert_to_folder(
     tokenizer: str | None = None,
     overwrite: bool = False,
     repository: str | None = None,
+    num_attention_heads: int | None = None,
 ) -> MRAConfig:
     """
-    Writes a released checkpoint as a folder for `from_pretrained`, whole or not at all.
+    Write a released checkpoint of MRA or APTM as a folder for `from_pretrained`, whole or not at all.
 
     Args:
-        checkpoint: a `.pth` with `{"model": state dict, "config": dict}` or a bare state dict.
+        checkpoint: a `.pth` as [`read_checkpoint`] takes it.
         output: folder to write.
         image_size: height and width in pixels, where the checkpoint does not tell.
         tokenizer: Hub id or folder; without one the folder has no processor.
         overwrite: whether to replace an MRA folder that is there.
         repository: Hub id for the model card; the folder's name when absent.
+        num_attention_heads: of each BERT layer, where the checkpoint does not tell.
 
     Returns:
         The configuration that was read off the checkpoint.
@@ -113,18 +139,21 @@ def convert_to_folder(
     """
     checkpoint, output = Path(checkpoint), Path(output)
     _check_folder(output, overwrite)
-    state_dict, stored = read_checkpoint(checkpoint)
-    config = infer_config(state_dict, stored, image_size)
-    model = assemble(config, from_published(state_dict, config))
-    processor = None if tokenizer is None else build_processor(config, stored or {}, tokenizer)
     with _unfinished(output) as folder:
+        state_dict, stored = read_checkpoint(checkpoint)
+        try:
+            config = infer_config(state_dict, stored, image_size, num_attention_heads)
+            model = assemble(config, from_published(state_dict, config))
+        except ValueError as error:
+            raise ValueError(f"{checkpoint}: {error}") from error
+        processor = None if tokenizer is None else build_processor(config, stored or {}, tokenizer)
         model.save_pretrained(folder)
         if processor is None:
             logger.warning("No --tokenizer was given: %s holds weights alone, without a processor.", output)
         else:
             processor.save_pretrained(folder)
         if stored is not None:
-            (folder / PUBLISHED_CONFIG).write_text(_dump(stored), encoding="utf-8")
+            (folder / PUBLISHED_CONFIG).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
         card = build_converted_card(
             repository or output.name, checkpoint.name, describe_architecture(config), processor is not None
         )
@@ -134,36 +163,121 @@ def convert_to_folder(
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict | None]:
     """
-    Reads the tensors of a released checkpoint and its stored configuration, if it has one.
+    Read the tensors of a released checkpoint and its stored configuration, if it has one.
 
-    Nothing but tensors and plain values is unpickled; the tensors stay on disk until they are used.
+    The file holds a state dict, bare or as its `model`, `state_dict` or `model_state_dict`, with a `config` beside it or not.
+    Names may carry the prefix of DistributedDataParallel or torch.compile. Nothing but tensors, plain values and NumPy's
+    numbers and arrays is unpickled; the tensors stay on disk until they are used.
 
     Raises:
-        ValueError: if the file is missing, damaged, or holds anything else.
+        ValueError: if the file is missing, damaged, of another model, holds anything else or weights that are not finite.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"`checkpoint`: no file at {str(path)!r}; expected a released .pth.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read as tensors and plain values ({error}). Download it again; if it holds other "
-            "objects, save its `model` and `config` anew."
-        ) from error
+    content = _load(path)
     state_dict, stored = content, None
-    if isinstance(content, Mapping) and "model" in content:
-        state_dict, stored = content["model"], content.get("config")
-        ignored = sorted(str(name) for name in content.keys() - {"model", "config"})
+    wrappers = [name for name in WRAPPERS if name in content] if isinstance(content, Mapping) else []
+    if len(wrappers) > 1:
+        raise ValueError(f"{path} holds several state dicts ({', '.join(wrappers)}): save the one to convert alone")
+    if wrappers:
+        state_dict, stored = content[wrappers[0]], content.get("config")
+        ignored = sorted(str(name) for name in content.keys() - {wrappers[0], "config"})
         if ignored:
-            logger.warning("%s: not part of a model and left out: %s.", path, ", ".join(ignored))
-    if not isinstance(state_dict, Mapping) or not all(isinstance(t, torch.Tensor) for t in state_dict.values()):
-        raise ValueError(
-            f"{path} must hold `{{'model': state dict, 'config': dict}}` or a bare state dict of tensors."
-        )
+            logger.warning("%s: not part of a model and left out: %s", path, ", ".join(ignored))
     if stored is not None and not isinstance(stored, Mapping):
-        raise ValueError(f"{path}: `config` must be a mapping, got a {type(stored).__name__}.")
-    return dict(state_dict), None if stored is None else dict(stored)
+        raise ValueError(f"{path}: `config` must be a mapping, got a {type(stored).__name__}")
+    if not isinstance(state_dict, Mapping) or not state_dict:
+        raise ValueError(
+            f"{path} must hold a state dict of tensors, bare or as one of {', '.join(WRAPPERS)}, got a "
+            f"{type(state_dict).__name__}{'' if state_dict else ' that is empty'}"
+        )
+    others = [f"{name!r} ({type(value).__name__})" for name, value in state_dict.items() if not torch.is_tensor(value)]
+    if others:
+        raise ValueError(
+            f"{path} must hold a state dict of tensors, got other values among them: {', '.join(others[:5])}; known entries "
+            f"for the state dict are {', '.join(WRAPPERS)}"
+        )
+    state_dict = _strip_prefixes({str(name): tensor for name, tensor in state_dict.items()})
+    try:
+        refuse_other_layouts(state_dict)
+        stored = None if stored is None else _plain(stored, "config")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    _refuse_infinite(path, state_dict)
+    return state_dict, stored
+
+
+def _load(path: Path):
+    """Unpickle a file of tensors, with sentences for what is downloaded in its place."""
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no file"
+        raise ValueError(f"`checkpoint`: {what} at {str(path)!r}; expected a released .pth")
+    try:
+        with path.open("rb") as file:
+            head = file.read(512).lstrip()
+        is_archive = zipfile.is_zipfile(path)
+    except OSError as error:
+        raise ValueError(f"`checkpoint`: {str(path)!r} cannot be read ({error.strerror or error})") from error
+    again = "download it again"
+    if not head:
+        raise ValueError(f"{path} is empty: {again}")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer, not the file it stands for: run `git lfs pull`, or {again}")
+    if head[:1] == b"<":
+        raise ValueError(
+            f"{path} is a web page (HTML), not a checkpoint: {again}, in a browser if the site asks to confirm"
+        )
+    if head.startswith(b"PK") and not is_archive:
+        raise ValueError(
+            f"{path} cannot be read: it is cut off, its {path.stat().st_size} bytes lack the end of the archive; {again}"
+        )
+    try:
+        with torch.serialization.safe_globals(NUMPY_GLOBALS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle fails in more ways than can be listed
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if foreign:
+            reason = f"it holds {foreign[1]}, which could run code: save its tensors and a plain `config` alone"
+        else:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = f"it is damaged, cut off or of another format ({first}): {again}"
+        raise ValueError(f"{path} cannot be read as tensors and plain values: {reason}") from error
+
+
+def _strip_prefixes(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state_dict)), None):
+        state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+    return state_dict
+
+
+def _plain(value, name: str):
+    """
+    Turn NumPy's and torch's numbers, arrays and dtypes in a stored configuration into what JSON can hold.
+
+    Raises:
+        ValueError: naming the entry that is anything else.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, f"{name}.{key}") for key, inner in value.items()}
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(inner, f"{name}[{position}]") for position, inner in enumerate(value)]
+    if isinstance(value, (np.dtype, torch.dtype, torch.device)):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"`{name}` must be a plain value, got a {type(value).__name__}: save the checkpoint without it")
+
+
+def _refuse_infinite(path: Path, state_dict: Mapping[str, torch.Tensor]) -> None:
+    diverged = [name for name, tensor in state_dict.items() if not torch.isfinite(tensor).all()]
+    if diverged:
+        raise ValueError(
+            f"{path} holds NaN or infinite values in {len(diverged)} of {len(state_dict)} tensors ({', '.join(diverged[:5])}): "
+            "its training diverged or the file is damaged; take an earlier checkpoint or download it again"
+        )
 
 
 def assemble(config: MRAConfig, state_dict: Mapping[str, torch.Tensor]) -> MRAForPreTraining:
@@ -242,21 +356,16 @@ def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool
     """
     folder, output = Path(folder), Path(output)
     if output.is_dir() or (output.exists() and not overwrite):
-        mend = "give a file name" if output.is_dir() else "pass --overwrite or another name"
-        raise ValueError(f"`output`: {str(output)!r} exists: {mend}.")
+        fix = "give a file name" if output.is_dir() else "pass --overwrite or another name"
+        raise ValueError(f"`output`: {str(output)!r} exists: {fix}")
     if not (folder / "config.json").is_file():
         raise ValueError(f"`checkpoint`: {str(folder)!r} is no folder with a config.json.")
-    config = MRAConfig.from_pretrained(folder)
-    published = folder / PUBLISHED_CONFIG
-    stored = json.loads(published.read_text(encoding="utf-8")) if published.is_file() else describe_config(config)
-    model = assemble(config, _complete(read_folder(folder), config, folder))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
+    with _unfinished(output, is_file=True) as unfinished:
+        config = MRAConfig.from_pretrained(folder)
+        published = folder / PUBLISHED_CONFIG
+        stored = json.loads(published.read_text(encoding="utf-8")) if published.is_file() else describe_config(config)
+        model = assemble(config, _complete(read_folder(folder), config, folder))
         torch.save({"model": to_published(model), "config": stored}, unfinished)
-        os.replace(unfinished, output)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_folder(folder: Path) -> dict[str, torch.Tensor]:
@@ -315,22 +424,25 @@ def _check_folder(output: Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _unfinished(output: Path) -> Iterator[Path]:
-    """A folder beside the output that takes its name when everything is in it, and is removed otherwise."""
-    folder = output.with_name(f".{output.name}.{os.getpid()}")
-    folder.mkdir(parents=True)
+def _unfinished(output: Path, is_file: bool = False) -> Iterator[Path]:
+    """
+    Give a folder or file beside the output that takes its name when everything is in it, and is removed otherwise.
+
+    It is made before the work, so that a place that cannot be written to is known then.
+
+    Raises:
+        ValueError: if it cannot be written, or not to its end.
+    """
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        yield folder
-        replace_folder(folder, output)
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.touch() if is_file else unfinished.mkdir()
+        yield unfinished
+        os.replace(unfinished, output) if is_file else replace_folder(unfinished, output)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"`output`: {str(output)!r} cannot be written ({error})") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _dump(stored: Mapping) -> str:
-    try:
-        return json.dumps(stored, indent=2) + "\n"
-    except TypeError as error:
-        raise ValueError(f"The checkpoint's `config` must hold plain values alone ({error}).") from error
+        unfinished.unlink(missing_ok=True) if is_file else shutil.rmtree(unfinished, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""Parts that the MRA models are made of: pooling of tokens, packing of texts, attention, text and fusion layers."""
+"""Parts that the MRA models are made of: pooling of tokens, packing of texts, attention, layers, vision and text tower."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import (
     BertAttention,
+    BertEmbeddings,
     BertIntermediate,
     BertOutput,
     BertPredictionHeadTransform,
@@ -18,9 +21,11 @@ from transformers.models.bert.modeling_bert import (
 
 
 try:
-    from .configuration_mra import MRATextConfig
+    from .configuration_mra import MRATextConfig, MRAVisionConfig
 except ImportError:  # run from the repository root
-    from configuration_mra import MRATextConfig
+    if __package__:
+        raise
+    from configuration_mra import MRATextConfig, MRAVisionConfig
 
 
 NUM_PARTS = 3  # reference notes: AdaptiveAvgPool1d(3) over the tokens
@@ -274,6 +279,17 @@ class MRALanguageHead(nn.Module):
         self.transform = BertPredictionHeadTransform(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
+    def resize_bias(self, size: int) -> None:
+        """
+        Give the bias one value for each of `size` words; words that are new start at 0, as the whole bias did.
+
+        Raises:
+            ValueError: if the bias is spread over processes.
+        """
+        if self.bias.numel() == 0:
+            raise ValueError("`resize_token_embeddings` must be called before DeepSpeed ZeRO-3 spreads the weights")
+        self.bias.data = F.pad(self.bias.data, (0, size - len(self.bias)))  # a negative width cuts
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Maps `(..., hidden_size)` to logits `(..., vocab_size)`."""
         return self.decoder(self.transform(hidden_states)) + self.bias
@@ -289,4 +305,92 @@ class MRAPartProjection(nn.Module):
         self.linear = nn.Linear(width, projection_dim)
 
     def forward(self, parts: torch.Tensor) -> torch.Tensor:
-        return self.linear(self.dropout(self.norm(parts)))
+        """Map `(batch, width)` to `(batch, projection_dim)`; a BatchNorm whose weights are frozen keeps its statistics."""
+        norm = self.norm
+        if norm.training and not norm.weight.requires_grad:
+            # An adapter saves no buffers of the model it adapts: statistics moved by its training would be lost with it.
+            parts = F.batch_norm(parts, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        else:
+            parts = norm(parts)
+        return self.linear(self.dropout(parts))
+
+
+# ---------------------------------------------------------------- towers
+
+
+class MRAVisionModel(nn.Module):
+    """timm Swin without its head, whose tokens are preceded by their mean."""
+
+    def __init__(self, config: MRAVisionConfig):
+        super().__init__()
+        self.swin = timm.create_model(
+            "swin_base_patch4_window7_224",
+            pretrained=False,
+            num_classes=0,
+            img_size=tuple(config.image_size),
+            patch_size=config.patch_size,
+            in_chans=config.num_channels,
+            embed_dim=config.embed_dim,
+            depths=tuple(config.depths),
+            num_heads=tuple(config.num_heads),
+            window_size=tuple((side, side) for side in config.effective_window_size),  # two ints would be one window
+            mlp_ratio=config.mlp_ratio,
+            proj_drop_rate=config.drop_rate,
+            drop_path_rate=config.drop_path_rate,
+        )
+        for module in self.swin.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = config.layer_norm_eps
+            # timm shifts along the longer side even where the window covers the shorter one; the published Swin does not
+            if isinstance(module, SwinTransformerBlock) and min(module.input_resolution) <= min(module.window_size):
+                module.shift_size = (0, 0)
+                module.init_non_persistent_buffers()
+        self.dropout = nn.Dropout(config.drop_rate)
+        self.input_shape = (config.num_channels, *config.image_size)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Map `(batch, 3, height, width)`, of any float type, to `(batch, 1 + patches, hidden_size)`.
+
+        Raises:
+            ValueError: if the pixels have another shape or are integers.
+        """
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != self.input_shape:
+            channels, height, width = self.input_shape
+            raise ValueError(
+                f"`pixel_values` must be a batch of {height} x {width} pixels (height x width) of shape (batch, {channels}, "
+                f"{height}, {width}), got {tuple(pixel_values.shape)}: prepare the images with the model's MRAProcessor"
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"`pixel_values` must be normalised floats, got {pixel_values.dtype}: prepare the images with the model's "
+                "MRAProcessor"
+            )
+        hidden_states = self.swin.patch_embed(pixel_values.to(self.swin.patch_embed.proj.weight.dtype))
+        hidden_states = self.dropout(hidden_states)
+        hidden_states = self.swin.norm(self.swin.layers(hidden_states))  # batch, rows, columns, width
+        patches = hidden_states.flatten(1, 2)
+        return torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
+
+    def set_fused_attention(self, fused: bool) -> None:
+        """Chooses between `scaled_dot_product_attention` and plain matrix products in every window."""
+        for module in self.swin.modules():
+            if isinstance(module, WindowAttention):
+                module.fused_attn = fused
+
+
+class MRATextModel(nn.Module):
+    """BERT's embeddings and its layers that read text alone; the weights have the names of `BertModel`."""
+
+    def __init__(self, config: MRATextConfig):
+        super().__init__()
+        self.embeddings = BertEmbeddings(config)
+        layers = [MRATextLayer(config, index) for index in range(config.num_text_layers)]
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
+
+    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor | None, packing: Packing) -> torch.Tensor:
+        """Encodes `(texts, length)` tokens to `(tokens, hidden_size)`, packed; `mask` is from [`visibility_mask`]."""
+        hidden_states = packing.pack(self.embeddings(input_ids=input_ids))
+        for layer in self.encoder["layer"]:
+            hidden_states = layer(hidden_states, packing, mask)
+        return hidden_states

@@ -3,25 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertEmbeddings
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 
 try:
-    from .configuration_mra import MRAConfig, MRATextConfig, MRAVisionConfig
+    from .configuration_mra import MRAConfig
     from .layers_mra import (
         NUM_PARTS,
         MRAFusionLayer,
         MRALanguageHead,
         MRAPartProjection,
-        MRATextLayer,
+        MRATextModel,
+        MRAVisionModel,
         Packing,
         keys_and_values,
         masked_mean,
@@ -31,25 +30,34 @@ try:
     from .losses_mra import (
         MatchingPairs,
         TextBatch,
+        check_pairing,
+        check_texts,
+        check_training_batch,
         choose_hard_negatives,
         contrastive_loss,
+        forward_method,
         gather_constant,
         gather_features,
+        has_values,
         join_rows,
         masked_language_loss,
         masked_rows,
         matching_loss,
         matching_rows,
         own_rows,
+        raise_first,
     )
 except ImportError:  # run from the repository root
-    from configuration_mra import MRAConfig, MRATextConfig, MRAVisionConfig
+    if __package__:
+        raise
+    from configuration_mra import MRAConfig
     from layers_mra import (
         NUM_PARTS,
         MRAFusionLayer,
         MRALanguageHead,
         MRAPartProjection,
-        MRATextLayer,
+        MRATextModel,
+        MRAVisionModel,
         Packing,
         keys_and_values,
         masked_mean,
@@ -59,18 +67,26 @@ except ImportError:  # run from the repository root
     from losses_mra import (
         MatchingPairs,
         TextBatch,
+        check_pairing,
+        check_texts,
+        check_training_batch,
         choose_hard_negatives,
         contrastive_loss,
+        forward_method,
         gather_constant,
         gather_features,
+        has_values,
         join_rows,
         masked_language_loss,
         masked_rows,
         matching_loss,
         matching_rows,
         own_rows,
+        raise_first,
     )
 
+
+logger = logging.get_logger(__name__)
 
 ImageKeysValues = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -128,81 +144,14 @@ class MRAImageTextRetrievalOutput(ModelOutput):
         match_logits: `(texts, images, 2)`, class 1 being "match"; `None` unless asked for.
         image_embeds: `(images, projection_dim)`, L2-normalised.
         text_embeds: `(texts, projection_dim)`, L2-normalised.
+        logits_per_image: `(images, texts)` similarities divided by the temperature, as CLIP names them.
     """
 
     similarity: torch.FloatTensor | None = None
     match_logits: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
-
-
-# ---------------------------------------------------------------- towers
-
-
-class MRAVisionModel(nn.Module):
-    """timm Swin without its head, whose tokens are preceded by their mean."""
-
-    def __init__(self, config: MRAVisionConfig):
-        super().__init__()
-        self.swin = timm.create_model(
-            "swin_base_patch4_window7_224",
-            pretrained=False,
-            num_classes=0,
-            img_size=tuple(config.image_size),
-            patch_size=config.patch_size,
-            in_chans=config.num_channels,
-            embed_dim=config.embed_dim,
-            depths=tuple(config.depths),
-            num_heads=tuple(config.num_heads),
-            window_size=tuple((side, side) for side in config.effective_window_size),  # two ints would be one window
-            mlp_ratio=config.mlp_ratio,
-            proj_drop_rate=config.drop_rate,
-            drop_path_rate=config.drop_path_rate,
-        )
-        for module in self.swin.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = config.layer_norm_eps
-            # timm shifts along the longer side even where the window covers the shorter one; the published Swin does not
-            if isinstance(module, SwinTransformerBlock) and min(module.input_resolution) <= min(module.window_size):
-                module.shift_size = (0, 0)
-                module.init_non_persistent_buffers()
-        self.dropout = nn.Dropout(config.drop_rate)
-        self.image_size = tuple(config.image_size)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Maps `(batch, 3, height, width)` to `(batch, 1 + patches, hidden_size)`."""
-        if tuple(pixel_values.shape[-2:]) != self.image_size:
-            raise ValueError(
-                f"`pixel_values` must be {self.image_size[0]} x {self.image_size[1]} pixels (height x width), got "
-                f"{pixel_values.shape[-2]} x {pixel_values.shape[-1]}: prepare the images with the model's MRAProcessor."
-            )
-        hidden_states = self.dropout(self.swin.patch_embed(pixel_values))
-        hidden_states = self.swin.norm(self.swin.layers(hidden_states))  # batch, rows, columns, width
-        patches = hidden_states.flatten(1, 2)
-        return torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
-
-    def set_fused_attention(self, fused: bool) -> None:
-        """Chooses between `scaled_dot_product_attention` and plain matrix products in every window."""
-        for module in self.swin.modules():
-            if isinstance(module, WindowAttention):
-                module.fused_attn = fused
-
-
-class MRATextModel(nn.Module):
-    """BERT's embeddings and its layers that read text alone; the weights have the names of `BertModel`."""
-
-    def __init__(self, config: MRATextConfig):
-        super().__init__()
-        self.embeddings = BertEmbeddings(config)
-        layers = [MRATextLayer(config, index) for index in range(config.num_text_layers)]
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
-
-    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor | None, packing: Packing) -> torch.Tensor:
-        """Encodes `(texts, length)` tokens to `(tokens, hidden_size)`, packed; `mask` is from [`visibility_mask`]."""
-        hidden_states = packing.pack(self.embeddings(input_ids=input_ids))
-        for layer in self.encoder["layer"]:
-            hidden_states = layer(hidden_states, packing, mask)
-        return hidden_states
+    logits_per_image: torch.FloatTensor | None = None
 
 
 # ---------------------------------------------------------------- models
@@ -310,16 +259,23 @@ class MRAModel(MRAPreTrainedModel):
         lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """
-        Encodes tokens with the text-only layers.
+        Encode tokens with the text-only layers.
 
         Args:
             input_ids, attention_mask: `(batch, length)`; 1 = token.
             lengths: positions of each row to encode, from the first on; all when absent. The rest of the row is 0 in the
-                result.
+                result. Where they are given, nothing is asked of the device: the values of ids and mask are not checked.
 
         Returns:
             `(batch, length, text hidden_size)`.
+
+        Raises:
+            ValueError: if ids or mask have another shape or type, or a value that the model cannot read.
         """
+        problems = check_texts(self.config.text_config, {"": (input_ids, attention_mask)})
+        if lengths is None:
+            raise_first(problems)
+            self._warn_without_mask(input_ids, attention_mask)
         packing = Packing(*input_ids.shape, input_ids.device, lengths)
         mask = visibility_mask(attention_mask, self.dtype, self.config.text_config._attn_implementation)
         return packing.unpack(self.text_model(input_ids, mask, packing))
@@ -334,6 +290,7 @@ class MRAModel(MRAPreTrainedModel):
         Returns:
             Keys and values of each fusion layer, `(images, heads, length, width of a head)` each.
         """
+        image_hidden_states = image_hidden_states.to(self.dtype)
         return [keys_and_values(layer.crossattention, image_hidden_states) for layer in self.fusion_layers]
 
     def get_image_features(
@@ -348,7 +305,12 @@ class MRAModel(MRAPreTrainedModel):
 
         Returns:
             `(batch, projection_dim)`, L2-normalised.
+
+        Raises:
+            ValueError: unless exactly one of the two is given.
         """
+        if (pixel_values is None) == (image_hidden_states is None):
+            raise ValueError("`pixel_values` or `image_hidden_states` must be given, and not both")
         if image_hidden_states is None:
             image_hidden_states = self.get_image_hidden_states(pixel_values)
         return self.project_image(image_hidden_states)
@@ -369,7 +331,13 @@ class MRAModel(MRAPreTrainedModel):
 
         Returns:
             `(batch, projection_dim)`, L2-normalised.
+
+        Raises:
+            ValueError: unless exactly one of `input_ids` and `text_hidden_states` is given, or as
+                [`get_text_hidden_states`] does.
         """
+        if (input_ids is None) == (text_hidden_states is None):
+            raise ValueError("`input_ids` or `text_hidden_states` must be given, and not both")
         if text_hidden_states is None:
             text_hidden_states = self.get_text_hidden_states(*self.pad_captions(input_ids, attention_mask))
         return self.project_text(text_hidden_states)
@@ -377,16 +345,40 @@ class MRAModel(MRAPreTrainedModel):
     def pad_captions(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pads `(batch, length)` tokens and their mask to `max_text_length`; longer ones are left alone."""
+        """
+        Pad `(batch, length)` tokens and their mask to `max_text_length`, which `part_pooling` pools over.
+
+        Longer ones are left alone, with a warning where they are pooled. Without a mask every position is a token.
+        """
+        check_texts(self.config.text_config, {"": (input_ids, attention_mask)})
+        self._warn_without_mask(input_ids, attention_mask)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         missing = max(self.config.max_text_length - input_ids.shape[1], 0)
+        self._warn_of_length(input_ids.shape[1])
         input_ids = F.pad(input_ids, (0, missing), value=self.config.text_config.pad_token_id)
         return input_ids, F.pad(attention_mask, (0, missing), value=0)
 
+    def _warn_without_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+        padding = self.config.text_config.pad_token_id
+        if attention_mask is None and has_values(input_ids) and (input_ids == padding).any():
+            logger.warning_once(
+                "`attention_mask` is missing although `input_ids` hold padding, which is then read as text: pass the mask "
+                "that the model's MRAProcessor gives"
+            )
+
+    def _warn_of_length(self, length: int) -> None:
+        limit = self.config.max_text_length
+        is_pooled = self.config.projection_type == "part_pooling"
+        if length > limit and is_pooled and not torch.compiler.is_compiling():
+            logger.warning_once(
+                f"`input_ids`: texts are padded to {length} tokens, but the model pools over {limit} (`max_text_length`), so "
+                "that their embeddings are unlike those it was trained with: cut and pad texts with the model's MRAProcessor"
+            )
+
     def project_image(self, image_hidden_states: torch.Tensor, patch_mask: torch.Tensor | None = None) -> torch.Tensor:
         """
-        Projects image tokens to the shared space.
+        Project image tokens to the shared space.
 
         Args:
             image_hidden_states: `(batch, 1 + patches, vision hidden_size)`.
@@ -395,6 +387,7 @@ class MRAModel(MRAPreTrainedModel):
         Returns:
             `(batch, projection_dim)`, L2-normalised.
         """
+        image_hidden_states = image_hidden_states.to(self.dtype)
         if self.config.projection_type == "part_pooling":
             pooled = pool_parts(image_hidden_states[:, 1:], patch_mask)
         else:
@@ -402,7 +395,9 @@ class MRAModel(MRAPreTrainedModel):
         return F.normalize(self.vision_projection(pooled), dim=-1)
 
     def project_text(self, text_hidden_states: torch.Tensor) -> torch.Tensor:
-        """Projects `(batch, max_text_length, text hidden_size)` to `(batch, projection_dim)`, L2-normalised."""
+        """Project `(batch, max_text_length, text hidden_size)` to `(batch, projection_dim)`, L2-normalised."""
+        self._warn_of_length(text_hidden_states.shape[1])
+        text_hidden_states = text_hidden_states.to(self.dtype)
         pooled = text_hidden_states[:, 0]
         if self.config.projection_type == "part_pooling":
             pooled = torch.cat([pooled, pool_parts(text_hidden_states[:, 1:])], dim=1)
@@ -442,7 +437,16 @@ class MRAModel(MRAPreTrainedModel):
 
         Returns:
             `(pairs, length or n, text hidden_size)`; length is the longest of the given lengths.
+
+        Raises:
+            ValueError: if the texts, their mask, the images and the pairs differ in number or shape.
         """
+        images = image_hidden_states if image_keys_values is None else image_keys_values[0][0]
+        check_pairing(
+            text_hidden_states, attention_mask, images, image_attention_mask, text_index, image_index, positions,
+            read_values=text_lengths is None and pair_lengths is None,
+        )  # fmt: skip
+        text_hidden_states = text_hidden_states.to(self.dtype)
         if image_keys_values is None:
             image_keys_values = self.get_image_keys_values(image_hidden_states)
         if text_lengths is not None or pair_lengths is not None:
@@ -496,20 +500,25 @@ class MRAModel(MRAPreTrainedModel):
         )  # fmt: skip
         return self.match_head(fused[:, 0])
 
+    @forward_method
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        **kwargs,
     ) -> MRAOutput:
         """
-        Encodes images, texts or both.
+        Encode images, texts or both.
 
         Args:
             pixel_values: `(images, 3, height, width)`.
             input_ids, attention_mask: `(texts, length)`, padded to `max_text_length` if shorter.
+
+        Raises:
+            ValueError: if neither images nor texts are given, or one of them is not as its encoder takes it.
         """
+        if pixel_values is None and input_ids is None:
+            raise ValueError("`pixel_values`, `input_ids` or both must be given, got neither")
         output = MRAOutput()
         if pixel_values is not None:
             output.image_hidden_states = self.get_image_hidden_states(pixel_values)
@@ -565,16 +574,16 @@ class MRAForImageTextRetrieval(MRAEncodersMixin, MRAPreTrainedModel):
         self.temperature = nn.Parameter(torch.tensor([float(config.temperature)]))  # for the fusion of scores
         self.post_init()
 
+    @forward_method
     def forward(
         self,
         pixel_values: torch.Tensor,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         return_match_logits: bool = False,
-        **kwargs,
     ) -> MRAImageTextRetrievalOutput:
         """
-        Scores every text against every image.
+        Score every text against every image.
 
         Args:
             pixel_values: `(images, 3, height, width)`.
@@ -582,7 +591,7 @@ class MRAForImageTextRetrieval(MRAEncodersMixin, MRAPreTrainedModel):
             return_match_logits: also runs every pair through the fusion layers.
         """
         input_ids, attention_mask = self.mra.pad_captions(input_ids, attention_mask)
-        encoded = self.mra(pixel_values, input_ids, attention_mask)
+        encoded = self.mra(pixel_values, input_ids, attention_mask, return_dict=True)
         match_logits = None
         if return_match_logits:
             texts, images = len(input_ids), len(pixel_values)
@@ -593,11 +602,13 @@ class MRAForImageTextRetrieval(MRAEncodersMixin, MRAPreTrainedModel):
                 text_index=torch.arange(texts, device=input_ids.device).repeat_interleave(images),
                 image_index=torch.arange(images, device=input_ids.device).repeat(texts),
             ).view(texts, images, 2)
+        similarity = encoded.text_embeds @ encoded.image_embeds.t()
         return MRAImageTextRetrievalOutput(
-            similarity=encoded.text_embeds @ encoded.image_embeds.t(),
+            similarity=similarity,
             match_logits=match_logits,
             image_embeds=encoded.image_embeds,
             text_embeds=encoded.text_embeds,
+            logits_per_image=similarity.t() / self.temperature,
         )
 
 
@@ -623,6 +634,13 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         """Replaces the decoder of the masked-language head."""
         self.mlm_head.decoder = value
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """Resize the word embeddings, the decoder tied to them and its bias; see [`PreTrainedModel`]."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.mlm_head.resize_bias(self.config.text_config.vocab_size)
+        return embeddings
+
+    @forward_method
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -643,14 +661,13 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         phrase_lengths: Sequence[int] | None = None,
         mlm_lengths: Sequence[int] | None = None,
         max_masked: int | None = None,
-        **kwargs,
     ) -> MRAPreTrainingOutput:
         """
-        Computes the losses whose inputs are passed.
+        Compute the losses whose inputs are passed.
 
         Args:
             pixel_values: `(batch, 3, height, width)`.
-            input_ids, attention_mask: `(batch, max_text_length)` captions.
+            input_ids, attention_mask: `(batch, max_text_length)` captions. Shorter texts of any kind are padded.
             mlm_input_ids, labels: `(batch, max_text_length)` masked captions and their tokens, -100 where not masked.
             identity_ids: `(batch,)`; rows of one identity are no negatives of each other. Every row is its own
                 identity when absent.
@@ -668,19 +685,20 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
                 row, again for the time alone; at every position when absent.
 
         Raises:
-            ValueError: if phrases come without their region mask, or masked captions without labels.
+            ValueError: naming the argument that is missing, or has a shape, type or value that the model cannot read.
         """
-        if (phrase_input_ids is None) != (region_attention_mask is None):
-            raise ValueError("`phrase_input_ids` and `region_attention_mask` go together: pass both or neither.")
-        if (mlm_input_ids is None) != (labels is None):
-            raise ValueError("`mlm_input_ids` and `labels` go together: pass both or neither.")
         texts = {
             "region_": TextBatch(phrase_input_ids, phrase_attention_mask, phrase_lengths, phrase_ids),
             "": TextBatch(input_ids, attention_mask, caption_lengths, identity_ids),
             "augmented_": TextBatch(augmented_input_ids, augmented_attention_mask, augmented_lengths, identity_ids),
             "mlm_": TextBatch(mlm_input_ids, attention_mask, mlm_lengths),
         }
+        check_training_batch(self.config, pixel_values, texts, labels, region_attention_mask, max_masked)
         texts = {kind: text for kind, text in texts.items() if text.input_ids is not None}
+        for text in texts.values():
+            text.input_ids, text.attention_mask = self.mra.pad_captions(text.input_ids, text.attention_mask)
+        if labels is not None:
+            labels = F.pad(labels, (0, texts["mlm_"].input_ids.shape[1] - labels.shape[1]), value=-100)
         images = image_tokens = self.mra.get_image_hidden_states(pixel_values)
         hidden_states = self._encode_texts(texts)
         losses, pairs, text_embeds, visible = {}, {}, {}, None

@@ -5,7 +5,10 @@ import re
 from transformers import AutoTokenizer, BatchFeature, BertConfig, ProcessorMixin
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 CAPTION_STYLES = ("plain", "clean")
 _NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
@@ -74,11 +77,11 @@ class MRAProcessor(ProcessorMixin):
 
     def __call__(self, images=None, text=None, return_tensors="pt", **kwargs) -> BatchFeature:
         """
-        Prepares images, texts or both.
+        Prepare images, texts or both.
 
         Args:
             images: one image or a list, as [`MRAImageProcessor`] takes them.
-            text (`str` or `list[str]`): captions or phrases.
+            text (`str` or `list[str]`): captions or phrases. The first that is cut to `max_text_length` is warned of.
 
         Returns:
             `pixel_values` `(images, 3, height, width)` float, `input_ids` and `attention_mask`
@@ -102,6 +105,11 @@ class MRAProcessor(ProcessorMixin):
                 return_token_type_ids=False,
                 return_tensors=return_tensors,
             )
+            if any(encoding.overflowing for encoding in encoded.encodings):
+                logger.warning_once(
+                    f"`text`: a text of more than {self.max_text_length} tokens (`max_text_length`) was cut, and what stands "
+                    "behind them is not searched; this is said once"
+                )
             features.update(encoded)
         return BatchFeature(features)
 

@@ -1,8 +1,9 @@
 """Names and shapes of the released checkpoints, and how they map to and from [`MRAForPreTraining`]."""
 
+import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from scipy.interpolate import RectBivariateSpline
 from configuration_mra import MRAConfig, MRAVisionConfig
 from modeling_mra import MRAForPreTraining, MRAVisionModel
 
+
+logger = logging.getLogger(__name__)
 
 _PREFIXES = (  # published, ours; the order matters: the first that fits is taken
     ("text_encoder.bert.", "mra.text_model."),
@@ -38,6 +41,29 @@ _TIED = {
     "text_encoder.cls.predictions.decoder.weight": "text_encoder.bert.embeddings.word_embeddings.weight",
     "text_encoder.cls.predictions.decoder.bias": "text_encoder.cls.predictions.bias",
 }
+_NOT_CONVERTED = "its architecture is another, and only the released checkpoints of MRA and APTM are converted"
+_OTHER_LAYOUTS = (  # model, prefixes that must all occur, advice; the first that fits is named
+    ("RaSa", ("visual_encoder_m.", "prd_head."), _NOT_CONVERTED),
+    ("ALBEF", ("visual_encoder_m.", "text_encoder."), _NOT_CONVERTED),
+    ("IRRA", ("base_model.visual.",), _NOT_CONVERTED),
+    ("BLIP", ("visual_encoder.", "text_decoder."), _NOT_CONVERTED),
+    ("ALBEF or BLIP", ("visual_encoder.blocks.", "text_encoder."), _NOT_CONVERTED),
+    ("BLIP of transformers", ("vision_model.", "text_decoder."), _NOT_CONVERTED),
+    ("CLIP", ("visual.", "token_embedding."), _NOT_CONVERTED),
+    ("CLIP of transformers", ("vision_model.", "text_model."), _NOT_CONVERTED),
+    (
+        "Swin alone",
+        ("patch_embed.proj.", "layers.0.blocks."),
+        "pass the file to train_pretrain.py as --vision_weights",
+    ),
+    ("BERT alone", ("bert.embeddings.",), "pass its folder to train_pretrain.py as --text_weights"),
+    ("BERT alone", ("embeddings.word_embeddings.",), "pass its folder to train_pretrain.py as --text_weights"),
+    (
+        "a model of this project",
+        ("mra.vision_model.",),
+        "they need no conversion: load their folder with from_pretrained",
+    ),
+)
 _PUBLISHED_REGION_WEIGHT = 0.8  # once more in the training loop (reference notes, "Region term")
 _BERT_LAYER = re.compile(r"^(text_encoder\.bert\.)encoder\.layer\.(\d+)\.")
 _SWIN_BLOCK = re.compile(r"^vision_encoder\.layers\.(\d+)\.blocks\.(\d+)\.")
@@ -104,25 +130,31 @@ def to_published_name(name: str, num_text_layers: int, has_norm: bool) -> str:
 
 
 def infer_config(
-    state_dict: Mapping[str, torch.Tensor], stored: Mapping | None = None, image_size: Sequence[int] | None = None
+    state_dict: Mapping[str, torch.Tensor],
+    stored: Mapping | None = None,
+    image_size: Sequence[int] | None = None,
+    num_attention_heads: int | None = None,
 ) -> MRAConfig:
     """
-    Reads the architecture off the tensors of a released checkpoint and its stored configuration.
+    Read the architecture off the tensors of a released checkpoint and its stored configuration.
 
     Args:
         state_dict: tensors by published name.
         stored: the checkpoint's `config`, where it has one.
         image_size: height and width in pixels, where neither the shift masks nor the configuration tell.
+        num_attention_heads: of each BERT layer, where the configuration does not tell. The weights cannot: without it heads
+            of 64, as in every published BERT, are taken with a warning.
 
     Returns:
         A configuration with the published choices: `region_features`, `itc_gradient`, and a region weight of 0.8 x 0.8.
 
     Raises:
-        ValueError: if a part is missing, or the image size cannot be known or contradicts the shift masks.
+        ValueError: if a part is missing, the image size cannot be known or contradicts the shift masks, or the number of
+            heads contradicts the configuration or does not divide the width.
     """
     stored = dict(stored or {})
     vision = _infer_vision(state_dict, stored, image_size)
-    text = _infer_text(state_dict, stored)
+    text = _infer_text(state_dict, stored, num_attention_heads)
     has_norm = any(name.startswith("vision_proj.0.") for name in state_dict)
     projection = _require(state_dict, "vision_proj.2.weight" if has_norm else "vision_proj.weight")
     return MRAConfig(
@@ -207,7 +239,7 @@ def _image_size_from_masks(state_dict, windows: list[int], patch_size: int) -> t
     return None
 
 
-def _infer_text(state_dict, stored) -> dict:
+def _infer_text(state_dict, stored, num_attention_heads) -> dict:
     prefix = "text_encoder.bert."
     words = _require(state_dict, f"{prefix}embeddings.word_embeddings.weight")
     layers = {int(match[2]) for match in map(_BERT_LAYER.match, state_dict) if match}
@@ -221,7 +253,7 @@ def _infer_text(state_dict, stored) -> dict:
         "hidden_size": hidden_size,
         "num_hidden_layers": max(layers) + 1,
         "num_fusion_layers": max(layers) + 1 - min(fusion),
-        "num_attention_heads": details.get("num_attention_heads", max(1, hidden_size // 64)),  # 64 wide in every BERT
+        "num_attention_heads": _infer_heads(details.get("num_attention_heads"), num_attention_heads, hidden_size),
         "intermediate_size": _require(state_dict, f"{prefix}encoder.layer.0.intermediate.dense.weight").shape[0],
         "max_position_embeddings": _require(state_dict, f"{prefix}embeddings.position_embeddings.weight").shape[0],
         "type_vocab_size": _require(state_dict, f"{prefix}embeddings.token_type_embeddings.weight").shape[0],
@@ -230,6 +262,39 @@ def _infer_text(state_dict, stored) -> dict:
         "attention_probs_dropout_prob": details.get("attention_probs_dropout_prob", 0.1),
         "layer_norm_eps": details.get("layer_norm_eps", 1e-12),
     }
+
+
+def _infer_heads(stored: int | None, given: int | None, hidden_size: int) -> int:
+    if stored is not None and given is not None and stored != given:
+        raise ValueError(
+            f"`num_attention_heads` is {given}, but the checkpoint's configuration says {stored}: leave it out"
+        )
+    heads = stored if given is None else given
+    if heads is None:
+        heads = max(1, hidden_size // 64)
+        logger.warning(
+            "The checkpoint does not say how many attention heads its text layers have: %d is taken, for heads of 64 as in "
+            "BERT; another number changes every result, pass it as --num_attention_heads",
+            heads,
+        )
+    if heads < 1 or hidden_size % heads:
+        raise ValueError(f"`num_attention_heads` must divide the text layers' width of {hidden_size}, got {heads}")
+    return heads
+
+
+def refuse_other_layouts(names: Iterable[str]) -> None:
+    """
+    Refuse the weights of other models by name; those of MRA and APTM pass, and what is unknown too.
+
+    Raises:
+        ValueError: naming the model whose layout the names show, and what to do with it.
+    """
+    names = list(names)
+    if any(name.startswith("vision_encoder.") for name in names):
+        return
+    for model, prefixes, advice in _OTHER_LAYOUTS:
+        if all(any(name.startswith(prefix) for name in names) for prefix in prefixes):
+            raise ValueError(f"these are weights of {model} (names begin with {', '.join(prefixes)}): {advice}")
 
 
 def _require(state_dict, name: str) -> torch.Tensor:
@@ -322,7 +387,9 @@ def from_published(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) ->
         listing = "\n".join(
             f"{title} ({len(names)}): {', '.join(names)}" for title, names in problems.items() if names
         )
-        raise ValueError(f"The checkpoint does not fit the published layout.\n{listing}")
+        raise ValueError(
+            f"the tensors do not fit the published layout; is it the whole checkpoint of a released MRA or APTM?\n{listing}"
+        )
     text_layers = config.text_config.num_text_layers
     weights = {to_mra_name(name, text_layers): t for name, t in known.items() if not is_derived_buffer(name)}
     return {**weights, "temperature": weights["temperature"].reshape(1)}

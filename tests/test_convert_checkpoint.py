@@ -2,12 +2,14 @@
 
 import json
 import logging
+import re
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel
@@ -437,6 +439,197 @@ def test_push(state_dict, tmp_path, monkeypatch, capsys):
     assert pushed == [(output, "user/mra")]
     assert "https://there" in capsys.readouterr().out
     assert 'from_pretrained("user/mra"' in (tmp_path / "model" / "README.md").read_text()
+
+
+# ---------------------------------------------------------------- files that differ, are damaged or of other models
+
+
+def test_heads_that_the_checkpoint_does_not_tell(tmp_path, caplog):
+    """64 wide with 2 heads: the guess of heads of 64 is 1, which is said; the option takes the true number."""
+    state_dict = published_state(small_config(text_config={"hidden_size": 64, "num_attention_heads": 2}))
+    stored = STORED | {"text_config": "configs/config_bert.json"}
+    path = save(tmp_path / "small.pth", state_dict, stored)
+    assert convert_to_folder(path, tmp_path / "guessed").text_config.num_attention_heads == 1
+    assert "pass it as --num_attention_heads" in caplog.text
+    caplog.clear()
+    main(["--checkpoint", str(path), "--output", str(tmp_path / "given"), "--num_attention_heads", "2"])
+    assert "--num_attention_heads" not in caplog.text
+    assert MRAConfig.from_pretrained(tmp_path / "given").text_config.num_attention_heads == 2
+    for heads in (5, 0, -2):
+        with pytest.raises(ValueError, match="must divide the text layers' width of 64"):
+            infer_config(state_dict, stored, num_attention_heads=heads)
+    with pytest.raises(ValueError, match="the checkpoint's configuration says 2"):
+        infer_config(state_dict, STORED, num_attention_heads=4)
+
+
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state_dict", None])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+def test_wrappers_and_prefixes(wrapper, prefix, state_dict, tmp_path):
+    prefixed = {f"{prefix}{name}": tensor for name, tensor in state_dict.items()}
+    torch.save({wrapper: prefixed, "config": STORED} if wrapper else prefixed, tmp_path / "other.pth")
+    read, stored = read_checkpoint(tmp_path / "other.pth")
+    assert equal(read, state_dict) and stored == (STORED if wrapper else None)
+
+
+def test_two_state_dicts_are_ambiguous(state_dict, tmp_path):
+    torch.save({"model": state_dict, "state_dict": state_dict}, tmp_path / "two.pth")
+    with pytest.raises(ValueError, match=r"several state dicts \(model, state_dict\)"):
+        read_checkpoint(tmp_path / "two.pth")
+
+
+def test_numpy_values_in_the_configuration(state_dict, tmp_path):
+    numbers = {
+        "h": np.int64(384),
+        "LabelSmooth": np.float32(0.5),
+        "sizes": np.arange(3),
+        "names": np.array(["a", "b"]),
+        "flag": np.bool_(True),
+        "dtype": np.dtype("float32"),
+        "pair": (np.float64(0.5), 2),
+        "tensor": torch.tensor(3),
+    }
+    path = save(tmp_path / "numpy.pth", state_dict, STORED | numbers)
+    config = convert_to_folder(path, tmp_path / "model")
+    assert config.label_smoothing == 0.5
+    plain = json.loads((tmp_path / "model" / "published_config.json").read_text())
+    assert {name: plain[name] for name in numbers} == {
+        "h": 384, "LabelSmooth": 0.5, "sizes": [0, 1, 2], "names": ["a", "b"], "flag": True, "dtype": "float32",
+        "pair": [0.5, 2], "tensor": 3,
+    }  # fmt: skip
+
+
+class Runs:
+    """Code that unpickling would run."""
+
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def test_nothing_else_is_unpickled(state_dict, tmp_path, capsys):
+    torch.save({"model": state_dict, "config": {"a": Runs()}}, tmp_path / "code.pth")
+    with pytest.raises(ValueError, match=r"holds \S*print, which could run code"):
+        read_checkpoint(tmp_path / "code.pth")
+    assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_is_cut_off(zipped, state_dict, tmp_path):
+    torch.save({"model": state_dict, "config": STORED}, tmp_path / "whole.pth", _use_new_zipfile_serialization=zipped)
+    whole = (tmp_path / "whole.pth").read_bytes()
+    for length in [*range(1, 40), *range(40, len(whole), len(whole) // 40), len(whole) - 1]:
+        (tmp_path / "cut.pth").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"cut\.pth .*(cut off|empty).*download it again"):
+            read_checkpoint(tmp_path / "cut.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n<!DOCTYPE html><html>Quota exceeded</html>", r"a web page \(HTML\)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git LFS pointer"),
+        (b'{"error": "not found"}', "cannot be read as tensors"),
+    ],
+)
+def test_what_is_downloaded_in_place_of_a_checkpoint(content, message, tmp_path):
+    (tmp_path / "wrong.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        convert_to_folder(tmp_path / "wrong.pth", tmp_path / "model")
+    assert [file.name for file in tmp_path.iterdir()] == ["wrong.pth"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(value, state_dict, tmp_path):
+    diverged = {name: tensor.clone() for name, tensor in state_dict.items()}
+    diverged[NORM][3] = value
+    with pytest.raises(ValueError, match=f"NaN or infinite values in 1 of .*{NORM}"):
+        convert_to_folder(save(tmp_path / "diverged.pth", diverged), tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("RaSa", ["visual_encoder.blocks.0.norm1.weight", "visual_encoder_m.cls_token", "prd_head.weight", "image_queue"]),
+        ("ALBEF", ["visual_encoder.blocks.0.norm1.weight", "visual_encoder_m.cls_token", "text_encoder.bert.x", "idx_queue"]),
+        ("IRRA", ["base_model.visual.conv1.weight", "base_model.transformer.resblocks.0.x", "mlm_head.dense.weight"]),
+        ("BLIP", ["visual_encoder.cls_token", "text_encoder.x", "text_decoder.bert.x"]),
+        ("CLIP", ["visual.conv1.weight", "token_embedding.weight", "logit_scale"]),
+        ("CLIP of transformers", ["vision_model.embeddings.x", "text_model.embeddings.x"]),
+        ("Swin alone", ["patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight"]),
+        ("BERT alone", ["bert.embeddings.word_embeddings.weight"]),
+        ("a model of this project", ["mra.vision_model.swin.norm.weight"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_other_models_are_refused_by_name(model, names, prefix, tmp_path):
+    torch.save({"model": {f"{prefix}{name}": torch.zeros(1) for name in names}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=rf"other\.pth: these are weights of {model} \("):
+        convert_to_folder(tmp_path / "other.pth", tmp_path / "model")
+
+
+def test_the_output_is_tried_before_the_work(tmp_path, state_dict, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(
+        convert_checkpoint, "read_checkpoint", lambda path: pytest.fail("read before the output was tried")
+    )
+    with pytest.raises(ValueError, match=r"`output`: .* cannot be written"):
+        convert_to_folder(tmp_path / "any.pth", tmp_path / "file" / "model")
+
+
+# ---------------------------------------------------------------- APTM
+
+
+def aptm_layout() -> dict[str, tuple[list[int], str]]:
+    """The layout of the RSTPReid checkpoint at 384 x 128: a grid of 96 x 32, 48 x 16, 24 x 8 and 12 x 4 tokens."""
+    layout = json.loads((REFERENCE / "keys_rstp.json").read_text())
+    # windows of 8 cover the third stage's 8 columns, windows of 4 the last one's 4: neither is shifted
+    layout = {k: v for k, v in layout.items() if not re.match(r"vision_encoder\.layers\.[23]\..*attn_mask", k)}
+    layout["vision_encoder.layers.0.blocks.1.attn_mask"][0] = [12 * 4, 64, 64]
+    layout["vision_encoder.layers.1.blocks.1.attn_mask"][0] = [6 * 2, 64, 64]
+    return layout
+
+
+def test_full_size_layout_of_aptm():
+    layout = aptm_layout()
+    stored = {
+        "h": 384,
+        "w": 128,
+        "vision_config": "configs/config_swinB_384.json",
+        "text_config": "configs/config_bert.json",
+    }
+    with torch.device("meta"):
+        state_dict = {key: torch.empty(shape, dtype=getattr(torch, dtype)) for key, (shape, dtype) in layout.items()}
+    bare = {key: tensor for key, tensor in state_dict.items() if not is_derived_buffer(key)} | {"temp": torch.ones(())}
+    config = infer_config(bare, stored)
+    vision = config.vision_config
+    assert (vision.image_size, vision.window_size, vision.grid_size) == ([384, 128], [8, 8, 8, 4], (12, 4))
+    assert vision.effective_window_size == [8, 8, 8, 4] and config.text_config.num_attention_heads == 12
+    assert (config.projection_type, config.projection_dim) == ("linear", 256)
+    with torch.device("meta"):
+        published = to_published(MRAForPreTraining(config))
+    assert {key: [list(t.shape), str(t.dtype).removeprefix("torch.")] for key, t in published.items()} == layout
+    assert list(published) == list(layout)
+    masks = {key: tensor for key, tensor in derived_buffers(config).items() if key.endswith("attn_mask")}
+    assert infer_config(bare | masks).vision_config.image_size == [384, 128]
+
+
+def test_an_aptm_checkpoint(tmp_path):
+    vision = {"image_size": [384, 128], "window_size": [8, 8, 8, 4], "depths": [2, 2, 2, 2]}
+    config = tiny_config(vision_config=vision, projection_type="linear", projection_dim=256)
+    state_dict = published_state(config)
+    stored = {"h": 384, "w": 128, "text_config": {"num_attention_heads": 2}, "icfg_rstp": True, "k_test": 128}
+    path = save(tmp_path / "aptm.pth", state_dict, stored)
+    inferred = convert_to_folder(path, tmp_path / "model", tokenizer=str(TOKENIZER))
+    assert inferred.vision_config.effective_window_size == [8, 8, 8, 4]
+    processor = MRAProcessor.from_pretrained(tmp_path / "model")
+    assert processor.image_processor.size == {"height": 384, "width": 128} and processor.caption_style == "clean"
+    with torch.no_grad():
+        batch = tiny_batch(config, size=2)
+        expected = tiny_model(config).get_image_features(batch["pixel_values"])
+        loaded = MRAForPreTraining.from_pretrained(tmp_path / "model").eval()
+        assert torch.equal(loaded.get_image_features(batch["pixel_values"]), expected)
+    convert_to_published(tmp_path / "model", tmp_path / "back.pth")
+    assert equal(torch.load(tmp_path / "back.pth", weights_only=True)["model"], state_dict)
 
 
 # ---------------------------------------------------------------- full size

@@ -2,16 +2,20 @@
 
 import copy
 import json
+import logging
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import nn
+from transformers import pipeline
 
 from benchmarks.plain import plain_fuse, plain_match_logits
 from layers_mra import MRAFusionLayer, MRATextLayer, Packing, masked_mean, pool_parts
@@ -614,9 +618,6 @@ print(json.dumps(result))
 
 @torch.no_grad()
 def test_a_process_that_cannot_import_the_project(model, config, saved, tmp_path):
-    import numpy as np
-    from PIL import Image
-
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
@@ -638,3 +639,192 @@ def test_a_process_that_cannot_import_the_project(model, config, saved, tmp_path
     for image_features, text_features in result.values():
         torch.testing.assert_close(torch.tensor(image_features), image, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(torch.tensor(text_features), text, rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------- what users of the Hub do, and what is refused
+
+
+@pytest.mark.parametrize(("size", "multiple", "expected"), [(530, None, 530), (400, None, 400), (530, 64, 576)])
+@pytest.mark.parametrize("cls", [MRAModel, MRAForPreTraining, MRAForImageTextRetrieval])
+def test_resized_vocabulary(cls, size, multiple, expected, tmp_path):
+    model = tiny_model(tiny_config(), cls)
+    words = model.get_input_embeddings().weight.detach().clone()
+    model.resize_token_embeddings(size, pad_to_multiple_of=multiple, mean_resizing=False)
+    kept = min(len(words), expected)
+    assert torch.equal(model.get_input_embeddings().weight[:kept], words[:kept])
+    model.save_pretrained(tmp_path)
+    loaded, report = cls.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded.config.text_config.vocab_size == loaded.get_input_embeddings().num_embeddings == expected
+    assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    if cls is MRAForPreTraining:
+        assert loaded.mlm_head.bias.shape == (expected,)
+        assert loaded.mlm_head.decoder.weight is loaded.get_input_embeddings().weight
+        loaded.train()
+        optimizer = torch.optim.AdamW(loaded.parameters())
+        run(loaded, tiny_batch(loaded.config)).loss.backward()
+        assert loaded.mlm_head.bias.grad.shape == (expected,)
+        optimizer.step()
+
+
+def test_resizing_keeps_the_bias_of_the_words():
+    model = tiny_model(tiny_config())
+    with torch.no_grad():
+        model.mlm_head.bias.normal_()
+    bias = model.mlm_head.bias.detach().clone()
+    model.resize_token_embeddings(600, mean_resizing=False)
+    assert torch.equal(model.mlm_head.bias[: len(bias)], bias) and not model.mlm_head.bias[len(bias) :].any()
+    model.resize_token_embeddings(300)
+    assert torch.equal(model.mlm_head.bias, bias[:300])
+    assert isinstance(model.mlm_head.bias, nn.Parameter)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_pixels_are_cast_to_the_weights(dtype, model, batch):
+    half = copy.deepcopy(model).to(dtype)
+    assert batch["pixel_values"].dtype == torch.float32
+    features = half.get_image_features(batch["pixel_values"])
+    assert features.dtype == dtype
+    assert F.cosine_similarity(features.float(), model.get_image_features(batch["pixel_values"])).min() > 0.98
+    images = model.get_image_hidden_states(batch["pixel_values"])
+    assert half.get_image_features(image_hidden_states=images).dtype == dtype
+    assert run(half, batch).loss.isfinite()
+
+
+@torch.no_grad()
+def test_tuples_on_request(batch):
+    config = tiny_config(vision_config={"image_size": [128, 64], "window_size": [2] * 4})
+    inputs = {name: batch[name] for name in PLAIN[:3]}
+    for cls in (MRAModel, MRAForPreTraining, MRAForImageTextRetrieval):
+        model = tiny_model(copy.deepcopy(config), cls)
+        expected = model(**inputs)
+        model.config.return_dict = False
+        for output in (model(**inputs), model(**inputs, return_dict=False)):
+            assert isinstance(output, tuple) and len(output) == len(expected)
+        assert model(**inputs, return_dict=True).keys() == expected.keys()
+
+
+@pytest.mark.parametrize("option", ["output_attentions", "output_hidden_states"])
+def test_outputs_that_are_not_offered(option, batch):
+    config = tiny_config(vision_config={"image_size": [128, 64], "window_size": [2] * 4})
+    inputs = {name: batch[name] for name in PLAIN[:3]}
+    for cls in (MRAModel, MRAForPreTraining, MRAForImageTextRetrieval):
+        model = tiny_model(copy.deepcopy(config), cls)
+        model(**inputs, **{option: False})
+        with pytest.raises(ValueError, match=f"`{option}` is not supported"):
+            model(**inputs, **{option: True})
+        model.set_attn_implementation("eager")
+        setattr(model.config, option, True)
+        with pytest.raises(ValueError, match=f"`{option}` is not supported"):
+            model(**inputs)
+
+
+def test_unknown_keywords_are_refused(model, batch):
+    inputs = {name: batch[name] for name in PLAIN[:3]}
+    retrieval = MRAForImageTextRetrieval(model.config)
+    for called in (model, model.mra, retrieval):
+        with pytest.raises(TypeError, match="`attention_maks`: did you mean `attention_mask`"):
+            called(**inputs, attention_maks=inputs["attention_mask"])
+    for method in (model.get_text_features, retrieval.get_text_features, model.mra.get_text_features):
+        with pytest.raises(TypeError, match="attention_maks"):
+            method(inputs["input_ids"], attention_maks=inputs["attention_mask"])
+    with pytest.raises(TypeError, match="pixels"):
+        model.get_image_features(pixels=inputs["pixel_values"])
+    types = torch.zeros_like(inputs["input_ids"])
+    model(**inputs, token_type_ids=types, inputs_embeds=None)  # as tokenizers and adapters pass them
+    with pytest.raises(ValueError, match="`token_type_ids`"):
+        model(**inputs, token_type_ids=types + 1)
+
+
+WRONG = {
+    "input_ids as floats": ({"input_ids": lambda t: t.float()}, "`input_ids` must be integers"),
+    "an unknown word": ({"input_ids": lambda t: t + 9000}, "`input_ids` must be from 0 to"),
+    "an unknown word of a phrase": ({"phrase_input_ids": lambda t: t - 9000}, "`phrase_input_ids` must be from 0 to"),
+    "an unknown label": ({"labels": lambda t: t + 9000}, "`labels` must be from 0 to"),
+    "an empty text": ({"attention_mask": lambda t: t * 0}, "`attention_mask` must be 1 at the first position"),
+    "padding on the left": ({"attention_mask": lambda t: t.flip(1)}, "padded on the left"),
+    "an additive mask": ({"attention_mask": lambda t: (t - 1) * 10000.0}, "`attention_mask` must hold 1"),
+    "a mask of another length": ({"augmented_attention_mask": lambda t: t[:, :9]}, "`augmented_attention_mask` must have"),
+    "no mask": ({"phrase_attention_mask": lambda t: None}, "`phrase_attention_mask` go together"),
+    "fewer images": ({"pixel_values": lambda t: t[:2]}, "`input_ids` and `pixel_values` must have as many rows"),
+    "raw pixels": ({"pixel_values": lambda t: t.byte()}, "`pixel_values` must be normalised floats"),
+    "another grid": ({"region_attention_mask": lambda t: t[:, :4]}, r"grid of 4 x 2 patches, got \(4, 4\)"),
+    "an empty region": ({"region_attention_mask": lambda t: t * 0}, "must mark at least one patch"),
+    "fewer identities": ({"identity_ids": lambda t: t[:2]}, "`identity_ids` must be of shape"),
+    "fewer phrase ids": ({"phrase_ids": lambda t: t[:2]}, "`phrase_ids` must be of shape"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_inputs_are_named(case, model, batch):
+    changes, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        run(model, batch | {name: change(batch[name]) for name, change in changes.items()})
+
+
+def test_wrong_inputs_of_the_encoders_are_named(model, batch):
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    images = model.get_image_hidden_states(batch["pixel_values"])
+    texts = model.get_text_hidden_states(ids, mask)
+    for method in (model.get_text_features, model.get_text_hidden_states):
+        with pytest.raises(ValueError, match="`input_ids` must be from 0 to"):
+            method(ids + 9000, mask)
+        with pytest.raises(ValueError, match="at most 64 tokens"):
+            method(ids.repeat(1, 2))
+    for call in (lambda: model.get_text_features(), lambda: model.get_image_features(), lambda: model.mra()):
+        with pytest.raises(ValueError, match="must be given"):
+            call()
+    with pytest.raises(ValueError, match="`pixel_values` must be a batch"):
+        model.get_image_features(batch["pixel_values"][0])
+    with pytest.raises(ValueError, match="4 texts cannot be paired with 3 images"):
+        model.fuse(texts, mask, images[:3])
+    with pytest.raises(ValueError, match="`image_index` must be from 0 to 2"):
+        model.match_logits(texts, mask, images[:3], image_index=torch.arange(4))
+    with pytest.raises(ValueError, match="`max_masked`, 1"):
+        run(model, batch, max_masked=1)
+    with pytest.raises(ValueError, match="`caption_lengths`"):
+        run(model, batch, caption_lengths=[3, 4])
+
+
+@torch.no_grad()
+def test_shorter_texts_are_padded_in_training_too(model, batch):
+    texts = [name for name in batch if name.endswith(("input_ids", "attention_mask")) and "region" not in name]
+    short = {name: batch[name][:, :20] for name in (*texts, "labels")}
+    padded = {name: F.pad(t, (0, 36), value=-100 if name == "labels" else 0) for name, t in short.items()}
+    for name in TERMS:
+        assert torch.equal(run(model, batch | short)[name], run(model, batch | padded)[name])
+
+
+@torch.no_grad()
+def test_longer_texts_are_warned_of_once(model, batch, caplog):
+    logging.Logger.warning_once.cache_clear()
+    longer = F.pad(batch["input_ids"], (0, 4)), F.pad(batch["attention_mask"], (0, 4))
+    for _ in range(2):
+        model.get_text_features(*longer)
+    assert caplog.text.count("padded to 60 tokens, but the model pools over 56") == 1
+    model.get_text_features(batch["input_ids"] * batch["attention_mask"])
+    assert caplog.text.count("`attention_mask` is missing") == 1
+
+
+@torch.no_grad()
+def test_pipelines_and_loading_options(saved, model, batch, tmp_path):
+    assert not hasattr(model, "generate") and not model.can_generate()
+    assert MRAForPreTraining.from_pretrained(saved, torch_dtype="bfloat16").dtype == torch.bfloat16
+    mapped = MRAForPreTraining.from_pretrained(saved, device_map="cpu")
+    assert torch.equal(run(mapped, batch).loss, run(model, batch).loss)
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert torch.equal(run(MRAForPreTraining.from_pretrained(tmp_path), batch).loss, run(model, batch).loss)
+    retrieval = MRAForImageTextRetrieval.from_pretrained(saved)
+    processor = tiny_processor(model.config)
+    classify = pipeline(
+        "zero-shot-image-classification",
+        model=retrieval, tokenizer=processor.tokenizer, image_processor=processor.image_processor,
+    )  # fmt: skip
+    labels = ["a man in a black coat", "a woman in a red coat"]
+    image = Image.fromarray(np.arange(90 * 40 * 3, dtype=np.uint8).reshape(90, 40, 3))
+    found = {row["label"]: row["score"] for row in classify(image, candidate_labels=labels, hypothesis_template="{}")}
+    inputs = processor(images=image, text=labels)
+    expected = (retrieval(**inputs).similarity[:, 0] / retrieval.temperature).softmax(dim=0)
+    assert [found[label] for label in labels] == pytest.approx(expected.tolist(), rel=1e-4)

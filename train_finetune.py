@@ -31,7 +31,7 @@ from mra_training.arguments import (
     parse_arguments,
     resolved_recipe,
 )
-from mra_training.augmentation import CaptionAugmenter
+from mra_training.augmentation import AUGMENTERS
 from mra_training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra_training.collator import TrainingCollator
 from mra_training.data import build_finetuning_dataset
@@ -82,7 +82,7 @@ def build_datasets(data, processor, config, seed):
         )
     augmenter = None
     if config.augmentation_weight > 0:
-        augmenter = CaptionAugmenter(
+        augmenter = AUGMENTERS[data.eda_style](
             probability=data.eda_probability,
             operations=data.eda_operations,
             synonym_strength=data.eda_synonym_strength,
@@ -150,7 +150,7 @@ def main(argv=None):
     loader = build_loader(dataset, sampler, processor, data, run.seed)
 
     # Model
-    model = create_model(model_args, config)
+    model = create_model(model_args, config, optim.max_grad_norm)
 
     # Optimizer and schedule
     plan = make_plan(len(dataset), data.per_device_batch_size, accelerator.num_processes, run)

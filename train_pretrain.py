@@ -137,7 +137,7 @@ def main(argv=None):
     loader = build_loader(dataset, sampler, processor, data, run.seed)
 
     # Model
-    model = create_model(model_args, config)
+    model = create_model(model_args, config, optim.max_grad_norm)
 
     # Optimizer and schedule
     plan = make_plan(len(dataset), data.per_device_batch_size, accelerator.num_processes, run)

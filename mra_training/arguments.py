@@ -57,6 +57,14 @@ class ModelArguments:
         default=None, metadata={"help": "Projection to the shared space."}
     )
     projection_dim: int | None = field(default=None, metadata={"help": "Width of the shared space."})
+    head_initialization: Literal["bert", "published"] | None = field(
+        default=None,
+        metadata={
+            "help": "Where new projections and a new matching head start: `bert` from a normal of initializer_range; "
+            "`published` with pooled parts from one of 1e-5, not to be combined with max_grad_norm, the rest from "
+            "PyTorch's defaults. The starting model's choice when left out."
+        },
+    )
     caption_style: Literal["plain", "clean"] | None = field(
         default=None,
         metadata={
@@ -232,7 +240,19 @@ class FinetuneDataArguments(DataArguments):
             "with 0 the last model is the result."
         },
     )
-    eda_probability: float = field(default=0.5, metadata={"help": "Chance of changing a caption at all."})
+    eda_probability: float = field(
+        default=0.5,
+        metadata={
+            "help": "Chance of changing a caption at all; an unchanged one repeats the plain losses. Published: 1."
+        },
+    )
+    eda_style: Literal["content_words", "published"] = field(
+        default="content_words",
+        metadata={
+            "help": "Details of the operations: `content_words` neither replaces function words nor inserts synonyms of "
+            "them, takes any synonym and any place; `published` does as the published code."
+        },
+    )
     eda_operations: list[str] = field(
         default_factory=lambda: list(OPERATIONS),
         metadata={"help": "Changes to choose from; the first two need WordNet (python -m nltk.downloader wordnet)."},

@@ -131,7 +131,8 @@ class TrainingDataset(torch.utils.data.Dataset):
             "mask_seed": key_to_seed("mask", self.seed, epoch, pair),
         }
         if self.augmenter is not None:
-            augmented = self.augmenter(caption, generator("augmentation"))
+            # The words behind the cut take part, as published: a shortened caption lets them move in.
+            augmented = self.augmenter(self.processor.clean_caption(text), generator("augmentation"))
             example["augmented_caption"] = self.processor.normalize_caption(augmented)
         if self.grid_size is not None:
             example["phrase"] = phrase

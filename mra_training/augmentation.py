@@ -235,6 +235,26 @@ class PublishedCaptionAugmenter(CaptionAugmenter):
 AUGMENTERS = {"content_words": CaptionAugmenter, "published": PublishedCaptionAugmenter}  # by `eda_style`
 
 
+def create_augmenter(args) -> CaptionAugmenter:
+    """
+    Build the augmenter that a recipe describes.
+
+    Args:
+        args: a `FinetuneDataArguments`.
+
+    Raises:
+        ValueError: as [`CaptionAugmenter`].
+    """
+    return AUGMENTERS[args.eda_style](
+        probability=args.eda_probability,
+        operations=args.eda_operations,
+        synonym_strength=args.eda_synonym_strength,
+        insertion_strength=args.eda_insertion_strength,
+        swap_strength=args.eda_swap_strength,
+        deletion_probability=args.eda_deletion_probability,
+    )
+
+
 def _phrase(lemma: str) -> str:
     """Return what augmentation puts in for a lemma of WordNet: letters and spaces, empty for a numeral."""
     return " ".join(_NOT_LETTERS.sub("", re.sub(r"[_-]", " ", lemma.lower())).split())

@@ -86,7 +86,9 @@ def test_a_learned_temperature_is_not_set_again(tmp_path):
 def test_the_published_start_of_the_projections_is_not_clipped(tokenizer, tmp_path):
     _, processor, model = setup(tokenizer_name=tokenizer, head_initialization="published", **SHAPE)
     assert model.config.head_initialization == "published"
-    with pytest.raises(ValueError, match=r"`max_grad_norm` is 1\.0, but vision_projection .* set `head_initialization"):
+    with pytest.raises(
+        ValueError, match=r"`max_grad_norm` is 1\.0, but vision_projection .* set `head_initialization"
+    ):
         setup(tokenizer_name=tokenizer, head_initialization="published", max_grad_norm=1.0, **SHAPE)
     setup(tokenizer_name=tokenizer, max_grad_norm=1.0, **SHAPE)
     # Trained projections may be clipped; those that fine-tuning begins may not.

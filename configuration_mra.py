@@ -10,6 +10,7 @@ REGION_FEATURES = ("paper", "published_code")
 ITC_GRADIENTS = ("exact", "published")
 ITM_NEGATIVES = ("local", "all")
 PROJECTION_TYPES = ("part_pooling", "linear")
+HEAD_INITIALIZATIONS = ("bert", "published")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -183,6 +184,11 @@ class MRAConfig(PreTrainedConfig):
         itm_negatives (`str`, *optional*, defaults to `"local"`):
             Where negatives of the matching loss are drawn: from the pairs of the `local` process, as published, or from
             those of `all` processes, which then must be given generators in the same state.
+        head_initialization (`str`, *optional*, defaults to `"bert"`):
+            Where projections and matching head start: `bert` from a normal of `initializer_range` and biases of 0, as the
+            BERT layers; `published` as the published code: the linear layer of `part_pooling` from a normal of 1e-5 and
+            biases of 0, which clipped gradients keep from learning, matching head and `linear` projections from the
+            defaults of [`torch.nn.Linear`].
 
     Raises:
         ValueError: if a choice is unknown, a weight is negative or a chunk holds no row.
@@ -210,6 +216,7 @@ class MRAConfig(PreTrainedConfig):
     itc_gradient: str = "exact"
     itc_chunk_size: int | None = None
     itm_negatives: str = "local"
+    head_initialization: str = "bert"
     initializer_range: float | int = 0.02
     tie_word_embeddings: bool = True
 
@@ -219,6 +226,7 @@ class MRAConfig(PreTrainedConfig):
         _check_choice("region_features", self.region_features, REGION_FEATURES)
         _check_choice("itc_gradient", self.itc_gradient, ITC_GRADIENTS)
         _check_choice("itm_negatives", self.itm_negatives, ITM_NEGATIVES)
+        _check_choice("head_initialization", self.head_initialization, HEAD_INITIALIZATIONS)
         if self.itc_chunk_size is not None and self.itc_chunk_size < 1:
             raise ValueError(f"`itc_chunk_size` must be at least 1, or left out, got {self.itc_chunk_size}.")
         for name in ("itm_weight", "mlm_weight", "augmentation_weight", "region_weight", "label_smoothing"):

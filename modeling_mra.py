@@ -240,6 +240,18 @@ class MRAModel(MRAPreTrainedModel):
         _sync_attention(self)
         self.post_init()
 
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if self.config.head_initialization != "published":
+            return
+        projections = (self.vision_projection, self.text_projection)
+        if any(module is getattr(projection, "linear", None) for projection in projections):
+            init.normal_(module.weight, std=1e-5)
+        elif isinstance(module, nn.Linear) and module in (*projections, *self.match_head):
+            bound = module.in_features**-0.5  # as `nn.Linear.reset_parameters`, which would overwrite loaded weights
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+
     def get_input_embeddings(self):
         """Word embeddings of the text encoder."""
         return self.text_model.embeddings.word_embeddings

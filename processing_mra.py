@@ -14,15 +14,15 @@ CAPTION_STYLES = ("plain", "clean")
 _NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
 
 
-def normalize_caption(caption: str, style: str = "plain", max_words: int = 56) -> str:
+def normalize_caption(caption: str, style: str = "plain", max_words: int | None = 56) -> str:
     """
-    Prepares a caption for the tokenizer as the published code does.
+    Prepare a caption for the tokenizer as the published code does.
 
     Args:
         caption: any text with at least one character.
         style: `plain` (SDA, CUHK-PEDES) keeps the text; `clean` (ICFG-PEDES, RSTPReid) lowers it and turns every run
             of characters other than a-z and 0-9 into one space.
-        max_words: longer captions are cut after this many words.
+        max_words: longer captions are cut after this many words; not at all with `None`.
 
     Returns:
         The caption; a cut one has single spaces between its words.
@@ -37,7 +37,7 @@ def normalize_caption(caption: str, style: str = "plain", max_words: int = 56) -
     if style == "clean":
         caption = _NOT_ALPHANUMERIC.sub(" ", caption.lower())
     words = caption.split()
-    return " ".join(words[:max_words]) if len(words) > max_words else caption
+    return caption if max_words is None or len(words) <= max_words else " ".join(words[:max_words])
 
 
 class MRAImageProcessor(TorchvisionBackend):
@@ -122,8 +122,12 @@ class MRAProcessor(ProcessorMixin):
         ]
 
     def normalize_caption(self, caption: str) -> str:
-        """Prepares one caption in this processor's style."""
+        """Prepare one caption in this processor's style."""
         return normalize_caption(caption, self.caption_style, self.max_text_length)
+
+    def clean_caption(self, caption: str) -> str:
+        """Clean one caption in this processor's style, all its words kept."""
+        return normalize_caption(caption, self.caption_style, max_words=None)
 
     @property
     def model_input_names(self) -> list[str]:

@@ -31,7 +31,7 @@ from mra_training.arguments import (
     parse_arguments,
     resolved_recipe,
 )
-from mra_training.augmentation import CaptionAugmenter
+from mra_training.augmentation import create_augmenter
 from mra_training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra_training.collator import TrainingCollator
 from mra_training.data import build_finetuning_dataset
@@ -80,21 +80,11 @@ def build_datasets(data, processor, config, seed):
             f"`validation_fraction` is {data.validation_fraction}, but {data.dataset!r} has a validation split, which "
             "is used whole: leave it out."
         )
-    augmenter = None
-    if config.augmentation_weight > 0:
-        augmenter = CaptionAugmenter(
-            probability=data.eda_probability,
-            operations=data.eda_operations,
-            synonym_strength=data.eda_synonym_strength,
-            insertion_strength=data.eda_insertion_strength,
-            swap_strength=data.eda_swap_strength,
-            deletion_probability=data.eda_deletion_probability,
-        )
     dataset = build_finetuning_dataset(
         train,
         processor,
         seed=seed,
-        augmenter=augmenter,
+        augmenter=create_augmenter(data) if config.augmentation_weight > 0 else None,
         flip_probability=data.flip_probability,
         erasing_probability=data.erasing_probability,
         image_backend=data.image_backend,
@@ -150,12 +140,12 @@ def main(argv=None):
     loader = build_loader(dataset, sampler, processor, data, run.seed)
 
     # Model
-    model = create_model(model_args, config)
+    model = create_model(model_args, config, optim.max_grad_norm)
 
     # Optimizer and schedule
     plan = make_plan(len(dataset), data.per_device_batch_size, accelerator.num_processes, run)
     optimizer = create_optimizer(model, optim, fused=accelerator.device.type in ("cuda", "cpu"))
-    schedule = create_schedule(optim, plan.total_steps)
+    schedule = create_schedule(optim, plan.schedule_steps(optim.count_dropped_batch))
 
     # Prepare
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)

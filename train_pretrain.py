@@ -76,6 +76,7 @@ def build_datasets(data, processor, config, seed):
         grid_size=config.vision_config.grid_size,
         seed=seed,
         data_fraction=data.data_fraction,
+        num_pairs=data.num_train_pairs,
         regions=config.region_weight > 0,
         flip_probability=data.flip_probability,
         erasing_probability=data.erasing_probability,
@@ -137,12 +138,12 @@ def main(argv=None):
     loader = build_loader(dataset, sampler, processor, data, run.seed)
 
     # Model
-    model = create_model(model_args, config)
+    model = create_model(model_args, config, optim.max_grad_norm)
 
     # Optimizer and schedule
     plan = make_plan(len(dataset), data.per_device_batch_size, accelerator.num_processes, run)
     optimizer = create_optimizer(model, optim, fused=accelerator.device.type in ("cuda", "cpu"))
-    schedule = create_schedule(optim, plan.total_steps)
+    schedule = create_schedule(optim, plan.schedule_steps(optim.count_dropped_batch))
 
     # Prepare
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)

@@ -57,6 +57,14 @@ class ModelArguments:
         default=None, metadata={"help": "Projection to the shared space."}
     )
     projection_dim: int | None = field(default=None, metadata={"help": "Width of the shared space."})
+    head_initialization: Literal["bert", "published"] | None = field(
+        default=None,
+        metadata={
+            "help": "Where new projections and a new matching head start: `bert` from a normal of initializer_range; "
+            "`published` with pooled parts from one of 1e-5, not to be combined with max_grad_norm, the rest from "
+            "PyTorch's defaults. The starting model's choice when left out."
+        },
+    )
     caption_style: Literal["plain", "clean"] | None = field(
         default=None,
         metadata={
@@ -209,6 +217,13 @@ class PretrainDataArguments(DataArguments):
         default=1.0,
         metadata={"help": "Share of the training set to use, chosen once by the seed (0.05 in ablations)."},
     )
+    num_train_pairs: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of training pairs to use, chosen once by the seed (68126 in the paper's loss table), in place of "
+            "data_fraction; all if left out."
+        },
+    )
     validation_dataset: str | None = field(
         default=None,
         metadata={
@@ -219,6 +234,14 @@ class PretrainDataArguments(DataArguments):
     def __post_init__(self):
         super().__post_init__()
         _require(0 < self.data_fraction <= 1, "data_fraction", "more than 0 and at most 1", self.data_fraction)
+        pairs = self.num_train_pairs
+        _require(pairs is None or pairs > 0, "num_train_pairs", "at least 1, or left out", pairs)
+        _require(
+            pairs is None or self.data_fraction == 1,
+            "data_fraction",
+            f"1 (all) where `num_train_pairs` chooses {pairs}",
+            self.data_fraction,
+        )
 
 
 @dataclass
@@ -232,7 +255,19 @@ class FinetuneDataArguments(DataArguments):
             "with 0 the last model is the result."
         },
     )
-    eda_probability: float = field(default=0.5, metadata={"help": "Chance of changing a caption at all."})
+    eda_probability: float = field(
+        default=0.5,
+        metadata={
+            "help": "Chance of changing a caption at all; an unchanged one repeats the plain losses. Published: 1."
+        },
+    )
+    eda_style: Literal["content_words", "published"] = field(
+        default="content_words",
+        metadata={
+            "help": "Details of the operations: `content_words` neither replaces function words nor inserts synonyms of "
+            "them, takes any synonym and any place; `published` does as the published code."
+        },
+    )
     eda_operations: list[str] = field(
         default_factory=lambda: list(OPERATIONS),
         metadata={"help": "Changes to choose from; the first two need WordNet (python -m nltk.downloader wordnet)."},
@@ -263,7 +298,21 @@ class OptimizationArguments:
     schedule: Literal["linear", "step"] = field(
         default="linear",
         metadata={
-            "help": "`linear` decay after the warm-up, or `step`: the same, halved at 40%% and to a fifth at 70%%."
+            "help": "`linear` decay after the warm-up, or `step`: the same, halved at a first drop and to a fifth at a second."
+        },
+    )
+    schedule_drops: Literal["run", "warmup"] = field(
+        default="run",
+        metadata={
+            "help": "Where `schedule: step` drops: `run`, at 40%% and 70%% of all steps; `warmup`, at 4 and 7 times the "
+            "warm-up, as the published code does: the same with a warm-up of a tenth."
+        },
+    )
+    count_dropped_batch: bool = field(
+        default=False,
+        metadata={
+            "help": "Let the schedule count the incomplete last batch of each epoch, which no step takes, as the published "
+            "code does: the run ends a little before its schedule. Not with max_train_steps."
         },
     )
     num_warmup_steps: float = field(
@@ -304,6 +353,12 @@ class OptimizationArguments:
             "final_learning_rate",
             "0 with `schedule: step`, which always ends at 0",
             self.final_learning_rate,
+        )
+        _require(
+            self.num_warmup_steps > 0 or (self.schedule, self.schedule_drops) != ("step", "warmup"),
+            "num_warmup_steps",
+            "more than 0 with `schedule_drops: warmup`, which drops at its multiples",
+            self.num_warmup_steps,
         )
 
 
@@ -374,6 +429,13 @@ class EvaluationArguments:
     )
     eval_flip: bool = field(default=True, metadata={"help": "Average each image with its mirror image."})
     eval_batch_size: int = field(default=64, metadata={"help": "Images or captions encoded at a time."})
+    eval_dtype: Literal["training", "float32"] = field(
+        default="training",
+        metadata={
+            "help": "Precision of the evaluation: that of the `training`, or `float32`, as published, which is slower where "
+            "training runs in half precision."
+        },
+    )
     eval_score_fusion: Literal["single", "published", "posterior"] = field(
         default="single", metadata={"help": "How matching scores and similarity are put together."}
     )

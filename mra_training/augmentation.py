@@ -20,24 +20,43 @@ FUNCTION_WORDS = frozenset(
     """.split()  # noqa: SIM905
 )
 
+# The stop words of Wei and Zou's EDA, which are the 127 of the Snowball English list.
+STOP_WORDS = frozenset(
+    """
+    i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it
+    its itself they them their theirs themselves what which who whom this that these those am is are was were be been
+    being have has had having do does did doing a an the and but if or because as until while of at by for with about
+    against between into through during before after above below to from up down in out on off over under again further
+    then once here there when where why how all any both each few more most other some such no nor not only own same so
+    than too very s t can will just don should now
+    """.split()  # noqa: SIM905
+)
+
 _APOSTROPHES = re.compile(r"['’]")
 _WORD = re.compile(r"[a-z]+")
+_NOT_LETTERS = re.compile(r"[^a-z ]")
+_INSERTION_DRAWS = 9  # the published code stops at the tenth draw without looking at its synonyms
+_SWAP_DRAWS = 3  # and at the fourth draw of a second place
 
 
 def split_words(text: str) -> list[str]:
-    """Splits text into its lower-case runs of a-z, as the published augmentation does: digits are dropped."""
+    """Split text into its lower-case runs of a-z, as the published augmentation does: digits are dropped."""
     return _WORD.findall(_APOSTROPHES.sub("", text.lower()))
 
 
 class WordNetSynonyms:
     """
-    Looks up synonyms in WordNet through nltk; every process opens the database for itself.
+    Look up synonyms in WordNet through nltk; every process opens the database for itself.
+
+    Args:
+        keep_numerals: list a synonym without letters (`2` for "two") as the empty text that cleaning leaves of it.
 
     Raises:
         ValueError: if WordNet is not installed where nltk looks for it.
     """
 
-    def __init__(self):
+    def __init__(self, keep_numerals: bool = False):
+        self.keep_numerals = keep_numerals
         self._root = _find_wordnet()
         self._process = None
         self._reader = None
@@ -45,11 +64,11 @@ class WordNetSynonyms:
         self._open()
 
     def __call__(self, word: str) -> list[str]:
-        """Words or short phrases that share a meaning with the word, sorted, itself left out."""
+        """Return the words and short phrases that share a meaning with the word, in WordNet's order, without itself."""
         if word not in self._synonyms:
-            lemmas = {lemma.name() for synset in self._open().synsets(word) for lemma in synset.lemmas()}
-            phrases = {" ".join(split_words(re.sub(r"[_-]", " ", lemma))) for lemma in lemmas}
-            self._synonyms[word] = sorted(phrases - {word, ""})
+            lemmas = (lemma.name() for synset in self._open().synsets(word) for lemma in synset.lemmas())
+            phrases = dict.fromkeys(_phrase(lemma) for lemma in lemmas)
+            self._synonyms[word] = [other for other in phrases if other != word and (other or self.keep_numerals)]
         return self._synonyms[word]
 
     def __getstate__(self) -> dict:
@@ -65,9 +84,10 @@ class WordNetSynonyms:
 
 class CaptionAugmenter:
     """
-    Changes a caption by one operation of easy data augmentation, chosen at random.
+    Change a caption by one operation of easy data augmentation, chosen at random (`eda_style: content_words`).
 
-    The defaults are the published ones: half of the captions are changed, with strength 0.1 for each operation.
+    Function words are neither replaced nor a source of insertions, an inserted word is any synonym of its source, and it
+    may stand anywhere. [`PublishedCaptionAugmenter`] follows the published code.
 
     Args:
         probability: of changing a caption at all.
@@ -105,25 +125,30 @@ class CaptionAugmenter:
         for name, value in vars(self).items():
             if name != "operations" and not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must lie in 0..1, got {value}.")
-        self._synonyms = WordNetSynonyms() if set(operations) & set(WORDNET_OPERATIONS) else None
+        self._synonyms = self._open_synonyms() if set(operations) & set(WORDNET_OPERATIONS) else None
 
     def __call__(self, caption: str, rng: random.Random) -> str:
         """
-        Augments one caption.
+        Augment one caption.
 
         Args:
-            caption: any text.
-            rng: where every choice comes from.
+            caption: any text, cleaned but not yet cut.
+            rng: the source of every choice.
 
         Returns:
-            The caption as it came, or lower-case words after one operation; never empty unless the caption is.
+            Letters a-z and single spaces after one operation; the caption as it came where it is left out by
+            `probability`, or has no such letter before or after the operation.
         """
         if rng.random() >= self.probability:
             return caption
         words = split_words(caption)
         if not words:
             return caption
-        return " ".join(getattr(self, f"_{rng.choice(self.operations)}")(words, rng))
+        changed = getattr(self, f"_{rng.choice(self.operations)}")(words, rng)
+        return " ".join(split_words(" ".join(changed))) or caption
+
+    def _open_synonyms(self) -> WordNetSynonyms:
+        return WordNetSynonyms()
 
     def _synonym_replacement(self, words: list[str], rng: random.Random) -> list[str]:
         candidates = _content_words(words)
@@ -155,6 +180,84 @@ class CaptionAugmenter:
 
     def _random_deletion(self, words: list[str], rng: random.Random) -> list[str]:
         return [word for word in words if rng.random() >= self.deletion_probability] or [rng.choice(words)]
+
+
+class PublishedCaptionAugmenter(CaptionAugmenter):
+    """
+    Change a caption as the published code does (`eda_style: published`), which calls EDA with strengths of 0.1.
+
+    Source: `eda_call` of the reference file `published_configs.json`, and the code of Wei and Zou for what it leaves out:
+    the list of stop words, synonyms that are numerals and vanish, and the last draw, which comes to nothing. The published
+    first synonym is that of a Python set, whose order changes from run to run; here it is WordNet's first.
+
+    With `probability` 1 the caption is one of four texts, one an operation, in random order.
+    """
+
+    def _open_synonyms(self) -> WordNetSynonyms:
+        return WordNetSynonyms(keep_numerals=True)
+
+    def _synonym_replacement(self, words: list[str], rng: random.Random) -> list[str]:
+        candidates = [word for word in dict.fromkeys(words) if word not in STOP_WORDS]
+        rng.shuffle(candidates)
+        left = _count(self.synonym_strength, words)
+        for word in candidates:
+            synonyms = self._synonyms(word)
+            if synonyms:
+                synonym = rng.choice(synonyms)
+                words = [synonym if other == word else other for other in words]
+                left -= 1
+            if left == 0:
+                break
+        return words
+
+    def _random_insertion(self, words: list[str], rng: random.Random) -> list[str]:
+        result = list(words)
+        for _ in range(_count(self.insertion_strength, words)):
+            for _ in range(_INSERTION_DRAWS):
+                synonyms = self._synonyms(rng.choice(result))
+                if synonyms:
+                    result.insert(rng.randrange(len(result)), synonyms[0])  # never behind the last word
+                    break
+        return result
+
+    def _random_swap(self, words: list[str], rng: random.Random) -> list[str]:
+        words = list(words)
+        for _ in range(_count(self.swap_strength, words)):
+            first = rng.randrange(len(words))
+            for _ in range(_SWAP_DRAWS):
+                second = rng.randrange(len(words))
+                if second != first:
+                    words[first], words[second] = words[second], words[first]
+                    break
+        return words
+
+
+AUGMENTERS = {"content_words": CaptionAugmenter, "published": PublishedCaptionAugmenter}  # by `eda_style`
+
+
+def create_augmenter(args) -> CaptionAugmenter:
+    """
+    Build the augmenter that a recipe describes.
+
+    Args:
+        args: a `FinetuneDataArguments`.
+
+    Raises:
+        ValueError: as [`CaptionAugmenter`].
+    """
+    return AUGMENTERS[args.eda_style](
+        probability=args.eda_probability,
+        operations=args.eda_operations,
+        synonym_strength=args.eda_synonym_strength,
+        insertion_strength=args.eda_insertion_strength,
+        swap_strength=args.eda_swap_strength,
+        deletion_probability=args.eda_deletion_probability,
+    )
+
+
+def _phrase(lemma: str) -> str:
+    """Return what augmentation puts in for a lemma of WordNet: letters and spaces, empty for a numeral."""
+    return " ".join(_NOT_LETTERS.sub("", re.sub(r"[_-]", " ", lemma.lower())).split())
 
 
 def _content_words(words: list[str]) -> list[str]:

@@ -131,7 +131,8 @@ class TrainingDataset(torch.utils.data.Dataset):
             "mask_seed": key_to_seed("mask", self.seed, epoch, pair),
         }
         if self.augmenter is not None:
-            augmented = self.augmenter(caption, generator("augmentation"))
+            # The words behind the cut take part, as published: a shortened caption lets them move in.
+            augmented = self.augmenter(self.processor.clean_caption(text), generator("augmentation"))
             example["augmented_caption"] = self.processor.normalize_caption(augmented)
         if self.grid_size is not None:
             example["phrase"] = phrase
@@ -157,6 +158,7 @@ def build_pretraining_dataset(
     grid_size: tuple[int, int],
     seed: int,
     data_fraction: float = 1.0,
+    num_pairs: int | None = None,
     regions: bool = True,
     augmenter: CaptionAugmenter | None = None,
     flip_probability: float = 0.5,
@@ -177,6 +179,7 @@ def build_pretraining_dataset(
         grid_size: rows and columns of the model's image tokens (`config.vision_config.grid_size`).
         seed: of everything random.
         data_fraction: share of the images to use, drawn once by the seed.
+        num_pairs: number of the pairs to use, drawn in the same way; all when absent.
         regions: False leaves phrases and masks out of the items (no region terms) and the images as they are with them.
         augmenter: adds an augmented caption to the items.
         flip_probability, erasing_probability, erasing_scale, erasing_ratio, image_backend: see
@@ -199,11 +202,17 @@ def build_pretraining_dataset(
     region_attention_mask((0, 0, 1, 1), transform.image_size, grid_size)  # refuses a grid that does not fit
     image_rows, caption_indices = np.arange(len(dataset)), None
     if data_fraction < 1:
-        kept = max(1, round(data_fraction * len(dataset)))
-        generator = np.random.default_rng(key_to_seed("data_fraction", seed))
-        image_rows = np.sort(generator.choice(len(dataset), kept, replace=False))
+        image_rows = _draw(len(dataset), max(1, round(data_fraction * len(dataset))), seed)
     if not single:
         image_rows, caption_indices = _caption_pairs(dataset, image_rows)
+    if num_pairs is not None:
+        if not 0 < num_pairs <= len(image_rows):
+            raise ValueError(
+                f"`num_train_pairs` must lie between 1 and the {len(image_rows)} pairs of the training set, got {num_pairs}"
+            )
+        drawn = _draw(len(image_rows), num_pairs, seed)
+        image_rows = image_rows[drawn]
+        caption_indices = None if caption_indices is None else caption_indices[drawn]
     return TrainingDataset(
         _raw_columns(dataset),
         processor,
@@ -321,6 +330,12 @@ def _raw_columns(dataset: Table) -> Table:
     if isinstance(dataset, StreamedTable):
         return dataset
     return dataset.with_format(None).cast_column("image", Image(decode=False))
+
+
+def _draw(size: int, kept: int, seed: int) -> np.ndarray:
+    """Draw a part of `size` places without replacement, in order, `(kept,)`; a function of its arguments alone."""
+    generator = np.random.default_rng(key_to_seed("data_fraction", seed))
+    return np.sort(generator.choice(size, kept, replace=False))
 
 
 def _caption_pairs(dataset: Table, image_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

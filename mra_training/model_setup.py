@@ -14,7 +14,8 @@ from processing_mra import MRAImageProcessor, MRAProcessor
 
 
 _VISION_FIELDS = ("image_size", "window_size", "drop_rate", "drop_path_rate")
-_PROJECTION_FIELDS = ("projection_type", "projection_dim")
+_HEAD_FIELDS = ("projection_type", "projection_dim", "head_initialization")
+_SMALLEST_DEVIATION = 1e-4  # of projection weights that learn with clipped gradients; the published start is 1e-5
 
 
 def create_config(args, objective: Mapping[str, Any]) -> MRAConfig:
@@ -39,13 +40,17 @@ def create_config(args, objective: Mapping[str, Any]) -> MRAConfig:
     return MRAConfig.from_dict(start)
 
 
-def create_model(args, config: MRAConfig) -> MRAForPreTraining:
+def create_model(args, config: MRAConfig, max_grad_norm: float | None = None) -> MRAForPreTraining:
     """
-    Builds the model of a run, or loads the one it starts from under the resolved configuration.
+    Build the model of a run, or load the one it starts from under the resolved configuration.
 
     Args:
         args: a `ModelArguments`.
         config: from [`create_config`].
+        max_grad_norm: that the run clips its gradients to.
+
+    Raises:
+        ValueError: if gradients are clipped and a projection starts too small for that, see [`check_clipping`].
     """
     if args.model_name_or_path is None:
         model = MRAForPreTraining(config)
@@ -55,6 +60,7 @@ def create_model(args, config: MRAConfig) -> MRAForPreTraining:
             load_swin_weights(model, args.vision_weights)
     else:
         model = load_for_finetuning(args.model_name_or_path, **config.to_dict())
+    check_clipping(model, max_grad_norm)
     model.set_attn_implementation(args.attn_implementation)
     if args.gradient_checkpointing == "all":
         model.activation_checkpointing_enable()
@@ -63,6 +69,28 @@ def create_model(args, config: MRAConfig) -> MRAForPreTraining:
     if args.torch_compile:
         compile_layers(model)
     return model
+
+
+def check_clipping(model: MRAForPreTraining, max_grad_norm: float | None) -> None:
+    """
+    Refuse to clip the gradients of projections that still have the published start of deviation 1e-5.
+
+    Args:
+        model: before the first step.
+        max_grad_norm: of the run; None where nothing is clipped.
+
+    Raises:
+        ValueError: if gradients are clipped and a projection's weights are that small. On the sample set such a run
+            learns little (reference notes, "Optimisation").
+    """
+    for name in ("vision_projection", "text_projection"):
+        linear = getattr(getattr(model.mra, name), "linear", None)
+        if max_grad_norm is not None and linear is not None and linear.weight.std() < _SMALLEST_DEVIATION:
+            raise ValueError(
+                f"`max_grad_norm` is {max_grad_norm}, but {name} starts from weights of deviation "
+                f"{linear.weight.std():.1e}, which clipped gradients keep from learning: leave `max_grad_norm` out "
+                "(`none`), or set `head_initialization: bert` and start from new or trained projections"
+            )
 
 
 def compile_layers(model: MRAForPreTraining, **options) -> None:
@@ -122,10 +150,10 @@ def _merge(args, objective: Mapping[str, Any]) -> dict[str, Any]:
     _refuse_twice(fields, objective, "")
     fields |= objective
     vision = {name: getattr(args, name) for name in _VISION_FIELDS if getattr(args, name) is not None}
-    projection = {name: getattr(args, name) for name in _PROJECTION_FIELDS if getattr(args, name) is not None}
-    _refuse_twice(fields, projection, "")
+    heads = {name: getattr(args, name) for name in _HEAD_FIELDS if getattr(args, name) is not None}
+    _refuse_twice(fields, heads, "")
     _refuse_twice(fields.get("vision_config", {}), vision, "vision_config.")
-    fields |= projection
+    fields |= heads
     if vision:
         fields["vision_config"] = {**fields.get("vision_config", {}), **vision}
     if args.model_name_or_path is not None and "temperature" in fields:

@@ -10,7 +10,8 @@ from torch import nn
 
 PARTS = ("cross_attention", "late_vision_stages", "late_text_layers", "late_fusion_layers", "mlm_head", "match_head")
 _NORMS = ("norm.weight", "norm1.weight", "norm2.weight", "LayerNorm.weight")
-_STEP_DROPS = ((0.4, 0.5), (0.7, 0.2))  # from this share of the run on, the linear factor times this
+# `schedule: step`: from this share of the run, or this multiple of the warm-up, the linear factor is multiplied by that.
+_DROPS = {"run": ((0.4, 0.5), (0.7, 0.2)), "warmup": ((4, 0.5), (7, 0.2))}
 
 
 def is_decayed(name: str) -> bool:
@@ -106,37 +107,55 @@ def create_optimizer(model: nn.Module, args, fused: bool = False) -> torch.optim
 
 
 def learning_rate_factor(
-    step: int, *, schedule: str, total_steps: int, warmup_steps: int, final_factor: float = 0.0
+    step: int,
+    *,
+    schedule: str,
+    total_steps: int,
+    warmup_steps: int,
+    final_factor: float = 0.0,
+    schedule_drops: str = "run",
 ) -> float:
     """
-    Factor on the peak learning rate; the first step has 0 where there is a warm-up (reference file `lr_tables.json`).
+    Return the factor on the peak learning rate; 0 at the first step of a warm-up (reference file `lr_tables.json`).
 
     Args:
         step: optimizer steps done before this one.
-        schedule: `linear`, or `step`, which halves the linear factor at 40% of the run and takes a fifth at 70%.
-        total_steps: optimizer steps of the run.
+        schedule: `linear`, or `step`, which multiplies the linear factor by 1/2 from its first drop on and by 1/5 from
+            its second.
+        total_steps: optimizer steps of the schedule.
         warmup_steps: steps over which the factor rises linearly to 1.
         final_factor: where `linear` ends, as a factor.
+        schedule_drops: where `step` drops: `run`, at 40% and 70% of all steps; `warmup`, at 4 and 7 times the warm-up, as
+            the published code counts (reference notes, "Optimisation").
 
     Raises:
-        ValueError: if the schedule is unknown.
+        ValueError: if the schedule or the place of its drops is unknown.
     """
     if schedule not in ("linear", "step"):
-        raise ValueError(f"`schedule` must be linear or step, got {schedule!r}.")
+        raise ValueError(f"`schedule` must be linear or step, got {schedule!r}")
+    if schedule_drops not in _DROPS:
+        raise ValueError(f"`schedule_drops` must be one of {', '.join(_DROPS)}, got {schedule_drops!r}")
     if step < warmup_steps:
         factor = step / warmup_steps
     else:
         left = max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
         factor = final_factor + (1.0 - final_factor) * left
     if schedule == "step":
-        for start, drop in reversed(_STEP_DROPS):
-            if step >= start * total_steps > 0:
+        unit = total_steps if schedule_drops == "run" else warmup_steps
+        for start, drop in reversed(_DROPS[schedule_drops]):
+            if step >= start * unit > 0:
                 return factor * drop
     return factor
 
 
 def create_schedule(args, total_steps: int) -> Callable[[int], float]:
-    """The factor as a function of the optimizer step alone, for an `OptimizationArguments` and a length of the run."""
+    """
+    Return the factor as a function of the optimizer step alone.
+
+    Args:
+        args: an `OptimizationArguments`.
+        total_steps: optimizer steps of the schedule, see [`~mra_training.runtime.Plan.schedule_steps`].
+    """
     share = args.num_warmup_steps < 1
     return partial(
         learning_rate_factor,
@@ -144,4 +163,5 @@ def create_schedule(args, total_steps: int) -> Callable[[int], float]:
         total_steps=total_steps,
         warmup_steps=math.floor(args.num_warmup_steps * total_steps) if share else int(args.num_warmup_steps),
         final_factor=args.final_learning_rate / args.learning_rate,
+        schedule_drops=args.schedule_drops,
     )

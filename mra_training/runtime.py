@@ -158,12 +158,18 @@ class Plan:
         steps_per_epoch: optimizer steps; the last takes the batches that are left.
         num_epochs: epochs begun.
         total_steps: optimizer steps of the run.
+        counted_steps: the same with the incomplete last batch of each epoch, which is dropped.
     """
 
     samples_per_batch: int
     steps_per_epoch: int
     num_epochs: int
     total_steps: int
+    counted_steps: int
+
+    def schedule_steps(self, count_dropped_batch: bool) -> int:
+        """Return the length of the learning-rate schedule: that of the run, or as the published code counts it."""
+        return self.counted_steps if count_dropped_batch else self.total_steps
 
     def is_epoch_end(self, step: int) -> bool:
         """Whether this optimizer step is the last of an epoch or of the run."""
@@ -191,8 +197,11 @@ def make_plan(num_rows: int, per_device_batch_size: int, num_processes: int, arg
             f"each of {num_processes} processes. Lower it, or raise data_fraction."
         )
     steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+    counted_per_epoch = math.ceil(num_rows / samples_per_batch / args.gradient_accumulation_steps)
     total_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
-    return Plan(samples_per_batch, steps_per_epoch, math.ceil(total_steps / steps_per_epoch), total_steps)
+    counted_steps = args.max_train_steps or args.num_train_epochs * counted_per_epoch
+    num_epochs = math.ceil(total_steps / steps_per_epoch)
+    return Plan(samples_per_batch, steps_per_epoch, num_epochs, total_steps, counted_steps)
 
 
 # ---------------------------------------------------------------- seeds and signals

@@ -1,5 +1,6 @@
 """Evaluation between epochs on the validation split."""
 
+import torch
 from accelerate.utils import broadcast
 
 from mra_retrieval import RerankDepth, RetrievalResult, choose_rerank_depth, evaluate_retrieval
@@ -33,7 +34,7 @@ def validate(accelerator, model, processor, dataset, args, num_workers: int = 0)
         score_fusion=args.eval_score_fusion,
         batch_size=args.eval_batch_size,
         num_workers=num_workers,
-        dtype=autocast_dtype(accelerator),
+        dtype=autocast_dtype(accelerator) if args.eval_dtype == "training" else torch.float32,
     )
 
 

@@ -8,6 +8,7 @@ from mra_training.arguments import (
     ModelArguments,
     ObjectiveArguments,
     OptimizationArguments,
+    PretrainDataArguments,
     RunArguments,
     load_recipe,
     parse_arguments,
@@ -90,6 +91,7 @@ def test_recipe_sets_values_and_command_line_wins(tmp_path):
         ("multiplied_parts: [head]\n", (), ["`multiplied_parts`", "match_head", "head"]),
         ("num_warmup_steps: 1.5\n", (), ["`num_warmup_steps`"]),
         ("schedule: step\nfinal_learning_rate: 1e-6\n", (), ["`final_learning_rate`"]),
+        ("schedule: step\nschedule_drops: warmup\nnum_warmup_steps: 0\n", (), ["`num_warmup_steps`", "more than 0"]),
         ("output_dir: null\n", (), ["`output_dir`", "--output_dir"]),
         ("model_name_or_path: m\nvision_weights: timm\n", (), ["`vision_weights`", "`model_name_or_path`"]),
         ("model_config: nowhere.json\n", (), ["`model_config`", "nowhere.json"]),
@@ -104,6 +106,13 @@ def test_wrong_values_are_named(capsys, tmp_path, recipe, argv, words):
         return
     message = refuse(capsys, tmp_path, recipe, *argv)
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("values, name", [({"data_fraction": 0.5}, "data_fraction"), ({}, "num_train_pairs")])
+def test_a_number_of_pairs_stands_for_itself(values, name):
+    pairs = 10 if values else 0
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        PretrainDataArguments(dataset="data/x", num_train_pairs=pairs, **values)
 
 
 def test_missing_recipe(capsys):

@@ -1,5 +1,6 @@
 """Text augmentation: each operation against its definition, WordNet read by nltk from a small database."""
 
+import collections
 import os
 import pickle
 import random
@@ -10,7 +11,15 @@ from pathlib import Path
 import nltk
 import pytest
 
-from mra_training.augmentation import OPERATIONS, CaptionAugmenter, WordNetSynonyms, split_words
+from mra_training.augmentation import (
+    AUGMENTERS,
+    OPERATIONS,
+    STOP_WORDS,
+    CaptionAugmenter,
+    PublishedCaptionAugmenter,
+    WordNetSynonyms,
+    split_words,
+)
 
 
 CAPTION = "A man's wearing a red t-shirt, 2 black shoes and a big backpack."
@@ -21,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 SYNSETS = {
     "noun": [("06", ["backpack", "back_pack", "knapsack", "packsack"]), ("06", ["shoe"]), ("06", ["trainer", "shoe"])],
     "verb": [("29", ["wear", "bear", "have_on"])],
-    "adj": [("00", ["red", "reddish", "ruby-red"]), ("00", ["large", "big"])],
+    "adj": [("00", ["red", "reddish", "ruby-red"]), ("00", ["large", "big"]), ("00", ["two", "2", "ii", "T.V."])],
     "adv": [("02", ["quickly", "rapidly"])],
 }
 LEXNAMES = ["adj.all", "adj.pert", "adv.all", "noun.Tops", "noun.act", "noun.animal", "noun.artifact"]
@@ -85,8 +94,9 @@ def test_synonyms(installed):
     assert synonyms("backpack") == ["back pack", "knapsack", "packsack"]
     assert synonyms("red") == ["reddish", "ruby red"]
     assert synonyms("shoes") == ["shoe", "trainer"]  # the plural is found through its base form
-    assert synonyms("worn") == ["bear", "have on", "wear"]  # and the participle through the list of exceptions
+    assert synonyms("worn") == ["wear", "bear", "have on"]  # and the participle through the list of exceptions
     assert synonyms("quickly") == ["rapidly"] and synonyms("nowhere") == []
+    assert synonyms("two") == ["ii", "tv"] and WordNetSynonyms(keep_numerals=True)("two") == ["", "ii", "tv"]
 
 
 def test_synonym_replacement(installed):
@@ -142,6 +152,131 @@ def test_probability_and_operations(installed):
     always = CaptionAugmenter(probability=1.0, operations=("random_swap", "random_deletion"), deletion_probability=0)
     swapped = sum(always(CAPTION, random.Random(seed)).split() != WORDS for seed in range(1000))
     assert 350 < swapped < 550
+
+
+# The published augmentation, against the facts in `eda_call` of the reference file `published_configs.json`.
+
+
+def published(operation, caption, seeds=4000, **options):
+    """How often each text comes out."""
+    augmenter = PublishedCaptionAugmenter(probability=1.0, operations=(operation,), **options)
+    return collections.Counter(augmenter(caption, random.Random(seed)) for seed in range(seeds))
+
+
+def oracle(operation, caption, synonyms, rng):
+    """One text made from the facts as they are written."""
+    words = split_words(caption)
+    number = max(1, int(0.1 * len(words)))
+    if operation == "synonym_replacement":
+        candidates = sorted(word for word in set(words) if word not in STOP_WORDS and synonyms(word))
+        for chosen in rng.sample(candidates, min(number, len(candidates))):
+            synonym = rng.choice(synonyms(chosen))
+            words = [synonym if word == chosen else word for word in words]
+    elif operation == "random_insertion":
+        for _ in range(number):
+            found = [synonyms(rng.choice(words)) for _ in range(9)]  # of ten draws the last comes to nothing
+            place = rng.randint(0, len(words) - 1)
+            words[place:place] = [listed[0] for listed in found if listed][:1]
+    elif operation == "random_swap":
+        for _ in range(number):
+            i, j = rng.sample(range(len(words)), 2)
+            words[i], words[j] = words[j], words[i]
+    else:
+        words = [word for word in words if rng.uniform(0, 1) > 0.1] or [rng.choice(words)]
+    return " ".join(split_words(" ".join(words)))
+
+
+def assert_same_distribution(ours, expected):
+    """Every count within 4.5 deviations of the difference of two Poisson counts."""
+    for text in ours | expected:
+        assert abs(ours[text] - expected[text]) <= 4.5 * (ours[text] + expected[text]) ** 0.5 + 1, text
+
+
+SHORT = "A man's RED backpack, 2 shoes and two red bags"
+LONG = "the man has worn a big red t-shirt; two shoes, the backpack is red, the shoes and the big shirt are red too"
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("caption", [SHORT, LONG], ids=["9 words", "24 words"])
+def test_published_operations_against_the_facts(installed, operation, caption):
+    synonyms = WordNetSynonyms(keep_numerals=True)
+    ours = published(operation, caption)
+    expected = collections.Counter(oracle(operation, caption, synonyms, random.Random(-seed)) for seed in range(4000))
+    assert_same_distribution(ours, expected)
+    for features in (
+        lambda text: [len(text.split())],
+        lambda text: set(text.split()),
+        lambda text: enumerate(text.split()),
+        lambda text: zip(text.split(), text.split()[1:], strict=False),
+    ):
+        seen, wanted = (
+            collections.Counter(feature for text in texts.elements() for feature in features(text))
+            for texts in (ours, expected)
+        )
+        assert_same_distribution(seen, wanted)
+
+
+def test_published_replacement_of_every_occurrence(installed):
+    texts = published("synonym_replacement", "red shoes on red shoes", seeds=300)
+    assert set(texts) == {f"{red} shoes on {red} shoes" for red in ("reddish", "ruby red")} | {
+        f"red {shoe} on red {shoe}" for shoe in ("shoe", "trainer")
+    }
+    assert set(published("synonym_replacement", "the red", seeds=300)) == {"the reddish", "the ruby red"}
+    assert set(published("synonym_replacement", "two bags", seeds=300)) == {
+        "bags",
+        "ii bags",
+        "tv bags",
+    }  # `2` vanishes
+
+
+def test_published_insertion_of_the_first_synonym(installed):
+    assert set(published("random_insertion", "big red", seeds=300)) == {
+        "large big red", "big large red", "reddish big red", "big reddish red"
+    }  # fmt: skip
+    assert set(published("random_insertion", "red", seeds=20)) == {"reddish red"}
+    # One word of ten has synonyms: nine draws find it with chance 1 - 0.9 ** 9.
+    texts = published("random_insertion", "x x x x red x x x x x")
+    assert abs(texts["x x x x red x x x x x"] / 4000 - 0.9**9) < 4 * (0.24 / 4000) ** 0.5
+
+
+def test_published_swap_and_deletion_of_few_words():
+    assert (
+        set(published("random_swap", "red", seeds=20)) == set(published("random_deletion", "red", seeds=20)) == {"red"}
+    )
+    swapped = published("random_swap", "red shoe")
+    assert abs(swapped["red shoe"] / 4000 - 1 / 8) < 4 * (0.11 / 4000) ** 0.5  # three draws of a second place
+    kept = published("random_deletion", "red shoe", deletion_probability=1.0)
+    assert set(kept) == {"red", "shoe"} and abs(kept["red"] - 2000) < 4 * 32
+
+
+def test_published_operations_are_equally_likely(installed):
+    """One text an operation, in random order, of which the first is taken: each is the first with chance 1/4."""
+    augmenter = PublishedCaptionAugmenter(probability=1.0, deletion_probability=1.0)
+    kinds = collections.Counter()
+    for seed in range(4000):
+        words = augmenter("red zip zap", random.Random(seed)).split()
+        if sorted(words) == ["red", "zap", "zip"]:
+            kinds["swap"] += 1
+        elif len(words) == 1:
+            kinds["deletion"] += 1
+        else:
+            kinds["replacement" if "red" not in words or words == ["ruby", "red", "zip", "zap"] else "insertion"] += 1
+    # "ruby red zip zap" is a replacement; an insertion is of "reddish" alone, and fails with chance (2/3) ** 9.
+    assert all(abs(kinds[kind] - 1000) < 4 * 27 + 27 for kind in ("swap", "deletion", "replacement", "insertion")), (
+        kinds
+    )
+
+
+@pytest.mark.parametrize("style", AUGMENTERS)
+def test_text_of_an_augmented_caption(installed, style):
+    caption = "  A MAN'S  t-shirt,\t2 red\nshoes (size 9½) – Adidas® & ’90s BIG bag!  人"
+    clean = "a mans t shirt red shoes size adidas s big bag"
+    for seed in range(300):
+        text = AUGMENTERS[style](probability=1.0)(caption, random.Random(seed))
+        assert text == " ".join(split_words(text)) and text
+    unchanged = AUGMENTERS[style](1.0, ("random_deletion",), deletion_probability=0.0)(caption, random.Random(0))
+    assert unchanged == clean
+    assert AUGMENTERS[style](probability=1.0)("2 人", random.Random(0)) == "2 人"
 
 
 def test_same_generator_same_caption(installed):

@@ -249,6 +249,43 @@ def test_augmented_captions(pedes, processor):
     assert "augmented_caption" not in build_finetuning_dataset(pedes, processor, seed=5)[(0, 0)]
 
 
+def test_number_of_training_pairs(sda, pedes, processor):
+    """A number draws the pairs that the same share of SDA draws; of several captions an image each is a pair."""
+    for count in (1, 7, len(sda)):
+        rows = pretraining(sda, processor, num_pairs=count).image_rows
+        assert len(set(rows)) == count and list(rows) == sorted(rows)
+    assert list(pretraining(sda, processor, num_pairs=6).image_rows) == list(
+        pretraining(sda, processor, data_fraction=6 / len(sda)).image_rows
+    )
+    assert len(pretraining(pedes, processor, regions=False, num_pairs=13)) == 13
+    pairs = pretraining(pedes, processor, regions=False, num_pairs=13)
+    assert len(set(zip(pairs.image_rows, pairs.caption_indices, strict=True))) == 13
+    assert list(pairs.image_rows) != list(
+        pretraining(pedes, processor, regions=False, num_pairs=13, seed=6).image_rows
+    )
+    for count in (0, len(sda) + 1):
+        with pytest.raises(ValueError, match=rf"`num_train_pairs` .* the {len(sda)} pairs .* got {count}"):
+            pretraining(sda, processor, num_pairs=count)
+
+
+@pytest.mark.parametrize("style", ["plain", "clean"])
+def test_captions_are_augmented_before_they_are_cut(pedes, style):
+    """Cleaning, then augmentation, then the cut: words behind the cut move in where others fall out."""
+    words = ["Man-like!", *(f"{letter}word" for letter in "abcdefghij" * 6), "last"]
+    long = pedes.map(lambda row: {"captions": [" ".join(words)]})
+    augmenter = CaptionAugmenter(1.0, ("random_deletion",), deletion_probability=0.9)
+    dataset = finetuning(long, make_processor(caption_style=style), augmenter=augmenter)
+    texts = [dataset[(epoch, 0)]["augmented_caption"].split() for epoch in range(60)]
+    assert 4 < sum(text[-1] == "last" for text in texts) < 60 and {"man", "like"} <= {
+        word for t in texts for word in t
+    }
+    kept = CaptionAugmenter(1.0, ("random_deletion",), deletion_probability=0.0)
+    example = finetuning(long, make_processor(caption_style=style), augmenter=kept)[(0, 0)]
+    assert example["augmented_caption"].split() == ["man", "like", *words[1:55]]
+    cut = example["caption"].split()
+    assert cut == (["man", "like", *words[1:55]] if style == "clean" else words[:56])
+
+
 # Errors
 
 

@@ -20,10 +20,10 @@ def tokenizer(tmp_path):
     return str(tmp_path / "tokenizer")
 
 
-def setup(objective=None, **arguments):
+def setup(objective=None, max_grad_norm=None, **arguments):
     args = ModelArguments(**arguments)
     config = create_config(args, objective or PretrainObjectiveArguments().overrides())
-    return config, create_processor(args, config), create_model(args, config)
+    return config, create_processor(args, config), create_model(args, config, max_grad_norm)
 
 
 def test_new_model_takes_shape_and_objective(tokenizer):
@@ -81,6 +81,27 @@ def test_fields_are_set_once_and_exist(tokenizer, model_config, words):
 def test_a_learned_temperature_is_not_set_again(tmp_path):
     with pytest.raises(ValueError, match="is learned"):
         setup(model_name_or_path=str(tmp_path), model_config={"temperature": 0.1})
+
+
+def test_the_published_start_of_the_projections_is_not_clipped(tokenizer, tmp_path):
+    _, processor, model = setup(tokenizer_name=tokenizer, head_initialization="published", **SHAPE)
+    assert model.config.head_initialization == "published"
+    with pytest.raises(
+        ValueError, match=r"`max_grad_norm` is 1\.0, but vision_projection .* set `head_initialization"
+    ):
+        setup(tokenizer_name=tokenizer, head_initialization="published", max_grad_norm=1.0, **SHAPE)
+    setup(tokenizer_name=tokenizer, max_grad_norm=1.0, **SHAPE)
+    # Trained projections may be clipped; those that fine-tuning begins may not.
+    for projection in (model.mra.vision_projection, model.mra.text_projection):
+        torch.nn.init.normal_(projection.linear.weight, std=0.01)
+    model.save_pretrained(tmp_path / "start")
+    processor.save_pretrained(tmp_path / "start")
+    start = {"model_name_or_path": str(tmp_path / "start"), "max_grad_norm": 1.0}
+    setup(**start)
+    with pytest.raises(ValueError, match="vision_projection"):
+        setup(**start, projection_dim=8)
+    setup(**start, projection_dim=8, head_initialization="bert")
+    setup(**start, projection_dim=8, projection_type="linear")
 
 
 def test_tokenizer_must_fit(tokenizer):

@@ -436,6 +436,77 @@ def test_initial_values(fresh):
     assert (fresh.get_input_embeddings().weight[fresh.config.text_config.pad_token_id] == 0).all()
 
 
+HEADS = {
+    "vision_config": {"embed_dim": 32, "image_size": [128, 64], "window_size": [4, 4, 4, 2]},
+    "projection_dim": 64,
+}
+
+
+HEAD_NAMES = ("mra.vision_projection", "mra.text_projection", "mra.match_head")
+
+
+def heads_of(model):
+    return {n.removeprefix("mra."): p for n, p in model.named_parameters() if n.startswith(HEAD_NAMES)}
+
+
+def assert_as_torch(weight, bias):
+    """Like `nn.Linear(fan_in, ...)`: weights and bias uniform within 1 / sqrt(fan_in)."""
+    bound = weight.shape[1] ** -0.5
+    for values in (weight.flatten(), bias):
+        assert 0.9 * bound < values.abs().max() <= bound and abs(values.mean()) < 4 * bound / (3 * len(values)) ** 0.5
+        assert values.std().item() == pytest.approx(bound / 3**0.5, rel=4 / (values.numel() * 5 / 4) ** 0.5)
+    default = nn.Linear(weight.shape[1], weight.shape[0])
+    assert weight.std().item() == pytest.approx(default.weight.std().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("projection_type", ["part_pooling", "linear"])
+def test_published_initial_heads(projection_type):
+    torch.manual_seed(1)
+    model = MRAForPreTraining(tiny_config(**HEADS, projection_type=projection_type, head_initialization="published"))
+    heads = heads_of(model)
+    for name in ("vision_projection", "text_projection"):
+        if projection_type == "linear":
+            assert_as_torch(heads[f"{name}.weight"], heads[f"{name}.bias"])
+            continue
+        weight, bias = heads[f"{name}.linear.weight"], heads[f"{name}.linear.bias"]
+        assert weight.std().item() == pytest.approx(1e-5, rel=0.05) and abs(weight.mean().item()) < 1e-6
+        assert weight.abs().max() > 3e-5 and (bias == 0).all()  # a normal, not a uniform of that deviation
+        assert (heads[f"{name}.norm.weight"] == 1).all() and (heads[f"{name}.norm.bias"] == 0).all()
+    assert_as_torch(heads["match_head.0.weight"], heads["match_head.0.bias"])
+    assert heads["match_head.3.weight"].abs().max() <= 64**-0.5 and heads["match_head.3.bias"].abs().max() > 0
+    assert (heads["match_head.1.weight"] == 1).all() and (heads["match_head.1.bias"] == 0).all()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module.bias is not None and not name.startswith(HEAD_NAMES):
+            assert (module.bias == 0).all(), name
+
+
+def test_published_initial_heads_of_missing_weights_alone(tmp_path):
+    """Loading keeps what the file holds and initialises the rest."""
+    config = tiny_config(**HEADS, head_initialization="published")
+    saved = MRAForPreTraining(config)
+    with torch.no_grad():
+        for parameter in heads_of(saved).values():
+            parameter.fill_(0.25)
+    state = {name: tensor for name, tensor in saved.state_dict().items() if "text_projection" not in name}
+    saved.save_pretrained(tmp_path, state_dict=state)
+    loaded = heads_of(MRAForPreTraining.from_pretrained(tmp_path))
+    assert all((tensor == 0.25).all() for name, tensor in loaded.items() if "text_projection" not in name)
+    assert loaded["text_projection.linear.weight"].std().item() == pytest.approx(1e-5, rel=0.05)
+
+
+def test_the_published_start_of_the_heads_leaves_the_rest_alone():
+    """Both choices draw the same other weights from a seed; only the language head's are drawn after the heads'."""
+    models = []
+    for choice in ("bert", "published"):
+        torch.manual_seed(0)
+        models.append(MRAForPreTraining(tiny_config(**HEADS, head_initialization=choice)).state_dict())
+    differing = {name for name in models[0] if not torch.equal(models[0][name], models[1][name])}
+    heads = ("_projection.linear.weight", "match_head.", "mlm_head.transform.dense.weight")
+    assert differing and all(any(head in name for head in heads) for name in differing), differing
+    with pytest.raises(ValueError, match="head_initialization"):
+        tiny_config(head_initialization="timm")
+
+
 def test_epsilons(fresh):
     assert {m.eps for m in fresh.mra.vision_model.modules() if isinstance(m, nn.LayerNorm)} == {1e-5}
     for bert in (fresh.mra.text_model, fresh.mra.fusion_layers, fresh.mlm_head):

@@ -42,6 +42,26 @@ def test_fidelity_of_schedules(name):
         assert ours == pytest.approx(factor, rel=1e-12, abs=1e-15), step
 
 
+def test_drops_at_multiples_of_the_warm_up():
+    """Published: at 4 and 7 times the warm-up; both ways agree where the warm-up is a tenth of the run."""
+
+    def factors(drops, warmup, total=100):
+        options = {"schedule": "step", "total_steps": total, "warmup_steps": warmup, "schedule_drops": drops}
+        return [learning_rate_factor(step, **options) for step in range(total + 1)]
+
+    def linear(step, warmup, total=100):
+        return step / warmup if step < warmup else (total - step) / (total - warmup)
+
+    assert factors("warmup", 10) == factors("run", 10)
+    for step, factor in enumerate(factors("warmup", 5)):
+        drop = 1.0 if step < 20 else 0.5 if step < 35 else 0.2
+        assert factor == pytest.approx(drop * linear(step, 5)), step
+    assert factors("run", 5)[20] == pytest.approx(80 / 95) and factors("run", 5)[40] == pytest.approx(0.5 * 60 / 95)
+    assert factors("warmup", 25)[99] == pytest.approx(1 / 75)  # 4 times the warm-up lies behind the end
+    with pytest.raises(ValueError, match="`schedule_drops` must be one of run, warmup, got 'end'"):
+        factors("end", 10)
+
+
 def test_linear_schedule_ends_at_the_final_factor():
     factors = [
         learning_rate_factor(step, schedule="linear", total_steps=10, warmup_steps=2, final_factor=0.1)

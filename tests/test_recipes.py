@@ -28,7 +28,6 @@ NAMES = list(PAIRS)
 # What tests/reference/README.md says: first where paper and published code agree, then where each stands alone.
 COMMON = {
     "per_device_batch_size": 40,
-    "erasing_probability": 0.6,
     "mlm_probability": 0.25,
     "mlm_max_masked": 10,
     "whole_word_masking": True,
@@ -52,6 +51,7 @@ PRETRAIN = {
     "caption_style": "plain",
     "label_smoothing": 0.0,
     "data_fraction": 1.0,
+    "erasing_probability": 0.6,
     "learning_rate": 5e-5,
     "schedule": "linear",
     "num_warmup_steps": 2600,
@@ -69,18 +69,25 @@ FINETUNE = {
     "multiplied_parts": ["late_vision_stages", "late_text_layers", "late_fusion_layers", "mlm_head", "match_head"],
 }
 POOLED = {"projection_type": "part_pooling", "projection_dim": 2048}
-LONG = {"learning_rate": 1e-4, "num_train_epochs": 30, "eval_rerank_k": 512}
+LONG = {"learning_rate": 1e-4, "num_train_epochs": 30, "eval_rerank_k": 512, "erasing_probability": 0.6}
 SETS = {
     "finetune_cuhk": {"caption_style": "plain", **POOLED, **LONG},
     "finetune_icfg": {"caption_style": "clean", **POOLED, **LONG},
-    "finetune_rstp": {"caption_style": "clean", "projection_type": "linear", "projection_dim": 256},
+    "finetune_rstp": {
+        "caption_style": "clean",
+        "projection_type": "linear",
+        "projection_dim": 256,
+        "erasing_probability": 0.4,
+    },
 }
+STEPS = {"schedule": "step", "eda_probability": 1.0, "eda_style": "published"}
 CODE = {
     "all": {
         "itc_gradient": "published",
         "mlm_mask_padding": True,
         "eval_score_fusion": "published",
         "image_backend": "pillow",
+        "head_initialization": "published",
     },
     "pretrain_sda": {
         "region_features": "published_code",
@@ -88,9 +95,9 @@ CODE = {
         "final_learning_rate": 0.0,
         "eval_rerank_k": 128,
     },
-    "finetune": {"schedule": "step"},
-    "finetune_icfg": {"schedule": "step", "validation_fraction": 0.0},
-    "finetune_rstp": {"schedule": "step", "learning_rate": 6e-5, "num_train_epochs": 10, "eval_rerank_k": 1000},
+    "finetune": STEPS,
+    "finetune_icfg": STEPS | {"validation_fraction": 0.0},
+    "finetune_rstp": STEPS | {"learning_rate": 6e-5, "num_train_epochs": 10, "eval_rerank_k": 1000},
 }
 PAPER = {
     "all": {

@@ -21,8 +21,27 @@ def test_plan_counts_whole_batches_of_every_process():
     assert (accumulated.samples_per_batch, accumulated.steps_per_epoch) == (80, 426)
     short = make_plan(100, 10, 1, run(max_train_steps=25))
     assert (short.total_steps, short.num_epochs) == (25, 3)
+    assert short.schedule_steps(True) == 25
     with pytest.raises(ValueError, match="`per_device_batch_size`: 7 training pairs"):
         make_plan(7, 4, 2, run())
+
+
+@pytest.mark.parametrize(
+    "pairs, epochs, taken, counted",
+    [
+        (68_126, 30, 425, 426),
+        (34_674, 30, 216, 217),
+        (37_010, 10, 231, 232),
+        (1_217_750, 32, 7610, 7611),
+        (1600, 3, 10, 10),
+    ],
+)
+def test_the_published_schedule_counts_the_dropped_batch(pairs, epochs, taken, counted):
+    plan = make_plan(pairs, 40, 4, run(num_train_epochs=epochs))
+    assert plan.total_steps == plan.schedule_steps(False) == taken * epochs
+    assert plan.schedule_steps(True) == counted * epochs
+    accumulated = make_plan(pairs, 10, 4, run(num_train_epochs=epochs, gradient_accumulation_steps=4))
+    assert accumulated.schedule_steps(True) == counted * epochs
 
 
 def test_negatives_depend_on_the_place_alone():

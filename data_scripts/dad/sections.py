@@ -124,7 +124,8 @@ class AugmentSection:
     """Prompts from the captions of the target set (augment_captions.py)."""
 
     mode: Literal["attributes", "eda"] = setting(
-        "attributes", "`attributes` changes what a person wears by rules; `eda` is the published word augmentation."
+        "attributes",
+        "`attributes` changes what a person wears by rules; `eda` changes words at random (Wei and Zou 2019).",
     )
     prompts_per_caption: int = setting(20, "Prompts made of each caption, the caption itself the first of them.")
     strength: float = setting(0.5, "Share of a caption's attributes (eda: words) that one prompt changes.")

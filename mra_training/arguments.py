@@ -321,8 +321,8 @@ class RunArguments:
     gradient_accumulation_steps: int = field(
         default=1,
         metadata={
-            "help": "Batches summed into one optimizer step. Negatives stay within a batch; the last step of an epoch "
-            "takes what is left."
+            "help": "Batches averaged into one optimizer step. Negatives stay within a batch; the last step of an epoch "
+            "averages those that are left."
         },
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = field(

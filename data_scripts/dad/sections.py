@@ -79,7 +79,7 @@ class TrainSection:
     num_train_epochs: int = setting(3, "Passes over the target pairs; 0 keeps the untrained ControlNet.")
     max_train_steps: int | None = setting(None, "Optimizer steps instead of whole epochs.")
     per_device_batch_size: int = setting(4, "Pairs of each process in a step.")
-    gradient_accumulation_steps: int = setting(1, "Batches summed into one optimizer step.")
+    gradient_accumulation_steps: int = setting(1, "Batches averaged into one optimizer step.")
     learning_rate: float = setting(1e-5, "Peak learning rate of AdamW.")
     num_warmup_steps: float = setting(500, "Optimizer steps of the warm-up; below 1, the share of all steps.")
     final_learning_rate: float | None = setting(

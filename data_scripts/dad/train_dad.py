@@ -36,6 +36,7 @@ from mra_training.runtime import (
     StopSignal,
     create_accelerator,
     describe_plan,
+    group_factor,
     make_plan,
     progress_bar,
     show_banner,
@@ -208,12 +209,12 @@ def run(config) -> None:
     for _ in range(state.epoch, plan.num_epochs):
         sampler.set_position(state.epoch, state.samples_in_epoch)
         controlnet.train()
-        for batch in loader:
-            if state.step == plan.total_steps:
+        for index, batch in enumerate(loader):
+            if state.step >= plan.total_steps:
                 break
             with accelerator.accumulate(controlnet):
                 loss = denoising_errors(controlnet, base, batch).mean()
-                accelerator.backward(loss)
+                accelerator.backward(loss * group_factor(accelerator, index, len(loader)))
                 if accelerator.sync_gradients and optim.max_grad_norm is not None:
                     accelerator.clip_grad_norm_(controlnet.parameters(), optim.max_grad_norm)
                 optimizer.step()

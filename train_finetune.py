@@ -176,7 +176,7 @@ def main(argv=None):
     # Resume
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, recipe, state, scheduler, plan.samples_per_batch)
-    log.cut_back()  # also where a killed run logged but left no checkpoint
+    log.cut_back(checkpoint)  # also where a killed run logged but left no checkpoint
 
     # Loop
     progress, result = progress_bar(accelerator, plan.total_steps, state.step), None

@@ -20,7 +20,9 @@ import sys
 import time
 from pathlib import Path
 
-import yaml
+from mra_training.arguments import read_mapping
+from mra_training.checkpointing import RECIPE_FILE
+from mra_training.metrics_log import METRICS_FILE, read_records
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,15 +121,14 @@ def is_finished(folder: Path, wanted: dict, choice: str) -> bool:
     if not (folder / "final").is_dir() or last_validation(folder) is None:
         return False
     name, value = CHOICES[choice]
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe = read_mapping(folder / RECIPE_FILE)
     wanted = wanted | {name.removeprefix("--"): value if name == "--region_features" else float(value)}
     return all(recipe[name] == value for name, value in wanted.items())
 
 
 def last_validation(folder: Path) -> dict | None:
     """The metrics of the last validation in metrics.jsonl, cut to those of the table."""
-    path = folder / "metrics.jsonl"
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    records = read_records(folder / METRICS_FILE)
     found = [record["validation"] for record in records if "validation" in record]
     if not found:
         return None

@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState, GradientState
 from mra_training.runtime import group_factor
 from tests.distributed_step import accumulate, linear_rows, main_accumulate
 from tests.gradient_norms import run_script
-from tests.run_helpers import DEEPSPEED_ON_CPU, FSDP_ON_CPU, TIMEOUT, launch, start_forked, write_recipe, write_sets
+from tests.run_helpers import DEEPSPEED_ON_CPU, FSDP_ON_CPU, TIMEOUT, start_forked, write_recipe, write_sets
 
 
 # Weights that all but stand still, so that the gradient of a batch does not depend on the steps before it.

@@ -100,6 +100,15 @@ class TrainSection:
     logging_steps: int = setting(50, "Optimizer steps between two lines of metrics.jsonl.")
     save_steps: int | None = setting(1000, "Optimizer steps between two checkpoints.", decides=False)
     save_total_limit: int = setting(2, "Checkpoints that are kept, the newest.", decides=False)
+    resume: str = setting(
+        "latest",
+        "`latest` to go on from the newest checkpoint (a damaged one is an error), `latest_whole` to pass over damaged "
+        "ones with a warning, or a checkpoint's path.",
+        decides=False,
+    )
+    resume_without_manifest: bool = setting(
+        False, "Go on from a checkpoint without manifest.json, as earlier versions saved them.", decides=False
+    )
     validation_steps: int | None = setting(1000, "Optimizer steps between two validations; the last step always is.")
     validation_pairs: int = setting(64, "Pairs of the validation split whose error is measured; 0 for none.")
     validation_draws: int = setting(2, "Noises and timesteps per pair, the same at every validation.")

@@ -62,7 +62,8 @@ def split_arguments(train, seed, output_dir):
         log_with=train.log_with,
         save_steps=train.save_steps,
         save_total_limit=train.save_total_limit,
-        resume="latest",
+        resume=train.resume,
+        resume_without_manifest=train.resume_without_manifest,
     )
     final = train.learning_rate if train.final_learning_rate is None else train.final_learning_rate
     optim = OptimizationArguments(
@@ -142,7 +143,7 @@ def run(config) -> None:
     # Accelerator
     accelerator = create_accelerator(run)
     stop = StopSignal()
-    checkpoint = start_output_dir(accelerator, run, recipe)
+    checkpoint = start_output_dir(accelerator, run, recipe, "train.{}={}".format)
     set_seed(run.seed)
 
     # Data
@@ -200,7 +201,7 @@ def run(config) -> None:
     # Resume
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, recipe, state, scheduler, plan.samples_per_batch)
-    log.cut_back()  # also where a killed run logged but left no checkpoint
+    log.cut_back(checkpoint)  # also where a killed run logged but left no checkpoint
     if state.step == 0:
         validation.run(controlnet, log, state.step)
 

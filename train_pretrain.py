@@ -44,6 +44,7 @@ from mra_training.runtime import (
     configure_deepspeed,
     create_accelerator,
     describe_plan,
+    group_factor,
     make_plan,
     progress_bar,
     seed_negatives,
@@ -163,20 +164,20 @@ def main(argv=None):
     # Resume
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, recipe, state, scheduler, plan.samples_per_batch)
-    log.cut_back()  # also where a killed run logged but left no checkpoint
+    log.cut_back(checkpoint)  # also where a killed run logged but left no checkpoint
 
     # Loop
     progress, result = progress_bar(accelerator, plan.total_steps, state.step), None
     for _ in range(state.epoch, plan.num_epochs):
         sampler.set_position(state.epoch, state.samples_in_epoch)
         model.train()
-        for batch in loader:
-            if state.step == plan.total_steps:
+        for index, batch in enumerate(loader):
+            if state.step >= plan.total_steps:
                 break
             with accelerator.accumulate(model):
                 seed_negatives(negatives, run.seed, state.micro_step, drawing_process)
                 outputs = model(**batch, generator=negatives)
-                accelerator.backward(outputs.loss)
+                accelerator.backward(outputs.loss * group_factor(accelerator, index, len(loader)))
                 if accelerator.sync_gradients and optim.max_grad_norm is not None:
                     accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
                 optimizer.step()

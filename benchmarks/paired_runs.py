@@ -23,6 +23,7 @@ from pathlib import Path
 
 from mra_training.arguments import parse_arguments, resolved_recipe
 from mra_training.checkpointing import changed_keys
+from mra_training.metrics_log import METRICS_FILE, read_records
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,8 +127,7 @@ def is_finished(folder: Path, script: str, script_args: list[str]) -> bool:
 
 def last_validation(folder: Path) -> dict[str, dict[str, float]] | None:
     """Read the last validation of metrics.jsonl, cut to the metrics of the table; None if there is none."""
-    path = folder / "metrics.jsonl"
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    records = read_records(folder / METRICS_FILE)
     found = [record["validation"] for record in records if "validation" in record]
     if not found:
         return None

@@ -20,6 +20,11 @@ from mra_training.optim import PARTS
 # ---------------------------------------------------------------- model and objective
 
 
+# First and last line of a recipe that a run saved: all arguments are in it, so that one that was cut would lack some.
+RECIPE_START = "# Every argument of a run, as resolved."
+RECIPE_END = "# End of the arguments."
+
+
 @dataclass
 class ModelArguments:
     """Where the weights come from and what of the architecture the run changes."""
@@ -376,8 +381,8 @@ class RunArguments:
     gradient_accumulation_steps: int = field(
         default=1,
         metadata={
-            "help": "Batches summed into one optimizer step. Negatives stay within a batch; the last step of an epoch "
-            "takes what is left."
+            "help": "Batches averaged into one optimizer step. Negatives stay within a batch; the last step of an epoch "
+            "averages those that are left."
         },
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = field(
@@ -397,7 +402,16 @@ class RunArguments:
     resume: str | None = field(
         default=None,
         metadata={
-            "help": "`latest` to continue from output_dir (from the start if it is empty), or a checkpoint's path."
+            "help": "`latest` to continue from the newest checkpoint in output_dir (from the start if there is none; a "
+            "damaged one is an error), `latest_whole` to pass over damaged ones with a warning, for queues, or a "
+            "checkpoint's path."
+        },
+    )
+    resume_without_manifest: bool = field(
+        default=False,
+        metadata={
+            "help": "Resume from a checkpoint without manifest.json, as earlier versions saved them; only what its files "
+            "tell of themselves is verified."
         },
     )
     overwrite_output_dir: bool = field(
@@ -549,14 +563,25 @@ def load_recipe(path: str | Path, dataclass_types) -> dict[str, Any]:
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """
-    Reads a YAML file that holds a mapping; an empty file is an empty one.
+    Read a YAML file that holds a mapping; comments alone are an empty one.
 
     Raises:
-        ValueError: if the file is missing or no mapping.
+        ValueError: if the file is missing, empty, not YAML or not a mapping, or lacks the end of a recipe that a run saved.
     """
     if not Path(path).is_file():
         raise ValueError(f"`config`: no recipe at {str(path)!r}.")
-    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        recipe = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as YAML in UTF-8 ({' '.join(str(error).split())})") from None
+    if not text:
+        raise ValueError(f"{path}: the file is empty, expected a mapping of arguments to values")
+    first = text.split("\n", 1)[0]
+    saved = first == RECIPE_START or (first == text and RECIPE_START.startswith(text))
+    if saved and RECIPE_END not in text:
+        raise ValueError(f"{path}: cut short, its last line is not {RECIPE_END!r}; take the recipe of a checkpoint")
+    recipe = {} if recipe is None else recipe
     if not isinstance(recipe, dict):
         raise ValueError(f"{path}: a recipe is a mapping of arguments to values, got a {type(recipe).__name__}.")
     return recipe

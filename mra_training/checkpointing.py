@@ -1,10 +1,9 @@
 """Checkpoints that are whole or not there, the place in a run, and folders that are replaced in one move."""
 
-import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,20 @@ from typing import Any
 import torch
 import yaml
 from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list
 
 from mra_retrieval import RerankDepth
+from mra_training.arguments import RECIPE_END, RECIPE_START, read_mapping
+from mra_training.checkpoint_manifest import (
+    DamagedCheckpointError,
+    check_way,
+    find_damage,
+    restore_random_states,
+    write_manifest,
+)
 from mra_training.environment import write_environment
-from mra_training.metrics_log import METRICS_FILE
+from mra_training.files import flush_folder, flush_tree, write_whole
+from mra_training.metrics_log import METRICS_FILE, read_records
 from mra_training.runtime import whole_model
 from mra_training.zero_checkpoints import fit_to_processes
 
@@ -27,7 +36,10 @@ RECIPE_FILE = "recipe.yaml"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _UNFINISHED = "unfinished-"
 _REPLACED = ".replaced"
-_OF_THE_CALL = ("resume", "overwrite_output_dir", "output_dir")  # say nothing about the run itself
+_SET_ASIDE = "set-aside-"
+_SCHEDULE_FILE, _STATE_FILE = "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"  # in the order of registration
+# Arguments that say nothing about the run itself.
+_OF_THE_CALL = ("resume", "resume_without_manifest", "overwrite_output_dir", "output_dir")
 
 
 @dataclass
@@ -62,8 +74,19 @@ class TrainingState:
         return asdict(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the attributes."""
+        """
+        Restore the attributes.
+
+        Raises:
+            ValueError: if one is missing, unknown or not a number.
+        """
+        expected = asdict(self)
+        if not isinstance(state_dict, Mapping) or state_dict.keys() != expected.keys():
+            held = ", ".join(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
+            raise ValueError(f"the place in the run must hold {', '.join(expected)}, got {held}")
         for name, value in state_dict.items():
+            if type(value) not in (int, type(expected[name])):
+                raise ValueError(f"the place in the run: `{name}` must be a number, got {value!r}")
             setattr(self, name, value)
 
     def count_batch(self, samples: int) -> None:
@@ -124,7 +147,11 @@ class Checkpointer:
         return (late or stop or self.is_step_due(step)) and step != self.last_step, stop
 
     def save(self, step: int) -> Path:
-        """Writes `checkpoint-<step>` under another name, renames it once every process is done, drops the oldest."""
+        """
+        Write `checkpoint-<step>` under another name, with its manifest last; rename it, drop the oldest.
+
+        Everything is flushed to the disk before the folder gets its name.
+        """
         accelerator = self.accelerator
         target = self.folder / f"checkpoint-{step}"
         unfinished = self.folder / f"{_UNFINISHED}{target.name}"
@@ -136,10 +163,18 @@ class Checkpointer:
         if accelerator.is_main_process:
             write_recipe(unfinished / RECIPE_FILE, self.recipe)
             write_environment(unfinished)
+            metrics = self.folder.parent / METRICS_FILE
+            if metrics.is_file():
+                shutil.copyfile(metrics, unfinished / METRICS_FILE)
+        accelerator.wait_for_everyone()
+        write_manifest(accelerator, unfinished, step)
+        if accelerator.is_local_main_process:
+            flush_tree(unfinished)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             replace_folder(unfinished, target)
-            for folder in list_checkpoints(self.folder.parent)[: -self.save_total_limit]:
+            overtaken = [folder for folder in _list_steps(self.folder, _SET_ASIDE) if step_of(folder) <= step]
+            for folder in [*list_checkpoints(self.folder.parent)[: -self.save_total_limit], *overtaken]:
                 _remove(folder)
         accelerator.wait_for_everyone()
         self.last_step, self.last_time = step, time.monotonic()
@@ -152,9 +187,18 @@ class Checkpointer:
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
     """Finished checkpoints of a run, the oldest first."""
-    folder = Path(output_dir) / CHECKPOINTS
-    found = [path for path in folder.iterdir() if _CHECKPOINT.match(path.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda path: int(_CHECKPOINT.match(path.name)[1]))
+    return _list_steps(Path(output_dir) / CHECKPOINTS)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the number of optimizer steps in a checkpoint's name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _list_steps(folder: Path, prefix: str = "") -> list[Path]:
+    paths = folder.iterdir() if folder.is_dir() else []
+    found = [path for path in paths if path.name.startswith(prefix) and _CHECKPOINT.match(path.name[len(prefix) :])]
+    return sorted(found, key=step_of)
 
 
 def find_checkpoint(resume: str | None, output_dir: str | Path) -> Path | None:
@@ -162,48 +206,148 @@ def find_checkpoint(resume: str | None, output_dir: str | Path) -> Path | None:
     Finds the checkpoint to continue from.
 
     Args:
-        resume: `latest`, the path of a checkpoint, or None.
+        resume: `latest`, `latest_whole`, the path of a checkpoint, or None.
         output_dir: folder of the run.
 
     Returns:
-        Its path; None to start from the beginning, also where `latest` finds none.
+        Its path, not verified yet; None to start from the beginning, also where there is no latest one.
 
     Raises:
         ValueError: if the path is no finished checkpoint.
     """
     if resume is None:
         return None
-    if resume == "latest":
+    if resume in ("latest", "latest_whole"):
         checkpoints = list_checkpoints(output_dir)
         return checkpoints[-1] if checkpoints else None
     path = Path(resume)
     if not _CHECKPOINT.match(path.name) or not path.is_dir():
         raise ValueError(
-            f"`resume` must be `latest` or the path of a finished checkpoint-N folder, got {resume!r}: finished ones "
-            f"here are {', '.join(map(str, list_checkpoints(output_dir))) or 'none'}."
+            f"`resume` must be `latest`, `latest_whole` or the path of a finished checkpoint-N folder, got {resume!r}; "
+            f"finished ones here are {', '.join(map(str, list_checkpoints(output_dir))) or 'none'}"
         )
     return path
 
 
-def start_output_dir(accelerator, args, recipe: Mapping[str, Any]) -> Path | None:
+def start_output_dir(
+    accelerator, args, recipe: Mapping[str, Any], option: Callable[[str, str], str] = "--{} {}".format
+) -> Path | None:
     """
-    Prepares the folder of a run, with its resolved arguments and environment in it; every process must call this.
+    Prepare the folder of a run, with its resolved arguments and environment in it; every process must call this.
 
     Args:
         accelerator: of the run.
         args: a `RunArguments`.
         recipe: the resolved arguments.
+        option: how an argument is given to this command, from its name and its value, for error messages.
 
     Returns:
-        The checkpoint to continue from, or None.
+        The checkpoint to continue from, verified, or None.
+
+    Raises:
+        DamagedCheckpointError: on every process, if that checkpoint is not whole; nothing was changed.
+        ValueError: if there is no such checkpoint, it was saved in another way, or the folder holds another run.
     """
     if accelerator.is_main_process:
         prepare_output_dir(args.output_dir, args.resume, args.overwrite_output_dir and args.resume is None)
-        find_checkpoint(args.resume, args.output_dir)
+    accelerator.wait_for_everyone()
+    checkpoint = find_whole_checkpoint(accelerator, args, option)
+    if checkpoint is not None:
+        check_way(accelerator, checkpoint)
+    if accelerator.is_main_process:
+        if checkpoint is not None:
+            set_newer_aside(args.output_dir, checkpoint)
         write_recipe(Path(args.output_dir) / RECIPE_FILE, recipe)
         write_environment(args.output_dir)
     accelerator.wait_for_everyone()
-    return find_checkpoint(args.resume, args.output_dir)
+    return checkpoint
+
+
+def find_whole_checkpoint(accelerator, args, option: Callable[[str, str], str] = "--{} {}".format) -> Path | None:
+    """
+    Find the checkpoint to continue from and verify it; every process must call this and gets the same answer.
+
+    Args:
+        accelerator: of the run.
+        args: a `RunArguments`; with `resume: latest_whole` damaged checkpoints are passed over, with a warning.
+        option: how an argument is given to this command, from its name and its value, for error messages.
+
+    Raises:
+        DamagedCheckpointError: if it is not whole and no other may be taken; the message names what is wrong, the newest
+            whole checkpoint and how to take it.
+        ValueError: if there is no such checkpoint.
+    """
+    named = find_checkpoint(args.resume, args.output_dir)
+    (named,) = broadcast_object_list([named])  # a file system may show the newest to one process before others
+    if named is None:
+        return None
+    without_manifest = None if args.resume_without_manifest else option("resume_without_manifest", "true")
+
+    def damage_of(folder):
+        return find_damage(accelerator, folder, _check_contents, without_manifest)
+
+    damage = damage_of(named)
+    if not damage:
+        return named
+    siblings = [path for path in _list_steps(named.parent)[::-1] if path.name != named.name]
+    (siblings,) = broadcast_object_list([siblings])
+    whole = next((path for path in siblings if not damage_of(path)), None)
+    text = f"{named} is damaged: {'; '.join(damage)}"
+    if whole is None:
+        raise DamagedCheckpointError(
+            f"{text}; no checkpoint beside it is whole: remove {named.parent} to start from the beginning with "
+            f"{option('resume', 'latest')}"
+        )
+    if args.resume == "latest_whole":
+        logger.warning(f"{text}; going on from {whole}, the newest whole one")
+        return whole
+    raise DamagedCheckpointError(
+        f"{text}; the newest whole one is {whole}: take it with {option('resume', str(whole))}, or let "
+        f"{option('resume', 'latest_whole')} choose it"
+    )
+
+
+def _check_contents(checkpoint: Path) -> None:
+    """
+    Read the small files that say how the run goes on.
+
+    Raises:
+        ValueError: naming the file that does not hold what it should.
+    """
+    found = {}
+    for name in (_SCHEDULE_FILE, _STATE_FILE):
+        try:
+            found[name] = torch.load(checkpoint / name, map_location="cpu", weights_only=False)
+        except Exception as error:  # whatever unpickling raises
+            raise ValueError(f"{name} cannot be read ({error})") from None
+    state, step = TrainingState(), step_of(checkpoint)
+    try:
+        state.load_state_dict(found[_STATE_FILE])
+    except ValueError as error:
+        raise ValueError(f"{_STATE_FILE}: {error}") from None
+    schedule = found[_SCHEDULE_FILE]
+    scheduled = schedule.get("last_epoch") if isinstance(schedule, Mapping) else None
+    for name, steps in ((_STATE_FILE, state.step), (_SCHEDULE_FILE, scheduled)):
+        if steps != step:
+            raise ValueError(f"{name} is at step {steps} instead of {step}")
+    read_mapping(checkpoint / RECIPE_FILE)
+    records = read_records(checkpoint / METRICS_FILE)
+    if records and len(records) != state.log_lines:
+        raise ValueError(f"{METRICS_FILE} holds {len(records)} lines instead of {state.log_lines}")
+
+
+def set_newer_aside(output_dir: str | Path, checkpoint: Path) -> None:
+    """
+    Rename checkpoints of later steps than the one that a run goes on from, so that they are not taken for its own.
+
+    The run removes them when it has come as far.
+    """
+    for path in list_checkpoints(output_dir):
+        if step_of(path) > step_of(checkpoint):
+            aside = path.with_name(f"{_SET_ASIDE}{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            logger.warning(f"Renamed {path} to {aside.name}: the run goes on from {checkpoint.name}")
 
 
 def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bool) -> None:
@@ -237,12 +381,14 @@ def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bo
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Gives a finished folder its name, over an older one of that name if there is one."""
+    """Flush a finished folder to the disk and give it its name, over an older one of that name if there is one."""
+    flush_tree(source)
     replaced = target.with_name(target.name + _REPLACED)
     shutil.rmtree(replaced, ignore_errors=True)
     if target.exists():
         target.rename(replaced)
     source.rename(target)
+    flush_folder(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -252,7 +398,7 @@ def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState,
 
     Args:
         accelerator: holds what `prepare` returned, `state` and `scheduler`.
-        checkpoint: a finished checkpoint.
+        checkpoint: a whole checkpoint, as `start_output_dir` gives it.
         recipe: the resolved arguments of this run.
         state: restored in place.
         scheduler: restored in place.
@@ -264,6 +410,10 @@ def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState,
         logger.warning(f"Resuming {checkpoint} with other arguments: {listing}.")
     with fit_to_processes(accelerator, checkpoint) as folder:
         accelerator.load_state(str(folder))
+    accelerator.step = 0  # groups of accumulated batches start here, also where they have another size than before
+    not_restored = restore_random_states(accelerator, checkpoint)
+    if not_restored is not None:
+        logger.warning(f"Resuming {checkpoint}: {not_restored}")
     if state.samples_per_batch not in (0, samples_per_batch):
         logger.warning(
             f"A batch of all processes had {state.samples_per_batch} pairs and has {samples_per_batch} now: the run "
@@ -322,16 +472,13 @@ def _remove(folder: Path) -> None:
 
 
 def write_recipe(path: str | Path, recipe: Mapping[str, Any]) -> None:
-    """Saves resolved arguments in one move, as YAML that `--config` reads again."""
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(unfinished, path)
+    """Save resolved arguments in one move, as YAML that `--config` reads again, marked so that a cut file shows."""
+    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    write_whole(path, f"{RECIPE_START}\n{text}{RECIPE_END}\n")
 
 
 def changed_keys(recipe: Mapping[str, Any], checkpoint: str | Path) -> dict[str, tuple[Any, Any]]:
     """Arguments that differ from those a checkpoint was written with: name -> (then, now)."""
-    path = Path(checkpoint) / RECIPE_FILE
-    before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = read_mapping(Path(checkpoint) / RECIPE_FILE)
     names = sorted({*before, *recipe} - set(_OF_THE_CALL))
     return {name: (before.get(name), recipe.get(name)) for name in names if before.get(name) != recipe.get(name)}

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from mra_training.files import write_whole
+
 
 ENVIRONMENT_FILE = "environment.json"
 _LIBRARIES = (
@@ -63,6 +65,5 @@ def describe_environment() -> dict[str, Any]:
 
 
 def write_environment(folder: str | Path) -> None:
-    """Saves [`describe_environment`] as `environment.json`."""
-    text = json.dumps(describe_environment(), indent=2)
-    (Path(folder) / ENVIRONMENT_FILE).write_text(text + "\n", encoding="utf-8")
+    """Save [`describe_environment`] as `environment.json`."""
+    write_whole(Path(folder) / ENVIRONMENT_FILE, json.dumps(describe_environment(), indent=2) + "\n")

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 
+from mra_training.files import write_whole
+
+
+logger = get_logger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 _HISTORY = 50
@@ -130,14 +135,31 @@ class MetricsLog:
         self.path = Path(output_dir) / METRICS_FILE
         self.state = state
 
-    def cut_back(self) -> None:
-        """Drops, in one move, the records written after the checkpoint that `state` was loaded from."""
-        if not self.accelerator.is_main_process or not self.path.is_file():
+    def cut_back(self, checkpoint: Path | None) -> None:
+        """
+        Drop, in one move, the records written after the checkpoint that `state` was loaded from.
+
+        A checkpoint holds the records before it, so that they are whole whatever became of the file. One that was saved
+        by an earlier version does not: then the file's own lines stay, as far as they can be read.
+        """
+        if not self.accelerator.is_main_process or (checkpoint is None and not self.path.is_file()):
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        unfinished = self.path.with_name(f"{self.path.name}.unfinished")
-        unfinished.write_text("".join(lines[: self.state.log_lines]), encoding="utf-8")
-        os.replace(unfinished, self.path)
+        present = self.path.read_bytes().decode(errors="replace") if self.path.is_file() else ""
+        saved = checkpoint / METRICS_FILE if checkpoint is not None else None
+        if saved is not None and saved.is_file():
+            text = saved.read_text(encoding="utf-8")
+            if present and not present.startswith(text):
+                logger.warning(f"{self.path} is damaged before the checkpoint; restored from {saved}")
+        else:
+            lines = present.splitlines(keepends=True)[: self.state.log_lines]
+            whole = next((place for place, line in enumerate(lines) if not _is_record(line)), len(lines))
+            text = "".join(lines[:whole])
+            if whole < self.state.log_lines:
+                logger.warning(
+                    f"{self.path} holds {whole} of the {self.state.log_lines} records before the checkpoint"
+                )
+                self.state.log_lines = whole
+        write_whole(self.path, text)
 
     def write(self, **record: Any) -> dict[str, Any]:
         """Writes one record, its place in the run first, and returns it; trackers get nested mappings flattened."""
@@ -147,8 +169,34 @@ class MetricsLog:
         if self.accelerator.is_main_process:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         self.accelerator.log(_flatten(record), step=state.step)
         return record
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """
+    Read the records of a `metrics.jsonl`; none where there is no file.
+
+    Raises:
+        ValueError: naming the line that is not a record.
+    """
+    path = Path(path)
+    lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if not _is_record(line):
+            raise ValueError(
+                f"{path}: line {number} is not a whole record; remove it and what follows, or run it again"
+            )
+    return [json.loads(line) for line in lines]
+
+
+def _is_record(line: str) -> bool:
+    try:
+        return line.endswith("\n") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -204,6 +204,22 @@ def make_plan(num_rows: int, per_device_batch_size: int, num_processes: int, arg
     return Plan(samples_per_batch, steps_per_epoch, num_epochs, total_steps, counted_steps)
 
 
+def group_factor(accelerator: Accelerator, index: int, num_batches: int) -> float:
+    """
+    Return what to multiply a batch's loss by, so that a step follows the mean of the batches that it accumulates.
+
+    Accelerate and DeepSpeed divide every loss by `gradient_accumulation_steps`, but the last step of an epoch takes the
+    batches that are left. Groups start where the loader starts: a checkpoint falls on a step, never inside a group.
+
+    Args:
+        accelerator: whose `gradient_accumulation_steps` losses are divided by.
+        index: of the batch, counted from where the loader started.
+        num_batches: batches that the loader yields from there to the end of the epoch.
+    """
+    full = accelerator.gradient_accumulation_steps
+    return full / min(full, num_batches - index // full * full)
+
+
 # ---------------------------------------------------------------- seeds and signals
 
 

@@ -122,9 +122,15 @@ def test_config_trains_resumes_and_exports(root, one_process, config):
     checkpoints = list_checkpoints(output_dir)
     assert [path.name for path in checkpoints] == ["checkpoint-3", "checkpoint-6"]
 
-    shutil.rmtree(checkpoints[-1])
+    damaged = max(
+        (path for path in checkpoints[-1].rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    name = damaged.relative_to(checkpoints[-1]).as_posix()
     shutil.copytree(output_dir, root / f"{config}-one")
-    shown = train(config, "finetune", root, output_dir, "--resume", "latest")
+    shutil.rmtree(root / f"{config}-one" / "checkpoints" / "checkpoint-6")
+    shown = train(config, "finetune", root, output_dir, "--resume", "latest_whole")
+    assert f"checkpoint-6 is damaged: {name} holds" in shown
     assert "at step 3, 24 pairs into epoch 0" in shown
     compare(read_metrics(output_dir), records)
     compare_weights(output_dir, weights)
@@ -133,6 +139,7 @@ def test_config_trains_resumes_and_exports(root, one_process, config):
     arguments = ["--resume", "latest", "--per_device_batch_size", 8]
     shown = train(config, "finetune", root, root / f"{config}-one", *arguments, num_processes=1)
     assert "at step 3, 24 pairs into epoch 0" in shown
+    assert "the random states are those of 2 processes and the run has 1 now" in shown
     compare(read_metrics(root / f"{config}-one"), records)
     compare_weights(root / f"{config}-one", weights)
     assert not list((root / f"{config}-one" / "checkpoints").glob("unfinished*"))

@@ -3,9 +3,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from mra_training.checkpointing import TrainingState
-from mra_training.metrics_log import LossWindow, MetricsLog, NonFiniteLossError
+from mra_training.metrics_log import LossWindow, MetricsLog, NonFiniteLossError, read_records
 
 
 def fake_accelerator(others=()):
@@ -26,6 +27,14 @@ def fake_accelerator(others=()):
 
 
 accelerator_log = []
+
+
+@pytest.fixture(autouse=True)
+def logging_state():
+    """The loggers ask which process they are in."""
+    PartialState(cpu=True)
+    yield
+    PartialState._reset_state()
 
 
 def outputs(itc, itm, phrase=None):
@@ -83,9 +92,39 @@ def test_log_is_cut_back_to_the_checkpoint(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # killed while it wrote
     state.step, state.log_lines = 2, 2
-    log.cut_back()
+    checkpoint = tmp_path / "checkpoint-2"  # of an earlier version, without a copy of the records
+    checkpoint.mkdir()
+    log.cut_back(checkpoint)
     state.step = 3
     log.write(loss=0.25)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(record["step"], record["loss"]) for record in records] == [(1, 0.5), (2, 0.5), (3, 0.25)]
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "metrics.jsonl"]
+    state.log_lines = 0
+    log.cut_back(None)
+    assert log.path.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "present", [None, "", '{"step": 1}\n{"st', "\0" * 30, '{"step": 7}\n' * 5, '{"step": 1}\n' * 5]
+)
+def test_records_before_the_checkpoint_come_from_it(tmp_path, present):
+    checkpoint, state = tmp_path / "checkpoint-2", TrainingState(step=2, log_lines=2)
+    checkpoint.mkdir()
+    (checkpoint / "metrics.jsonl").write_text('{"step": 1}\n' * 2)
+    log = MetricsLog(fake_accelerator(), tmp_path, state)
+    if present is not None:
+        log.path.write_text(present)
+    log.cut_back(checkpoint)
+    assert read_records(log.path) == [{"step": 1}] * 2 and state.log_lines == 2
+
+
+def test_unreadable_records_of_an_earlier_version_are_dropped(tmp_path):
+    state = TrainingState(step=3, log_lines=3)
+    log = MetricsLog(fake_accelerator(), tmp_path, state)
+    log.path.write_text('{"step": 1}\n\0\0\0\n{"step": 3}\n{"step": 4}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl: line 2 is not a whole record"):
+        read_records(log.path)
+    (tmp_path / "checkpoint-3").mkdir()
+    log.cut_back(tmp_path / "checkpoint-3")
+    assert read_records(log.path) == [{"step": 1}] and state.log_lines == 1

@@ -115,6 +115,29 @@ def test_killed_and_stopped_run_gives_the_same_losses(reference, root, stage, nu
     assert all(ours[name].equal(theirs[name]) for name in theirs), last
 
 
+@pytest.mark.parametrize(
+    ("stage", "num_processes", "damaged"),
+    [("pretrain", 1, "random_states_0.pkl"), ("finetune", 2, "random_states_1.pkl")],
+)
+def test_damaged_checkpoint_stops_a_run_and_a_queue_goes_on_without_it(reference, root, stage, num_processes, damaged):
+    expected, _ = reference(stage, num_processes)
+    output_dir = root / f"{stage}-{num_processes}-damaged"
+    shutil.copytree(expected, output_dir)
+    older, newest = list_checkpoints(output_dir)
+    (newest / damaged).write_bytes((newest / damaged).read_bytes()[:100])
+    script, arguments = SCRIPTS[stage], ["--config", write_recipe(root, stage), "--output_dir", output_dir]
+    assert run_forked(script, *arguments, "--resume", "latest", num_processes=num_processes) == [1] * num_processes
+    assert list_checkpoints(output_dir) == [older, newest]
+    with (output_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "lo')
+    codes = run_forked(script, *arguments, "--resume", "latest_whole", num_processes=num_processes)
+    assert codes == [0] * num_processes
+    assert list_checkpoints(output_dir) == [older, newest] and not list(newest.parent.glob("set-aside*"))
+    assert read_metrics(output_dir) == read_metrics(expected)
+    ours, theirs = (load_file(folder / "final" / "model.safetensors") for folder in (output_dir, expected))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
 def test_accumulation_workers_and_precision(root):
     """Accumulated batches, workers, compiled-free bf16 and a tracker in one run that stops at a number of steps."""
     pytest.importorskip("tensorboard")

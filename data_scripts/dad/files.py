@@ -1,22 +1,11 @@
 """Files that are whole or not there."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-
-_UNFINISHED = ".unfinished"
-
-
-def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Writes a file under another name and renames it, so that it is whole or not there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + _UNFINISHED)
-    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(unfinished, path)
+from mra_training.files import write_whole
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -79,7 +79,7 @@ class TrainSection:
     num_train_epochs: int = setting(3, "Passes over the target pairs; 0 keeps the untrained ControlNet.")
     max_train_steps: int | None = setting(None, "Optimizer steps instead of whole epochs.")
     per_device_batch_size: int = setting(4, "Pairs of each process in a step.")
-    gradient_accumulation_steps: int = setting(1, "Batches summed into one optimizer step.")
+    gradient_accumulation_steps: int = setting(1, "Batches averaged into one optimizer step.")
     learning_rate: float = setting(1e-5, "Peak learning rate of AdamW.")
     num_warmup_steps: float = setting(500, "Optimizer steps of the warm-up; below 1, the share of all steps.")
     final_learning_rate: float | None = setting(
@@ -100,6 +100,15 @@ class TrainSection:
     logging_steps: int = setting(50, "Optimizer steps between two lines of metrics.jsonl.")
     save_steps: int | None = setting(1000, "Optimizer steps between two checkpoints.", decides=False)
     save_total_limit: int = setting(2, "Checkpoints that are kept, the newest.", decides=False)
+    resume: str = setting(
+        "latest",
+        "`latest` to go on from the newest checkpoint (a damaged one is an error), `latest_whole` to pass over damaged "
+        "ones with a warning, or a checkpoint's path.",
+        decides=False,
+    )
+    resume_without_manifest: bool = setting(
+        False, "Go on from a checkpoint without manifest.json, as earlier versions saved them.", decides=False
+    )
     validation_steps: int | None = setting(1000, "Optimizer steps between two validations; the last step always is.")
     validation_pairs: int = setting(64, "Pairs of the validation split whose error is measured; 0 for none.")
     validation_draws: int = setting(2, "Noises and timesteps per pair, the same at every validation.")

@@ -36,6 +36,7 @@ from mra_training.runtime import (
     StopSignal,
     create_accelerator,
     describe_plan,
+    group_factor,
     make_plan,
     progress_bar,
     show_banner,
@@ -61,7 +62,8 @@ def split_arguments(train, seed, output_dir):
         log_with=train.log_with,
         save_steps=train.save_steps,
         save_total_limit=train.save_total_limit,
-        resume="latest",
+        resume=train.resume,
+        resume_without_manifest=train.resume_without_manifest,
     )
     final = train.learning_rate if train.final_learning_rate is None else train.final_learning_rate
     optim = OptimizationArguments(
@@ -141,7 +143,7 @@ def run(config) -> None:
     # Accelerator
     accelerator = create_accelerator(run)
     stop = StopSignal()
-    checkpoint = start_output_dir(accelerator, run, recipe)
+    checkpoint = start_output_dir(accelerator, run, recipe, "train.{}={}".format)
     set_seed(run.seed)
 
     # Data
@@ -199,7 +201,7 @@ def run(config) -> None:
     # Resume
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, recipe, state, scheduler, plan.samples_per_batch)
-    log.cut_back()  # also where a killed run logged but left no checkpoint
+    log.cut_back(checkpoint)  # also where a killed run logged but left no checkpoint
     if state.step == 0:
         validation.run(controlnet, log, state.step)
 
@@ -208,12 +210,12 @@ def run(config) -> None:
     for _ in range(state.epoch, plan.num_epochs):
         sampler.set_position(state.epoch, state.samples_in_epoch)
         controlnet.train()
-        for batch in loader:
-            if state.step == plan.total_steps:
+        for index, batch in enumerate(loader):
+            if state.step >= plan.total_steps:
                 break
             with accelerator.accumulate(controlnet):
                 loss = denoising_errors(controlnet, base, batch).mean()
-                accelerator.backward(loss)
+                accelerator.backward(loss * group_factor(accelerator, index, len(loader)))
                 if accelerator.sync_gradients and optim.max_grad_norm is not None:
                     accelerator.clip_grad_norm_(controlnet.parameters(), optim.max_grad_norm)
                 optimizer.step()

@@ -1,7 +1,6 @@
 """Validation while the ControlNet is trained: the denoising error under fixed noise, and pictures."""
 
 import io
-import json
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from data_scripts.dad.sampling import draw, make_pipeline
 from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs
 from data_scripts.dad.target_set import load_target
 from mra_retrieval.distributed import Shard, cut_batches
-from mra_training.metrics_log import METRICS_FILE
+from mra_training.metrics_log import METRICS_FILE, read_records
 from mra_training.order import key_to_seed
 
 
@@ -120,6 +119,5 @@ class Validation:
 
 def read_errors(output_dir: str | Path) -> dict[int, float]:
     """The validation errors that a run has logged: optimizer step -> mean squared error."""
-    path = Path(output_dir) / METRICS_FILE
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    records = read_records(Path(output_dir) / METRICS_FILE)
     return {record["step"]: record["validation"]["mse"] for record in records if "validation" in record}

@@ -69,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--validation_dataset", help="prepared set whose validation split is measured")
     parser.add_argument("--data_fraction", type=float, help="share of the training set, chosen by the seed")
     parser.add_argument("--rerank_k", type=int, default=32, help="images re-ranked for each query; 0 for none")
-    parser.add_argument("--score_fusion", default="single", help="eval_score_fusion of the runs")
+    parser.add_argument("--score_fusion", default="auto", help="eval_score_fusion of the runs")
     parser.add_argument("--accelerate_config", default="accelerate_configs/cpu.yaml")
     parser.add_argument("--output_dir", default="outputs/region_features", help="one folder a run")
     parser.add_argument("--reuse", action="store_true", help="take finished runs of the same settings from there")

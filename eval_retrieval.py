@@ -231,7 +231,7 @@ def save_result(
     if args.save_scores:
         names = ("similarity", "reranked", "top_indices", "match_scores", "match_logits")
         names += ("query_ids", "query_rows", "gallery_ids")
-        scores = {name: getattr(result, name) for name in names if getattr(result, name) is not None}
+        scores = {name: getattr(result, name).contiguous() for name in names if getattr(result, name) is not None}
         write("scores.safetensors", lambda path: save_file(scores, path))
     if args.num_queries_in_picture > 0:
         picture = draw_result(result, dataset, args)

@@ -183,11 +183,11 @@ class RetrievalChoice:
 
     def format_table(self) -> str:
         """Lay out R@1 and mAP of everything that was compared, the chosen fusion marked, as a plain-text table."""
-        lines = [f"{'on ' + self.chosen_on:<36}{'R@1':>8}{'mAP':>8}"]
+        lines = [f"fusions of scores on {self.chosen_on}", " " * 24 + f"{'R@1':>8}{'mAP':>8}"]
         for name, values in self.tried_fusions.items():
             label = name if name == "similarity" else f"{name}, k {max(self.tried)}"
             mark = "  chosen" if name == self.fusion else ""
-            lines.append(f"{label:<36}" + "".join(f"{values[metric]:8.2f}" for metric in COMPARED) + mark)
+            lines.append(f"{label:<24}" + "".join(f"{values[metric]:8.2f}" for metric in COMPARED) + mark)
         return "\n".join(lines)
 
     def save(self, folder: str | Path) -> Path:

@@ -145,7 +145,7 @@ def test_given_fusion_or_weight_is_kept(world):
 def test_settings_are_checked():
     assert [name for name, _ in fusion_candidates("auto")] == ["published", *["posterior"] * 10, "single"]
     for fusion in ("auto", "single", "published"):
-        with pytest.raises(ValueError, match="match_weight 0.4 is given with score_fusion .* only posterior has a weight"):
+        with pytest.raises(ValueError, match=r"match_weight 0.4 is given with .* only posterior has a weight"):
             fusion_candidates(fusion, 0.4)
     for weight in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="match_weight must be a number from 0 on"):
@@ -166,7 +166,10 @@ def test_file_is_read_back_and_answers_for_what_it_was_chosen_for(tmp_path):
         assert choice.misfit(fusion, weight, True) == "it was chosen for the fusion posterior 0.4"
     given = dataclasses.replace(CHOICE, tried_fusions={"similarity": {"R1": 1.0, "mAP": 1.0}})
     assert given.misfit("auto", None, True) == "its fusion posterior 0.4 was given, not chosen among all"
-    assert "on CUHK validation (200 captions, 100 images)" in choice.describe() and "among 12 fusions" in choice.describe()
+    assert (
+        "on CUHK validation (200 captions, 100 images)" in choice.describe()
+        and "among 12 fusions" in choice.describe()
+    )
     assert [line.split()[-1] for line in choice.format_table().splitlines()].count("chosen") == 1
     assert choice.warning() == (
         "re-ranking is below similarity alone: R@1 50.00 against 51.00 on CUHK validation, posterior 0.4 at k 8"

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import eval_retrieval
 from modeling_mra import MRAForPreTraining
 from mra_retrieval import RetrievalChoice, choose_retrieval, evaluate_retrieval
+from mra_retrieval.loading import load_model
 from tests.retrieval_helpers import tiny_dataset, tiny_model, tiny_processor
 from tests.test_retrieval_choice import OLD
 
@@ -125,7 +126,8 @@ def test_fusion_is_chosen_once_on_validation_and_kept_with_the_model(with_valida
     saved = with_validation / "model" / "retrieval.json"
     choice = RetrievalChoice.load(str(with_validation / "model"))
     validation = tiny_dataset(num_ids=5, seed=1)
-    result = evaluate_retrieval(tiny_model(), tiny_processor(), validation, rerank_k=5)
+    model = load_model(str(with_validation / "model"))
+    result = evaluate_retrieval(model, tiny_processor(), validation, rerank_k=5)
     assert choice == choose_retrieval(result, f"{with_validation / 'data'} validation")
     assert report["choice"] == json.loads(saved.read_text())
     assert (report["score_fusion"], report["match_weight"]) == (choice.score_fusion, choice.match_weight)

@@ -5,6 +5,9 @@
 
 or, shared over processes and with the same result, `accelerate launch --num_processes 4 eval_retrieval.py ...`. Prints the
 table and writes `metrics.json`, `ranking.png` and, with `--save_scores`, `scores.safetensors` to `--output_dir`.
+
+How scores are fused is read from the model's `retrieval.json`, or else chosen on the validation split and saved there;
+`--score_fusion` overrules it.
 """
 
 import importlib.metadata
@@ -13,7 +16,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,21 +29,22 @@ from transformers import HfArgumentParser
 
 from mra_retrieval import (
     RankedQuery,
-    RerankDepth,
     RetrievalResult,
-    choose_rerank_depth,
     draw_rankings,
     evaluate_retrieval,
     format_table,
+    fusion_candidates,
 )
+from mra_retrieval.evaluation import below_similarity
 from mra_retrieval.loading import load_model, load_processor
-from mra_retrieval.rerank_depth import LARGEST_K
+from mra_retrieval.ranking import Ranking, find_ranking
+from mra_retrieval.retrieval_choice import AUTO
+from mra_retrieval.score_fusion import fusion_name
 
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets")
 RANKED_IN_PICTURE = 10
-AUTO = "auto"
-PASSED_ON = ("flip", "score_fusion", "match_weight", "batch_size", "rerank_batch_size", "num_workers")
+PASSED_ON = ("flip", "batch_size", "rerank_batch_size", "num_workers")
 
 logger = logging.getLogger("mra_retrieval")
 
@@ -62,15 +66,21 @@ class EvaluationArguments:
         },
     )
     flip: bool = field(default=True, metadata={"help": "Use the mirror image of each gallery image too."})
-    score_fusion: Literal["single", "published", "posterior"] = field(
-        default="single",
+    score_fusion: Literal["auto", "single", "published", "posterior"] = field(
+        default=AUTO,
         metadata={
-            "help": "How matching scores and similarities are combined: the published formula, what 4 processes of the "
-            "published code gave, or the sum of matching log-odds and similarity / temperature."
+            "help": "How matching scores and similarities are combined: single, the published formula; published, what 4 "
+            "processes of the published code gave; posterior, the sum of weighted matching log-odds and similarity / "
+            "temperature; auto, fusion and weight that are best on the validation split, as saved with the model or else "
+            "chosen now and saved in its folder (published where neither is there)."
         },
     )
-    match_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the matching log-odds in `posterior`; choose it on validation."}
+    match_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the matching log-odds in `posterior`; chosen on the validation split when left out (1 where "
+            "there is none)."
+        },
     )
     save_scores: bool = field(default=False, metadata={"help": "Write scores.safetensors."})
     batch_size: int = field(default=64, metadata={"help": "Images or captions in a forward pass."})
@@ -92,6 +102,7 @@ class EvaluationArguments:
             if not str(self.rerank_k).isdecimal():
                 raise ValueError(f"--rerank_k must be a number, 0 or more, or {AUTO}, got {self.rerank_k!r}")
             self.rerank_k = int(self.rerank_k)
+        fusion_candidates(self.score_fusion, self.match_weight)  # refuses a weight that no fusion reads
 
 
 def main(command_line: list[str] | None = None) -> None:
@@ -114,24 +125,37 @@ def main(command_line: list[str] | None = None) -> None:
             dataset = load_split(args.dataset, args.split)
         model = load_model(args.model, args.attn_implementation).to(state.device)
         processor = load_processor(args.model)
-        depth = find_rerank_depth(model, processor, args, options, state) if args.rerank_k == AUTO else None
-        rerank_k = args.rerank_k if depth is None else depth.rerank_k
-        result = evaluate_retrieval(model, processor, dataset, rerank_k=rerank_k, **options)
+        ranking = find_ranking(model, processor, args, options, load_split)
+        weight = 1.0 if ranking.match_weight is None else ranking.match_weight
+        options |= {"rerank_k": ranking.rerank_k, "score_fusion": ranking.score_fusion, "match_weight": weight}
+        result = evaluate_retrieval(model, processor, dataset, **options)
     except ValueError as error:
         raise SystemExit(f"eval_retrieval.py: {error}") from None
 
     if state.is_main_process:
+        if lower := below_similarity(result.metrics):
+            on = f"on {args.dataset} {args.split}"
+            ranking = replace(ranking, warnings=(*ranking.warnings, f"{lower} {on}, {result.ranking}"))
         counts = ", ".join(f"{count:,} {name}" for name, count in result.counts.items())
-        reranked = (
-            f"top {result.rerank_k} re-ranked, {args.score_fusion} fusion" if result.rerank_k else "no re-ranking"
-        )
+        fusion = fusion_name(result.score_fusion, result.match_weight)
+        reranked = f"top {result.rerank_k} re-ranked, {fusion} fusion" if result.rerank_k else "no re-ranking"
         print(f"{args.dataset} {args.split}: {counts}; {reranked}; {state.num_processes} process(es)")
-        if depth is not None:
-            print(depth.describe())
-        print(format_table(result.metrics))
-        for path in save_result(result, depth, dataset, args, state.num_processes):
+        if ranking.choice is not None:
+            print(ranking.choice.describe())
+            if args.rerank_k == AUTO:
+                print(ranking.choice.describe_depth())
+        print(format_table({label_row(name, result): values for name, values in result.metrics.items()}))
+        for kind, lines in (("note", ranking.notes), ("warning", ranking.warnings)):
+            for line in lines:
+                print(f"{kind}: {line}")
+        for path in save_result(result, ranking, dataset, args, state.num_processes):
             print(f"wrote {path}")
     state.destroy_process_group()
+
+
+def label_row(name: str, result: RetrievalResult) -> str:
+    """Name a row of metrics, the re-ranked one with the way it was ranked."""
+    return f"{name} ({result.ranking})" if name == "reranked" else name
 
 
 def start_processes() -> PartialState:
@@ -169,32 +193,8 @@ def load_split(path: str, split: str) -> Dataset:
     return dataset[split]
 
 
-def find_rerank_depth(model, processor, args: EvaluationArguments, options: dict, state: PartialState) -> RerankDepth:
-    """Take the choice that was saved with the model, or choose on the validation split and save it in the model's folder.
-
-    Raises:
-        ValueError: if nothing that fits is saved and the dataset has no validation split.
-    """
-    depth = RerankDepth.load(args.model)
-    if depth is None or not depth.fits(args.score_fusion, args.match_weight, args.flip):
-        try:
-            validation = load_split(args.dataset, "validation")
-        except ValueError as error:
-            raise ValueError(
-                f"--rerank_k {AUTO}: with model {args.model} no choice is saved for --score_fusion {args.score_fusion} "
-                f"{'--flip' if args.flip else '--no_flip'}, and there is no validation split to choose on ({error}): give a "
-                "number, or choose on a dataset that has one first"
-            ) from None
-        most = min(LARGEST_K, len(validation))
-        result = evaluate_retrieval(model, processor, validation, rerank_k=most, **options)
-        depth = choose_rerank_depth(result, f"{args.dataset} validation")
-        if state.is_main_process and Path(args.model).is_dir():
-            logger.info("saved the choice of rerank_k in %s", depth.save(args.model))
-    return depth
-
-
 def save_result(
-    result: RetrievalResult, depth: RerankDepth | None, dataset: Dataset, args: EvaluationArguments, num_processes: int
+    result: RetrievalResult, ranking: Ranking, dataset: Dataset, args: EvaluationArguments, num_processes: int
 ) -> list[Path]:
     """Write metrics, picture and scores, each under a temporary name first; returns what was written."""
     folder = Path(args.output_dir)
@@ -203,7 +203,13 @@ def save_result(
         **result.metrics,
         "counts": result.counts,
         "rerank_k": result.rerank_k,
-        "rerank_depth": None if depth is None else asdict(depth),
+        "score_fusion": result.score_fusion if result.rerank_k else None,
+        "match_weight": result.match_weight,
+        "flip": result.flip,
+        "dtype": result.dtype,
+        "choice": None if ranking.choice is None else asdict(ranking.choice),
+        "notes": ranking.notes,
+        "warnings": ranking.warnings,
         "num_processes": num_processes,
         "timings": result.timings,
         "arguments": asdict(args),
@@ -223,8 +229,9 @@ def save_result(
         written.append(path)
 
     if args.save_scores:
-        names = ("similarity", "reranked", "top_indices", "match_scores", "query_ids", "query_rows", "gallery_ids")
-        scores = {name: getattr(result, name) for name in names if getattr(result, name) is not None}
+        names = ("similarity", "reranked", "top_indices", "match_scores", "match_logits")
+        names += ("query_ids", "query_rows", "gallery_ids")
+        scores = {name: getattr(result, name).contiguous() for name in names if getattr(result, name) is not None}
         write("scores.safetensors", lambda path: save_file(scores, path))
     if args.num_queries_in_picture > 0:
         picture = draw_result(result, dataset, args)
@@ -254,7 +261,7 @@ def draw_result(result: RetrievalResult, dataset: Dataset, args: EvaluationArgum
     kind = list(result.metrics)[-1]
     title = (
         f"{Path(args.dataset).name} {args.split}: top {RANKED_IN_PICTURE} of {result.counts['images']:,} images, "
-        f"{kind}, R@1 {result.metrics[kind]['R1']:.2f}"
+        f"{label_row(kind, result)}, R@1 {result.metrics[kind]['R1']:.2f}"
     )
     return draw_rankings(rows, title)
 

@@ -53,7 +53,7 @@ from mra_training.runtime import (
 )
 from mra_training.splits import load_split
 from mra_training.streaming import make_streaming
-from mra_training.validation import rerank_depth, selection_metric, validate
+from mra_training.validation import record_best, validate
 
 
 logger = get_logger(__name__)
@@ -167,7 +167,7 @@ def main(argv=None):
     log.cut_back(checkpoint)  # also where a killed run logged but left no checkpoint
 
     # Loop
-    progress, result = progress_bar(accelerator, plan.total_steps, state.step), None
+    progress, result, choice = progress_bar(accelerator, plan.total_steps, state.step), None, None
     for _ in range(state.epoch, plan.num_epochs):
         sampler.set_position(state.epoch, state.samples_in_epoch)
         model.train()
@@ -204,20 +204,19 @@ def main(argv=None):
         # Evaluate
         is_last = state.epoch == plan.num_epochs
         if validation is not None and (is_last or state.epoch % evaluation.eval_every_epochs == 0):
-            result = validate(accelerator, model, processor, validation, evaluation, data.num_workers)
-            log.write(validation=result.metrics)
-            if selection_metric(result.metrics) > state.best_metric:
-                state.best_metric, state.best_epoch = selection_metric(result.metrics), state.epoch
-                depth = rerank_depth(result, evaluated_on)
-                card = build_card(recipe, state.epoch, result, evaluated_on, depth)
-                save_model(accelerator, model, processor, Path(run.output_dir) / "best", card, depth)
+            result, choice = validate(
+                accelerator, model, processor, validation, evaluation, evaluated_on, data.num_workers
+            )
+            log.write(validation=result.metrics, ranking=result.ranking)
+            if record_best(accelerator, state, result, evaluation, run.output_dir):
+                card = build_card(recipe, state.epoch, result, evaluated_on, choice)
+                save_model(accelerator, model, processor, Path(run.output_dir) / "best", card, choice)
             window.pause()
 
     # Save
     progress.close()
-    depth = rerank_depth(result, evaluated_on)
-    card = build_card(recipe, state.epoch, result, evaluated_on, depth)
-    save_model(accelerator, model, processor, Path(run.output_dir) / "final", card, depth)
+    card = build_card(recipe, state.epoch, result, evaluated_on, choice)
+    save_model(accelerator, model, processor, Path(run.output_dir) / "final", card, choice)
     if hub.push_to_hub and accelerator.is_main_process:
         push_folder(Path(run.output_dir) / ("best" if state.best_epoch else "final"), hub)
     accelerator.end_training()

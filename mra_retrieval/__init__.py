@@ -8,7 +8,8 @@ from .figures import RankedQuery, draw_rankings
 from .matching import PairMatcher, match_pairs
 from .metrics import retrieval_metrics
 from .rerank import rerank, similarity_matrix, top_k
-from .rerank_depth import RerankDepth, choose_rerank_depth
+from .rerank_depth import choose_rerank_depth
+from .retrieval_choice import RetrievalChoice, choose_retrieval, fusion_candidates
 from .score_fusion import fuse_scores
 
 
@@ -20,16 +21,18 @@ __all__ = [
     "ImageEncodings",
     "PairMatcher",
     "RankedQuery",
-    "RerankDepth",
+    "RetrievalChoice",
     "RetrievalResult",
     "TextEncodings",
     "choose_rerank_depth",
+    "choose_retrieval",
     "draw_rankings",
     "encode_images",
     "encode_texts",
     "evaluate_retrieval",
     "format_table",
     "fuse_scores",
+    "fusion_candidates",
     "match_pairs",
     "rerank",
     "retrieval_metrics",

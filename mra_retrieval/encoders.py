@@ -11,6 +11,7 @@ from .encode import ImageEncodings, TextEncodings, encode_images, encode_texts
 from .loading import load_model, load_processor
 from .matching import PairMatcher
 from .rerank import rerank
+from .retrieval_choice import RetrievalChoice
 
 
 class Encoder(Protocol):
@@ -22,6 +23,7 @@ class Encoder(Protocol):
         embedding_dim: width of the embeddings.
         token_shape: (views, 1 + patches, hidden) of one image.
         temperature: learned temperature of the contrastive loss, for the fused ranking.
+        match_weight: weight of the matching log-odds in the fused ranking, as chosen on validation; None where none was.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Encoder(Protocol):
     embedding_dim: int
     token_shape: tuple[int, int, int]
     temperature: float
+    match_weight: float | None
 
     def encode_images(self, images: Sequence) -> ImageEncodings:
         """Encode PIL images, or rows with an "image", and their mirror images: embeds, and hidden states of both views."""
@@ -46,6 +49,18 @@ class Encoder(Protocol):
         Returns:
             (views, texts, images) float32 log-odds of "match".
         """
+
+
+def chosen_match_weight(model: str) -> float | None:
+    """Return the weight of the matching log-odds that was chosen for a model on validation, None where none was.
+
+    A gallery ranks by the posterior of both views, so a choice without mirror images does not answer for it.
+
+    Raises:
+        ValueError: if what is saved with the model cannot be read.
+    """
+    choice = RetrievalChoice.load(model)
+    return choice.posterior_weight() if choice is not None and choice.flip else None
 
 
 class TorchEncoder:
@@ -79,6 +94,7 @@ class TorchEncoder:
         self.embedding_dim = config.projection_dim
         self.token_shape = (2, 1 + config.vision_config.num_patches, config.vision_config.hidden_size)
         self.temperature = self.model.temperature.item()
+        self.match_weight = chosen_match_weight(self.name)
         self._matcher = PairMatcher(self.model, dtype)
 
     def encode_images(self, images: Sequence) -> ImageEncodings:

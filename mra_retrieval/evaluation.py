@@ -4,15 +4,22 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from .distributed import Shard
 from .encode import encode_images, encode_texts
 from .metrics import METRIC_NAMES, retrieval_metrics
-from .rerank import rerank, similarity_matrix, top_k
-from .score_fusion import SCORE_FUSIONS, fuse_scores
+from .rerank import rerank_logits, similarity_matrix, top_k
+from .score_fusion import (
+    DEFAULT_SCORE_FUSION,
+    SCORE_FUSIONS,
+    fuse_scores,
+    fusion_name,
+    match_scores,
+    require_finite,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -31,13 +38,14 @@ class RetrievalResult:
         counts: identities, images and captions evaluated.
         rerank_k: images re-ranked for each query, 0 for none; never more than the gallery has.
         score_fusion: how `reranked` was fused.
-        match_weight: weight of the matching log-odds in "posterior".
+        match_weight: weight of the matching log-odds in "posterior", None with another fusion.
         flip: whether mirror images were used.
+        dtype: dtype of the forward passes, such as "float32".
         temperature: the model's learned temperature, None if it holds none.
         similarity: (captions, images) float32.
         reranked: (captions, images) float32 fused scores, or None.
         top_indices: (captions, rerank_k), or None.
-        match_scores: (views, captions, rerank_k) matching logits, log-odds with "posterior" fusion, or None.
+        match_logits: (views, captions, rerank_k, 2) of the matching head, class 1 being "match", or None.
         query_ids: (captions,), identity of each query.
         query_rows: (captions,), dataset row that each query belongs to.
         gallery_ids: (images,), identity of each dataset row.
@@ -49,13 +57,14 @@ class RetrievalResult:
     counts: dict[str, int]
     rerank_k: int
     score_fusion: str
-    match_weight: float
+    match_weight: float | None
     flip: bool
+    dtype: str
     temperature: float | None
     similarity: torch.Tensor
     reranked: torch.Tensor | None
     top_indices: torch.Tensor | None
-    match_scores: torch.Tensor | None
+    match_logits: torch.Tensor | None
     query_ids: torch.Tensor
     query_rows: torch.Tensor
     gallery_ids: torch.Tensor
@@ -66,6 +75,50 @@ class RetrievalResult:
         """(captions, images) scores of the final ranking: the re-ranked ones where there are any."""
         return self.similarity if self.reranked is None else self.reranked
 
+    @property
+    def match_scores(self) -> torch.Tensor | None:
+        """(views, captions, rerank_k) scores that were fused: logits of "match", log-odds with "posterior", or None."""
+        if self.match_logits is None:
+            return None
+        return match_scores(self.match_logits, self.score_fusion == "posterior")
+
+    @property
+    def ranking(self) -> str:
+        """Fusion, weight and number of re-ranked images, as tables name them."""
+        return describe_ranking(self.rerank_k, self.score_fusion, self.match_weight)
+
+    def fuse(self, score_fusion: str, match_weight: float | None = None, k: int | None = None) -> torch.Tensor:
+        """Fuse the scores in another way, without running the model again.
+
+        Args:
+            score_fusion: "single", "published" or "posterior".
+            match_weight: weight of the matching log-odds in "posterior"; None for 1.
+            k: re-rank the first k images of each query alone; None for all that were matched.
+
+        Returns:
+            (captions, images) float32.
+
+        Raises:
+            ValueError: if nothing was re-ranked, and as `fuse_scores`.
+        """
+        if self.match_logits is None:
+            raise ValueError("scores can only be fused after an evaluation with re-ranking, rerank_k > 0")
+        return fuse_scores(
+            self.similarity,
+            self.top_indices[:, :k],
+            match_scores(self.match_logits[..., :k, :], score_fusion == "posterior"),
+            score_fusion,
+            temperature=self.temperature,
+            match_weight=1.0 if match_weight is None else match_weight,
+        )
+
+    def with_fusion(self, score_fusion: str, match_weight: float | None = None) -> "RetrievalResult":
+        """Return this result with its scores fused in another way; arguments and errors are those of `fuse`."""
+        reranked = self.fuse(score_fusion, match_weight)
+        metrics = self.metrics | {"reranked": retrieval_metrics(reranked, self.query_ids, self.gallery_ids)}
+        weight = (1.0 if match_weight is None else match_weight) if score_fusion == "posterior" else None
+        return replace(self, metrics=metrics, reranked=reranked, score_fusion=score_fusion, match_weight=weight)
+
 
 def evaluate_retrieval(
     model,
@@ -74,7 +127,7 @@ def evaluate_retrieval(
     *,
     rerank_k: int | None = None,
     flip: bool = True,
-    score_fusion: str = "single",
+    score_fusion: str = DEFAULT_SCORE_FUSION,
     match_weight: float = 1.0,
     batch_size: int = 64,
     rerank_batch_size: int | None = None,
@@ -96,7 +149,7 @@ def evaluate_retrieval(
         rerank_k: images of each query to re-rank with the fusion layers; None or 0 ranks by similarity alone.
         flip: use the mirror image too, for features and for matching.
         score_fusion: "single", "published" or "posterior", see `fuse_scores`; the last needs a model that holds the learned
-            temperature, which a bare MRAModel does not.
+            temperature, which a bare MRAModel does not. `choose_retrieval` finds the best of them for a model.
         match_weight: weight of the matching log-odds in "posterior".
         batch_size: images or captions in a forward pass.
         rerank_batch_size: most pairs in a forward pass; None for what suits the device.
@@ -105,7 +158,8 @@ def evaluate_retrieval(
         progress: show progress bars on the main process.
 
     Raises:
-        ValueError: if an argument or the dataset is not as described (the message says how to mend it).
+        ValueError: if an argument or the dataset is not as described (the message says how to mend it), or the matching
+            score of a pair is not finite.
     """
     shard = Shard.current()
     if score_fusion not in SCORE_FUSIONS:
@@ -131,51 +185,53 @@ def evaluate_retrieval(
         with _timed(timings, "rank"):
             similarity = similarity_matrix(texts.embeds, images.embeds, next(model.parameters()).device)
             metrics = {"similarity": retrieval_metrics(similarity, query_ids, gallery_ids)}
-        top_indices = match_scores = fused = None
+        top_indices = match_logits = None
         if rerank_k:
             with _timed(timings, "rerank"):
                 top_indices = top_k(similarity, rerank_k)
-                match_scores = rerank(
+                match_logits = rerank_logits(
                     model,
                     texts,
                     images,
                     top_indices,
                     batch_size=rerank_batch_size,
                     dtype=dtype,
-                    log_odds=score_fusion == "posterior",
                     shard=shard,
                     progress=progress,
                 )
-            with _timed(timings, "fuse"):
-                fused = fuse_scores(
-                    similarity,
-                    top_indices,
-                    match_scores,
-                    score_fusion,
-                    temperature=temperature,
-                    match_weight=match_weight,
+            timings["pairs_per_second"] = match_logits[..., 0].numel() / timings["rerank"]
+
+            def name_pair(query: int, rank: int) -> str:
+                row = int(query_rows[query])
+                return (
+                    f"the caption {captions[query]!r} (row {row}) and the image of row {int(top_indices[query, rank])}"
                 )
-                metrics["reranked"] = retrieval_metrics(fused, query_ids, gallery_ids)
-            timings["pairs_per_second"] = match_scores.numel() / timings["rerank"]
+
+            require_finite(match_logits, name_pair)
     counts = {"identities": len(gallery_ids.unique()), "images": len(gallery_ids), "captions": len(captions)}
-    return RetrievalResult(
+    result = RetrievalResult(
         metrics=metrics,
         timings=timings,
         counts=counts,
         rerank_k=rerank_k,
         score_fusion=score_fusion,
-        match_weight=match_weight,
+        match_weight=match_weight if score_fusion == "posterior" else None,
         flip=flip,
+        dtype=str(dtype or next(model.parameters()).dtype).removeprefix("torch."),
         temperature=temperature,
         similarity=similarity,
-        reranked=fused,
+        reranked=None,
         top_indices=top_indices,
-        match_scores=match_scores,
+        match_logits=match_logits,
         query_ids=query_ids,
         query_rows=query_rows,
         gallery_ids=gallery_ids,
         captions=captions,
     )
+    if rerank_k:
+        with _timed(timings, "fuse"):
+            result = result.with_fusion(score_fusion, match_weight)
+    return result
 
 
 def read_captions(dataset) -> tuple[list[str], torch.Tensor, torch.Tensor]:
@@ -211,6 +267,30 @@ def read_captions(dataset) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     if not all(isinstance(identity, int) for identity in identities):
         raise ValueError(f"image_id must be an integer in every row, got for example {identities[0]!r}")
     return captions, torch.tensor(rows), torch.tensor(identities)
+
+
+def describe_ranking(rerank_k: int, score_fusion: str, match_weight: float | None) -> str:
+    """Name a ranking as tables do: fusion, weight and number of re-ranked images."""
+    return f"{fusion_name(score_fusion, match_weight)}, k {rerank_k}" if rerank_k else "similarity alone"
+
+
+def below_similarity(metrics: dict[str, dict[str, float]]) -> str | None:
+    """Say by how much re-ranking is below similarity alone.
+
+    Args:
+        metrics: of a `RetrievalResult`, or R1 and mAP alone.
+
+    Returns:
+        A sentence that names R@1 or mAP or both with their figures; None where re-ranking loses neither.
+    """
+    if "reranked" not in metrics:
+        return None
+    pairs = {
+        title: (metrics["reranked"][name], metrics["similarity"][name])
+        for name, title in (("R1", "R@1"), ("mAP", "mAP"))
+    }
+    lower = [f"{title} {ours:.2f} against {alone:.2f}" for title, (ours, alone) in pairs.items() if ours < alone]
+    return f"re-ranking is below similarity alone: {', '.join(lower)}" if lower else None
 
 
 def format_table(metrics: dict[str, dict[str, float]]) -> str:

@@ -18,6 +18,7 @@ from .gallery_sources import decode_image
 from .loading import load_model, load_processor
 from .matching import match_pairs
 from .overlay import Tile, draw_tiles
+from .score_fusion import require_finite
 
 
 _NOTHING_SEEN = """
@@ -126,6 +127,7 @@ def explain_pair(
     if not words:
         raise ValueError(f"text must have a letter or digit that the tokenizer keeps, got {text!r}")
     shown = [word.heatmap for word in words if not word.is_stop_word] or [word.heatmap for word in words]
+    require_finite(attention.logits[None, :, None], lambda *_: "the text and the image")
     probability = attention.logits[0].softmax(dim=-1)[1].item()
     return Explanation(caption, probability, tuple(words), torch.stack(shown).mean(dim=0))
 
@@ -159,6 +161,7 @@ def phrase_scores(
     tokens = _image_tokens(model, processor, image, image_hidden_states)
     rows = torch.arange(len(texts.lengths))
     log_odds = match_pairs(model, texts, tokens, rows, torch.zeros_like(rows), log_odds=True)
+    require_finite(log_odds[..., None], lambda text, _: f"the phrase {phrases[text]!r} and the image")
     probabilities = log_odds.sigmoid().mean(dim=0).tolist()
     return [PhraseScore(phrase, probability) for phrase, probability in zip(phrases, probabilities, strict=True)]
 

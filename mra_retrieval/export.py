@@ -20,6 +20,7 @@ from torch import nn
 from .encoders import model_fingerprint
 from .loading import load_model, load_processor
 from .onnx_encoder import DESCRIPTION, FILES, import_onnxruntime
+from .retrieval_choice import RetrievalChoice
 
 
 TOLERANCE = 1e-3  # largest difference from PyTorch, of hidden states, embeddings and logits alike
@@ -126,6 +127,8 @@ def export_model(
         }
         loaded.config.save_pretrained(folder)
         processor.save_pretrained(folder)
+        if (choice := RetrievalChoice.load(str(model))) is not None:
+            choice.save(folder)
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return differences
 

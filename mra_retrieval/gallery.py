@@ -16,6 +16,7 @@ from .gallery_search import Question, answer, open_query_image
 from .gallery_sources import content_hash, open_source
 from .gallery_state import OpenGallery
 from .gallery_types import BuildReport, Calibration, GalleryStats, Hit, SearchResult, Skipped, Verification
+from .score_fusion import require_finite
 
 
 __all__ = ["BuildReport", "Calibration", "Gallery", "GalleryStats", "Hit", "SearchResult", "Skipped", "Verification"]
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_TOP = 20
 DEFAULT_RERANK = 128
-DEFAULT_MATCH_WEIGHT = 1.0
 
 
 class Gallery(OpenGallery):
@@ -213,7 +213,6 @@ class Gallery(OpenGallery):
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be a probability, 0 to 1, got {threshold}")
-        calibration = self.calibration
         question = Question(
             text=text,
             image=None if image is None else open_query_image(image),
@@ -221,7 +220,7 @@ class Gallery(OpenGallery):
             rerank=rerank,
             where=self._where(where),
             threshold=self.threshold if threshold is None else threshold,
-            match_weight=DEFAULT_MATCH_WEIGHT if calibration is None else calibration.match_weight,
+            match_weight=self.match_weight,
         )
         return answer(self._parts(), question)
 
@@ -229,14 +228,16 @@ class Gallery(OpenGallery):
         """Matching probabilities (texts, keys) of sentences or phrases with images of the gallery.
 
         Raises:
-            ValueError: if a key is unknown or a text has no word in it.
+            ValueError: if a key is unknown, a text has no word in it, or a matching score is not finite.
         """
         parts = self._parts()
         records = self._find(keys)
         tokens, failed, _ = parts.load_tokens(records)
         for reason in failed.values():
             raise ValueError(reason)
-        return parts.encoder.match(parts.encoder.encode_texts(texts), tokens).sigmoid().mean(dim=0)
+        log_odds = parts.encoder.match(parts.encoder.encode_texts(texts), tokens)
+        require_finite(log_odds, lambda text, image: f"the text {texts[text]!r} and image {keys[image]}")
+        return log_odds.sigmoid().mean(dim=0)
 
     def image(self, key: str) -> Image.Image:
         """The image as it was encoded: upright and RGB.

@@ -9,11 +9,9 @@ from .evaluation import read_captions
 from .gallery_types import Calibration
 from .metrics import retrieval_metrics
 from .rerank import similarity_matrix, top_k
+from .retrieval_choice import MATCH_WEIGHTS, choice_score
 from .score_fusion import fuse_scores
 
-
-# Weights of the matching log-odds that are tried, the first of the best one is taken.
-MATCH_WEIGHTS = (1.0, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0.05)
 
 CURVE_POINTS = 201
 
@@ -63,9 +61,9 @@ def score_split(encoder: Encoder, dataset, rerank: int) -> SplitScores:
 
 
 def choose_match_weight(scores: SplitScores, temperature: float, rerank: int) -> float:
-    """The weight of `MATCH_WEIGHTS` whose fused ranking has the largest mAP."""
+    """Return the weight of `MATCH_WEIGHTS` whose fused ranking has the best `choice_score`, as evaluation chooses it."""
 
-    def mean_average_precision(weight: float) -> float:
+    def score(weight: float) -> float:
         fused = fuse_scores(
             scores.similarity,
             scores.top_indices[:, :rerank],
@@ -74,9 +72,9 @@ def choose_match_weight(scores: SplitScores, temperature: float, rerank: int) ->
             temperature=temperature,
             match_weight=weight,
         )
-        return retrieval_metrics(fused, scores.query_ids, scores.gallery_ids)["mAP"]
+        return choice_score(retrieval_metrics(fused, scores.query_ids, scores.gallery_ids))
 
-    return max(MATCH_WEIGHTS, key=mean_average_precision)
+    return max(MATCH_WEIGHTS, key=score)
 
 
 def threshold_curve(

@@ -16,7 +16,7 @@ from .gallery_parts import GalleryParts
 from .gallery_sources import decode_image
 from .gallery_store import Record
 from .gallery_types import Hit, SearchResult
-from .score_fusion import fuse_scores
+from .score_fusion import fuse_scores, require_finite
 
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ def answer(parts: GalleryParts, question: Question) -> SearchResult:
     if matched:
         with question.timed("rerank"):
             log_odds = parts.encoder.match(texts, tokens[matched])
+            require_finite(log_odds, lambda _, place: f"the text and image {records[matched[place]].key}")
             order = _fused_order(parts, question, similarity, torch.tensor(matched), log_odds)
         for place, score in zip(matched, log_odds[:, 0].sigmoid().mean(dim=0).tolist(), strict=True):
             scores[place] = score
@@ -81,7 +82,8 @@ def answer(parts: GalleryParts, question: Question) -> SearchResult:
         _hit(parts, rank, records[place], scores[place], float(similarity[place]), question.threshold)
         for rank, place in enumerate(order[: question.top], start=1)
     ]
-    return SearchResult(hits, question.threshold, question.timings, len(matched), encoded)
+    weight = question.match_weight if matched else None
+    return SearchResult(hits, question.threshold, question.timings, len(matched), encoded, weight)
 
 
 def open_query_image(image: Image.Image | str | Path) -> Image.Image:

@@ -20,6 +20,7 @@ from .gallery_types import Calibration
 
 DEFAULT_TOKEN_CACHE = 4 * 2**30
 DEFAULT_THRESHOLD = 0.5
+DEFAULT_MATCH_WEIGHT = 1.0
 
 
 class OpenGallery:
@@ -115,6 +116,14 @@ class OpenGallery:
     def calibration(self) -> Calibration | None:
         """What `calibrate` saved, or None."""
         return gallery_maintenance.read_calibration(self._info)
+
+    @property
+    def match_weight(self) -> float:
+        """Weight of the matching log-odds in the ranking: the calibrated one, else the model's own, else 1."""
+        if self.calibration is not None:
+            return self.calibration.match_weight
+        chosen = getattr(self.encoder, "match_weight", None)  # encoders of others may lack it
+        return DEFAULT_MATCH_WEIGHT if chosen is None else chosen
 
     def _require(self) -> None:
         if not self._info or not self._place.store.exists():

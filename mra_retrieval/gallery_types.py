@@ -41,6 +41,7 @@ class SearchResult:
         timings: seconds of each stage: encode, search, tokens, rerank.
         reranked: how many images were re-ranked.
         tokens_encoded: how many of them had to be encoded again, since their tokens were not in the cache.
+        match_weight: weight of the matching log-odds in their order; None where nothing was re-ranked.
     """
 
     hits: list[Hit]
@@ -48,6 +49,7 @@ class SearchResult:
     timings: dict[str, float]
     reranked: int = 0
     tokens_encoded: int = 0
+    match_weight: float | None = None
 
     @property
     def likely_in_gallery(self) -> bool | None:
@@ -100,7 +102,7 @@ class Calibration:
         threshold: matching probability from which a hit counts as likely.
         false_alarms: share of queries whose person was taken out of the gallery, yet the first hit reached the threshold.
         misses: share of queries whose person was in the gallery, yet the first of their images did not reach it.
-        match_weight: weight of the matching log-odds in the ranking, chosen by mAP on the same split.
+        match_weight: weight of the matching log-odds in the ranking, chosen by the mean of R@1 and mAP on the same split.
         rerank: images re-ranked for each query.
         queries: captions of the split.
         split: what it was calibrated on.

@@ -9,6 +9,7 @@ from layers_mra import MRAFusionLayer, mix_values, visibility_mask
 
 from .distributed import without_lone_row
 from .encode import TextEncodings, forward_context
+from .score_fusion import match_scores
 
 
 # Pairs in a forward pass: on a CPU its activations should stay in the cache, an accelerator wants to be kept busy.
@@ -60,11 +61,29 @@ class PairMatcher:
         log_odds: bool = False,
     ) -> torch.Tensor:
         """Score (text, image) pairs; arguments, result and errors are those of `match_pairs`."""
+        logits = self.pair_logits(texts, image_hidden_states, pair_texts, pair_images, batch_size)
+        return match_scores(logits, log_odds)
+
+    def pair_logits(
+        self,
+        texts: TextEncodings,
+        image_hidden_states: torch.Tensor,
+        pair_texts: torch.Tensor,
+        pair_images: torch.Tensor,
+        batch_size: int | None = None,
+    ) -> torch.Tensor:
+        """Compute both logits of (text, image) pairs, from which every fusion of scores follows.
+
+        Arguments and errors are those of `match_pairs`.
+
+        Returns:
+            `(views, pairs, 2)` float32 on the CPU, class 1 being "match".
+        """
         if batch_size is None:
             batch_size = BATCH_SIZES.get(self.device.type, DEFAULT_BATCH_SIZE)
         batches = cut_by_length(texts.lengths[pair_texts], batch_size)
         num_views = image_hidden_states.shape[1]
-        scores = torch.empty(num_views, len(pair_texts))
+        scores = torch.empty(num_views, len(pair_texts), 2)
         with forward_context(self.model, self.dtype):
             for view in range(num_views):
                 keys_values = self.project_images(image_hidden_states[:, view].to(self.device, self.dtype))
@@ -80,8 +99,7 @@ class PairMatcher:
 
                     of_pairs = {"text_index": text_index, "image_index": pair_images[pairs]}
                     of_pairs = {name: index.to(self.device) for name, index in of_pairs.items()}
-                    no, yes = without_lone_row(logits, **of_pairs).float().unbind(dim=1)
-                    scores[view, pairs] = (yes - no if log_odds else yes).cpu()
+                    scores[view, pairs] = without_lone_row(logits, **of_pairs).float().cpu()
         return scores
 
     def project_images(self, image_hidden_states: torch.Tensor) -> KeysValues:

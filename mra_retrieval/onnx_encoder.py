@@ -8,6 +8,7 @@ import torch
 
 from .distributed import cut_batches
 from .encode import ImageEncodings, TextEncodings
+from .encoders import chosen_match_weight
 from .loading import load_processor
 
 
@@ -46,6 +47,7 @@ class OnnxEncoder:
         self.embedding_dim = description["embedding_dim"]
         self.token_shape = tuple(description["token_shape"])
         self.temperature = description["temperature"]
+        self.match_weight = chosen_match_weight(str(folder))
         self.batch_size = batch_size
         self.processor = load_processor(str(folder))
         options = onnxruntime.SessionOptions()

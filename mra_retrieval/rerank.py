@@ -6,6 +6,7 @@ from tqdm.auto import tqdm
 from .distributed import Shard, gather_in_order
 from .encode import ImageEncodings, TextEncodings
 from .matching import PairMatcher
+from .score_fusion import match_scores
 
 
 ROWS_PER_CHUNK = 1024
@@ -48,6 +49,33 @@ def rerank(
 ) -> torch.Tensor:
     """Compute the matching scores of each query with its top k images, for every view of the images.
 
+    Arguments and errors are those of `rerank_logits`, and
+
+    Args:
+        log_odds: give the log-odds of "match" instead of its logit.
+
+    Returns:
+        `(views, queries, k)` float32, the same on every process.
+    """
+    logits = rerank_logits(
+        model, texts, images, top_indices, batch_size=batch_size, dtype=dtype, shard=shard, progress=progress
+    )
+    return match_scores(logits, log_odds)
+
+
+def rerank_logits(
+    model,
+    texts: TextEncodings,
+    images: ImageEncodings,
+    top_indices: torch.Tensor,
+    *,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    shard: Shard | None = None,
+    progress: bool = False,
+) -> torch.Tensor:
+    """Compute both logits of the matching head for each query and its top k images, for every view of the images.
+
     The pairs are ordered by batch of images, then by text length, and cut within a batch of images. The cut depends on the
     data and the batch sizes, not on the number of processes: each takes the batches whose images it holds, moves them to the
     device once, and no hidden state of an image travels between processes.
@@ -60,12 +88,11 @@ def rerank(
         batch_size: most pairs in a forward pass; None for what suits the device. Together with the batches of images, whose
             keys and values are held at a time, it bounds the memory.
         dtype: dtype of the forward passes (autocast); None for that of the weights.
-        log_odds: give the log-odds of "match" instead of its logit.
         shard: the share of this process, the same as when encoding.
         progress: show a progress bar.
 
     Returns:
-        (views, queries, k) float32, the same on every process.
+        `(views, queries, k, 2)` float32, class 1 being "match", the same on every process.
 
     Raises:
         ValueError: if the batch size is not positive or hidden states were not kept.
@@ -91,8 +118,8 @@ def rerank(
         hidden_states = images.hidden_states[held : held + len(batch)]
         held += len(batch)
         pair_rows = pair_images[pairs] - batch.start
-        results.append(matcher.match(texts, hidden_states, pair_texts[pairs], pair_rows, batch_size, log_odds))
-    scores = torch.cat(list(gather_in_order(results, len(images.batches), shard)), dim=1)
-    in_order = torch.empty_like(scores)
-    in_order[:, order] = scores
-    return in_order.view(-1, num_queries, k)
+        results.append(matcher.pair_logits(texts, hidden_states, pair_texts[pairs], pair_rows, batch_size))
+    logits = torch.cat(list(gather_in_order(results, len(images.batches), shard)), dim=1)
+    in_order = torch.empty_like(logits)
+    in_order[:, order] = logits
+    return in_order.view(-1, num_queries, k, 2)

@@ -1,9 +1,15 @@
 """Score fusion: how matching scores of the top k and similarities of the whole gallery become one ranking."""
 
+import math
+from collections.abc import Callable
+
 import torch
 
 
 SCORE_FUSIONS = ("single", "published", "posterior")
+
+# The fusion where none is named and none was chosen on data: the one behind the published figures.
+DEFAULT_SCORE_FUSION = "published"
 
 # Weight of the scaled similarity in the published evaluation.
 SIMILARITY_WEIGHT = 0.002
@@ -21,7 +27,7 @@ def fuse_scores(
     similarity: torch.Tensor,
     top_indices: torch.Tensor,
     match_scores: torch.Tensor,
-    method: str = "single",
+    method: str = DEFAULT_SCORE_FUSION,
     world_size: int = PUBLISHED_WORLD_SIZE,
     similarity_weight: float = SIMILARITY_WEIGHT,
     temperature: float | None = None,
@@ -61,7 +67,8 @@ def fuse_scores(
         (queries, gallery) float32 scores, larger is better.
 
     Raises:
-        ValueError: if the method is unknown, shapes disagree, or "posterior" has no temperature above 0.
+        ValueError: if the method is unknown, shapes disagree, a similarity or matching score is not finite, the weight is
+            negative, or "posterior" has no temperature above 0.
     """
     if method not in SCORE_FUSIONS:
         raise ValueError(f"score_fusion must be one of {', '.join(SCORE_FUSIONS)}, got {method!r}")
@@ -73,6 +80,10 @@ def fuse_scores(
         )
     if world_size < 1:
         raise ValueError(f"world_size must be at least 1, got {world_size}")
+    if not (math.isfinite(match_weight) and match_weight >= 0):
+        raise ValueError(f"match_weight must be a number from 0 on, got {match_weight}")
+    require_finite(similarity[None], lambda query, image: f"query {query} and image {image}", "similarity")
+    require_finite(match_scores, lambda query, rank: f"query {query} and image {int(top_indices[query, rank])}")
     if method == "posterior":
         if temperature is None or temperature <= 0:
             raise ValueError(f'"posterior" needs the learned temperature, above 0, got {temperature}')
@@ -104,6 +115,42 @@ def fuse_scores(
                 total += (scaled if process == owner else 1.0) + weighted
             fused[rows] = total
     return fused
+
+
+def match_scores(logits: torch.Tensor, log_odds: bool) -> torch.Tensor:
+    """Reduce `(..., 2)` logits of the matching head to the logit of "match", or to its log-odds."""
+    no, yes = logits.unbind(dim=-1)
+    return yes - no if log_odds else yes
+
+
+def require_finite(scores: torch.Tensor, name_pair: Callable[[int, int], str], what: str = "matching score") -> None:
+    """Check that no score is NaN or infinite: one such pair would decide the scale, or the order, of all others.
+
+    Args:
+        scores: `(views, texts, images)`, with or without further dimensions.
+        name_pair: names the text and the image of a pair by their places in `scores`.
+        what: what the scores are, for the message.
+
+    Raises:
+        ValueError: if one is not finite; the message names the first such pair.
+    """
+    finite = scores.isfinite()
+    if finite.all():
+        return
+    view, text, image = (~finite).nonzero()[0, :3].tolist()
+    value = scores[view, text, image]
+    value = next(item for item in value.flatten().tolist() if not math.isfinite(item))
+    of_view = " in the mirror" if view else ""
+    raise ValueError(
+        f"the {what} of {name_pair(text, image)}{of_view} is {value}, and so are "
+        f"{int((~finite).sum()) - 1} more: a ranking needs finite numbers; compute in float32 if this was float16, and look "
+        "for weights that are not finite"
+    )
+
+
+def fusion_name(score_fusion: str, match_weight: float | None = None) -> str:
+    """Return what tables and files call a fusion: its method, and the weight of one that has a weight."""
+    return f"{score_fusion} {match_weight:g}" if score_fusion == "posterior" else score_fusion
 
 
 def _posterior(log_similarity: torch.Tensor, top_indices: torch.Tensor, log_odds: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from pathlib import Path
 from .figures import RankedQuery, draw_rankings
 from .gallery import DEFAULT_RERANK, DEFAULT_TOP, Gallery, SearchResult
 from .gallery_arguments import add_model, add_place, open_gallery
+from .score_fusion import fusion_name
 
 
 IN_PICTURE = 10
@@ -101,6 +102,7 @@ def to_json(question: str, result: SearchResult, names: list[str], phrases: list
             "threshold": result.threshold,
             "likely_in_gallery": result.likely_in_gallery,
             "reranked": result.reranked,
+            "match_weight": result.match_weight,
             "timings": result.timings,
             "hits": hits,
         },
@@ -111,7 +113,8 @@ def to_json(question: str, result: SearchResult, names: list[str], phrases: list
 def to_table(question: str, result: SearchResult, names: list[str], phrases: list[list[float]]) -> str:
     """The hits as a plain-text table under the question."""
     seconds = ", ".join(f"{stage} {value:.2f}" for stage, value in result.timings.items())
-    lines = [question, f"{len(result.hits)} hits, {result.reranked} re-ranked; seconds: {seconds}"]
+    order = "" if result.match_weight is None else f" ({fusion_name('posterior', result.match_weight)})"
+    lines = [question, f"{len(result.hits)} hits, {result.reranked} re-ranked{order}; seconds: {seconds}"]
     if result.likely_in_gallery is False:
         lines.append(f"{NOT_IN_GALLERY}: the first hit does not reach {result.threshold:.3f}")
     if not result.hits:

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -450,14 +451,30 @@ class EvaluationArguments:
             "training runs in half precision."
         },
     )
-    eval_score_fusion: Literal["single", "published", "posterior"] = field(
-        default="single", metadata={"help": "How matching scores and similarity are put together."}
+    eval_score_fusion: Literal["auto", "single", "published", "posterior"] = field(
+        default="auto",
+        metadata={
+            "help": "How matching scores and similarity are put together: `auto` chooses fusion and weight on the "
+            "validation split at each evaluation, and saves them with the model."
+        },
+    )
+    eval_match_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the matching log-odds in `posterior`; chosen with the fusion when left out."},
     )
 
     def __post_init__(self):
         _require(self.eval_every_epochs > 0, "eval_every_epochs", "at least 1", self.eval_every_epochs)
         _require(self.eval_rerank_k >= 0, "eval_rerank_k", "0 or more", self.eval_rerank_k)
         _require(self.eval_batch_size > 0, "eval_batch_size", "at least 1", self.eval_batch_size)
+        weight = self.eval_match_weight
+        _require(weight is None or 0 <= weight < math.inf, "eval_match_weight", "0 or more, or left out", weight)
+        _require(
+            weight is None or self.eval_score_fusion == "posterior",
+            "eval_score_fusion",
+            "posterior with eval_match_weight, which no other fusion has",
+            self.eval_score_fusion,
+        )
 
 
 @dataclass

@@ -13,7 +13,7 @@ import yaml
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 
-from mra_retrieval import RerankDepth
+from mra_retrieval import RetrievalChoice
 from mra_training.arguments import RECIPE_END, RECIPE_START, read_mapping
 from mra_training.checkpoint_manifest import (
     DamagedCheckpointError,
@@ -33,6 +33,7 @@ logger = get_logger(__name__)
 
 CHECKPOINTS = "checkpoints"
 RECIPE_FILE = "recipe.yaml"
+EARLIER_BEST = "earlier_best"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _UNFINISHED = "unfinished-"
 _REPLACED = ".replaced"
@@ -57,6 +58,7 @@ class TrainingState:
         samples_per_batch: pairs of the last batch of all processes.
         best_metric: best R@1 on validation so far, in percent; -1 before the first evaluation.
         best_epoch: epochs done when it was reached.
+        best_measure: how `best_metric` is measured; empty before the first evaluation.
     """
 
     step: int = 0
@@ -68,6 +70,7 @@ class TrainingState:
     samples_per_batch: int = 0
     best_metric: float = -1.0
     best_epoch: int = 0
+    best_measure: str = ""
 
     def state_dict(self) -> dict[str, Any]:
         """The attributes."""
@@ -78,15 +81,18 @@ class TrainingState:
         Restore the attributes.
 
         Raises:
-            ValueError: if one is missing, unknown or not a number.
+            ValueError: if one is missing, unknown or of another type. Checkpoints of older versions lack `best_measure`.
         """
         expected = asdict(self)
+        if isinstance(state_dict, Mapping):
+            state_dict = {"best_measure": ""} | dict(state_dict)
         if not isinstance(state_dict, Mapping) or state_dict.keys() != expected.keys():
             held = ", ".join(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
             raise ValueError(f"the place in the run must hold {', '.join(expected)}, got {held}")
         for name, value in state_dict.items():
-            if type(value) not in (int, type(expected[name])):
-                raise ValueError(f"the place in the run: `{name}` must be a number, got {value!r}")
+            wanted = type(expected[name])
+            if type(value) not in ((float, int) if wanted is float else (wanted,)):
+                raise ValueError(f"the place in the run: `{name}` must be {wanted.__name__}, got {value!r}")
             setattr(self, name, value)
 
     def count_batch(self, samples: int) -> None:
@@ -358,7 +364,7 @@ def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bo
         ValueError: if it holds another run that is neither resumed nor to be overwritten.
     """
     output_dir = Path(output_dir)
-    results = [CHECKPOINTS, METRICS_FILE, "best", "final", RECIPE_FILE]
+    results = [CHECKPOINTS, METRICS_FILE, "best", EARLIER_BEST, "final", RECIPE_FILE]
     present = [name for name in results if (output_dir / name).exists()]
     if present and resume is None and not overwrite:
         raise ValueError(
@@ -390,6 +396,27 @@ def replace_folder(source: Path, target: Path) -> None:
     source.rename(target)
     flush_folder(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def keep_aside(accelerator, output_dir: str | Path, epoch: int) -> Path:
+    """
+    Move `best` to `earlier_best`, from where no later best model takes its place; every process must call this.
+
+    Args:
+        accelerator: of the run.
+        output_dir: folder of the run.
+        epoch: epochs that the model has seen, which name it there. A folder of that name, from an earlier resume of the same
+            checkpoint, stays.
+
+    Returns:
+        Where it is.
+    """
+    best, aside = Path(output_dir) / "best", Path(output_dir) / EARLIER_BEST / f"epoch-{epoch}"
+    if accelerator.is_main_process and best.exists() and not aside.exists():
+        aside.parent.mkdir(exist_ok=True)
+        best.rename(aside)
+    accelerator.wait_for_everyone()
+    return aside
 
 
 def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState, scheduler, samples_per_batch) -> None:
@@ -425,7 +452,7 @@ def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState,
 
 
 def save_model(
-    accelerator, model, processor, folder: str | Path, card: str | None = None, depth: RerankDepth | None = None
+    accelerator, model, processor, folder: str | Path, card: str | None = None, choice: RetrievalChoice | None = None
 ) -> None:
     """
     Writes model, processor and code as one folder for `from_pretrained`, whole or not at all.
@@ -436,7 +463,7 @@ def save_model(
         processor: the `MRAProcessor`.
         folder: replaced if it exists.
         card: text of the `README.md`.
-        depth: how many images to re-rank with this model, as chosen on validation.
+        choice: how to rank with this model, as chosen on validation.
     """
     folder = Path(folder)
     unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
@@ -455,8 +482,8 @@ def save_model(
         processor.save_pretrained(unfinished)
         if card is not None:
             (unfinished / "README.md").write_text(card, encoding="utf-8")
-        if depth is not None:
-            depth.save(unfinished)
+        if choice is not None:
+            choice.save(unfinished)
         replace_folder(unfinished, folder)
     accelerator.wait_for_everyone()
 

@@ -8,7 +8,8 @@ import yaml
 from accelerate.logging import get_logger
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
-from mra_retrieval import RerankDepth, RetrievalResult
+from mra_retrieval import RetrievalChoice, RetrievalResult
+from mra_retrieval.evaluation import below_similarity
 from mra_training.environment import describe_environment
 
 
@@ -97,7 +98,7 @@ def build_card(
     epochs: int,
     result: RetrievalResult | None = None,
     evaluated_on: str | None = None,
-    depth: RerankDepth | None = None,
+    choice: RetrievalChoice | None = None,
 ) -> str:
     """
     Writes the card of a trained model.
@@ -107,17 +108,17 @@ def build_card(
         epochs: epochs that the weights have seen.
         result: as [`~mra_training.validation.validate`] gives it; None if nothing was evaluated.
         evaluated_on: name of the set whose validation data it was measured on.
-        depth: how many images to re-rank, as chosen on that data.
+        choice: how to rank with the model, as chosen on that data.
 
     Returns:
         Text of a `README.md`, its metadata first.
     """
     repository = recipe["hub_model_id"] or Path(recipe["output_dir"]).name
     results, index = (
-        _describe_results(result.metrics, evaluated_on, epochs) if result else ("Not evaluated in training.", None)
+        _describe_results(result, evaluated_on, epochs) if result else ("Not evaluated in training.", None)
     )
-    if depth is not None:
-        results += f"\n\n`--rerank_k auto` takes {depth.rerank_k}: {depth.describe()}."
+    if choice is not None:
+        results += f"\n\n{_describe_choice(choice)}"
     start = recipe["model_name_or_path"]
     environment = describe_environment()
     versions = ", ".join(f"{library} {version}" for library, version in environment["libraries"].items())
@@ -173,14 +174,27 @@ def _with_metadata(body: str, repository: str, **fields) -> str:
     return f"---\n{data.to_yaml()}\n---\n{body}"
 
 
-def _describe_results(metrics, evaluated_on, epochs) -> tuple[str, list[EvalResult]]:
+def _describe_results(result: RetrievalResult, evaluated_on, epochs) -> tuple[str, list[EvalResult]]:
     """A table for the reader and the entries of the card's model-index."""
+    metrics = result.metrics
+    labels = _STAGES | {"reranked": f"{_STAGES['reranked']} ({result.ranking})"}
     rows = [
-        f"| {_STAGES[stage]} | " + " | ".join(f"{values[key]:.2f}" for key in _METRICS) + " |"
+        f"| {labels[stage]} | " + " | ".join(f"{values[key]:.2f}" for key in _METRICS) + " |"
         for stage, values in metrics.items()
     ]
     header = "| | " + " | ".join(_METRICS.values()) + " |\n|" + " --- |" * (len(_METRICS) + 1)
     table = "\n".join([header, *rows])
+    if lower := below_similarity(metrics):
+        table += f"\n\n**Warning:** {lower}."
+    ways = {
+        "similarity": {"flip": result.flip},
+        "reranked": {
+            "flip": result.flip,
+            "rerank_k": result.rerank_k,
+            "score_fusion": result.score_fusion,
+            "match_weight": result.match_weight,
+        },
+    }
     index = [
         EvalResult(
             task_type="text-to-image-retrieval",
@@ -190,11 +204,25 @@ def _describe_results(metrics, evaluated_on, epochs) -> tuple[str, list[EvalResu
             metric_type=key.lower(),
             metric_name=f"{label} ({_STAGES[stage]})",
             metric_value=round(values[key], 2),
+            metric_args=ways[stage],
         )
         for stage, values in metrics.items()
         for key, label in _METRICS.items()
     ]
     return f"On the validation data of `{evaluated_on}`, in percent, after epoch {epochs}:\n\n{table}", index
+
+
+def _describe_choice(choice: RetrievalChoice) -> str:
+    """What evaluation takes where it is told nothing else, and what else was tried."""
+    rows = [
+        f"| {name} | {values['R1']:.2f} | {values['mAP']:.2f} |" + (" chosen |" if name == choice.fusion else " |")
+        for name, values in choice.tried_fusions.items()
+    ]
+    header = f"| k {max(choice.tried)} | R@1 | mAP | |\n| --- | --- | --- | --- |"
+    return (
+        f"`eval_retrieval.py` takes the {choice.describe()}. `--rerank_k auto` takes {choice.rerank_k}: "
+        f"{choice.describe_depth()}.\n\n" + "\n".join([header, *rows])
+    )
 
 
 def push_folder(folder: str | Path, args, message: str = "Upload model") -> str:

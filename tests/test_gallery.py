@@ -1,5 +1,6 @@
 """A gallery from Python: what is encoded when, ranks as evaluation gives them, removal for good, and who may open it."""
 
+import dataclasses
 import io
 import shutil
 import subprocess
@@ -15,7 +16,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from mra_retrieval import Gallery, encode_images, evaluate_retrieval
+from mra_retrieval import Gallery, RetrievalChoice, encode_images, evaluate_retrieval
+from mra_retrieval.encoders import TorchEncoder
 from tests.gallery_helpers import draw_picture, encoder_of, save_tiny_model, write_pictures
 
 
@@ -529,3 +531,19 @@ def test_importing_the_package_needs_no_extra():
     code = "import sys, mra_retrieval; print([n for n in ('pymilvus', 'gradio') if n in sys.modules]); mra_retrieval.Gallery"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert run.stdout == "[]\n"
+
+
+def test_ranking_takes_the_weight_chosen_for_the_model(tmp_path):
+    """`posterior` of the saved choice, unless it was made without mirror images."""
+    model = save_tiny_model(tmp_path / "model")
+    assert TorchEncoder(model).match_weight is None
+    figures = {"R1": 50.0, "mAP": 40.0}
+    choice = RetrievalChoice(4, "validation", 9, "posterior", 0.4, True, 0.05, {8: figures})
+    choice.save(model)
+    write_pictures(tmp_path / "pictures", 4)
+    with Gallery(":memory:", encoder=TorchEncoder(model)) as gallery:
+        gallery.build(tmp_path / "pictures")
+        assert gallery.search("a red coat", rerank=3).match_weight == 0.4
+        assert gallery.search("a red coat", rerank=0).match_weight is None
+    dataclasses.replace(choice, flip=False).save(model)
+    assert TorchEncoder(model).match_weight is None

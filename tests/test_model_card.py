@@ -5,7 +5,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from mra_retrieval import RerankDepth
+from mra_retrieval import RetrievalChoice
 from mra_training.model_card import build_card, push_folder
 
 
@@ -22,14 +22,33 @@ METRICS = {
     "similarity": {"R1": 70.123, "R5": 88.0, "R10": 93.0, "mAP": 62.5, "mINP": 50.0},
     "reranked": {"R1": 77.25, "R5": 90.0, "R10": 94.5, "mAP": 68.5, "mINP": 52.0},
 }
-RESULT = SimpleNamespace(metrics=METRICS)
-DEPTH = RerankDepth(
-    128, "validation data of somebody/CUHK", 3078, "single", None, True, 0.05, {512: {"R1": 77.25, "mAP": 68.5}}
+RESULT = SimpleNamespace(
+    metrics=METRICS,
+    rerank_k=512,
+    score_fusion="posterior",
+    match_weight=0.4,
+    flip=True,
+    ranking="posterior 0.4, k 512",
+)
+CHOICE = RetrievalChoice(
+    rerank_k=128,
+    chosen_on="validation data of somebody/CUHK",
+    gallery_size=3078,
+    score_fusion="posterior",
+    match_weight=0.4,
+    flip=True,
+    tolerance=0.05,
+    tried={512: {"R1": 77.25, "mAP": 68.5}},
+    tried_fusions={
+        "similarity": {"R1": 70.123, "mAP": 62.5},
+        "published": {"R1": 76.0, "mAP": 68.0},
+        "posterior 0.4": {"R1": 77.25, "mAP": 68.5},
+    },
 )
 
 
 def test_card_carries_data_recipe_and_metrics():
-    text = build_card(RECIPE, 12, RESULT, "somebody/CUHK", DEPTH)
+    text = build_card(RECIPE, 12, RESULT, "somebody/CUHK", CHOICE)
     card = ModelCard(text)
     data = card.data
     assert (data.license, data.license_name, data.base_model) == ("other", "research-only", "somebody/mra-sda")
@@ -37,13 +56,25 @@ def test_card_carries_data_recipe_and_metrics():
     best = results["r1", "R@1 (after re-ranking)"]
     assert (best.metric_value, best.dataset_name, best.dataset_split) == (77.25, "CUHK", "validation")
     assert len(results) == 10 and data.model_name == "mra-cuhk"
-    assert "| after re-ranking | 77.25 | 90.00 | 94.50 | 68.50 | 52.00 |" in text and "after epoch 12" in text
+    assert best.metric_args == {"flip": True, "rerank_k": 512, "score_fusion": "posterior", "match_weight": 0.4}
+    row = "| after re-ranking (posterior 0.4, k 512) | 77.25 | 90.00 | 94.50 | 68.50 | 52.00 |"
+    assert row in text and "after epoch 12" in text and "Warning" not in text
+    assert "takes the score fusion posterior 0.4, chosen among 2 fusions; measured at k 512" in text
+    assert "| published | 76.00 | 68.00 | |" in text and "| posterior 0.4 | 77.25 | 68.50 | chosen |" in text
     assert "`--rerank_k auto` takes 128: rerank_k 128 loses at most 0.05 points of R@1 and mAP against 512" in text
     for needed in ('"me/mra-cuhk", trust_remote_code=True', "## Search", "## Intended use", "## Licence", "research"):
         assert needed in text, needed
     recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert recipe["learning_rate"] == 1e-4
     assert not {"output_dir", "push_to_hub", "resume"} & recipe.keys()
+
+
+def test_card_warns_of_reranking_below_similarity():
+    worse = {"similarity": METRICS["reranked"], "reranked": METRICS["similarity"]}
+    text = build_card(RECIPE, 12, SimpleNamespace(**vars(RESULT) | {"metrics": worse}), "somebody/CUHK", CHOICE)
+    assert (
+        "**Warning:** re-ranking is below similarity alone: R@1 70.12 against 77.25, mAP 62.50 against 68.50." in text
+    )
 
 
 def test_card_of_a_model_that_was_not_evaluated():

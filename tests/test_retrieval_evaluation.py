@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from modeling_mra import MRAForPreTraining
-from mra_retrieval import evaluate_retrieval, format_table, fuse_scores, retrieval_metrics
-from mra_retrieval.evaluation import read_captions
+from mra_retrieval import evaluate_retrieval, evaluation, format_table, fuse_scores, retrieval_metrics
+from mra_retrieval.evaluation import below_similarity, read_captions
 from tests.retrieval_helpers import tiny_dataset, tiny_model, tiny_processor
 
 
@@ -26,7 +26,8 @@ def test_stages_fit_together(world):
     assert list(result.metrics["similarity"]) == ["R1", "R5", "R10", "mAP", "mINP"]
     assert result.metrics["similarity"] == retrieval_metrics(result.similarity, *ids)
     assert result.metrics["reranked"] == retrieval_metrics(result.reranked, *ids)
-    fused = fuse_scores(result.similarity, result.top_indices, result.match_scores, "single")
+    assert (result.score_fusion, result.match_weight, result.ranking) == ("published", None, "published, k 4")
+    fused = fuse_scores(result.similarity, result.top_indices, result.match_scores, "published")
     assert torch.equal(result.reranked, fused) and result.scores is result.reranked
     assert set(result.timings) == {"encode_images", "encode_texts", "rank", "rerank", "fuse", "pairs_per_second"}
 
@@ -49,11 +50,32 @@ def test_similarity_alone_and_no_flip(world):
     assert one_view.match_scores.shape == (1, 15, 2)
 
 
-def test_published_fusion_is_passed_on(world):
+def test_fusion_is_passed_on(world):
     model, processor, dataset = world
     result = evaluate_retrieval(model, processor, dataset, rerank_k=3, score_fusion="published")
     expected = fuse_scores(result.similarity, result.top_indices, result.match_scores, "published", world_size=4)
     assert torch.equal(result.reranked, expected)
+    result = evaluate_retrieval(model, processor, dataset, rerank_k=3, score_fusion="posterior", match_weight=0.3)
+    no, yes = result.match_logits.unbind(-1)
+    assert torch.equal(result.match_scores, yes - no) and result.ranking == "posterior 0.3, k 3"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_matching_score_that_is_not_finite_is_named(world, monkeypatch, value):
+    """One pair of a mirror image: scaled with the others, it would make all of them equal."""
+    _, processor, dataset = world
+    compute = evaluation.rerank_logits
+
+    def broken(*arguments, **options):
+        logits = compute(*arguments, **options)
+        logits[1, 2, 0, 1] = value
+        return logits
+
+    monkeypatch.setattr(evaluation, "rerank_logits", broken)
+    with pytest.raises(
+        ValueError, match=f"the caption 'a .*' .row 1. and the image of row . in the mirror is {value}"
+    ):
+        evaluate_retrieval(world[0], processor, dataset, rerank_k=3)
 
 
 def test_k_is_capped_with_a_note(world, caplog):
@@ -124,6 +146,14 @@ def test_images_without_captions_stay_in_the_gallery():
     )
     with pytest.raises(ValueError, match="no row has a caption"):
         read_captions(empty)
+
+
+def test_below_similarity():
+    metrics = {"similarity": {"R1": 50.0, "mAP": 40.0}}
+    assert below_similarity(metrics) is None
+    assert below_similarity(metrics | {"reranked": {"R1": 50.0, "mAP": 40.0}}) is None
+    found = below_similarity(metrics | {"reranked": {"R1": 60.0, "mAP": 39.5}})
+    assert found == "re-ranking is below similarity alone: mAP 39.50 against 40.00"
 
 
 def test_table():

@@ -33,7 +33,7 @@ def run(place, capsys):
 
 def test_a_table_of_hits(run, place):
     lines = run("a red coat", "--top", "4", "--rerank", "3", "--threshold", "0").splitlines()
-    assert lines[0] == "a red coat" and lines[1].startswith("4 hits, 3 re-ranked; seconds: encode ")
+    assert lines[0] == "a red coat" and lines[1].startswith("4 hits, 3 re-ranked (posterior 1); seconds: encode ")
     assert lines[2].split() == ["rank", "score", "similarity", "key", "camera", "time"]
     rows = [line.split() for line in lines[3:7]]
     assert [row[0] for row in rows] == ["1", "2", "3", "4"]

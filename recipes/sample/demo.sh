@@ -12,10 +12,10 @@ step() {
     "$@"
 }
 
-# How scores are fused and the weight of the matching head were chosen on the validation split.
+# How scores are fused is chosen on the validation split: in training, for the untrained model here.
 evaluate() {  # model folder, name of the result
     step python eval_retrieval.py --model "$1" --dataset $DATA/arrow/pedes --split test --output_dir "$OUT/$2" \
-        --rerank_k 16 --score_fusion posterior --match_weight 0.4 --attn_implementation eager
+        --rerank_k 16 --attn_implementation eager
 }
 
 step python -m data_scripts.make_sample --output $DATA --num_proc 2

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict
 from safetensors.torch import save_file
 from transformers import HfArgumentParser
 
@@ -35,6 +35,7 @@ from mra_retrieval import (
 )
 from mra_retrieval.loading import load_model, load_processor
 from mra_retrieval.rerank_depth import LARGEST_K
+from mra_retrieval.tables import load_table
 
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets")
@@ -157,7 +158,7 @@ def load_split(path: str, split: str) -> Dataset:
         ValueError: if there is no such dataset or split.
     """
     try:
-        dataset = load_dataset(path)
+        dataset = load_table(path)
     except Exception as error:
         known = "a folder" if Path(path).exists() else "neither a folder nor a dataset on the Hub"
         raise ValueError(

@@ -1,6 +1,7 @@
 """Base of the dataset builders: rows from several processes, bad rows logged, failures told plainly."""
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ import datasets
 
 from data_scripts.validation import RowError
 
+
+_DIGEST_BYTES = 8
 
 _watched_parent: int | None = None
 
@@ -105,6 +108,8 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
     def __init__(self, rejected: RejectedRows, scratch: str | Path):
         self.rejected = rejected
         self.failure = os.path.join(scratch, "failure.txt")
+        self._digests = Path(scratch, "digests")
+        self._digests.mkdir()
         self.main_process = os.getpid()
         self.chunks: dict[str, list[Chunk]] = {}
         self.notes: list[str] = []
@@ -137,6 +142,21 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
                 ) from error
             raise
 
+    def digest(self, split: str) -> str:
+        """
+        Name the content of a prepared split: equal for equal rows, whatever the number of processes and shards.
+
+        Args:
+            split: one of `chunks`.
+
+        Returns:
+            16 hexadecimal digits.
+        """
+        digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        for chunk in self.chunks[split]:
+            digest.update(Path(self._digests, chunk.name).read_bytes())
+        return digest.hexdigest()
+
     def _info(self):
         return datasets.DatasetInfo(features=self.FEATURES)
 
@@ -153,10 +173,13 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers for all
         key = 0
         for chunk in chunks:
+            digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
             for example in self.examples_of(chunk):
                 self._stop_with_the_others()
+                _add_to_digest(digest, example)
                 yield key, example
                 key += 1
+            Path(self._digests, chunk.name).write_bytes(digest.digest())
 
     def _prepare_split_single(self, *args, **kwargs):
         try:
@@ -172,3 +195,10 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
     def _stop_with_the_others(self):
         if os.getpid() != self.main_process and os.path.exists(self.failure):
             raise RuntimeError("another process has stopped")
+
+
+def _add_to_digest(digest, example: dict) -> None:
+    image = example["image"]
+    values = json.dumps({**example, "image": [image["path"], len(image["bytes"])]}, sort_keys=True)
+    digest.update(f"{len(values)}:{values}".encode())
+    digest.update(image["bytes"])

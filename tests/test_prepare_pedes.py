@@ -1,7 +1,9 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
+from datasets import load_dataset
 
 from data_scripts.pedes_layouts import camera_of
 from data_scripts.prepare_pedes import main
@@ -180,6 +182,48 @@ def test_two_processes_write_the_same_rows(finetune, monkeypatch):
     assert read_set(one) == read_set(two)
     assert (one / "rejected.jsonl").read_text() == (two / "rejected.jsonl").read_text()
     assert len((one / "rejected.jsonl").read_text().splitlines()) == 5  # a caption, and four of an image
+
+
+def swap(rows: list[dict], first: int, second: int) -> list[dict]:
+    """Rows with two people exchanged."""
+    return [row | {"id": {first: second, second: first}.get(row["id"], row["id"])} for row in rows]
+
+
+CHANGES = {
+    "exchanged ids": lambda rows: swap(rows, 1, 2),
+    "other ids": lambda rows: [row | {"id": row["id"] + 1000} for row in rows],
+    "other captions": lambda rows: [
+        row | {"captions": [text.replace("first", "other") for text in row["captions"]]} for row in rows
+    ],
+}
+
+
+def test_a_set_prepared_again_is_loaded_as_it_is_now(cuhk, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cuhk / "cache")
+    for change in [list, *CHANGES.values()]:
+        rows = change(official_rows("cuhk"))
+        write_json(cuhk / "raw/reid_raw.json", rows)
+        output = str(prepare(cuhk, "cuhk", "raw", "--overwrite"))
+        wanted = [[row["captions"], row["id"]] for row in rows]
+        loaded, streamed = load_dataset(output), load_dataset(output, streaming=True)
+        for table in (loaded, streamed):
+            assert [[row["captions"], row["image_id"]] for rows in table.values() for row in rows] == wanted
+
+
+def test_sets_of_one_name_are_told_apart(cuhk, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cuhk / "cache")
+    first = prepare(cuhk, "cuhk", "raw", output="a/cuhk")
+    write_json(cuhk / "raw/reid_raw.json", swap(official_rows("cuhk"), 12_004, 12_005))
+    second = prepare(cuhk, "cuhk", "raw", output="b/cuhk")
+    ids = [list(load_dataset(str(folder), split="test")["image_id"]) for folder in (first, second)]
+    assert ids == [[12_004, 12_005], [12_005, 12_004]]
+
+
+def test_equal_rows_give_equal_names(cuhk):
+    first, second = (prepare(cuhk, "cuhk", "raw", output=name) for name in ("one", "two"))
+    names = [sorted(path.name for path in (folder / "data").iterdir()) for folder in (first, second)]
+    assert names[0] == names[1]
+    assert (first / "README.md").read_text().replace("one", "two") == (second / "README.md").read_text()
 
 
 def test_what_is_printed(cuhk, capsys):
@@ -366,6 +410,15 @@ def test_a_csv_file_is_read(own, capsys):
     assert run_client(
         f"from datasets import load_dataset; print(load_dataset({str(output)!r})['test'][0]['captions'])", own / "x"
     )
+
+
+def test_a_csv_set_prepared_again_is_loaded_as_it_is_now(own, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", own / "cache")
+    for first, second in ((7, 9), (9, 7)):
+        rows = [f"cam_a/a.jpg,a man,{first}", f"c.jpg,a man,{second}"]
+        (own / "people.csv").write_text("path,caption,identity\n" + "\n".join(rows))
+        output = str(prepare(own, "csv", "people.csv", "--overwrite"))
+        assert list(load_dataset(output, split="train")["image_id"]) == [first, second]
 
 
 def test_split_and_camera_may_be_left_out(own):

@@ -1,12 +1,15 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import datasets
 import pytest
+from datasets import load_dataset
 
 from data_scripts.prepare_sda import main
 from tests.source_helpers import (
@@ -52,7 +55,8 @@ def test_rows_come_out_as_they_went_in(source):
     output = prepare(root)
     written = read_set(output)["train"]
     expected = rows[FIRST] + rows[SECOND]
-    assert [path.name for path in (output / "data").iterdir()] == ["train-00000-of-00001.parquet"]
+    (shard,) = (output / "data").iterdir()
+    assert re.fullmatch(r"train-00000-of-00001-[0-9a-f]{16}\.parquet", shard.name)
     assert len(written) == len(expected) == 9
     for got, row in zip(written, expected, strict=True):
         assert got["image"]["bytes"] == (root / "images/SDA" / row["image"]).read_bytes()
@@ -107,7 +111,32 @@ def test_two_processes_write_the_same_rows(source):
     two = prepare(root, "--on_error", "skip", "--num_proc", "2", output="out/two")
     assert len(list((two / "data").iterdir())) == 2
     assert read_set(one) == read_set(two)
+    (digest,), others = ({path.stem.split("-")[-1] for path in (folder / "data").iterdir()} for folder in (one, two))
+    assert others == {digest}
     assert (one / "rejected.jsonl").read_text() == (two / "rejected.jsonl").read_text()
+
+
+CHANGES = {
+    "exchanged ids": lambda row: {"image_id": {1: 2, 2: 1}.get(row["image_id"], row["image_id"])},
+    "other ids": lambda row: {"image_id": row["image_id"] + 1000},
+    "other phrases": lambda row: {"phrases": [phrase.replace("part", "side") for phrase in row["phrases"]]},
+    "other captions": lambda row: {"caption": row["caption"].replace("person", "figure")},
+}
+
+
+def test_a_set_prepared_again_is_loaded_as_it_is_now(source, monkeypatch):
+    root, rows = source
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
+    names = ("image_id", "phrases", "caption")
+    for change in [lambda row: {}, *CHANGES.values()]:
+        for name in (FIRST, SECOND):
+            write_json(root / "sda" / name, [row | change(row) for row in rows[name]])
+        output = str(prepare(root, "--overwrite"))
+        expected = [[(row | change(row))[name] for row in rows[FIRST] + rows[SECOND]] for name in names]
+        loaded = load_dataset(output, split="train")
+        assert [list(loaded[name]) for name in names] == expected
+        assert list(load_dataset(output, "caption", split="train")["image_id"]) == expected[0]
+        assert [row["image_id"] for row in load_dataset(output, split="train", streaming=True)] == expected[0]
 
 
 def test_chunks_of_one_file_go_to_several_processes(source, monkeypatch):
@@ -375,7 +404,7 @@ def test_shards_stay_below_the_size(source):
         (root / "sda" / name).unlink()
     write_json(root / "sda" / "all.json", rows)
     output = prepare(root, "--max_shard_size", "100KB")
-    assert len(list((output / "data").glob("train-0000?-of-00003.parquet"))) == 3
+    assert len(list((output / "data").glob("train-0000?-of-00003-*.parquet"))) == 3
     written = read_set(output)["train"]
     assert [row["caption"] for row in written] == [row["caption"] for row in rows]
     assert image_size(written[-1]) == (12, 24)

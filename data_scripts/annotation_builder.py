@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 
 import datasets
 
+from data_scripts.text_files import UnreadableFile
 from data_scripts.validation import RowError
 
 
+ESCAPED = "backslashreplace"  # writes half characters as JSON does, where others would end the run
 _DIGEST_BYTES = 8
 
 _watched_parent: int | None = None
@@ -74,7 +76,7 @@ class RejectedRows:
             raise ValueError(error.describe(file, row))
         record = {"file": file, "row": row, "image": image if isinstance(image, str) else None}
         record |= {"reason": error.reason, "field": error.field, "problem": error.problem}
-        with open(os.path.join(self.folder, f"{chunk}.jsonl"), "a", encoding="utf-8") as log:
+        with open(os.path.join(self.folder, f"{chunk}.jsonl"), "a", encoding="utf-8", errors=ESCAPED) as log:
             log.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def read(self) -> Iterator[dict]:
@@ -118,6 +120,26 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
     def examples_of(self, chunk: Chunk) -> Iterator[dict]:
         """Yields the examples of a chunk."""
         raise NotImplementedError
+
+    def leave_out_rest(self, chunk: str, error: UnreadableFile) -> None:
+        """
+        List a file that cannot be read from some row on, and note it for the summary.
+
+        Args:
+            chunk: behind which it is listed.
+            error: where and why.
+
+        Raises:
+            UnreadableFile: in place of the note, with `on_error="raise"`.
+        """
+        if self.rejected.on_error == "raise":
+            raise error
+        reason = RowError("(all)", error.reason, str(error))
+        self.rejected.add(f"{chunk}.rest-{len(self.notes):05d}", error.path, error.row, None, reason)
+        self.notes.append(
+            f"{error.path} cannot be read from row {error.row} (counting from 0) on, {error.problem}: all that follows is "
+            "left out"
+        )
 
     def prepare(self, folder: str | Path, max_shard_size: str, num_proc: int) -> None:
         """
@@ -188,7 +210,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
             if isinstance(
                 error.__cause__, (ValueError, OSError)
             ):  # lost on the way out of a pool, unless written down
-                with contextlib.suppress(OSError), open(self.failure, "x", encoding="utf-8") as file:
+                with contextlib.suppress(OSError), open(self.failure, "x", encoding="utf-8", errors=ESCAPED) as file:
                     file.write(str(error.__cause__))
             raise
 

@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_scripts.annotation_builder import AnnotationBuilder, RejectedRows
+from data_scripts.annotation_builder import ESCAPED, AnnotationBuilder, RejectedRows
 from data_scripts.dataset_card import TITLES, write_card
-from data_scripts.published_sizes import Size, compare_with_published
+from data_scripts.published_sizes import PUBLISHED, Size, compare_with_published
 
 
 REJECTED = "rejected.jsonl"
@@ -160,7 +160,7 @@ def _collect_shards(source: Path, target: Path, builder: AnnotationBuilder) -> d
 
 def _write_rejected(rejected: RejectedRows, folder: Path) -> Counter:
     counts = Counter()
-    with open(folder / REJECTED, "w", encoding="utf-8") as file:
+    with open(folder / REJECTED, "w", encoding="utf-8", errors=ESCAPED) as file:
         for record in rejected.read():
             counts[record["reason"]] += 1
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -197,6 +197,9 @@ def _report(dataset: str, options, sizes: dict[str, Size], counts: Counter, note
         print(f"  left out: {sum(counts.values()):,} rows, listed in {Path(options.output, REJECTED)}")
         for reason, count in counts.most_common():
             print(f"    {count:,} {reason}")
+    absent = [split for split in PUBLISHED.get(dataset, ("train", "validation", "test")) if split not in sizes]
+    if absent:
+        notes = [*notes, f"there is no {' and no '.join(absent)} split"]
     for note in notes:
         print(f"  note: {note}")
     differences = [] if options.no_size_check else compare_with_published(dataset, sizes)

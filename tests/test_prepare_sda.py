@@ -211,6 +211,15 @@ ERRORS = {
     "corners": (region(boxes=[[0.3, 0.3, 0.9, 0.9]]), "box outside 0..1", "boxes[0]"),
     "no area": (region(boxes=[[0.5, 0.5, 0, 0.5]]), "box without area", "boxes[0]"),
     "nan": (region(boxes=[[0.5, 0.5, float("nan"), 0.5]]), "wrong type", "boxes[0]"),
+    "too large": (region(boxes=[[0.5, 0.5, 10**400, 0.5]]), "wrong type", "boxes[0]"),
+    "infinite logit": (region(logits=[float("inf")]), "wrong type", "logits[0]"),
+    "logit beyond 32 bits": (region(logits=[1e39]), "wrong type", "logits[0]"),
+    "id nan": (field("image_id", float("nan")), "wrong type", "image_id"),
+    "id of 31 digits": (field("image_id", 10**30), "wrong type", "image_id"),
+    "half character": (field("caption", "a man \udc00"), "invalid text", "caption"),
+    "half character in phrase": (region(phrases=["a hat \ud800"]), "invalid text", "phrases[0]"),
+    "half character in path": (field("image", "c_0_5000/\ud800.jpg"), "invalid text", "image"),
+    "nested caption": (field("caption", json.loads("[" * 500 + "]" * 500)), "wrong type", "caption"),
     "three numbers": (region(boxes=[[0.5, 0.5, 0.5]]), "wrong type", "boxes[0]"),
     "boxes type": (region(boxes={"0": 1}), "wrong type", "boxes"),
 }
@@ -309,6 +318,37 @@ def test_a_file_cut_off_is_an_error_before_any_work_or_left_out(source):
     assert written == [*range(record["row"]), 5, 6, 7, 8] and 0 < record["row"] < 5
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"", "the file is empty"), (b"<html>", "an HTML or XML page"), (b'[{"caption": "caf\xe9"}]', "byte 0xe9")],
+)
+def test_a_file_that_is_no_json_is_an_error_or_left_out(source, content, problem, capsys):
+    root, _ = source
+    (root / "sda" / SECOND).write_bytes(content)
+    assert f"{root / 'sda' / SECOND}: row 0 (counting from 0) cannot be read: " in failure(root)
+    assert problem in failure(root)
+    assert len(read_set(prepare(root, "--on_error", "skip"))["train"]) == 5
+    assert f"note: {root / 'sda' / SECOND} cannot be read from row 0" in capsys.readouterr().out
+
+
+def test_a_row_of_windows_is_read(source):
+    root, rows = source
+    rows[FIRST][1]["image"] = rows[FIRST][1]["image"].replace("/", "\\")
+    write_json(root / "sda" / FIRST, rows[FIRST])
+    written = read_set(prepare(root))["train"]
+    assert written[1]["image"]["bytes"] == (root / "images/SDA/c_0_5000/1_0.png").read_bytes()
+    assert written[1]["image"]["path"] == "1_0.png"
+
+
+def test_a_literal_name_with_a_backslash_comes_first(source):
+    root, rows = source
+    draw(root / "images/SDA/c_0_5000\\1_0.png", 99)
+    rows[FIRST][1]["image"] = "c_0_5000\\1_0.png"
+    write_json(root / "sda" / FIRST, rows[FIRST])
+    written = read_set(prepare(root))["train"]
+    assert written[1]["image"]["bytes"] == (root / "images/SDA/c_0_5000\\1_0.png").read_bytes()
+
+
 def test_images_named_twice_are_noted(source, capsys):
     root, rows = source
     write_json(root / "sda" / FIRST, rows[FIRST] + rows[FIRST][:2])
@@ -370,7 +410,7 @@ def test_an_error_leaves_the_set_that_was_there(source):
     [
         (["--annotations", "nowhere"], "--annotations nowhere does not exist"),
         (["--images", "nowhere"], "--images nowhere does not exist; expected the folder that holds the images"),
-        (["--images", "."], "missing image: none of 8 images looked for is there"),
+        (["--images", "."], "missing image: none of 9 images looked for is there"),
         (["--num_proc", "0"], "2"),
         (["--max_shard_size", "big"], "2"),
     ],

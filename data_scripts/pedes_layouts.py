@@ -297,13 +297,15 @@ def read_images(source: Source, rejected) -> Iterator[tuple[str, AnnotatedImage]
         Split (`train`, `validation`, `test`) and image, in the order in which images first appear.
 
     Raises:
-        UnreadableFile: where the file stops being JSON or CSV.
+        UnreadableFile: where the file stops being JSON or CSV, after what was read before.
     """
     layout, file = source.layout, str(source.file)
     split = None if layout.split else split_of(source)
     images: dict[tuple[str, str], AnnotatedImage] = {}
     is_csv = layout.name == CSV
-    for row, value in enumerate(read_csv_rows(file, CSV_REQUIRED) if is_csv else read_rows(file)):
+    broken: list[UnreadableFile] = []
+    rows = read_csv_rows(file, CSV_REQUIRED) if is_csv else read_rows(file)
+    for row, value in enumerate(_until_broken(rows, broken)):
         try:
             check_object(value, CSV_REQUIRED if is_csv else layout.fields)
             row_split = split or _check_split(value, layout)
@@ -326,6 +328,16 @@ def read_images(source: Source, rejected) -> Iterator[tuple[str, AnnotatedImage]
         image.spellings.add(path)
     for (row_split, _), image in images.items():
         yield row_split, image
+    if broken:
+        raise broken[0]
+
+
+def _until_broken(rows: Iterator[Any], broken: list[UnreadableFile]) -> Iterator[Any]:
+    """Yield the rows before the one at which a file breaks; the error goes to a list."""
+    try:
+        yield from rows
+    except UnreadableFile as error:
+        broken.append(error)
 
 
 def _check_split(row: dict, layout: Layout) -> str:

@@ -61,13 +61,43 @@ def cache_folder(name: str) -> str | None:
     """
     if not os.path.isdir(name):
         return None
-    data_files = datasets.load_dataset_builder(name).config.data_files or {}
     digest = hashlib.blake2b(os.path.realpath(name).encode(errors="surrogateescape"), digest_size=8)
-    for split, files in data_files.items():
-        for file in files:
-            state = None
-            if os.path.exists(file):
-                status = os.stat(file)
-                state = (os.path.realpath(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            digest.update(f"{split}:{file}:{state}\n".encode(errors="surrogateescape"))
+    for split, file in _list_files(name):
+        state = None
+        if os.path.exists(file):
+            status = os.stat(file)
+            state = (os.path.realpath(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        digest.update(f"{split}:{file}:{state}\n".encode(errors="surrogateescape"))
     return str(Path(datasets.config.HF_DATASETS_CACHE, "folders", digest.hexdigest()))
+
+
+def files_digest(name: str) -> str | None:
+    """
+    Name the content of a folder by names and sizes of its files: the same wherever the folder lies.
+
+    The shards of a prepared set have the digest of their rows in their names, so that other rows give another digest.
+
+    Args:
+        name: folder or Hub id.
+
+    Returns:
+        16 hexadecimal digits; None for what is not a folder of data.
+    """
+    if not os.path.isdir(name):
+        return None
+    try:
+        files = _list_files(name)
+    except (FileNotFoundError, datasets.exceptions.DataFilesNotFoundError, datasets.exceptions.DatasetNotFoundError):
+        return None  # whoever loads it says so
+    digest = hashlib.blake2b(digest_size=8)
+    for split, file in files:
+        size = os.path.getsize(file) if os.path.exists(file) else None
+        digest.update(
+            f"{split}:{os.path.relpath(file, os.path.realpath(name))}:{size}\n".encode(errors="surrogateescape")
+        )
+    return digest.hexdigest()
+
+
+def _list_files(name: str) -> list[tuple[str, str]]:
+    data_files = datasets.load_dataset_builder(name).config.data_files or {}
+    return [(str(split), str(file)) for split, files in data_files.items() for file in files]

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict
 from safetensors.torch import save_file
 from transformers import HfArgumentParser
 
@@ -40,6 +40,7 @@ from mra_retrieval.loading import load_model, load_processor
 from mra_retrieval.ranking import Ranking, find_ranking
 from mra_retrieval.retrieval_choice import AUTO
 from mra_retrieval.score_fusion import fusion_name
+from mra_retrieval.tables import load_table
 
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets")
@@ -181,7 +182,7 @@ def load_split(path: str, split: str) -> Dataset:
         ValueError: if there is no such dataset or split.
     """
     try:
-        dataset = load_dataset(path)
+        dataset = load_table(path)
     except Exception as error:
         known = "a folder" if Path(path).exists() else "neither a folder nor a dataset on the Hub"
         raise ValueError(

@@ -1,6 +1,7 @@
 """Base of the dataset builders: rows from several processes, bad rows logged, failures told plainly."""
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -13,8 +14,12 @@ from typing import Any, ClassVar
 
 import datasets
 
+from data_scripts.text_files import UnreadableFile
 from data_scripts.validation import RowError
 
+
+ESCAPED = "backslashreplace"  # writes half characters as JSON does, where others would end the run
+_DIGEST_BYTES = 8
 
 _watched_parent: int | None = None
 
@@ -71,7 +76,7 @@ class RejectedRows:
             raise ValueError(error.describe(file, row))
         record = {"file": file, "row": row, "image": image if isinstance(image, str) else None}
         record |= {"reason": error.reason, "field": error.field, "problem": error.problem}
-        with open(os.path.join(self.folder, f"{chunk}.jsonl"), "a", encoding="utf-8") as log:
+        with open(os.path.join(self.folder, f"{chunk}.jsonl"), "a", encoding="utf-8", errors=ESCAPED) as log:
             log.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def read(self) -> Iterator[dict]:
@@ -105,6 +110,8 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
     def __init__(self, rejected: RejectedRows, scratch: str | Path):
         self.rejected = rejected
         self.failure = os.path.join(scratch, "failure.txt")
+        self._digests = Path(scratch, "digests")
+        self._digests.mkdir()
         self.main_process = os.getpid()
         self.chunks: dict[str, list[Chunk]] = {}
         self.notes: list[str] = []
@@ -113,6 +120,26 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
     def examples_of(self, chunk: Chunk) -> Iterator[dict]:
         """Yields the examples of a chunk."""
         raise NotImplementedError
+
+    def leave_out_rest(self, chunk: str, error: UnreadableFile) -> None:
+        """
+        List a file that cannot be read from some row on, and note it for the summary.
+
+        Args:
+            chunk: behind which it is listed.
+            error: where and why.
+
+        Raises:
+            UnreadableFile: in place of the note, with `on_error="raise"`.
+        """
+        if self.rejected.on_error == "raise":
+            raise error
+        reason = RowError("(all)", error.reason, str(error))
+        self.rejected.add(f"{chunk}.rest-{len(self.notes):05d}", error.path, error.row, None, reason)
+        self.notes.append(
+            f"{error.path} cannot be read from row {error.row} (counting from 0) on, {error.problem}: all that follows is "
+            "left out"
+        )
 
     def prepare(self, folder: str | Path, max_shard_size: str, num_proc: int) -> None:
         """
@@ -137,6 +164,21 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
                 ) from error
             raise
 
+    def digest(self, split: str) -> str:
+        """
+        Name the content of a prepared split: equal for equal rows, whatever the number of processes and shards.
+
+        Args:
+            split: one of `chunks`.
+
+        Returns:
+            16 hexadecimal digits.
+        """
+        digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        for chunk in self.chunks[split]:
+            digest.update(Path(self._digests, chunk.name).read_bytes())
+        return digest.hexdigest()
+
     def _info(self):
         return datasets.DatasetInfo(features=self.FEATURES)
 
@@ -153,10 +195,13 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers for all
         key = 0
         for chunk in chunks:
+            digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
             for example in self.examples_of(chunk):
                 self._stop_with_the_others()
+                _add_to_digest(digest, example)
                 yield key, example
                 key += 1
+            Path(self._digests, chunk.name).write_bytes(digest.digest())
 
     def _prepare_split_single(self, *args, **kwargs):
         try:
@@ -165,10 +210,17 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
             if isinstance(
                 error.__cause__, (ValueError, OSError)
             ):  # lost on the way out of a pool, unless written down
-                with contextlib.suppress(OSError), open(self.failure, "x", encoding="utf-8") as file:
+                with contextlib.suppress(OSError), open(self.failure, "x", encoding="utf-8", errors=ESCAPED) as file:
                     file.write(str(error.__cause__))
             raise
 
     def _stop_with_the_others(self):
         if os.getpid() != self.main_process and os.path.exists(self.failure):
             raise RuntimeError("another process has stopped")
+
+
+def _add_to_digest(digest, example: dict) -> None:
+    image = example["image"]
+    values = json.dumps({**example, "image": [image["path"], len(image["bytes"])]}, sort_keys=True)
+    digest.update(f"{len(values)}:{values}".encode())
+    digest.update(image["bytes"])

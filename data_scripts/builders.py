@@ -9,9 +9,10 @@ import datasets
 import numpy as np
 
 from data_scripts.annotation_builder import AnnotationBuilder, Chunk
-from data_scripts.image_files import ImageRoot, find_image_root
-from data_scripts.json_rows import UnreadableJson, json_files, read_rows
-from data_scripts.pedes_layouts import CSV, DATASETS, AnnotatedImage, camera_of, check_texts, find_sources, read_images
+from data_scripts.image_files import ImageRoot, RootSearch, with_slashes
+from data_scripts.json_rows import json_files, read_rows
+from data_scripts.pedes_layouts import CSV, DATASETS, AnnotatedImage, camera_of, find_sources, read_images
+from data_scripts.text_files import UnreadableFile
 from data_scripts.validation import RowError, check_identity, check_object, check_regions, check_text
 
 
@@ -35,7 +36,7 @@ PEDES_FEATURES = datasets.Features(
 )
 
 _CHUNK = 500  # rows that one process takes at a time
-_EXAMPLES = 40  # images looked for to find the root
+_EXAMPLES = 40  # images of SDA looked for to find the root; each row is held to it later
 
 
 class SdaBuilder(AnnotationBuilder):
@@ -58,17 +59,17 @@ class SdaBuilder(AnnotationBuilder):
         super().__init__(rejected, scratch)
         self._num_chunks = 0
         self._open_rows: tuple[str, int, Iterator] | None = None
-        self._examples: list[tuple[str, int, Any]] = []
+        search = RootSearch(images, ("SDA",), follow_symlinks=follow_symlinks)
         self._hashes = array("q")  # of the image paths
-        chunks = [chunk for file in json_files(annotations) for chunk in self._scan(file)]
+        chunks = [chunk for file in json_files(annotations) for chunk in self._scan(file, search)]
         self.chunks = {"train": chunks} if chunks else {}
-        self.root = find_image_root(images, self._examples, ("SDA",), follow_symlinks=follow_symlinks)
+        self.root = search.choose()
         repeated = len(self._hashes) - len(np.unique(np.asarray(self._hashes)))
         if repeated:
             self.notes.append(f"{repeated:,} rows name an image that another row names too")
         self._hashes = None
 
-    def _scan(self, file: Path) -> Iterator[Chunk]:
+    def _scan(self, file: Path, search: RootSearch) -> Iterator[Chunk]:
         """Reads a file through once, so that what is cut off comes to light before hours of work."""
         rows, unreadable = 0, None
         try:
@@ -76,22 +77,24 @@ class SdaBuilder(AnnotationBuilder):
                 path = row.get("image") if isinstance(row, dict) else None
                 if rows == 0:
                     _check_is_sda(file, row)
-                if len(self._examples) < _EXAMPLES and (rows < 4 or rows % 100 == 0):
-                    self._examples.append((str(file), rows, path))
+                if rows == 0 or not search.has_found or (search.looked_at < _EXAMPLES and rows % 100 == 0):
+                    search.look(str(file), rows, path)
                 if isinstance(path, str):
                     self._hashes.append(hash(path))
                 rows += 1
-        except UnreadableJson as error:
+        except UnreadableFile as error:
+            unreadable = error
             if self.rejected.on_error == "raise":
                 raise
-            unreadable = RowError("(all)", "unreadable JSON", str(error))
+        if not rows and not unreadable:
+            self.notes.append(f"{file} holds no rows")
         name = "00000000"
         for start in range(0, rows, _CHUNK):
             self._num_chunks += 1
             name = f"{self._num_chunks:08d}"
             yield Chunk(name, min(_CHUNK, rows - start), (str(file), start))
         if unreadable:
-            self.rejected.add(f"{name}.rest", str(file), rows, None, unreadable)
+            self.leave_out_rest(name, unreadable)
 
     def examples_of(self, chunk: Chunk) -> Iterator[dict]:
         """Yields the examples of a chunk."""
@@ -108,7 +111,7 @@ class SdaBuilder(AnnotationBuilder):
         caption = check_text(row["caption"], "caption")
         boxes, logits, phrases = check_regions(row)
         image_id = check_identity(row["image_id"], "image_id")
-        image = {"bytes": self.root.read(row["image"]), "path": row["image"]}
+        image = {"bytes": self.root.read(row["image"]), "path": with_slashes(row["image"])}
         return {
             "image": image,
             "caption": caption,
@@ -158,19 +161,21 @@ class PedesBuilder(AnnotationBuilder):
     def __init__(self, dataset, annotations, images, rejected, scratch, follow_symlinks: bool = False):
         super().__init__(rejected, scratch)
         self.sources = find_sources(annotations, dataset)
+        for error in self.sources.unreadable:
+            self.leave_out_rest("00000000", error)
         splits: dict[str, list[AnnotatedImage]] = {"train": [], "validation": [], "test": []}
-        for source in self.sources:
+        for source in self.sources.files:
             try:
                 for split, image in read_images(source, self._reject_early):
                     splits[split].append(image)
-            except UnreadableJson as error:
-                if rejected.on_error == "raise":
-                    raise
-                reason = RowError("(all)", "unreadable JSON", str(error))
-                rejected.add("00000000.rest", str(source.file), error.row, None, reason)
+            except UnreadableFile as error:
+                self.leave_out_rest("00000000", error)
         splits = {split: images for split, images in splits.items() if images}
         self.root = self._find_root(images, splits, dataset, follow_symlinks)
         self._note_repeated(splits)
+        if self.sources.ignored:
+            names = ", ".join(f"{name} ({reason})" for name, reason in self.sources.ignored.items())
+            self.notes.append(f"left alone in {annotations}: {names}")
         names = iter(range(1, 10**8))
         for split, rows in splits.items():
             parts = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
@@ -180,12 +185,12 @@ class PedesBuilder(AnnotationBuilder):
         """Yields the examples of a chunk."""
         for image in chunk.content:
             captions, rows = [], []
-            for row, value in image.texts:
-                try:
-                    captions += check_texts(value, image.layout.captions)
+            for row, texts in image.texts:
+                if isinstance(texts, RowError):
+                    self.rejected.add(chunk.name, image.file, row, image.path, texts)
+                else:
+                    captions += texts
                     rows.append(row)
-                except RowError as error:
-                    self.rejected.add(chunk.name, image.file, row, image.path, error)
             try:
                 if captions:
                     yield self._example(image, captions)
@@ -194,12 +199,17 @@ class PedesBuilder(AnnotationBuilder):
                     self.rejected.add(chunk.name, image.file, row, image.path, error)
 
     def _example(self, image: AnnotatedImage, captions: list[str]) -> dict:
-        image_id = check_identity(image.identity, image.layout.identity)
-        content = self.root.read(image.path, image.layout.image)
+        field = image.layout.image
+        content = self.root.read(image.path, field)
+        if len({self.root.locate(spelling, field) for spelling in image.spellings}) > 1:
+            problem = (
+                f"{' and '.join(sorted(image.spellings))} are two files, and differ only in how the path is written"
+            )
+            raise RowError(field, "conflicting path", problem)
         return {
-            "image": {"bytes": content, "path": image.path},
+            "image": {"bytes": content, "path": with_slashes(image.path)},
             "captions": captions,
-            "image_id": image_id,
+            "image_id": image.identity,
             "camera": image.camera or camera_of(image.path),
         }
 
@@ -210,20 +220,19 @@ class PedesBuilder(AnnotationBuilder):
         self.rejected.add("00000000", file, row, image, error)
 
     def _find_root(self, folder, splits, dataset: str, follow_symlinks: bool) -> ImageRoot:
-        examples = []
-        for rows in splits.values():
-            step = max(1, len(rows) * len(splits) // _EXAMPLES)
-            examples += [(row.file, row.texts[0][0], row.path) for row in rows[::step]]
-        field = self.sources[0].layout.image
         names = ("images",) if dataset == CSV else ("imgs", DATASETS[dataset], f"{DATASETS[dataset]}/imgs")
-        return find_image_root(folder, examples, names, field, follow_symlinks)
+        search = RootSearch(folder, names, self.sources.files[0].layout.image, follow_symlinks)
+        for rows in splits.values():
+            for image in rows:
+                search.look(image.file, image.texts[0][0], image.path)
+        return search.choose()
 
     def _note_repeated(self, splits) -> None:
         owners: dict[str, str] = {}
         repeated = across = 0
         for split, images in splits.items():
             for image in images:
-                owner = owners.setdefault(image.path, split)
+                owner = owners.setdefault(with_slashes(image.path), split)
                 across += owner != split
                 repeated += 1
         repeated -= len(owners) + across

@@ -121,6 +121,7 @@ def write_card(
     splits: dict[str, datasets.SplitInfo],
     sizes: dict[str, Size],
     repository: str,
+    digests: dict[str, str],
     num_rejected: int = 0,
 ) -> None:
     """
@@ -129,6 +130,9 @@ def write_card(
     SDA has two configurations on the same files: `region` (all columns, the default) and `caption` (image, caption
     and image_id, the other columns not read).
 
+    `datasets` names its cached copy of a folder after the card and the patterns in it, not after the files. The patterns
+    therefore hold the digest of the rows: other rows are another copy.
+
     Args:
         folder: of the prepared set.
         dataset: `sda`, `cuhk`, `icfg`, `rstp` or `csv`.
@@ -136,6 +140,7 @@ def write_card(
         splits: name, rows and bytes of each split.
         sizes: images, captions and people of each split.
         repository: what `load_dataset` is given: Hub id or folder.
+        digests: of the rows of each split, as in the names of its shards.
         num_rejected: rows left out.
     """
     columns = (
@@ -151,7 +156,7 @@ def write_card(
             download_size=shards,
             dataset_size=sum(split.num_bytes for split in splits.values()),
         )
-        files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
+        files = [{"split": split, "path": f"data/{split}-*-{digests[split]}.parquet"} for split in splits]
         configs[config] = {"data_files": files}
         if config == "region":
             configs[config]["default"] = True

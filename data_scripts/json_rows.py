@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_scripts.text_files import SAVE_AS_UTF8, UnreadableFile, name_bad_byte, name_other_kind, open_text
+
 
 _BLOCK = 1 << 20  # characters
 _LARGEST_ROW = 1 << 26
+_MOST_DIGITS = 1000  # Python refuses to read whole numbers of some thousands
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-class UnreadableJson(ValueError):
+class UnreadableJson(UnreadableFile):
     """
     A file that stops being JSON at some row.
 
@@ -20,14 +23,13 @@ class UnreadableJson(ValueError):
         path: of the file.
         row: number of the first row that cannot be read, from 0.
         problem: what is wrong there.
+        mend: what to do about it.
     """
 
-    def __init__(self, path: str | Path, row: int, problem: str):
-        super().__init__(
-            f"{path}: row {row} (counting from 0) cannot be read: {problem}; expected a JSON list of objects. "
-            "Download or unpack the file again."
-        )
-        self.row = row
+    reason = "unreadable JSON"
+
+    def __init__(self, path: str | Path, row: int, problem: str, mend: str = "download or unpack the file again"):
+        super().__init__(path, row, problem, "a JSON list of objects", mend)
 
 
 class _Text:
@@ -38,10 +40,12 @@ class _Text:
         self.window = ""
         self.start = 0
         self.ended = False
+        self.is_utf8 = True
 
     def more(self) -> bool:
         block = self.file.read(_BLOCK)
         self.ended = not block
+        self.is_utf8 = self.is_utf8 and name_bad_byte(block) is None
         self.window = self.window[self.start :] + block
         self.start = 0
         return not self.ended
@@ -57,24 +61,35 @@ class _Text:
 
 def read_rows(path: str | Path) -> Iterator[Any]:
     """
-    Yields the elements of a JSON list, or of a file with one JSON object a line.
+    Yield the elements of a JSON list, or of a file with one JSON object a line.
+
+    Whole numbers of a thousand digits or more come as floats, which may be infinite.
 
     Raises:
-        UnreadableJson: where the file stops being JSON.
+        UnreadableJson: where the file stops being JSON in UTF-8.
     """
     row = 0
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        if other := name_other_kind(path):
+            raise UnreadableJson(path, row, *other)
+        with open_text(path) as file:
             text = _Text(file)
             in_list = text.next_character() == "["
             text.start += in_list
             while _row_follows(text, in_list, row):
-                yield _decode(text)
+                value, source = _decode(text)
+                if not text.is_utf8 and (problem := name_bad_byte(source)):
+                    raise UnreadableJson(path, row, problem, SAVE_AS_UTF8)
+                yield value
                 row += 1
     except json.JSONDecodeError as error:
+        if problem := name_bad_byte(error.doc[error.pos :]):
+            raise UnreadableJson(path, row, problem, SAVE_AS_UTF8) from None
         raise UnreadableJson(path, row, error.msg) from None
-    except UnicodeDecodeError as error:
-        raise UnreadableJson(path, row, f"it is not UTF-8 ({error.reason})") from None
+    except RecursionError:
+        raise UnreadableJson(path, row, "it is nested too deeply", "correct the row") from None
+    except OSError as error:
+        raise UnreadableJson(path, row, error.strerror or str(error), "check the file and your rights to it") from None
 
 
 def _row_follows(text: _Text, in_list: bool, row: int) -> bool:
@@ -96,15 +111,28 @@ def _row_follows(text: _Text, in_list: bool, row: int) -> bool:
     return True
 
 
-def _decode(text: _Text) -> Any:
-    decoder = json.JSONDecoder()
+def _parse_int(digits: str) -> int | float:
+    return int(digits) if len(digits) < _MOST_DIGITS else float(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_parse_int)
+
+
+def _decode(text: _Text) -> tuple[Any, str]:
+    """Return the next value and how it is written."""
     while True:
         try:
-            value, text.start = decoder.raw_decode(text.window, text.start)
-            return value
+            value, end = _DECODER.raw_decode(text.window, text.start)
+            source, text.start = text.window[text.start : end], end
+            return value, source
         except json.JSONDecodeError:  # perhaps it goes on behind the window
             if len(text.window) - text.start > _LARGEST_ROW or not text.more():
                 raise
+
+
+def is_json_name(path: Path) -> bool:
+    """Return whether a file is JSON by its name; hidden files, which systems leave beside others, are not."""
+    return path.suffix.lower() in (".json", ".jsonl") and not path.name.startswith(".")
 
 
 def json_files(path: str | Path, argument: str = "--annotations") -> list[Path]:
@@ -123,7 +151,7 @@ def json_files(path: str | Path, argument: str = "--annotations") -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ValueError(f"{argument} {path} does not exist; expected a JSON file, or a folder that holds them.")
-    files = [file for file in path.iterdir() if file.suffix.lower() in (".json", ".jsonl") and file.is_file()]
+    files = [file for file in path.iterdir() if is_json_name(file) and not file.is_dir()]  # a broken link is one, too
     if not files:
         raise ValueError(f"{argument} {path} holds no .json file; expected a JSON file, or a folder that holds them.")
     return sorted(files, key=_numbers_by_value)

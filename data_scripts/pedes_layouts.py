@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from data_scripts.csv_rows import read_csv_rows
-from data_scripts.json_rows import json_files, read_rows
-from data_scripts.validation import RowError, check_captions, check_object, check_text, shorten
+from data_scripts.image_files import path_readings, with_slashes
+from data_scripts.json_rows import UnreadableJson, json_files, read_rows
+from data_scripts.text_files import UnreadableFile
+from data_scripts.validation import RowError, check_captions, check_identity, check_object, check_text, shorten
 
 
 DATASETS = {"cuhk": "CUHK-PEDES", "icfg": "ICFG-PEDES", "rstp": "RSTPReid"}
 CSV = "csv"  # captions of one's own, in place of a set
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
+_PACKED_NAME = re.compile(r"\.jsonl?\.|\bjson\w*\.(gz|zip|bz2|xz|zst|7z)$", re.IGNORECASE)
 _LOOKED_AT = 20  # rows from which a file's layout is told
 _MSMT17_NAME = re.compile(r"\d+_\d+_(\d+)_\d{4}(?:morning|noon|afternoon)_")  # person_number_camera_time, ICFG-PEDES
 _RSTP_NAME = re.compile(r"\d{4}_(c\d+)_\d+\.\w+$")
@@ -65,14 +68,15 @@ CSV_REQUIRED = ("path", "caption", "identity")
 
 @dataclass
 class AnnotatedImage:
-    """One image with all that is said of it; `texts` holds (row of the file, value of its caption field)."""
+    """One image with all that is said of it; `texts` holds (row of the file, its captions or what is wrong with them)."""
 
     file: str
     layout: Layout
-    path: Any
-    identity: Any
-    texts: list[tuple[int, Any]] = field(default_factory=list)
+    path: str
+    identity: int
+    texts: list[tuple[int, list[str] | RowError]] = field(default_factory=list)
     camera: str | None = None
+    spellings: set[str] = field(default_factory=set)  # of the path
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,29 @@ class Source:
     one_caption_a_row: bool
 
 
+@dataclass(frozen=True)
+class Sources:
+    """
+    What `--annotations` holds for one set.
+
+    Args:
+        files: to read.
+        unreadable: files of which not even the first rows tell what they are.
+        ignored: reason for each other file of the folder.
+    """
+
+    files: list[Source]
+    unreadable: list[UnreadableFile] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
+
+
 def camera_of(path: str) -> str | None:
     """
     Reads the camera off an image's path, where the set's naming has it.
 
     CUHK-PEDES: folder `cam_a`, ...; RSTPReid: `0000_c5_0022.jpg`; ICFG-PEDES: named as in MSMT17.
     """
-    *folders, name = path.split("/")
+    *folders, name = with_slashes(path).split("/")
     if folders and re.fullmatch(r"cam_\w+", folders[-1]):
         return folders[-1]
     match = _RSTP_NAME.match(name)
@@ -101,41 +121,62 @@ def camera_of(path: str) -> str | None:
     return f"c{int(match.group(1))}" if match else None
 
 
-def find_sources(annotations: str | Path, dataset: str) -> list[Source]:
+def find_sources(annotations: str | Path, dataset: str) -> Sources:
     """
-    Finds the files of one set: the official one, or the processed ones.
+    Find the files of one set: the official one, or the processed ones.
 
     Args:
         annotations: a file, or a folder that may hold files of other sets and other files too.
         dataset: `cuhk`, `icfg`, `rstp`, or `csv` for a CSV file.
 
     Raises:
-        ValueError: if there is none, they belong to another set, or there are several official ones.
-        UnreadableJson: if the only file is no JSON.
+        ValueError: if there is none, they belong to another set, there are several official ones, or one may belong to
+            any set.
+        UnreadableFile: if the only file cannot be read.
     """
     if dataset == CSV:
         if not Path(annotations).is_file():
             raise ValueError(f"--annotations {annotations} is no file; expected a CSV file with --dataset csv.")
-        return [Source(Path(annotations), CSV_LAYOUT, CSV, one_caption_a_row=True)]
+        return Sources([Source(Path(annotations), CSV_LAYOUT, CSV, one_caption_a_row=True)])
     files = json_files(annotations)
-    sources = []
+    found, unreadable, ignored = [], [], _other_files(Path(annotations), dataset, files)
+    unreadable += [error for error in ignored.values() if isinstance(error, UnreadableFile)]
+    ignored = {name: reason for name, reason in ignored.items() if isinstance(reason, str)}
     for file in files:
         try:
-            source = _examine(file)
-        except ValueError:
+            source = _examine(file, dataset)
+        except UnreadableFile as error:
             if len(files) == 1:
                 raise
+            owner = _named_dataset(file)
+            if owner in (None, dataset):
+                unreadable.append(error)
+            else:
+                ignored[file.name] = f"{DATASETS[owner]} by its name, and cannot be read"
             continue
-        if source:
-            sources.append(source)
-    if not sources:
+        if source is None:
+            ignored[file.name] = "no PEDES annotations"
+        else:
+            found.append(source)
+    if not found:
+        problems = "".join(f" {error}." for error in unreadable)
         raise ValueError(
             f"--annotations {annotations}: no PEDES annotations in {', '.join(file.name for file in files[:5])}; expected "
             "the official file (split, captions, file_path or img_path, id) or processed ones (image, caption, image_id)."
+            f"{problems}"
         )
-    fitting = [source for source in sources if source.dataset in (dataset, None)]
+    chosen = _choose(found, annotations, dataset)
+    for source in found:
+        if source not in chosen:
+            other = source.dataset not in (dataset, None)
+            ignored[source.file.name] = DATASETS[source.dataset] if other else f"{chosen[0].file.name} is read instead"
+    return Sources(chosen, unreadable, ignored)
+
+
+def _choose(found: list[Source], annotations: str | Path, dataset: str) -> list[Source]:
+    fitting = [source for source in found if source.dataset in (dataset, None)]
     if not fitting:
-        others = sorted({source.dataset for source in sources})
+        others = sorted({source.dataset for source in found})
         raise ValueError(
             f"--annotations {annotations} holds {', '.join(DATASETS[name] for name in others)}, not {DATASETS[dataset]}. "
             f"Pass --dataset {others[0]}, or the annotations of {DATASETS[dataset]}."
@@ -145,24 +186,74 @@ def find_sources(annotations: str | Path, dataset: str) -> list[Source]:
     if len(official) > 1:
         names = ", ".join(source.file.name for source in official)
         raise ValueError(f"--annotations {annotations} holds several official files: {names}. Pass one of them.")
-    return official or certain or fitting
+    doubtful = [source.file.name for source in fitting if certain and not source.dataset]
+    if doubtful and not official:
+        raise ValueError(
+            f"--annotations {annotations}: neither name nor paths tell whether {', '.join(doubtful)} belongs to "
+            f"{DATASETS[dataset]}, as {certain[0].file.name} does; let its name begin with {dataset}_, or move it away"
+        )
+    return official or fitting
 
 
-def _examine(file: Path) -> Source | None:
-    rows = [row for row in islice(read_rows(file), _LOOKED_AT) if isinstance(row, dict)]
-    for layout in LAYOUTS:
-        known = [row for row in rows if set(layout.fields) <= set(row)]
-        if known and 2 * len(known) >= len(rows) and "boxes" not in known[0]:
-            break
-    else:
-        return None
-    paths = [row[layout.image] for row in known if isinstance(row[layout.image], str)]
-    texts = [row[layout.captions] for row in known]
-    return Source(file, layout, _guess_dataset(file, paths), 2 * sum(isinstance(t, str) for t in texts) > len(texts))
+def _other_files(folder: Path, dataset: str, files: list[Path]) -> dict[str, str | UnreadableFile]:
+    """Files of the folder that are not JSON by their names; packed annotations cannot be read."""
+    if not folder.is_dir():
+        return {}
+    others: dict[str, str | UnreadableFile] = {}
+    for file in sorted(folder.iterdir()):
+        if file in files or file.is_dir() or file.name.startswith("."):
+            continue
+        others[file.name] = "neither .json nor .jsonl"
+        if _PACKED_NAME.search(file.name) and _named_dataset(file) in (None, dataset):
+            others[file.name] = UnreadableJson(file, 0, "the file is packed", "unpack it, or move it away")
+    return others
+
+
+def _named_dataset(file: Path) -> str | None:
+    return next((dataset for dataset, pattern in _FILE_NAMES.items() if pattern.search(file.name)), None)
+
+
+def _examine(file: Path, dataset: str) -> Source | None:
+    """
+    Tell what a file is by its first rows; None for one that holds no annotations of persons.
+
+    Raises:
+        UnreadableFile: if it breaks before that is clear, has no row, or names its fields otherwise.
+    """
+    read, broken = [], None
+    try:
+        read.extend(islice(read_rows(file), _LOOKED_AT))
+    except UnreadableFile as error:
+        read, broken = list(islice(read_rows(file), error.row)), error
+    rows = [row for row in read if isinstance(row, dict)]
+    is_sda = any("boxes" in row for row in rows)
+    fitting = {layout: [row for row in rows if set(layout.fields) <= set(row)] for layout in LAYOUTS}
+    layout = max(LAYOUTS, key=lambda layout: len(fitting[layout]))
+    known = fitting[layout]
+    if known and not is_sda:
+        paths = [row[layout.image] for row in known if isinstance(row[layout.image], str)]
+        texts = [row[layout.captions] for row in known]
+        singles = sum(isinstance(text, str) for text in texts)
+        return Source(file, layout, _guess_dataset(file, paths), 2 * singles > len(texts))
+    if broken:
+        raise broken
+    if not read:
+        raise UnreadableJson(file, 0, "the list has no rows", "complete the file, or move it away")
+    like = next((layout for layout in LAYOUTS for row in rows if len(set(layout.fields) & set(row)) > 1), None)
+    has_split_name = _named_dataset(file) == dataset and SPLITS.keys() & set(_words(file))
+    if not is_sda and (like or has_split_name):
+        fields = ", ".join(map(str, rows[0])) if rows else "no object"
+        problem = f"expected the fields {', '.join((like or LAYOUTS[-1]).fields)}, got {fields}"
+        raise UnreadableJson(file, 0, problem, "correct the file, or move it away")
+    return None
+
+
+def _words(file: Path) -> list[str]:
+    return re.split(r"[^a-z]+", file.stem.lower())
 
 
 def _guess_dataset(file: Path, paths: list[str]) -> str | None:
-    for path in paths:
+    for path in map(with_slashes, paths):
         for dataset, name in DATASETS.items():
             if any(re.sub(r"[-_]", "", part) == name.lower().replace("-", "") for part in path.lower().split("/")):
                 return dataset
@@ -173,10 +264,7 @@ def _guess_dataset(file: Path, paths: list[str]) -> str | None:
             return "icfg"
         if _CUHK_FOLDERS & {folder.lower() for folder in folders}:
             return "cuhk"
-    for dataset, pattern in _FILE_NAMES.items():
-        if pattern.search(file.name):
-            return dataset
-    return None
+    return _named_dataset(file)
 
 
 def split_of(source: Source) -> str:
@@ -186,8 +274,7 @@ def split_of(source: Source) -> str:
     Raises:
         ValueError: if neither name nor content tells.
     """
-    words = re.split(r"[^a-z]+", source.file.stem.lower())
-    named = {SPLITS[word] for word in words if word in SPLITS}
+    named = {SPLITS[word] for word in _words(source.file) if word in SPLITS}
     if len(named) == 1:
         return named.pop()
     if source.one_caption_a_row and not named:
@@ -200,7 +287,7 @@ def split_of(source: Source) -> str:
 
 def read_images(source: Source, rejected) -> Iterator[tuple[str, AnnotatedImage]]:
     """
-    Reads a file, rows of the same image joined; see [`check_texts`] for what is checked later.
+    Read a file, rows of the same image joined; images are looked for later.
 
     Args:
         source: of [`find_sources`].
@@ -210,23 +297,25 @@ def read_images(source: Source, rejected) -> Iterator[tuple[str, AnnotatedImage]
         Split (`train`, `validation`, `test`) and image, in the order in which images first appear.
 
     Raises:
-        UnreadableJson: where the file stops being JSON.
+        UnreadableFile: where the file stops being JSON or CSV, after what was read before.
     """
     layout, file = source.layout, str(source.file)
     split = None if layout.split else split_of(source)
     images: dict[tuple[str, str], AnnotatedImage] = {}
     is_csv = layout.name == CSV
-    for row, value in enumerate(read_csv_rows(file, CSV_REQUIRED) if is_csv else read_rows(file)):
+    broken: list[UnreadableFile] = []
+    rows = read_csv_rows(file, CSV_REQUIRED) if is_csv else read_rows(file)
+    for row, value in enumerate(_until_broken(rows, broken)):
         try:
             check_object(value, CSV_REQUIRED if is_csv else layout.fields)
             row_split = split or _check_split(value, layout)
             path, identity = value[layout.image], value[layout.identity]
             identity = _read_number(identity, layout.identity) if is_csv else identity
-            if not isinstance(path, str):
-                raise RowError(layout.image, "wrong type", f"expected a path, got {shorten(path)}")
+            identity = check_identity(identity, layout.identity)
+            path_readings(path, layout.image)
             camera = value.get(layout.camera)
             # An official row is an image of its own; processed rows of training are captions of an image.
-            key = (row_split, f"{path}\n{row}" if layout.name == "official" else path)
+            key = (row_split, f"{path}\n{row}" if layout.name == "official" else with_slashes(path))
             image = images.setdefault(key, AnnotatedImage(file, layout, path, identity, camera=camera))
             _check_same(layout.identity, "person", identity, image.identity, image)
             if camera is not None and image.camera is not None:
@@ -235,9 +324,20 @@ def read_images(source: Source, rejected) -> Iterator[tuple[str, AnnotatedImage]
         except RowError as error:
             rejected(file, row, value, error)
             continue
-        image.texts.append((row, value[layout.captions]))
+        image.texts.append((row, _read_texts(value[layout.captions], layout.captions)))
+        image.spellings.add(path)
     for (row_split, _), image in images.items():
         yield row_split, image
+    if broken:
+        raise broken[0]
+
+
+def _until_broken(rows: Iterator[Any], broken: list[UnreadableFile]) -> Iterator[Any]:
+    """Yield the rows before the one at which a file breaks; the error goes to a list."""
+    try:
+        yield from rows
+    except UnreadableFile as error:
+        broken.append(error)
 
 
 def _check_split(row: dict, layout: Layout) -> str:
@@ -254,18 +354,15 @@ def _check_same(name: str, kind: str, said: Any, before: Any, image: AnnotatedIm
 
 
 def _read_number(text: str, name: str) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]{1,19}", text):  # int() would read 1_0 as 10
+        problem = f"expected a whole number of 64 bits, the same for all images of a person, got {shorten(text)}"
+        raise RowError(name, "wrong type", problem)
+    return int(text)
+
+
+def _read_texts(value: Any, name: str) -> list[str] | RowError:
+    """Return the captions of a row, or why it has none: an image may have other rows."""
     try:
-        return int(text)
-    except ValueError:
-        problem = f"expected a whole number, the same for all images of a person, got {shorten(text)}"
-        raise RowError(name, "wrong type", problem) from None
-
-
-def check_texts(value: Any, name: str) -> list[str]:
-    """
-    Checks the caption field of one row, which holds a caption or a list of them.
-
-    Raises:
-        RowError: if there is no caption, or an empty one.
-    """
-    return [check_text(value, name)] if isinstance(value, str) else check_captions(value, name)
+        return [check_text(value, name)] if isinstance(value, str) else check_captions(value, name)
+    except RowError as error:
+        return error

@@ -18,12 +18,13 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_scripts.annotation_builder import AnnotationBuilder, RejectedRows
+from data_scripts.annotation_builder import ESCAPED, AnnotationBuilder, RejectedRows
 from data_scripts.dataset_card import TITLES, write_card
-from data_scripts.published_sizes import Size, compare_with_published
+from data_scripts.published_sizes import PUBLISHED, Size, compare_with_published
 
 
 REJECTED = "rejected.jsonl"
+_SHARDS = "data/*.parquet"
 
 
 def parse_arguments(
@@ -95,7 +96,7 @@ def prepare(
         rejected = RejectedRows(work / "rejected", options.on_error)
         builder = make_builder(rejected, work)
         builder.prepare(work / "shards", options.max_shard_size, options.num_proc)
-        splits = _collect_shards(work / "shards", folder / "data", builder.info.splits)
+        splits = _collect_shards(work / "shards", folder / "data", builder)
         seconds = time.monotonic() - started
         counts = _write_rejected(rejected, folder) if options.on_error == "skip" else Counter()
         if not splits:
@@ -103,7 +104,8 @@ def prepare(
             raise ValueError(f"No row can be used ({reasons or 'the annotations are empty'}); nothing was written.")
         sizes = {split: _measure(folder / "data", split) for split in splits}
         repository = options.push_to_hub or options.output
-        write_card(folder, dataset, builder.FEATURES, splits, sizes, repository, sum(counts.values()))
+        digests = {split: builder.digest(split) for split in splits}
+        write_card(folder, dataset, builder.FEATURES, splits, sizes, repository, digests, sum(counts.values()))
         _replace(output, folder, work)
     _report(dataset, options, sizes, counts, builder.notes, seconds)
     if options.push_to_hub:
@@ -119,7 +121,7 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         if not overwrite:
             raise ValueError(f"--output {output} exists; expected a new folder. Pass --overwrite to replace it.")
-        if not (output / "README.md").is_file() or not any(output.glob("data/*.parquet")):
+        if not (output / "README.md").is_file() or not any(output.glob(_SHARDS)):
             raise ValueError(
                 f"--output {output} exists and is no prepared set, so that --overwrite does not replace it. "
                 "Choose another folder, or remove it yourself."
@@ -143,14 +145,14 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
             lock_path.unlink(missing_ok=True)
 
 
-def _collect_shards(source: Path, target: Path, infos) -> dict[str, datasets.SplitInfo]:
-    """Moves the shards to `data/SPLIT-00000-of-00001.parquet`, leaving empty ones out; gives the splits with rows."""
+def _collect_shards(source: Path, target: Path, builder: AnnotationBuilder) -> dict[str, datasets.SplitInfo]:
+    """Move the shards to `data/SPLIT-00000-of-00001-DIGEST.parquet`, without empty ones; return the splits with rows."""
     target.mkdir(parents=True)
     splits = {}
-    for name, info in infos.items():
+    for name, info in builder.info.splits.items():
         shards = [path for path in sorted(source.glob(f"prepared-{name}*.parquet")) if pq.read_metadata(path).num_rows]
         for index, path in enumerate(shards):
-            path.rename(target / f"{name}-{index:05d}-of-{len(shards):05d}.parquet")
+            path.rename(target / f"{name}-{index:05d}-of-{len(shards):05d}-{builder.digest(name)}.parquet")
         if shards:
             splits[name] = datasets.SplitInfo(name=name, num_bytes=info.num_bytes, num_examples=info.num_examples)
     return splits
@@ -158,7 +160,7 @@ def _collect_shards(source: Path, target: Path, infos) -> dict[str, datasets.Spl
 
 def _write_rejected(rejected: RejectedRows, folder: Path) -> Counter:
     counts = Counter()
-    with open(folder / REJECTED, "w", encoding="utf-8") as file:
+    with open(folder / REJECTED, "w", encoding="utf-8", errors=ESCAPED) as file:
         for record in rejected.read():
             counts[record["reason"]] += 1
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -195,6 +197,9 @@ def _report(dataset: str, options, sizes: dict[str, Size], counts: Counter, note
         print(f"  left out: {sum(counts.values()):,} rows, listed in {Path(options.output, REJECTED)}")
         for reason, count in counts.most_common():
             print(f"    {count:,} {reason}")
+    absent = [split for split in PUBLISHED.get(dataset, ("train", "validation", "test")) if split not in sizes]
+    if absent:
+        notes = [*notes, f"there is no {' and no '.join(absent)} split"]
     for note in notes:
         print(f"  note: {note}")
     differences = [] if options.no_size_check else compare_with_published(dataset, sizes)
@@ -234,11 +239,11 @@ def _upload(folder: Path, repository: str) -> None:
             folder_path=str(folder),
             commit_message="Upload the prepared set",
             ignore_patterns=[REJECTED],
-            delete_patterns=["data/*.parquet"],
+            delete_patterns=[_SHARDS],
         )
     except Exception as error:  # any fault of the network; the work of hours is on disk
         raise ValueError(
             f"--push_to_hub {repository}: the upload failed: {error}. The set is whole in {folder}; upload it with "
-            f"`hf upload {repository} {folder} --repo-type dataset`."
+            f"`hf upload {repository} {folder} . --repo-type dataset --exclude {REJECTED} --delete '{_SHARDS}'`."
         ) from error
     print(f"pushed to {commit.commit_url}")

@@ -1,12 +1,12 @@
 """Checks of one annotation row: what is wrong is said with file, row, field and mend."""
 
-import math
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 
 ROUNDING = 1e-3  # a coordinate this far outside 0..1 counts as rounded and is moved to the border
+LARGEST = 3.4028234e38  # that 32 bits hold
 OVERHANG = 0.02  # detectors place edges a few pixels outside the image; further out, the box belongs to another image
 
 
@@ -28,6 +28,9 @@ class RowError(ValueError):
         self.problem = problem
         self.mend = mend
 
+    def __reduce__(self):
+        return type(self), (self.field, self.reason, self.problem, self.mend)  # on its way to another process
+
     def describe(self, file: str | Path, row: int) -> str:
         """The message for the person who runs the preparation."""
         return (
@@ -37,8 +40,11 @@ class RowError(ValueError):
 
 
 def shorten(value: Any, length: int = 120) -> str:
-    """A value as it may stand in an error message."""
-    text = repr(value)
+    """Return a value as it may stand in an error message."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
@@ -58,6 +64,20 @@ def check_object(row: Any, required: tuple[str, ...]) -> None:
             )
 
 
+def check_unicode(text: str, field: str) -> None:
+    """
+    Refuse text that no file can hold: half of a surrogate pair, which JSON lets `\\ud83d` stand for.
+
+    Raises:
+        RowError: naming the field.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        problem = f"expected Unicode text, got the half character {text[error.start]!a} in {shorten(text)}"
+        raise RowError(field, "invalid text", problem) from None
+
+
 def check_text(text: Any, field: str) -> str:
     """
     Refuses a caption or phrase without a letter or digit; gives back the others unchanged.
@@ -70,6 +90,7 @@ def check_text(text: Any, field: str) -> str:
         raise RowError(field, "wrong type", f"expected a string, got {shorten(text)}")
     if not any(character.isalnum() for character in text):
         raise RowError(field, f"empty {kind}", f"expected at least one word, got {shorten(text)}")
+    check_unicode(text, field)
     return text
 
 
@@ -129,12 +150,12 @@ def check_regions(row: dict) -> tuple[list[list[float]], list[float], list[str]]
 
 def check_number(value: Any, field: str) -> float:
     """
-    Refuses what is no finite number.
+    Refuse what is not a finite number of 32 bits.
 
     Raises:
         RowError: naming the field.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= LARGEST:
         raise RowError(field, "wrong type", f"expected a finite number, got {shorten(value)}")
     return float(value)
 

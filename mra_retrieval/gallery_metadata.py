@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,18 +56,32 @@ def read_metadata(metadata, source: Source, kinds: Mapping[str, str], prefix: st
     )
     found = {item.key: item.key for item in source.items} | {key: None for key, _ in source.refused}
     found |= {str(item.path): item.key for item in source.items if item.path is not None}
-    rows, unmatched = [], []
+    rows, unmatched, seen = [], [], {}
     for number, row in _metadata_rows(metadata, place):
         path = row.pop("path", None)
         if not isinstance(path, str) or not path.strip():
             raise ValueError(f"{place}, row {number}: path must name an image, got {path!r}")
-        path = Path(path.strip()).as_posix()
-        candidates = [prefix + path, path, os.path.abspath(path)] + ([os.path.abspath(base / path)] if base else [])
-        match = next((candidate for candidate in candidates if candidate in found), None)
-        if match is None:
-            unmatched.append(path)
-        elif found[match] is not None:
-            rows.append((found[match], number, row))
+        path = path.strip()
+        matches = _find_images(path, found, prefix, base)
+        if not matches and "\\" in path:  # written on Windows
+            matches = _find_images(path.replace("\\", "/"), found, prefix, base)
+        if len(matches) > 1:
+            raise ValueError(
+                f"{place}, row {number}: path {path!r} names the images {' and '.join(map(repr, matches))}: expected one, "
+                "write the whole path of its file"
+            )
+        if not matches:
+            unmatched.append(Path(path).as_posix())
+            continue
+        (key,) = matches
+        before, known = seen.setdefault(key, (number, row))
+        if known != row:
+            raise ValueError(
+                f"{place}, row {number}: row {before} says something else of the same image {path!r}: expected one row for "
+                "each image"
+            )
+        if found[key] is not None:
+            rows.append((key, number, row))
     if unmatched and not rows:
         raise ValueError(
             f"{place}: no path names an image of {source.name} (the first is {unmatched[0]!r}); write them relative to "
@@ -75,16 +90,28 @@ def read_metadata(metadata, source: Source, kinds: Mapping[str, str], prefix: st
     return _label(rows, dict(kinds), place, unmatched)
 
 
+def _find_images(path: str, found: Mapping[str, str | None], prefix: str, base: Path | None) -> list[str]:
+    """Keys that a path of the metadata may mean: relative to the images, to the working folder or to the CSV file."""
+    path = Path(path).as_posix()
+    candidates = [prefix + path, path, os.path.abspath(path)] + ([os.path.abspath(base / path)] if base else [])
+    return list(dict.fromkeys(found[name] or name for name in candidates if name in found))
+
+
 def _metadata_rows(metadata, place: str) -> Iterator[tuple[int, dict]]:
     if not isinstance(metadata, str | Path):
         yield from ((number, dict(row)) for number, row in enumerate(metadata, start=1))
         return
+    line = 1
     try:
-        with open(metadata, encoding="utf-8-sig", newline="") as file:
+        # Decoded with the bad bytes kept, so that the line of the first one is known.
+        with open(metadata, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, strict=True)
+            "".join(reader.fieldnames or []).encode()
             if "path" not in (reader.fieldnames or []):
                 raise ValueError(f"{place} must have a column path, got {', '.join(reader.fieldnames or ['nothing'])}")
             for row in reader:
+                line = reader.line_num
+                "".join(value for value in row.values() if isinstance(value, str)).encode()
                 if None in row or None in row.values():
                     raise ValueError(
                         f"{place}, line {reader.line_num}: expected {len(reader.fieldnames)} values, as the header has"
@@ -92,8 +119,11 @@ def _metadata_rows(metadata, place: str) -> Iterator[tuple[int, dict]]:
                 yield reader.line_num, row
     except OSError as error:
         raise ValueError(f"{place} cannot be read ({error.strerror}): expected a CSV file") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{place} is no CSV file in UTF-8 ({error})") from None
+    except csv.Error as error:
+        raise ValueError(f"{place}, after line {line}: not CSV in UTF-8 ({error}): save the file as UTF-8") from None
+    except UnicodeEncodeError as error:
+        byte = ord(error.object[error.start]) & 0xFF
+        raise ValueError(f"{place}, line {line}: byte 0x{byte:02x} is not UTF-8: save the file as UTF-8") from None
 
 
 def _label(rows: list[tuple[str, object, dict]], kinds: dict[str, str], place: str, unmatched: list[str]) -> Labels:
@@ -141,7 +171,9 @@ def _value(value, kind: str) -> Value:
     if kind == "number":
         if not _is_number(value):
             raise ValueError(f"must be a number, as it is for the other images, got {value!r}")
-        number = float(value)
+        number = math.inf if isinstance(value, int) and abs(value) > sys.float_info.max else float(value)
+        if not math.isfinite(number):
+            raise ValueError(f"must be a finite number, got {value!r}")
         return int(number) if number.is_integer() and abs(number) < 2**53 else number
     text = str(value).strip()
     if len(text.encode()) > MAX_VALUE_BYTES:
@@ -151,9 +183,11 @@ def _value(value, kind: str) -> Value:
 
 def _is_number(value) -> bool:
     if isinstance(value, str):
-        return bool(_NUMBER.fullmatch(value.strip())) and math.isfinite(float(value))
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return bool(_NUMBER.fullmatch(value.strip()))
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_empty(value) -> bool:
+    if isinstance(value, float) and math.isnan(value):  # what pandas makes of an empty cell
+        return True
     return value is None or (isinstance(value, str) and not value.strip())

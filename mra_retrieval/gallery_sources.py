@@ -160,13 +160,15 @@ def _files(paths: Sequence, prefix: str) -> Source:
 
 
 def _load_dataset(path: str, split: str | None):
-    from datasets import Dataset, load_dataset
+    from datasets import Dataset
+
+    from .tables import load_table
 
     # Without a network, the Hub would be asked several times before this is said.
     if not Path(path).exists() and not _HUB_ID.fullmatch(path):
         raise ValueError(f"images {path}: there is no such folder")
     try:
-        loaded = load_dataset(path, split=split)
+        loaded = load_table(path, split)
     except Exception as error:
         known = "a folder without images" if Path(path).is_dir() else "neither a folder nor a data set on the Hub"
         raise ValueError(f"images {path} is {known} that load_dataset can read ({error})") from None

@@ -174,10 +174,10 @@ def verify(args: argparse.Namespace) -> None:
 
 
 def calibrate(args: argparse.Namespace) -> None:
-    from datasets import load_dataset
+    from .tables import load_table
 
     try:
-        dataset = load_dataset(args.dataset, split=args.split)
+        dataset = load_table(args.dataset, args.split)
     except Exception as error:
         raise ValueError(f"--dataset {args.dataset}, split {args.split}, cannot be loaded ({error})") from None
     with open_gallery(args) as gallery:

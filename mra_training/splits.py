@@ -3,8 +3,9 @@
 import datasets
 import numpy as np
 from accelerate.logging import get_logger
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
+from mra_retrieval.tables import load_table, open_builder
 from mra_training.streaming import StreamedTable, Streaming, arrow_column, open_streamed_split
 
 
@@ -29,16 +30,17 @@ def load_split(name: str, split: str, streaming: Streaming | None = None) -> Tab
         ValueError: if there is no such set, or it has no training split.
     """
     try:
-        splits = datasets.get_dataset_split_names(name)
+        builder = open_builder(name)
     except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DataFilesNotFoundError):
         raise ValueError(
             f"`dataset`: {name!r} is no prepared set, neither a folder with Parquet files nor a Hub id. Make one with "
             "data_scripts/prepare_sda.py or data_scripts/prepare_pedes.py."
         ) from None
+    splits = list(builder.info.splits or builder.config.data_files or {})
     if split in splits and streaming is not None:
         return open_streamed_split(name, split, streaming)
     if split in splits:
-        return load_dataset(name, split=split)
+        return load_table(name, split)
     if split == "train":
         raise ValueError(f"`dataset`: {name!r} has no split 'train', only {', '.join(splits)}.")
     return None

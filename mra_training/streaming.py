@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from accelerate import PartialState
 from accelerate.logging import get_logger
 
+from mra_retrieval.tables import open_builder
+
 
 logger = get_logger(__name__)
 
@@ -192,7 +194,7 @@ def open_streamed_split(name: str, split: str, streaming: Streaming) -> Streamed
     Raises:
         ValueError: if it is not made of Parquet files.
     """
-    builder = datasets.load_dataset_builder(name)
+    builder = open_builder(name)
     files = (builder.config.data_files or {}).get(split, [])
     return StreamedTable(files, streaming, builder.info.features)
 

@@ -348,7 +348,7 @@ def test_contents_that_were_saved_wrong_are_found_out(tmp_path, key, change):
     [
         ("custom_checkpoint_1.pkl", {"step": 4}, "must hold step, micro_step"),
         ("custom_checkpoint_1.pkl", TrainingState(step=3).state_dict(), "is at step 3 instead of 4"),
-        ("custom_checkpoint_1.pkl", TrainingState(step=4).state_dict() | {"epoch": "x"}, "`epoch` must be a number"),
+        ("custom_checkpoint_1.pkl", TrainingState(step=4).state_dict() | {"epoch": "x"}, "`epoch` must be int"),
         ("custom_checkpoint_1.pkl", TrainingState(step=4, log_lines=2).state_dict(), "holds 1 lines instead of 2"),
         ("custom_checkpoint_0.pkl", {"last_epoch": 5}, "is at step 5 instead of 4"),
         ("custom_checkpoint_0.pkl", [1], "is at step None instead of 4"),

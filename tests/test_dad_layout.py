@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 
+import datasets
 import pytest
 
 from data_scripts.dad.config import load_config
@@ -181,3 +182,38 @@ def test_a_stage_is_complete_once_no_row_is_missing(tmp_path):
         rows.append([{"prompt_id": job}])
         assert stage.finish_rows(rows, expected=2, name="images") is complete
     assert read_finished(WorkFolder(tmp_path), "generate")["finished"] == {"images": 2}
+
+
+def test_a_stage_is_not_continued_with_other_rows_of_the_target_set(tmp_path):
+    def write(folder, digest):
+        shard = folder / f"data/train-00000-of-00001-{digest}.parquet"
+        shard.parent.mkdir(parents=True)
+        datasets.Dataset.from_dict({"image_id": [1, 2]}).to_parquet(shard)
+
+    write(tmp_path / "one/set", "0" * 16)
+    write(tmp_path / "moved/set", "0" * 16)
+    write(tmp_path / "other/set", "1" * 16)
+    before, after = (configure(tmp_path / "work", f"common.dataset={tmp_path / 'set'}") for _ in range(2))
+    (tmp_path / "set").symlink_to(tmp_path / "one/set")
+    begin_stage(before, "augment").finish(rows=1)
+    for folder in ("moved", "one"):
+        (tmp_path / "set").unlink()
+        (tmp_path / "set").symlink_to(tmp_path / folder / "set")
+        assert begin_stage(after, "augment").is_finished
+    (tmp_path / "set").unlink()
+    (tmp_path / "set").symlink_to(tmp_path / "other/set")
+    with pytest.raises(ValueError, match="begun with other settings: files of common"):
+        begin_stage(after, "augment")
+
+
+def test_a_damaged_manifest_or_row_is_named(tmp_path):
+    config = configure(tmp_path)
+    begin_stage(config, "augment").finish(rows=1)
+    manifest = tmp_path / "prompts/manifest.json"
+    manifest.write_text("{")
+    with pytest.raises(ValueError, match=f"{manifest} cannot be read"):
+        begin_stage(config, "augment")
+    part = tmp_path / "rows.jsonl"
+    part.write_bytes(b'{"prompt_id": 1}\n{"prompt\n')
+    with pytest.raises(ValueError, match=f"{part}: line 2 is not JSON"):
+        RowParts(part, Shard(0, 1)).read()

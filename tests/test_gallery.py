@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from PIL import Image, ImageOps
 
 from mra_retrieval import Gallery, RetrievalChoice, encode_images, evaluate_retrieval
 from mra_retrieval.encoders import TorchEncoder
+from mra_retrieval.gallery_metadata import read_metadata
+from mra_retrieval.gallery_sources import open_source
 from tests.gallery_helpers import draw_picture, encoder_of, save_tiny_model, write_pictures
 
 
@@ -222,6 +225,42 @@ def test_metadata_of_a_csv_file(gallery, tmp_path):
     assert (report.relabelled, report.encoded) == (1, 0)
     assert {hit.key for hit in gallery.search("a man", where='camera == "c5"').hits} == {keys[0]}
     assert gallery.stats().cameras == {"": 1, "c1": 1, "c2": 1, "c5": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"path,note\n0.png,a\n1.png,caf\xe9\n", "line 3: byte 0xe9 is not UTF-8: save the file as UTF-8"),
+        (b"path,caf\xe9\n0.png,a\n", "line 1: byte 0xe9"),
+        ("path,note\n0.png,a\n".encode("utf-16"), "byte 0xff is not UTF-8: save the file as UTF-8"),
+        (b"path,speed\n0.png,1\n1.png,1e400\n", "row 3: speed must be a finite number, got '1e400'"),
+        (b"path,note\n0.png,a\n0.png,b\n", "row 3: row 2 says something else of the same image '0.png'"),
+        (b"path,note\n2.png,a\n", "row 2: path '2.png' names the images '2.png' and 'sub/2.png'"),
+    ],
+)
+def test_metadata_that_would_be_taken_wrongly_is_refused(tmp_path, content, message):
+    for name in ("0.png", "1.png", "2.png", "sub/2.png", "cam_a/3.png"):
+        path = tmp_path / "people" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_picture(0).save(path)
+    table = tmp_path / "people/sub/people.csv"
+    table.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_metadata(str(table), open_source(tmp_path / "people"), {})
+
+
+def test_metadata_of_windows_and_of_pandas(tmp_path):
+    for name in ("0.png", "cam_a/3.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_picture(0).save(path)
+    rows = [{"path": "cam_a\\3.png", "speed": 1.5}, {"path": "0.png", "speed": float("nan")}]
+    labels = read_metadata(rows, open_source(tmp_path), {})
+    assert labels.kinds == {"speed": "number"} and labels.unmatched == []
+    assert {key: label["metadata"] for key, label in labels.of_key.items()} == {
+        "cam_a/3.png": {"speed": 1.5},
+        "0.png": {},
+    }
 
 
 # ---------------------------------------------------------------- searching

@@ -35,7 +35,8 @@ def test_a_pushed_set_loads_from_the_hub(hub_server, client, tmp_path):
     assert first.returncode == 0, first.stderr
     assert "pushed to http://127.0.0.1" in first.stdout
     files = hub_server.files("user/SDA", "datasets")
-    shards = [f"data/train-0000{index}-of-00002.parquet" for index in range(2)]
+    shards = sorted(f"data/{path.name}" for path in (tmp_path / "out/data").iterdir())
+    assert len(shards) == 2
     assert sorted(files) == [".gitattributes", "README.md", *shards]  # not what was left out
     assert files[shards[0]].read_bytes() == (tmp_path / "out" / shards[0]).read_bytes()
     assert 'load_dataset("user/SDA")' in files["README.md"].read_text()
@@ -43,7 +44,8 @@ def test_a_pushed_set_loads_from_the_hub(hub_server, client, tmp_path):
     again = prepare(hub_server, tmp_path, "--on_error", "skip", "--overwrite")  # one shard now
     assert again.returncode == 0, again.stderr
     files = hub_server.files("user/SDA", "datasets")
-    assert sorted(files) == [".gitattributes", "README.md", "data/train-00000-of-00001.parquet"]
+    (shard,) = (tmp_path / "out/data").iterdir()
+    assert sorted(files) == [".gitattributes", "README.md", f"data/{shard.name}"]
 
     code = """
 from datasets import load_dataset
@@ -73,6 +75,7 @@ def test_an_upload_that_fails_leaves_the_set_on_disk(hub_server, tmp_path, monke
     assert run.returncode == 1
     assert "the upload failed: " in run.stderr and f"The set is whole in {tmp_path / 'out'}" in run.stderr
     assert (tmp_path / "out/README.md").is_file()
+    assert "--exclude rejected.jsonl --delete 'data/*.parquet'`" in run.stderr
 
 
 def test_commits_of_the_client(hub_server, client):

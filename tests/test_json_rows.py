@@ -50,6 +50,39 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
         list(read_rows(path))
 
 
+def test_the_row_of_a_bad_byte_is_named(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'[{"a": "b"}, {"a": "caf\xe9"}, {}]')
+    with pytest.raises(UnreadableJson, match=r"row 1 .*byte 0xe9.*save the file as UTF-8"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "the file is empty"),
+        (b" \n", "the file is empty"),
+        ("[]".encode("utf-16"), "UTF-16"),
+        ("[{}]".encode("utf-16-le"), "UTF-16"),
+        (b"<html></html>", "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b'[{"a": ' + b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_another_kind_of_file_is_named(tmp_path, content, problem):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableJson, match=f"row 0 .*{problem}"):
+        list(read_rows(path))
+
+
+def test_numbers_that_python_refuses_are_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(f'[{{"a": {"9" * 5000}, "b": 1e400, "c": NaN, "d": {"9" * 30}}}]')
+    (row,) = read_rows(path)
+    assert (row["a"], row["b"], row["d"]) == (float("inf"), float("inf"), int("9" * 30)) and row["c"] != row["c"]
+
+
 def test_only_a_window_of_a_large_file_is_held(tmp_path, monkeypatch):
     monkeypatch.setattr(json_rows, "_BLOCK", 1000)
     path = tmp_path / "a.json"

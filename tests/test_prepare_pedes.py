@@ -1,7 +1,11 @@
+import gzip
 import json
+import re
 from pathlib import Path
 
+import datasets
 import pytest
+from datasets import load_dataset
 
 from data_scripts.pedes_layouts import camera_of
 from data_scripts.prepare_pedes import main
@@ -151,6 +155,46 @@ def test_the_image_root_may_be_named_at_any_level(cuhk, images, prefix):
     assert read_set(prepare(cuhk, "cuhk", "raw", images=images)) == expected(cuhk, "cuhk")
 
 
+@pytest.mark.parametrize(
+    "images", ["./images/CUHK-PEDES/imgs/.", "images/CUHK-PEDES/imgs/", "pictures", "CUHK-PEDES/imgs"]
+)
+def test_the_image_root_may_be_written_in_any_way(cuhk, images, monkeypatch):
+    for split, rows in processed_rows("cuhk", "CUHK-PEDES/imgs/").items():
+        write_json(cuhk / "raw" / f"cuhk_{split}.json", rows)
+    (cuhk / "raw/reid_raw.json").unlink()
+    (cuhk / "pictures").symlink_to(cuhk / "images/CUHK-PEDES/imgs")
+    monkeypatch.chdir(cuhk / "images" if images.startswith("CUHK") else cuhk)
+    main(["--dataset", "cuhk", "--annotations", str(cuhk / "raw"), "--images", images, "--output", str(cuhk / "out")])
+    assert read_set(cuhk / "out") == expected(cuhk, "cuhk")
+
+
+def test_paths_of_windows_are_read(cuhk):
+    rows = official_rows("cuhk")
+    for row in rows[::2]:
+        row["file_path"] = row["file_path"].replace("/", "\\")
+    write_json(cuhk / "raw/reid_raw.json", rows)
+    assert read_set(prepare(cuhk, "cuhk", "raw")) == expected(cuhk, "cuhk")
+
+
+def test_a_row_that_needs_another_folder_than_the_others_is_an_error(cuhk):
+    folder = cuhk / "images/CUHK-PEDES"
+    (folder / "Market").mkdir()
+    (folder / "imgs/Market/004.png").rename(folder / "Market/004.png")
+    message = failure(cuhk, "cuhk", "raw", images="images/CUHK-PEDES")
+    file = cuhk / "raw/reid_raw.json"
+    assert message.startswith(f"prepare_pedes: {file}, row 4 (counting from 0), field file_path: another path rule: ")
+    assert "when read from --images on" in message and f"{file}, row 0 was found when read below imgs/" in message
+    written = read_set(prepare(cuhk, "cuhk", "raw", "--on_error", "skip", images="images/CUHK-PEDES"))
+    assert {split: len(rows) for split, rows in written.items()} == {"train": 3, "validation": 1, "test": 1}
+
+
+def test_a_path_that_names_two_pictures_is_an_error(cuhk):
+    draw(cuhk / "images/CUHK-PEDES/cam_a/003.jpg", 99)
+    assert "row 3 (counting from 0), field file_path: another path rule" in failure(
+        cuhk, "cuhk", "raw", images="images/CUHK-PEDES"
+    )
+
+
 def test_a_fresh_process_loads_it(cuhk):
     output = prepare(cuhk, "cuhk", "raw")
     code = f"""
@@ -180,6 +224,48 @@ def test_two_processes_write_the_same_rows(finetune, monkeypatch):
     assert read_set(one) == read_set(two)
     assert (one / "rejected.jsonl").read_text() == (two / "rejected.jsonl").read_text()
     assert len((one / "rejected.jsonl").read_text().splitlines()) == 5  # a caption, and four of an image
+
+
+def swap(rows: list[dict], first: int, second: int) -> list[dict]:
+    """Rows with two people exchanged."""
+    return [row | {"id": {first: second, second: first}.get(row["id"], row["id"])} for row in rows]
+
+
+CHANGES = {
+    "exchanged ids": lambda rows: swap(rows, 1, 2),
+    "other ids": lambda rows: [row | {"id": row["id"] + 1000} for row in rows],
+    "other captions": lambda rows: [
+        row | {"captions": [text.replace("first", "other") for text in row["captions"]]} for row in rows
+    ],
+}
+
+
+def test_a_set_prepared_again_is_loaded_as_it_is_now(cuhk, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cuhk / "cache")
+    for change in [list, *CHANGES.values()]:
+        rows = change(official_rows("cuhk"))
+        write_json(cuhk / "raw/reid_raw.json", rows)
+        output = str(prepare(cuhk, "cuhk", "raw", "--overwrite"))
+        wanted = [[row["captions"], row["id"]] for row in rows]
+        loaded, streamed = load_dataset(output), load_dataset(output, streaming=True)
+        for table in (loaded, streamed):
+            assert [[row["captions"], row["image_id"]] for rows in table.values() for row in rows] == wanted
+
+
+def test_sets_of_one_name_are_told_apart(cuhk, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cuhk / "cache")
+    first = prepare(cuhk, "cuhk", "raw", output="a/cuhk")
+    write_json(cuhk / "raw/reid_raw.json", swap(official_rows("cuhk"), 12_004, 12_005))
+    second = prepare(cuhk, "cuhk", "raw", output="b/cuhk")
+    ids = [list(load_dataset(str(folder), split="test")["image_id"]) for folder in (first, second)]
+    assert ids == [[12_004, 12_005], [12_005, 12_004]]
+
+
+def test_equal_rows_give_equal_names(cuhk):
+    first, second = (prepare(cuhk, "cuhk", "raw", output=name) for name in ("one", "two"))
+    names = [sorted(path.name for path in (folder / "data").iterdir()) for folder in (first, second)]
+    assert names[0] == names[1]
+    assert (first / "README.md").read_text().replace("one", "two") == (second / "README.md").read_text()
 
 
 def test_what_is_printed(cuhk, capsys):
@@ -224,6 +310,17 @@ ERRORS = {
     "identity": (lambda root, rows: rows[4].update(id="12004"), "wrong type", "id"),
     "no identity": (lambda root, rows: rows[4].pop("id"), "missing field", "id"),
     "split": (lambda root, rows: rows[4].update(split="gallery"), "unknown split", "split"),
+    "identity nan": (lambda root, rows: rows[4].update(id=float("nan")), "wrong type", "id"),
+    "identity infinite": (lambda root, rows: rows[4].update(id=float("inf")), "wrong type", "id"),
+    "identity huge": (lambda root, rows: rows[4].update(id=10**30), "wrong type", "id"),
+    "half character": (change_caption(["a man", "a \ud83d woman"]), "invalid text", "captions[1]"),
+    "half character in path": (
+        lambda root, rows: rows[4].update(file_path="Market/\udce9.png"),
+        "invalid text",
+        "file_path",
+    ),
+    "split type": (lambda root, rows: rows[4].update(split="\ud83d"), "unknown split", "split"),
+    "nested captions": (change_caption(json.loads("[" * 500 + "]" * 500)), "wrong type", "captions[0]"),
 }
 
 
@@ -270,6 +367,84 @@ def test_images_in_two_splits_are_noted(cuhk, capsys):
 
 
 # Files
+
+
+UNREADABLE = {
+    "cut off": (lambda text: text[: len(text) // 2], "may be cut off|Unterminated|Expecting|Invalid"),
+    "empty": (lambda text: b"", "row 0 .*the file is empty"),
+    "no rows": (lambda text: b"[]", "the list has no rows"),
+    "page": (lambda text: b"<!DOCTYPE html><html><body>404</body></html>", "row 0 .*an HTML or XML page"),
+    "UTF-16": (lambda text: text.decode().encode("utf-16"), "row 0 .*UTF-16.*save the file as UTF-8"),
+    "Latin-1": (
+        lambda text: text.replace(b"second of 2", b"caf\xe9 of 2", 1),
+        r"row 5 .*not UTF-8 .byte 0xe9.*save the file as UTF-8",
+    ),
+    "packed": (gzip.compress, "packed with gzip.*unpack it"),
+    "nested": (lambda text: b"[" * 100_000, "nested too deeply"),
+    "other fields": (
+        lambda text: text.replace(b'"image_id"', b'"person"'),
+        "row 0 .*expected the fields image, caption",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_an_unreadable_file_of_a_folder_is_an_error_or_listed(finetune, case, capsys):
+    change, message = UNREADABLE[case]
+    file = finetune / "finetune/cuhk_train.json"
+    file.write_bytes(change(file.read_bytes()))
+    printed = failure(finetune, "cuhk", "finetune")
+    assert printed.startswith(f"prepare_pedes: {file}: row ") and re.search(message, printed), printed
+
+    output = prepare(finetune, "cuhk", "finetune", "--on_error", "skip")
+    written = read_set(output)
+    assert [len(written[split]) for split in ("validation", "test")] == [1, 2]
+    (record,) = map(json.loads, (output / "rejected.jsonl").read_text().splitlines())
+    assert (record["file"], record["reason"]) == (str(file), "unreadable JSON") and re.search(
+        message, record["problem"]
+    )
+    printed = capsys.readouterr().out
+    assert f"note: {file} cannot be read from row {record['row']} (counting from 0) on" in printed
+    assert ("note: there is no train split" in printed) == ("train" not in written)
+    assert record["row"] == 0 or len(written["train"]) in (2, 3)  # what came before is kept
+
+
+def test_a_packed_file_and_a_broken_link_are_no_less_unreadable(finetune):
+    file = finetune / "finetune/cuhk_train.json"
+    packed = file.with_name("cuhk_train.json.gz")
+    packed.write_bytes(gzip.compress(file.read_bytes()))
+    file.unlink()
+    assert f"{packed}: row 0 (counting from 0) cannot be read: the file is packed" in failure(
+        finetune, "cuhk", "finetune"
+    )
+    packed.unlink()
+    file.symlink_to("nowhere")
+    assert f"{file}: row 0 (counting from 0) cannot be read: No such file" in failure(finetune, "cuhk", "finetune")
+
+
+def test_what_is_left_alone_is_said(finetune, capsys):
+    (finetune / "finetune/README.txt").write_text("about")
+    (finetune / "finetune/._cuhk_val.json").write_bytes(b"\x00\x05\x16\x07")
+    (finetune / "finetune/icfg_train.json").write_text("[{")
+    write_json(finetune / "finetune/words.json", {"a": 1})
+    assert read_set(prepare(finetune, "cuhk", "finetune")) == expected(finetune, "cuhk")
+    printed = capsys.readouterr().out
+    for reason in (
+        "README.txt (neither .json nor .jsonl)",
+        "icfg_train.json (ICFG-PEDES by its name, and cannot be read)",
+        "icfg_test.json (ICFG-PEDES)",
+        "rstp_val.json (RSTPReid)",
+        "words.json (no PEDES annotations)",
+    ):
+        assert reason in printed
+
+
+def test_a_file_that_may_belong_to_any_set_is_an_error(finetune):
+    rows = [{"image": "a/b.jpg", "caption": ["a man"], "image_id": 1}]
+    write_json(finetune / "finetune/test.json", rows)
+    assert "neither name nor paths tell whether test.json belongs to CUHK-PEDES" in failure(
+        finetune, "cuhk", "finetune"
+    )
 
 
 def test_another_set_than_named_is_an_error(cuhk):
@@ -368,6 +543,63 @@ def test_a_csv_file_is_read(own, capsys):
     )
 
 
+def test_a_csv_set_prepared_again_is_loaded_as_it_is_now(own, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", own / "cache")
+    for first, second in ((7, 9), (9, 7)):
+        rows = [f"cam_a/a.jpg,a man,{first}", f"c.jpg,a man,{second}"]
+        (own / "people.csv").write_text("path,caption,identity\n" + "\n".join(rows))
+        output = str(prepare(own, "csv", "people.csv", "--overwrite"))
+        assert list(load_dataset(output, split="train")["image_id"]) == [first, second]
+
+
+PEOPLE = "path,caption,identity\nanna/0.png,a woman,1\nbo/0.png,a man,2\ncleo/0.png,a child,3\n"
+
+
+@pytest.fixture
+def people(tmp_path):
+    for seed, name in enumerate(("anna", "bo", "cleo")):
+        draw(tmp_path / "photos" / name / "0.png", seed)
+    (tmp_path / "people.csv").write_text(PEOPLE)
+    return tmp_path
+
+
+def test_nobody_gets_the_pictures_of_another(people):
+    message = failure(people, "csv", "people.csv", images="photos/anna")
+    assert f"{people / 'people.csv'}, row 1 (counting from 0), field path: missing image: " in message
+    assert "its first anna/ left out" in message
+    rows = read_set(prepare(people, "csv", "people.csv", "--on_error", "skip", images="photos/anna"))["train"]
+    assert [(row["image_id"], row["image"]["bytes"]) for row in rows] == [
+        (1, (people / "photos/anna/0.png").read_bytes())
+    ]
+    rows = read_set(prepare(people, "csv", "people.csv", "--overwrite", images="photos"))["train"]
+    assert [row["image"]["bytes"] for row in rows] == [
+        (people / "photos" / name / "0.png").read_bytes() for name in ("anna", "bo", "cleo")
+    ]
+
+
+def test_rows_of_an_image_are_joined_however_its_path_is_written(people):
+    (people / "people.csv").write_text(PEOPLE + "./bo\\0.png,he walks,2\nbo//0.png,a boy,3\n")
+    assert "row 4 (counting from 0), field identity: conflicting person" in failure(
+        people, "csv", "people.csv", images="photos"
+    )
+    (people / "people.csv").write_text(PEOPLE + "./bo\\0.png,he walks,2\n")
+    rows = read_set(prepare(people, "csv", "people.csv", images="photos"))["train"]
+    assert [row["captions"] for row in rows] == [["a woman"], ["a man", "he walks"], ["a child"]]
+
+
+def test_a_csv_that_breaks_is_named_or_left_out_from_there(people, capsys):
+    file = people / "people.csv"
+    file.write_bytes(PEOPLE.replace("a child", "un \xe9l\xe8ve").encode("latin-1"))
+    message = failure(people, "csv", "people.csv", images="photos")
+    assert (
+        f"{file}: row 2 (counting from 0, without the header) cannot be read: it is not UTF-8 (byte 0xe9)" in message
+    )
+    assert "save the file as UTF-8" in message
+    output = prepare(people, "csv", "people.csv", "--on_error", "skip", images="photos")
+    assert [row["image_id"] for row in read_set(output)["train"]] == [1, 2]
+    assert "cannot be read from row 2" in capsys.readouterr().out
+
+
 def test_split_and_camera_may_be_left_out(own):
     (own / "people.csv").write_text("identity,path,caption\n1,b.png,a woman\n")
     assert list(read_set(prepare(own, "csv", "people.csv"))) == ["train"]
@@ -377,6 +609,8 @@ def test_split_and_camera_may_be_left_out(own):
     ("row", "reason", "field"),
     [
         ("b.png,a woman,anna,val,", "wrong type", "identity"),
+        ("b.png,a woman,1_0,val,", "wrong type", "identity"),
+        (f"b.png,a woman,{10**30},val,", "wrong type", "identity"),
         ("b.png,,8,val,", "missing field", "caption"),
         ("b.png,...,8,val,", "empty caption", "caption"),
         (",a woman,8,val,", "missing field", "path"),

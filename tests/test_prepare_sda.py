@@ -1,12 +1,15 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import datasets
 import pytest
+from datasets import load_dataset
 
 from data_scripts.prepare_sda import main
 from tests.source_helpers import (
@@ -52,7 +55,8 @@ def test_rows_come_out_as_they_went_in(source):
     output = prepare(root)
     written = read_set(output)["train"]
     expected = rows[FIRST] + rows[SECOND]
-    assert [path.name for path in (output / "data").iterdir()] == ["train-00000-of-00001.parquet"]
+    (shard,) = (output / "data").iterdir()
+    assert re.fullmatch(r"train-00000-of-00001-[0-9a-f]{16}\.parquet", shard.name)
     assert len(written) == len(expected) == 9
     for got, row in zip(written, expected, strict=True):
         assert got["image"]["bytes"] == (root / "images/SDA" / row["image"]).read_bytes()
@@ -107,7 +111,32 @@ def test_two_processes_write_the_same_rows(source):
     two = prepare(root, "--on_error", "skip", "--num_proc", "2", output="out/two")
     assert len(list((two / "data").iterdir())) == 2
     assert read_set(one) == read_set(two)
+    (digest,), others = ({path.stem.split("-")[-1] for path in (folder / "data").iterdir()} for folder in (one, two))
+    assert others == {digest}
     assert (one / "rejected.jsonl").read_text() == (two / "rejected.jsonl").read_text()
+
+
+CHANGES = {
+    "exchanged ids": lambda row: {"image_id": {1: 2, 2: 1}.get(row["image_id"], row["image_id"])},
+    "other ids": lambda row: {"image_id": row["image_id"] + 1000},
+    "other phrases": lambda row: {"phrases": [phrase.replace("part", "side") for phrase in row["phrases"]]},
+    "other captions": lambda row: {"caption": row["caption"].replace("person", "figure")},
+}
+
+
+def test_a_set_prepared_again_is_loaded_as_it_is_now(source, monkeypatch):
+    root, rows = source
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
+    names = ("image_id", "phrases", "caption")
+    for change in [lambda row: {}, *CHANGES.values()]:
+        for name in (FIRST, SECOND):
+            write_json(root / "sda" / name, [row | change(row) for row in rows[name]])
+        output = str(prepare(root, "--overwrite"))
+        expected = [[(row | change(row))[name] for row in rows[FIRST] + rows[SECOND]] for name in names]
+        loaded = load_dataset(output, split="train")
+        assert [list(loaded[name]) for name in names] == expected
+        assert list(load_dataset(output, "caption", split="train")["image_id"]) == expected[0]
+        assert [row["image_id"] for row in load_dataset(output, split="train", streaming=True)] == expected[0]
 
 
 def test_chunks_of_one_file_go_to_several_processes(source, monkeypatch):
@@ -182,6 +211,15 @@ ERRORS = {
     "corners": (region(boxes=[[0.3, 0.3, 0.9, 0.9]]), "box outside 0..1", "boxes[0]"),
     "no area": (region(boxes=[[0.5, 0.5, 0, 0.5]]), "box without area", "boxes[0]"),
     "nan": (region(boxes=[[0.5, 0.5, float("nan"), 0.5]]), "wrong type", "boxes[0]"),
+    "too large": (region(boxes=[[0.5, 0.5, 10**400, 0.5]]), "wrong type", "boxes[0]"),
+    "infinite logit": (region(logits=[float("inf")]), "wrong type", "logits[0]"),
+    "logit beyond 32 bits": (region(logits=[1e39]), "wrong type", "logits[0]"),
+    "id nan": (field("image_id", float("nan")), "wrong type", "image_id"),
+    "id of 31 digits": (field("image_id", 10**30), "wrong type", "image_id"),
+    "half character": (field("caption", "a man \udc00"), "invalid text", "caption"),
+    "half character in phrase": (region(phrases=["a hat \ud800"]), "invalid text", "phrases[0]"),
+    "half character in path": (field("image", "c_0_5000/\ud800.jpg"), "invalid text", "image"),
+    "nested caption": (field("caption", json.loads("[" * 500 + "]" * 500)), "wrong type", "caption"),
     "three numbers": (region(boxes=[[0.5, 0.5, 0.5]]), "wrong type", "boxes[0]"),
     "boxes type": (region(boxes={"0": 1}), "wrong type", "boxes"),
 }
@@ -280,6 +318,37 @@ def test_a_file_cut_off_is_an_error_before_any_work_or_left_out(source):
     assert written == [*range(record["row"]), 5, 6, 7, 8] and 0 < record["row"] < 5
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"", "the file is empty"), (b"<html>", "an HTML or XML page"), (b'[{"caption": "caf\xe9"}]', "byte 0xe9")],
+)
+def test_a_file_that_is_no_json_is_an_error_or_left_out(source, content, problem, capsys):
+    root, _ = source
+    (root / "sda" / SECOND).write_bytes(content)
+    assert f"{root / 'sda' / SECOND}: row 0 (counting from 0) cannot be read: " in failure(root)
+    assert problem in failure(root)
+    assert len(read_set(prepare(root, "--on_error", "skip"))["train"]) == 5
+    assert f"note: {root / 'sda' / SECOND} cannot be read from row 0" in capsys.readouterr().out
+
+
+def test_a_row_of_windows_is_read(source):
+    root, rows = source
+    rows[FIRST][1]["image"] = rows[FIRST][1]["image"].replace("/", "\\")
+    write_json(root / "sda" / FIRST, rows[FIRST])
+    written = read_set(prepare(root))["train"]
+    assert written[1]["image"]["bytes"] == (root / "images/SDA/c_0_5000/1_0.png").read_bytes()
+    assert written[1]["image"]["path"] == "1_0.png"
+
+
+def test_a_literal_name_with_a_backslash_comes_first(source):
+    root, rows = source
+    draw(root / "images/SDA/c_0_5000\\1_0.png", 99)
+    rows[FIRST][1]["image"] = "c_0_5000\\1_0.png"
+    write_json(root / "sda" / FIRST, rows[FIRST])
+    written = read_set(prepare(root))["train"]
+    assert written[1]["image"]["bytes"] == (root / "images/SDA/c_0_5000\\1_0.png").read_bytes()
+
+
 def test_images_named_twice_are_noted(source, capsys):
     root, rows = source
     write_json(root / "sda" / FIRST, rows[FIRST] + rows[FIRST][:2])
@@ -341,7 +410,7 @@ def test_an_error_leaves_the_set_that_was_there(source):
     [
         (["--annotations", "nowhere"], "--annotations nowhere does not exist"),
         (["--images", "nowhere"], "--images nowhere does not exist; expected the folder that holds the images"),
-        (["--images", "."], "missing image: none of 8 images looked for is there"),
+        (["--images", "."], "missing image: none of 9 images looked for is there"),
         (["--num_proc", "0"], "2"),
         (["--max_shard_size", "big"], "2"),
     ],
@@ -375,7 +444,7 @@ def test_shards_stay_below_the_size(source):
         (root / "sda" / name).unlink()
     write_json(root / "sda" / "all.json", rows)
     output = prepare(root, "--max_shard_size", "100KB")
-    assert len(list((output / "data").glob("train-0000?-of-00003.parquet"))) == 3
+    assert len(list((output / "data").glob("train-0000?-of-00003-*.parquet"))) == 3
     written = read_set(output)["train"]
     assert [row["caption"] for row in written] == [row["caption"] for row in rows]
     assert image_size(written[-1]) == (12, 24)

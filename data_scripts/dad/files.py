@@ -13,6 +13,21 @@ def write_json(path: str | Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: str | Path) -> Any:
+    """
+    Read one JSON value.
+
+    Raises:
+        ValueError: naming the file, if it is damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); expected JSON in UTF-8; remove {Path(path).parent} and run its stage again"
+        ) from None
+
+
 def to_lines(rows: Iterable[dict[str, Any]]) -> str:
     """Rows as JSON, one a line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -8,7 +8,6 @@ checks come first; models, if any are named, see what passed them. The paper dro
 thresholds are not published; nothing here is tuned to that figure.
 """
 
-import json
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from datasets import Dataset
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.contact_sheet import Picture, draw_contact_sheet, save_picture
 from data_scripts.dad.detectors import PersonDetector
-from data_scripts.dad.files import to_lines, write_json, write_whole
+from data_scripts.dad.files import read_json, to_lines, write_json, write_whole
 from data_scripts.dad.filter_rules import (
     CALIBRATED,
     CHECKS,
@@ -117,7 +116,7 @@ def _calibrate(config, stage: Stage, scorer: _Scorer) -> dict[str, Any]:
         places = choose_rows(len(dataset), section.calibration_images, config.common.seed, "calibration")
         write_json(path, calibrate(_measure_target(dataset.select(places), scorer, section), section))
     stage.state.wait_for_everyone()
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def _measure_target(dataset: Dataset, scorer: _Scorer, section: FilterSection) -> list[dict[str, Any]]:

@@ -32,10 +32,11 @@ import torch
 from accelerate import PartialState
 
 from data_scripts.dad.config import FactoryConfig
-from data_scripts.dad.files import write_json
+from data_scripts.dad.files import read_json, write_json
 from data_scripts.dad.row_parts import RowParts
 from data_scripts.json_rows import UnreadableJson, read_rows
 from mra_retrieval.distributed import Shard
+from mra_retrieval.tables import files_digest
 from mra_training.checkpointing import RECIPE_FILE
 from mra_training.environment import ENVIRONMENT_FILE, describe_environment
 
@@ -72,6 +73,7 @@ _COMMON = {  # arguments of the common section that decide a stage's result
     "ground": (),
     "report": ("dataset", "seed"),
 }
+_CONTENT = "files of common.dataset"  # which may change under the same name
 _FIELDS = {  # that the stages behind need
     "prompts": ("prompt_id", "prompt", "source_row"),
     "generated": ("file_path", "prompt_id", "prompt"),
@@ -253,7 +255,7 @@ def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
     index, count = map(int, config.common.shard.split("/"))
     begun = path.exists() and (count > 1 or _holds_work(path.parent))
     if begun:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         _refuse_mixture(name, work, before, manifest)
         manifest = before
     if count > 1 and not splits and manifest["finished"] is None:
@@ -270,7 +272,7 @@ def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
 
 def _holds_work(folder: Path) -> bool:
     """Whether a run left more than its settings: one that ended at a mistyped model is begun anew with the right one."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_json(folder / MANIFEST)
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in _SETTINGS)
     return manifest["finished"] is not None or any(True for _ in files)
 
@@ -283,7 +285,7 @@ def read_finished(work: WorkFolder, name: str) -> dict[str, Any]:
         ValueError: if it is missing or unfinished.
     """
     path = work.folder(name) / MANIFEST
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    manifest = read_json(path) if path.exists() else None
     if manifest is None or manifest["finished"] is None:
         state = "was not run" if manifest is None else "is unfinished"
         raise ValueError(f"{work.folder(name)}: stage {name!r} {state}. Run it first: --stages {name}.")
@@ -302,7 +304,7 @@ def read_stage_rows(path: str | Path) -> list[dict[str, Any]]:
     try:
         rows = list(read_rows(path))
     except UnreadableJson as error:
-        raise ValueError(f"{path}: line {error.row + 1} is no JSON object. {mend}") from None
+        raise ValueError(f"{path}: line {error.row + 1} is no JSON object: {error.problem}. {mend}") from None
     for number, row in enumerate(rows, 1):
         missing = [key for key in _FIELDS[path.stem] if not isinstance(row, dict) or key not in row]
         if missing:
@@ -319,6 +321,8 @@ def digest(manifest: dict[str, Any]) -> str:
 def _new_manifest(config: FactoryConfig, name: str, work: WorkFolder) -> dict[str, Any]:
     common = config.deciding("common")
     settings = {f"common.{key}": common[key] for key in _COMMON[name]}
+    if "dataset" in _COMMON[name] and (content := files_digest(common["dataset"])):
+        settings[_CONTENT] = content
     settings |= {f"{name}.{key}": value for key, value in config.deciding(name).items()}
     sources = MADE_FROM[name]
     if name == "generate" and config.generate.controlnet is not None:
@@ -337,6 +341,8 @@ def _refuse_mixture(name: str, work: WorkFolder, before: dict[str, Any], now: di
     """Refuses to go on with a stage that something else has begun."""
     mend = f"choose another common.work_dir, or remove {work.folder(name)} and the stages made from it"
     old, new = before["settings"], now["settings"]
+    if _CONTENT not in old or _CONTENT not in new:  # begun before it was noted, or with a set on the Hub
+        old, new = ({key: value for key, value in both.items() if key != _CONTENT} for both in (old, new))
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if changed:
         listing = ", ".join(f"{key} ({old.get(key)!r} then, {new.get(key)!r} now)" for key in changed)

@@ -7,7 +7,6 @@ writes `WORK/report/index.html` and the same as `index.md`, with contact sheets,
 """
 
 import dataclasses
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from datasets import Dataset
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.contact_sheet import Picture, draw_contact_sheet, save_picture
 from data_scripts.dad.domain_distance import FeatureExtractor, load_extractor, measure_distance
-from data_scripts.dad.files import write_json, write_whole
+from data_scripts.dad.files import read_json, write_json, write_whole
 from data_scripts.dad.image_checks import load_picture
 from data_scripts.dad.layout import WorkFolder, process_state, read_finished, read_stage_rows
 from data_scripts.dad.noun_phrases import find_noun_phrases
@@ -50,7 +49,7 @@ def run(config) -> None:
             "note": config.report.note,
             "models": _list_models(manifests),
             "counts": _count_stages(work, manifests),
-            "filter": json.loads((work.folder("filter") / "report.json").read_text(encoding="utf-8")),
+            "filter": read_json(work.folder("filter") / "report.json"),
             "captions": {
                 "made": describe_captions([row["caption"] for row in regions]),
                 "target": describe_captions([text for texts in target["captions"] for text in texts]),

@@ -82,4 +82,12 @@ def _read_part(path: Path) -> list[dict[str, Any]]:
         content = path.read_bytes()
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in content[: _whole_lines(content)].splitlines()]
+    rows = []
+    for number, line in enumerate(content[: _whole_lines(content)].splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path}: line {number} is not JSON in UTF-8 ({error}); remove the line to make its row again"
+            ) from None
+    return rows

@@ -44,11 +44,12 @@ _COLUMNS = {
 _IDENTITY = {"sda": ("int64", "number of the image in the annotations"), "pedes": ("int64", "number of the person")}
 
 _CITATIONS = {
-    "sda": """@article{yang2025minimizing,
+    "sda": """@article{yang2026minimizing,
   title   = {Minimizing the Pretraining Gap: Domain-aligned Text-Based Person Retrieval},
   author  = {Yang, Shuyu and Wang, Yaxiong and Li, Yongrui and Zhu, Li and Zheng, Zhedong},
-  journal = {arXiv preprint arXiv:2507.10195},
-  year    = {2025}
+  journal = {Pattern Recognition},
+  year    = {2026},
+  note    = {arXiv:2507.10195}
 }""",
     "cuhk": """@inproceedings{li2017person,
   title     = {Person Search with Natural Language Description},

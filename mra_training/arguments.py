@@ -221,7 +221,7 @@ class PretrainDataArguments(DataArguments):
 
     data_fraction: float = field(
         default=1.0,
-        metadata={"help": "Share of the training set to use, chosen once by the seed (0.05 in ablations)."},
+        metadata={"help": "Share of the training set to use, chosen once by the seed."},
     )
     num_train_pairs: int | None = field(
         default=None,

@@ -22,9 +22,10 @@ _STAGES = {"similarity": "similarity alone", "reranked": "after re-ranking"}
 _SUMMARY = """
 # {name}
 
-MRA model for text-based person retrieval (arXiv [2507.10195](https://arxiv.org/abs/2507.10195)): a Swin image encoder,
-a BERT text encoder and a fusion encoder that re-ranks. It finds the photographs of a person in a gallery of pedestrian
-crops from a description in English.
+MRA model for text-based person retrieval (Yang et al., "Minimizing the Pretraining Gap: Domain-aligned Text-Based Person
+Retrieval", Pattern Recognition 2026, arXiv [2507.10195](https://arxiv.org/abs/2507.10195)): a Swin image encoder, a BERT
+text encoder and a fusion encoder that re-ranks. It finds the photographs of a person in a gallery of pedestrian crops from
+a description in English.
 
 {origin}
 

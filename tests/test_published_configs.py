@@ -256,7 +256,7 @@ def reads_before_the_cut(recipe):
 
 def is_letters_alone(recipe):
     return texts(recipe, "A man's RED-ish 2 Bags", "random_swap") <= {
-        " ".join(words) for words in swapped("a mans red ish bags".split())
+        " ".join(words) for words in swapped(["a", "mans", "red", "ish", "bags"])
     }
 
 
@@ -285,7 +285,7 @@ def inserts_the_first_before_the_last_word(recipe):
 
 def swaps_two(recipe):
     made = texts(recipe, "a b c d", "random_swap")
-    return {" ".join(words) for words in swapped("a b c d".split())} == made  # an empty draw leaves the text
+    return {" ".join(words) for words in swapped(["a", "b", "c", "d"])} == made  # an empty draw leaves the text
 
 
 def deletes_a_tenth(recipe):
@@ -322,7 +322,7 @@ EDA = {
 }
 MAPPINGS = {
     "sda": PRETRAINING,
-    **{name: FINETUNING for name in FINETUNED},
+    **dict.fromkeys(FINETUNED, FINETUNING),
     "config_bert": BERT,
     "config_swinB_224x224": SWIN,
     "config_swinB_384x256": SWIN,

@@ -80,7 +80,7 @@ SETS = {
         "erasing_probability": 0.4,
     },
 }
-STEPS = {"schedule": "step", "eda_probability": 1.0, "eda_style": "published"}
+STEPS = {"schedule": "step", "schedule_drops": "warmup", "eda_probability": 1.0, "eda_style": "published"}
 CODE = {
     "all": {
         "itc_gradient": "published",
@@ -88,6 +88,9 @@ CODE = {
         "eval_score_fusion": "published",
         "image_backend": "pillow",
         "head_initialization": "published",
+        "count_dropped_batch": True,
+        "mixed_precision": "bf16",
+        "eval_dtype": "float32",
     },
     "pretrain_sda": {
         "region_features": "published_code",

@@ -4,7 +4,7 @@ Makes prompts from the captions of the target set: each caption, and changed cop
     python -m data_scripts.dad.augment_captions --config recipes/dad/cuhk.yaml
 
 `attributes` changes what the caption says of the person by the rules of `vocabulary/attributes.yaml`. `eda` is the
-published augmentation, one of four operations on words at the given strength; it needs WordNet. What becomes of a
+easy data augmentation, one of four operations on words at the given strength; it needs WordNet. What becomes of a
 caption depends on the seed and the caption's number alone, and every change is written beside the prompt.
 """
 

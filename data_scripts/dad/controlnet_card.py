@@ -15,7 +15,7 @@ _BODY = """
 
 ControlNet that pulls `{base}` towards the look of `{dataset}`: pedestrian crops with captions. It is the first step of
 the data factory of *Minimizing the Pretraining Gap: Domain-aligned Text-Based Person Retrieval*
-(arXiv [2507.10195](https://arxiv.org/abs/2507.10195)), trained with the base model frozen, {steps:,} optimizer steps.
+(Pattern Recognition 2026, arXiv [2507.10195](https://arxiv.org/abs/2507.10195)), trained with the base model frozen, {steps:,} optimizer steps.
 
 {errors}
 

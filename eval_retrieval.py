@@ -33,6 +33,7 @@ from mra_retrieval import (
     evaluate_retrieval,
     format_table,
 )
+from mra_retrieval.encode import read_row, undecoded
 from mra_retrieval.loading import load_model, load_processor
 from mra_retrieval.rerank_depth import LARGEST_K
 
@@ -235,7 +236,7 @@ def save_result(
 
 def draw_result(result: RetrievalResult, dataset: Dataset, args: EvaluationArguments):
     """Draw the final ranking of queries that are evenly spaced over all, so that none is picked by its result."""
-    num_queries = len(result.captions)
+    num_queries, dataset = len(result.captions), undecoded(dataset)
     num_rows = min(args.num_queries_in_picture, num_queries)
     rows = []
     for query in (number * num_queries // num_rows for number in range(num_rows)):
@@ -244,10 +245,10 @@ def draw_result(result: RetrievalResult, dataset: Dataset, args: EvaluationArgum
         rows.append(
             RankedQuery(
                 text=result.captions[query],
-                images=[dataset[int(image)]["image"] for image in order],
+                images=[read_row(dataset, int(image)) for image in order],
                 scores=result.scores[query, order].tolist(),
                 is_match=(result.gallery_ids[order] == identity).tolist(),
-                own_image=dataset[int(result.query_rows[query])]["image"],
+                own_image=read_row(dataset, int(result.query_rows[query])),
                 caption=f"query {query}, identity {identity}",
             )
         )

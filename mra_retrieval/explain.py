@@ -8,13 +8,13 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
 
+from images_mra import read_picture
+
 from .encode import encode_images, encode_texts, forward_context
-from .gallery_sources import decode_image
 from .loading import load_model, load_processor
 from .matching import match_pairs
 from .overlay import Tile, draw_tiles
@@ -291,7 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num_layers", type=int, help="last fusion layers to average (default: half of them)")
     options = parser.parse_args(arguments)
     try:
-        image = decode_image(Path(options.image).read_bytes())
+        image = read_picture(options.image)
         model, processor = load_model(options.model), load_processor(options.model)
         explanation = explain_pair(model, processor, options.text, image, num_layers=options.num_layers)
         scores = phrase_scores(model, processor, options.phrases, image) if options.phrases else []

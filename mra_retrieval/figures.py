@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from images_mra import to_rgb
+
 
 GREEN = (22, 150, 72)
 RED = (208, 44, 44)
@@ -127,7 +129,7 @@ def _draw_cell(canvas, draw, corner, image, frame_colour, label, label_colour) -
     x, y = corner
     outer = (x, y, x + CROP_SIZE[0] + 2 * FRAME - 1, y + CROP_SIZE[1] + 2 * FRAME - 1)
     draw.rectangle(outer, fill=frame_colour)
-    crop = ImageOps.pad(image.convert("RGB"), CROP_SIZE, Image.Resampling.BICUBIC, color=PLACEHOLDER)
+    crop = ImageOps.pad(to_rgb(image), CROP_SIZE, Image.Resampling.BICUBIC, color=PLACEHOLDER)
     canvas.paste(crop, (x + FRAME, y + FRAME))
     middle = (outer[0] + outer[2]) // 2
     draw.text((middle, outer[3] + 1 + LABEL_HEIGHT // 2), label, label_colour, _font(LABEL_SIZE), anchor="mm")

@@ -24,6 +24,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from safetensors.torch import save_file
 from transformers import HfArgumentParser
 
+from mra_common.command_line import plain_errors, try_folder
 from mra_retrieval import (
     RankedQuery,
     RerankDepth,
@@ -110,7 +111,9 @@ def main(command_line: list[str] | None = None) -> None:
         "dtype": getattr(torch, args.dtype),
         "progress": True,
     }
-    try:
+    with plain_errors("eval_retrieval.py", args.output_dir):
+        if state.is_main_process:
+            try_folder(args.output_dir, "--output_dir")
         with state.main_process_first():
             dataset = load_split(args.dataset, args.split)
         model = load_model(args.model, args.attn_implementation).to(state.device)
@@ -118,8 +121,6 @@ def main(command_line: list[str] | None = None) -> None:
         depth = find_rerank_depth(model, processor, args, options, state) if args.rerank_k == AUTO else None
         rerank_k = args.rerank_k if depth is None else depth.rerank_k
         result = evaluate_retrieval(model, processor, dataset, rerank_k=rerank_k, **options)
-    except ValueError as error:
-        raise SystemExit(f"eval_retrieval.py: {error}") from None
 
     if state.is_main_process:
         counts = ", ".join(f"{count:,} {name}" for name, count in result.counts.items())
@@ -130,8 +131,9 @@ def main(command_line: list[str] | None = None) -> None:
         if depth is not None:
             print(depth.describe())
         print(format_table(result.metrics))
-        for path in save_result(result, depth, dataset, args, state.num_processes):
-            print(f"wrote {path}")
+        with plain_errors("eval_retrieval.py", args.output_dir):
+            for path in save_result(result, depth, dataset, args, state.num_processes):
+                print(f"wrote {path}")
     state.destroy_process_group()
 
 
@@ -223,6 +225,8 @@ def save_result(
             temporary.unlink(missing_ok=True)
         written.append(path)
 
+    # The figures first: a disk that is full, or a picture that cannot be drawn, must not lose them.
+    write("metrics.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8"))
     if args.save_scores:
         names = ("similarity", "reranked", "top_indices", "match_scores", "query_ids", "query_rows", "gallery_ids")
         scores = {name: getattr(result, name) for name in names if getattr(result, name) is not None}
@@ -230,7 +234,6 @@ def save_result(
     if args.num_queries_in_picture > 0:
         picture = draw_result(result, dataset, args)
         write("ranking.png", picture.save)
-    write("metrics.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8"))
     return written
 
 

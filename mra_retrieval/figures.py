@@ -1,12 +1,16 @@
 """Picture of ranked results: one row a query, its best gallery images framed green where right and red where wrong."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from images_mra import to_rgb
 
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 GREEN = (22, 150, 72)
 RED = (208, 44, 44)
@@ -89,6 +93,16 @@ def draw_rankings(queries: Sequence[RankedQuery], title: str = "") -> Image.Imag
             colour = GREEN if is_match else RED
             _draw_cell(canvas, draw, (x, top), image, colour, f"{rank}.  {score:.4f}", colour)
     return canvas
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Save a picture under a temporary name first, so that it is whole or not there."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        image.save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def wrap_text(text: str, font: ImageFont.ImageFont, width: int, max_lines: int) -> list[str]:

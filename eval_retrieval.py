@@ -131,7 +131,7 @@ def main(command_line: list[str] | None = None) -> None:
         if depth is not None:
             print(depth.describe())
         print(format_table(result.metrics))
-        with plain_errors("eval_retrieval.py", args.output_dir):
+        with plain_errors("eval_retrieval.py", args.output_dir, (ValueError,)):
             for path in save_result(result, depth, dataset, args, state.num_processes):
                 print(f"wrote {path}")
     state.destroy_process_group()

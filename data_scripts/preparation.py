@@ -126,6 +126,7 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
                 "Choose another folder, or remove it yourself."
             )
     try_folder(output.parent, "--output")
+    output.parent.mkdir(parents=True, exist_ok=True)
     lock_path = output.with_name(f".{output.name}.lock")
     with open(lock_path, "w") as lock:
         try:

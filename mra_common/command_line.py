@@ -87,21 +87,21 @@ def plain_errors(
 
 def try_folder(folder: str | Path, option: str) -> None:
     """
-    Make an output folder if there is none, and try it before hours of work.
+    Try an output folder, or where it will be made, before hours of work; nothing is left there.
 
     Args:
         folder: to write into.
         option: that names it, for the message.
 
     Raises:
-        ValueError: if it is not a folder, cannot be made or cannot be written.
+        ValueError: if it is not a folder or cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{option} {folder} is a file, expected a folder: choose another name")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=existing) as file:
             file.write(bytes(_BLOCK))
             file.flush()
     except OSError as error:
@@ -128,7 +128,9 @@ def try_file(file: str | Path, option: str, suffixes: tuple[str, ...] = ()) -> N
     if file.is_dir():
         raise ValueError(f"{option} {file} is a folder, expected a file: add a name")
     if suffixes and file.suffix.lower() not in suffixes:
-        raise ValueError(f"{option} {file} has the suffix {file.suffix!r}, expected one of {', '.join(suffixes)}")
+        raise ValueError(
+            f"{option} {file} cannot be written with the suffix {file.suffix!r}, expected one of {', '.join(suffixes)}"
+        )
     if not file.parent.is_dir():
         raise ValueError(f"{option} {file} cannot be written: there is no folder {file.parent}")
     try_folder(file.parent, option)

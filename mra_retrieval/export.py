@@ -261,6 +261,7 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
     if exists and not (output / DESCRIPTION).is_file():
         raise ValueError(f"--output {output} is no earlier export and is not replaced: give another folder")
     try_folder(output.parent, "--output")
+    output.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.unfinished-", dir=output.parent))
     try:
         folder = work / "export"

@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 SAMPLE := data/sample
 RUNS := outputs/sample
-CODE := configuration_mra.py layers_mra.py losses_mra.py modeling_mra.py processing_mra.py train_pretrain.py train_finetune.py \
-	eval_retrieval.py convert_checkpoint.py app.py mra_training mra_retrieval data_scripts metrics benchmarks tests
+CODE := configuration_mra.py images_mra.py layers_mra.py losses_mra.py modeling_mra.py processing_mra.py train_pretrain.py train_finetune.py \
+	eval_retrieval.py convert_checkpoint.py app.py mra_common mra_training mra_retrieval data_scripts metrics benchmarks tests
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-search demo-dad app test test-slow test-app test-server style quality clean

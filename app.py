@@ -140,7 +140,13 @@ def add_fields(page: Page) -> tuple[gr.Button, list]:
     gr.Examples([[example] for example in EXAMPLES], [text], label="Examples", api_visibility="private")
     with gr.Accordion("Search by an image, too", open=False, elem_id="by-image"):
         image = gr.Image(
-            label="Image of the person", type="filepath", sources=["upload", "clipboard"], height=220, buttons=[]
+            # Without a mode: gradio would convert the picture itself, and clip one of 16 bits to white.
+            label="Image of the person",
+            type="filepath",
+            image_mode=None,
+            sources=["upload", "clipboard"],
+            height=220,
+            buttons=[],
         )
     with gr.Accordion("Filters", open=False, elem_id="filters"):
         known, info = page.cameras(), f"On {', '.join(page.gallery.fields)}, with and, or, not"

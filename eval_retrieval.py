@@ -27,6 +27,7 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import save_file
 from transformers import HfArgumentParser
 
+from mra_common.command_line import plain_errors, try_folder
 from mra_retrieval import (
     RankedQuery,
     RetrievalResult,
@@ -35,6 +36,7 @@ from mra_retrieval import (
     format_table,
     fusion_candidates,
 )
+from mra_retrieval.encode import read_row, undecoded
 from mra_retrieval.evaluation import below_similarity
 from mra_retrieval.loading import load_model, load_processor
 from mra_retrieval.ranking import Ranking, find_ranking
@@ -121,7 +123,9 @@ def main(command_line: list[str] | None = None) -> None:
         "dtype": getattr(torch, args.dtype),
         "progress": True,
     }
-    try:
+    with plain_errors("eval_retrieval.py", args.output_dir):
+        if state.is_main_process:
+            try_folder(args.output_dir, "--output_dir")
         with state.main_process_first():
             dataset = load_split(args.dataset, args.split)
         model = load_model(args.model, args.attn_implementation).to(state.device)
@@ -130,8 +134,6 @@ def main(command_line: list[str] | None = None) -> None:
         weight = 1.0 if ranking.match_weight is None else ranking.match_weight
         options |= {"rerank_k": ranking.rerank_k, "score_fusion": ranking.score_fusion, "match_weight": weight}
         result = evaluate_retrieval(model, processor, dataset, **options)
-    except ValueError as error:
-        raise SystemExit(f"eval_retrieval.py: {error}") from None
 
     if state.is_main_process:
         if lower := below_similarity(result.metrics):
@@ -149,8 +151,9 @@ def main(command_line: list[str] | None = None) -> None:
         for kind, lines in (("note", ranking.notes), ("warning", ranking.warnings)):
             for line in lines:
                 print(f"{kind}: {line}")
-        for path in save_result(result, ranking, dataset, args, state.num_processes):
-            print(f"wrote {path}")
+        with plain_errors("eval_retrieval.py", args.output_dir, (ValueError,)):
+            for path in save_result(result, ranking, dataset, args, state.num_processes):
+                print(f"wrote {path}")
     state.destroy_process_group()
 
 
@@ -229,6 +232,8 @@ def save_result(
             temporary.unlink(missing_ok=True)
         written.append(path)
 
+    # The figures first: a disk that is full, or a picture that cannot be drawn, must not lose them.
+    write("metrics.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8"))
     if args.save_scores:
         names = ("similarity", "reranked", "top_indices", "match_scores", "match_logits")
         names += ("query_ids", "query_rows", "gallery_ids")
@@ -237,13 +242,12 @@ def save_result(
     if args.num_queries_in_picture > 0:
         picture = draw_result(result, dataset, args)
         write("ranking.png", picture.save)
-    write("metrics.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8"))
     return written
 
 
 def draw_result(result: RetrievalResult, dataset: Dataset, args: EvaluationArguments):
     """Draw the final ranking of queries that are evenly spaced over all, so that none is picked by its result."""
-    num_queries = len(result.captions)
+    num_queries, dataset = len(result.captions), undecoded(dataset)
     num_rows = min(args.num_queries_in_picture, num_queries)
     rows = []
     for query in (number * num_queries // num_rows for number in range(num_rows)):
@@ -252,10 +256,10 @@ def draw_result(result: RetrievalResult, dataset: Dataset, args: EvaluationArgum
         rows.append(
             RankedQuery(
                 text=result.captions[query],
-                images=[dataset[int(image)]["image"] for image in order],
+                images=[read_row(dataset, int(image)) for image in order],
                 scores=result.scores[query, order].tolist(),
                 is_match=(result.gallery_ids[order] == identity).tolist(),
-                own_image=dataset[int(result.query_rows[query])]["image"],
+                own_image=read_row(dataset, int(result.query_rows[query])),
                 caption=f"query {query}, identity {identity}",
             )
         )

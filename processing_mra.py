@@ -2,13 +2,22 @@
 
 import re
 
+from PIL import Image
 from transformers import AutoTokenizer, BatchFeature, BertConfig, ProcessorMixin
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 from transformers.utils import logging
 
 
+try:
+    from .images_mra import to_rgb
+except ImportError:  # run from the repository root
+    if __package__:
+        raise
+    from images_mra import to_rgb
+
 logger = logging.get_logger(__name__)
+
 
 CAPTION_STYLES = ("plain", "clean")
 _NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
@@ -51,6 +60,12 @@ class MRAImageProcessor(TorchvisionBackend):
     do_resize = True
     do_rescale = True
     do_normalize = True
+
+    def process_image(self, image, do_convert_rgb=None, **kwargs):
+        """Convert a Pillow image as training does ([`to_rgb`]), and let the library do the rest."""
+        if do_convert_rgb and isinstance(image, Image.Image):
+            image = to_rgb(image)
+        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
 
 
 class MRAProcessor(ProcessorMixin):

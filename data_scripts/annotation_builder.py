@@ -16,6 +16,7 @@ import datasets
 
 from data_scripts.text_files import UnreadableFile
 from data_scripts.validation import RowError
+from mra_common.command_line import find_full_disk
 
 
 ESCAPED = "backslashreplace"  # writes half characters as JSON does, where others would end the run
@@ -156,9 +157,10 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
                     str(folder), file_format="parquet", max_shard_size=max_shard_size, num_proc=num_proc
                 )
         except Exception as error:
-            if os.path.exists(self.failure):  # says it better than what came through two libraries
-                raise ValueError(Path(self.failure).read_text(encoding="utf-8")) from None
-            if isinstance(error, RuntimeError) and num_proc > 1:
+            # Says it better than what came through two libraries; empty where the disk was full for it too.
+            if find_full_disk(error) is None and os.path.exists(self.failure):
+                raise ValueError(Path(self.failure).read_text(encoding="utf-8") or repr(error)) from error
+            if isinstance(error, RuntimeError) and num_proc > 1 and find_full_disk(error) is None:
                 raise ValueError(
                     f"A process was killed or broke down, perhaps for want of memory ({error}). Use a smaller --num_proc."
                 ) from error
@@ -210,6 +212,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
             if isinstance(
                 error.__cause__, (ValueError, OSError)
             ):  # lost on the way out of a pool, unless written down
+                # Another process was first, or the disk is full: the error itself goes on in any case.
                 with contextlib.suppress(OSError), open(self.failure, "x", encoding="utf-8", errors=ESCAPED) as file:
                     file.write(str(error.__cause__))
             raise

@@ -1,7 +1,6 @@
 """Image files below a root: where the paths of an annotation file lead, and whether what lies there is an image."""
 
 import filecmp
-import io
 import os
 import warnings
 from collections import Counter
@@ -10,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from data_scripts.validation import RowError, check_unicode, shorten
+from images_mra import storable_picture
 
 
 def path_readings(path: Any, field: str) -> list[tuple[str, ...]]:
@@ -154,7 +154,7 @@ class ImageRoot:
 
     def read(self, path: Any, field: str = "image") -> bytes:
         """
-        Reads an image file and decodes it once.
+        Read an image file and decode it once; returns the bytes to store, as `decode` gives them.
 
         Raises:
             RowError: if it is missing, unreadable or corrupt, or the path leads out of the root.
@@ -172,21 +172,24 @@ class ImageRoot:
         except OSError as error:
             raise RowError(field, "unreadable image", f"{located}: {error.strerror or error}") from None
         try:
-            decode(content)
-        except Exception as error:  # Pillow raises many kinds on broken files
+            return decode(content)
+        except OSError as error:
             cause = "it is no image" if isinstance(error, UnidentifiedImageError) else error
             mend = "Unpack the image archive again"
             raise RowError(field, "corrupt image", f"{located} cannot be decoded: {cause}", mend) from None
-        return content
 
 
-def decode(content: bytes) -> None:
-    """Decodes all of an image; of a JPEG at an eighth of its size, which reads every byte and costs little."""
+def decode(content: bytes) -> bytes:
+    """
+    Decode all of an image, and return the bytes to store: as they are, or [`storable_picture`]'s.
+
+    Raises:
+        OSError: if it is not an image, or a broken one.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(content)) as image:
-            image.draft(None, (1, 1))
-            image.load()
+        # Of metadata that are cut or strange, once a file: what would stop a reader is removed here.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        return storable_picture(content)
 
 
 class RootSearch:

@@ -22,6 +22,7 @@ if __name__ == "__main__" and not __package__:  # run as `python data_scripts/ma
 
 from data_scripts.sample_drawing import render
 from data_scripts.sample_plan import PEDES_FOLDER, Crop, SampleConfig, plan_pedes, plan_sda, shard_name
+from mra_common.command_line import plain_errors
 
 
 MANIFEST = "sample.json"
@@ -289,15 +290,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Writes what the command line asks for and says what was written."""
     options = parse_arguments(arguments)
-    try:
+    with plain_errors("make_sample", options.output or options.train_tokenizer):
         config = SampleConfig(**{name: getattr(options, name) for name in SampleConfig.__dataclass_fields__})
         if options.train_tokenizer:
             print(f"{options.train_tokenizer}: {train_tokenizer(options.train_tokenizer, config)} tokens")
         if not options.output:
             return
         written = make_sample(options.output, config, num_proc=options.num_proc, overwrite=options.overwrite)
-    except ValueError as error:
-        raise SystemExit(f"make_sample: {error}") from None
     if not written:
         print(f"{options.output} already holds this sample set")
         return

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from data_scripts.annotation_builder import ESCAPED, AnnotationBuilder, RejectedRows
 from data_scripts.dataset_card import TITLES, write_card
 from data_scripts.published_sizes import PUBLISHED, Size, compare_with_published
+from mra_common.command_line import plain_errors, try_folder
 
 
 REJECTED = "rejected.jsonl"
@@ -60,13 +61,13 @@ def parse_arguments(
     return options
 
 
-def run(program: str, prepare: Callable[[], None]) -> None:
-    """Runs a script's work; what the user can mend ends it with the plain message."""
+def run(program: str, prepare: Callable[[], None], output: str | None = None) -> None:
+    """Run a script's work; what the user can fix ends it with the plain message, which names the output if a disk is full."""
+    # It warns of every set that it writes outside its own cache; what fails is raised, whatever the level.
     datasets.utils.logging.set_verbosity_error()
     try:
-        prepare()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"{program}: {error}") from None
+        with plain_errors(program, output):
+            prepare()
     except KeyboardInterrupt:
         print(f"{program}: interrupted, nothing was written", file=sys.stderr)
         raise SystemExit(130) from None
@@ -126,6 +127,7 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
                 f"--output {output} exists and is no prepared set, so that --overwrite does not replace it. "
                 "Choose another folder, or remove it yourself."
             )
+    try_folder(output.parent, "--output")
     output.parent.mkdir(parents=True, exist_ok=True)
     lock_path = output.with_name(f".{output.name}.lock")
     with open(lock_path, "w") as lock:

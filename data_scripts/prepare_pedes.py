@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         paths = (options.annotations, options.images)
         return PedesBuilder(options.dataset, *paths, rejected, scratch, options.follow_symlinks)
 
-    run("prepare_pedes", lambda: prepare(options.dataset, options, make_builder))
+    run("prepare_pedes", lambda: prepare(options.dataset, options, make_builder), options.output)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     def make_builder(rejected, scratch):
         return SdaBuilder(options.annotations, options.images, rejected, scratch, options.follow_symlinks)
 
-    run("prepare_sda", lambda: prepare("sda", options, make_builder))
+    run("prepare_sda", lambda: prepare("sda", options, make_builder), options.output)
 
 
 if __name__ == "__main__":

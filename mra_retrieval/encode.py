@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image as PILImage
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+
+from images_mra import read_picture
 
 from .distributed import Shard, cut_batches, gather_in_order, without_lone_row
 
@@ -90,7 +93,7 @@ def encode_images(
         progress: show a progress bar.
 
     Raises:
-        ValueError: if there are no images.
+        ValueError: if there are no images, or one cannot be read (the message gives its row).
     """
     shard = shard or Shard()
     model = getattr(model, "mra", model)
@@ -110,6 +113,8 @@ def encode_images(
     )
     embeds, kept, filled = [], None, 0
     for pixel_values in tqdm(loader, desc="images", disable=not progress):
+        if isinstance(pixel_values, ValueError):
+            raise pixel_values
         pixel_values = pixel_values.to(device, non_blocking=True)
         views = [pixel_values, pixel_values.flip(-1)] if flip else [pixel_values]
         features, hidden_states = [], []
@@ -203,18 +208,54 @@ def _tokenize(processor, texts: list[str], first: int):
         raise ValueError(f"among captions {first} to {first + len(texts) - 1}: {error}") from error
 
 
+def undecoded(rows):
+    """Return a `datasets.Dataset` whose images come as they are stored, for `read_row`; other sequences as they are."""
+    if (
+        not hasattr(rows, "cast_column") or rows.format["type"] == "custom"
+    ):  # a transform of the user's wants them decoded
+        return rows
+    from datasets import Image
+
+    if not isinstance(rows.features.get("image"), Image):
+        return rows
+    return rows.with_format(None).cast_column("image", Image(decode=False))
+
+
+def read_row(rows: Sequence, row: int) -> PILImage.Image:
+    """Read the image of a row, upright and RGB.
+
+    Args:
+        rows: PIL images, or rows with an "image", of a data set best from `undecoded`: what `datasets` decodes itself stops
+            at metadata that it cannot read.
+        row: which one.
+
+    Raises:
+        ValueError: naming the row, if its image cannot be read.
+    """
+    try:
+        value = rows[row]
+        return read_picture(value["image"] if isinstance(value, dict) else value)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the image of row {row} (counting from 0) cannot be read: {error}; prepare the set again with --on_error "
+            "skip, which leaves such rows out"
+        ) from error
+
+
 class _Images(Dataset):
-    """RGB images of a sequence of PIL images or of rows with an "image"."""
+    """RGB images of a sequence of PIL images or of rows with an "image"; what cannot be read is the error."""
 
     def __init__(self, images: Sequence):
-        self.images = images
+        self.images = undecoded(images)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int):
-        row = self.images[index]
-        return (row["image"] if isinstance(row, dict) else row).convert("RGB")
+    def __getitem__(self, index: int) -> PILImage.Image | ValueError:
+        try:
+            return read_row(self.images, index)
+        except ValueError as error:  # raised in a worker, its message would come wrapped into a traceback
+            return error
 
 
 class _ImageCollator:
@@ -223,5 +264,8 @@ class _ImageCollator:
     def __init__(self, processor):
         self.processor = processor
 
-    def __call__(self, images: list) -> torch.Tensor:
+    def __call__(self, images: list) -> torch.Tensor | ValueError:
+        broken = next((image for image in images if isinstance(image, ValueError)), None)
+        if broken is not None:
+            return broken
         return self.processor(images=images)["pixel_values"]

@@ -13,8 +13,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from images_mra import read_picture
+from mra_common.command_line import plain_errors, try_file
+
 from .encode import encode_images, encode_texts, forward_context
-from .gallery_sources import decode_image
+from .figures import PICTURE_SUFFIXES, save_picture
 from .loading import load_model, load_processor
 from .matching import match_pairs
 from .overlay import Tile, draw_tiles
@@ -293,14 +296,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="picture to write, such as explanation.png")
     parser.add_argument("--num_layers", type=int, help="last fusion layers to average (default: half of them)")
     options = parser.parse_args(arguments)
-    try:
-        image = decode_image(Path(options.image).read_bytes())
+    with plain_errors("mra_retrieval.explain", options.output):
+        try_file(options.output, "--output", PICTURE_SUFFIXES)
+        image = read_picture(options.image)
         model, processor = load_model(options.model), load_processor(options.model)
         explanation = explain_pair(model, processor, options.text, image, num_layers=options.num_layers)
         scores = phrase_scores(model, processor, options.phrases, image) if options.phrases else []
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"mra_retrieval.explain: {error}") from None
-    draw_explanation(image, explanation).save(options.output)
+        save_picture(draw_explanation(image, explanation), Path(options.output))
     print(f"{explanation.match_probability:6.1%}  {explanation.text}")
     for score in scores:
         print(f"{score.match_probability:6.1%}  {score.phrase}")

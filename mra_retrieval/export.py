@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mra_common.command_line import plain_errors, try_folder
+
 from .encoders import model_fingerprint
 from .loading import load_model, load_processor
 from .onnx_encoder import DESCRIPTION, FILES, import_onnxruntime
@@ -261,6 +263,7 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
         raise ValueError(f"--output {output} exists: pass --overwrite, or another folder")
     if exists and not (output / DESCRIPTION).is_file():
         raise ValueError(f"--output {output} is no earlier export and is not replaced: give another folder")
+    try_folder(output.parent, "--output")
     output.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.unfinished-", dir=output.parent))
     try:
@@ -285,10 +288,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--opset", type=int, help="version of the ONNX operators (default: what PyTorch recommends)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export at --output")
     options = parser.parse_args(arguments)
-    try:
+    with plain_errors("mra_retrieval.export", options.output):
         differences = export_model(options.model, options.output, options.opset, options.overwrite)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"mra_retrieval.export: {error}") from None
     for name, difference in differences.items():
         size = (Path(options.output) / FILES[name]).stat().st_size / 2**20
         print(f"{name}: {size:,.1f} MiB, at most {difference:.1g} from PyTorch")

@@ -1,10 +1,16 @@
 """Picture of ranked results: one row a query, its best gallery images framed green where right and red where wrong."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from images_mra import to_rgb
+
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 GREEN = (22, 150, 72)
 RED = (208, 44, 44)
@@ -89,6 +95,16 @@ def draw_rankings(queries: Sequence[RankedQuery], title: str = "") -> Image.Imag
     return canvas
 
 
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Save a picture under a temporary name first, so that it is whole or not there."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        image.save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def wrap_text(text: str, font: ImageFont.ImageFont, width: int, max_lines: int) -> list[str]:
     """Break a text into lines no wider than `width` pixels; what exceeds `max_lines` ends in an ellipsis."""
     lines, line = [], ""
@@ -127,7 +143,7 @@ def _draw_cell(canvas, draw, corner, image, frame_colour, label, label_colour) -
     x, y = corner
     outer = (x, y, x + CROP_SIZE[0] + 2 * FRAME - 1, y + CROP_SIZE[1] + 2 * FRAME - 1)
     draw.rectangle(outer, fill=frame_colour)
-    crop = ImageOps.pad(image.convert("RGB"), CROP_SIZE, Image.Resampling.BICUBIC, color=PLACEHOLDER)
+    crop = ImageOps.pad(to_rgb(image), CROP_SIZE, Image.Resampling.BICUBIC, color=PLACEHOLDER)
     canvas.paste(crop, (x + FRAME, y + FRAME))
     middle = (outer[0] + outer[2]) // 2
     draw.text((middle, outer[3] + 1 + LABEL_HEIGHT // 2), label, label_colour, _font(LABEL_SIZE), anchor="mm")

@@ -8,9 +8,11 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
+from images_mra import read_picture
+
 from .gallery_metadata import Labels
 from .gallery_parts import GalleryParts
-from .gallery_sources import Item, Source, content_hash, decode_image
+from .gallery_sources import Item, Source, content_hash
 from .gallery_store import Record
 from .gallery_types import BuildReport, Skipped
 
@@ -136,7 +138,7 @@ class Indexer:
         def load(item: Item):
             try:
                 data = item.read()
-                return data, decode_image(data)
+                return data, read_picture(data)
             except (OSError, ValueError) as error:
                 return None, error
 

@@ -1,10 +1,9 @@
 """The files of a gallery beside its index: copies of images, found by their content."""
 
-import io
 import os
 from pathlib import Path
 
-from PIL import Image
+from images_mra import open_picture
 
 
 COPIES = "images"
@@ -51,5 +50,4 @@ class FileStore:
 
 
 def _suffix(data: bytes) -> str:
-    with Image.open(io.BytesIO(data)) as image:
-        return f".{image.format.lower()}"
+    return f".{open_picture(data).format.lower()}"

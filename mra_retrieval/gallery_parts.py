@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from images_mra import read_picture
+
 from .encoders import Encoder
 from .gallery_files import FileStore
-from .gallery_sources import content_hash, decode_image
+from .gallery_sources import content_hash
 from .gallery_store import Record, Store
 from .gallery_tokens import TokenCache
 
@@ -88,6 +90,6 @@ def read_image(record: Record, files: FileStore, roots: Sequence[Path]) -> Image
     if content_hash(data) != record.content:
         raise ValueError(f"image {record.key}: {path} has changed since it was indexed: run build again")
     try:
-        return decode_image(data)
+        return read_picture(data)
     except ValueError as error:
         raise ValueError(f"image {record.key}: {error}") from None

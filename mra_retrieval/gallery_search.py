@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from images_mra import read_picture
+
 from .encode import TextEncodings
 from .gallery_filter import Where
 from .gallery_parts import GalleryParts
-from .gallery_sources import decode_image
 from .gallery_store import Record
 from .gallery_types import Hit, SearchResult
 from .score_fusion import fuse_scores, require_finite
@@ -92,10 +93,8 @@ def open_query_image(image: Image.Image | str | Path) -> Image.Image:
     Raises:
         ValueError: if the file cannot be read or is no image.
     """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
     try:
-        return decode_image(Path(image).read_bytes())
+        return read_picture(image)
     except OSError as error:
         raise ValueError(f"image {image} cannot be read ({error.strerror})") from None
     except ValueError as error:

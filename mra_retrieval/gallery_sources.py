@@ -1,14 +1,13 @@
 """Images to index: folders, lists of files and data sets."""
 
 import hashlib
-import io
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .gallery_filter import RECORD_FIELDS
 
@@ -98,24 +97,6 @@ def open_source(images, prefix: str = "", split: str | None = None, gallery_fold
 def content_hash(data: bytes) -> str:
     """SHA-256 of an image file, hexadecimal: what decides whether an image is new, changed or as it was."""
     return hashlib.sha256(data).hexdigest()
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """Decode an image file of any format that Pillow reads, upright as its EXIF says, in RGB.
-
-    Raises:
-        ValueError: with the reason, if it cannot be decoded.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I;16"):  # Pillow would clip 16 bits instead of scaling them
-                image = image.convert("I").point(lambda value: value / 256, "L")
-            return image.convert("RGB")
-    except Image.UnidentifiedImageError:
-        raise ValueError("not an image that Pillow can read" if data else "the file is empty") from None
-    except Exception as error:  # Pillow raises what its decoders meet: OSError, SyntaxError, struct.error and more
-        raise ValueError(f"the image is damaged ({type(error).__name__}: {error})") from None
 
 
 def _folder(folder: Path, prefix: str, gallery_folder: Path | None) -> Source:

@@ -12,9 +12,13 @@ import argparse
 import json
 import logging
 from dataclasses import asdict
+from pathlib import Path
+
+from mra_common.command_line import plain_errors, try_folder
 
 from .gallery import DEFAULT_RERANK, BuildReport
 from .gallery_arguments import add_model, add_new, add_place, open_gallery, progress_bar
+from .gallery_milvus import is_server
 
 
 NAMES_SHOWN = 10
@@ -23,10 +27,8 @@ NAMES_SHOWN = 10
 def main(command_line: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     args = make_parser().parse_args(command_line)
-    try:
+    with plain_errors(f"index {args.command}", args.files or args.gallery):
         args.run(args)
-    except ValueError as error:
-        raise SystemExit(f"index {args.command}: {error}") from None
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -87,6 +89,10 @@ def add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def build(args: argparse.Namespace) -> None:
+    if args.files:
+        try_folder(args.files, "--files")
+    if not is_server(args.gallery) and Path(args.gallery).parent.is_dir():
+        try_folder(Path(args.gallery).parent, "--gallery")
     with open_gallery(args) as gallery:
         verb = gallery.build if args.command == "build" else gallery.add
         report = verb(

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from .distributed import cut_batches
-from .encode import ImageEncodings, TextEncodings
+from .encode import ImageEncodings, TextEncodings, read_row, undecoded
 from .encoders import chosen_match_weight
 from .loading import load_processor
 
@@ -65,15 +65,14 @@ class OnnxEncoder:
         """Encode PIL images, or rows with an "image", and their mirror images: embeds, and hidden states of both views.
 
         Raises:
-            ValueError: if there are no images.
+            ValueError: if there are no images, or one cannot be read (the message gives its row).
         """
         if len(images) == 0:
             raise ValueError("images is empty: expected at least one image")
-        batches = cut_batches(len(images), self.batch_size)
+        images, batches = undecoded(images), cut_batches(len(images), self.batch_size)
         embeds, tokens = [], []
         for batch in batches:
-            rows = [images[row] for row in batch]
-            pictures = [(row["image"] if isinstance(row, dict) else row).convert("RGB") for row in rows]
+            pictures = [read_row(images, row) for row in batch]
             pixel_values = self.processor(images=pictures)["pixel_values"]
             views = [self._run("image_encoder", pixel_values=view) for view in (pixel_values, pixel_values.flip(-1))]
             tokens.append(torch.stack([hidden_states for hidden_states, _ in views], dim=1))

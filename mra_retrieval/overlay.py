@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from images_mra import to_rgb
+
 from .figures import GAP, GREY, INK, LABEL_HEIGHT, LABEL_SIZE, LINE_HEIGHT, MARGIN, TEXT_SIZE, WHITE, wrap_text
 
 
@@ -43,7 +45,7 @@ def overlay_heatmap(image: Image.Image, heatmap: torch.Tensor, is_faint: bool = 
     opacity = LEAST_OPACITY + (MOST_OPACITY - LEAST_OPACITY) * heat[..., None]
     if is_faint:
         opacity = opacity * FAINT_OPACITY
-    mixed = np.asarray(image.convert("RGB"), dtype=np.float32) * (1 - opacity) + colours * opacity
+    mixed = np.asarray(to_rgb(image), dtype=np.float32) * (1 - opacity) + colours * opacity
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
@@ -64,7 +66,7 @@ def draw_tiles(image: Image.Image, title: str, tiles: Sequence[Tile], columns: i
         raise ValueError(f"expected at least one tile and one column, got {len(tiles)} and {columns}")
     columns = min(columns, len(tiles))
     tile_width = max(TILE_HEIGHT // 4, min(2 * TILE_HEIGHT, round(TILE_HEIGHT * image.width / image.height)))
-    small = image.convert("RGB").resize((tile_width, TILE_HEIGHT), Image.Resampling.LANCZOS)
+    small = to_rgb(image).resize((tile_width, TILE_HEIGHT), Image.Resampling.LANCZOS)
     width = max(2 * MARGIN + columns * (tile_width + GAP) - GAP, 320)
     lines = wrap_text(title, _font(TEXT_SIZE), width - 2 * MARGIN, MOST_LINES)
     top = MARGIN + len(lines) * LINE_HEIGHT + GAP

@@ -7,11 +7,12 @@ python -m mra_retrieval.search --image person.jpg --gallery gallery.db --where '
 import argparse
 import json
 import logging
-import os
 from dataclasses import asdict
 from pathlib import Path
 
-from .figures import RankedQuery, draw_rankings
+from mra_common.command_line import plain_errors, try_file
+
+from .figures import PICTURE_SUFFIXES, RankedQuery, draw_rankings, save_picture
 from .gallery import DEFAULT_RERANK, DEFAULT_TOP, Gallery, SearchResult
 from .gallery_arguments import add_model, add_place, open_gallery
 from .score_fusion import fusion_name
@@ -27,11 +28,11 @@ def main(command_line: list[str] | None = None) -> None:
     args = parser.parse_args(command_line)
     if not args.texts and args.image is None:
         parser.error("give a sentence, --image, or both")
-    try:
+    with plain_errors("search", args.save or args.gallery):
+        if args.save:
+            try_file(args.save, "--save", PICTURE_SUFFIXES)
         with open_gallery(args) as gallery:
             run(gallery, args)
-    except ValueError as error:
-        raise SystemExit(f"search: {error}") from None
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -86,7 +87,9 @@ def run(gallery: Gallery, args: argparse.Namespace) -> None:
         if args.save:
             rows.append(to_row(gallery, question, result))
     if args.save:
-        save_picture(rows, Path(args.save))
+        if not any(row.images for row in rows):
+            raise ValueError("there is no hit to draw")
+        save_picture(draw_rankings(rows, f"green: likely, red: {NOT_IN_GALLERY}"), Path(args.save))
         if not args.json:
             print(f"wrote {args.save}")
 
@@ -153,25 +156,6 @@ def to_row(gallery: Gallery, question: str, result: SearchResult) -> RankedQuery
         is_match=[hit.likely is not False for hit in hits],
         caption="matching probability" if result.reranked else "similarity",
     )
-
-
-def save_picture(rows: list[RankedQuery], path: Path) -> None:
-    """Draw the rows, under a temporary name first.
-
-    Raises:
-        ValueError: if there is nothing to draw, or it cannot be written.
-    """
-    if not any(row.images for row in rows):
-        raise ValueError("there is no hit to draw")
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        draw_rankings(rows, f"green: likely, red: {NOT_IN_GALLERY}").save(temporary)
-        os.replace(temporary, path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"--save {path} cannot be written ({reason})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,55 +1,33 @@
 """Stored images: opened for their size, and decoded later, a large JPEG at a fraction of it."""
 
-import io
 import math
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
+from images_mra import decode_picture as decode
+from images_mra import open_picture, upright_size
 from mra_training.regions import Crop
 
 
+__all__ = ["REDUCTIONS", "crop_reduced", "decode", "largest_reduction", "open_image", "upright_size"]
+
 REDUCTIONS = (8, 4, 2)  # what libjpeg decodes for less
-_ORIENTATION = ExifTags.Base.Orientation
-_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
 
 
-def open_image(stored: dict) -> Image.Image:
+def open_image(stored: dict | None) -> Image.Image:
     """
-    Opens an image of a prepared set without decoding it.
+    Open an image of a prepared set without decoding it.
 
     Args:
         stored: `bytes`, or the `path` of a file where they are None, as `datasets.Image(decode=False)` gives them.
 
     Raises:
-        OSError: if it is no image.
+        ValueError: if the row has no image.
+        OSError: if it is not an image.
     """
-    return Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened image once it is turned as its EXIF orientation says."""
-    sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
-    return (image.height, image.width) if sideways else image.size
-
-
-def decode(image: Image.Image, reduction: int = 1) -> Image.Image:
-    """
-    Decodes an opened image: upright, RGB.
-
-    Args:
-        image: from [`open_image`], not decoded yet.
-        reduction: 1, or one of `REDUCTIONS` to decode a JPEG at that part of its width and height, rounded up. Other
-            formats, and JPEGs that cannot be decoded so, come whole: compare the result's size.
-
-    Raises:
-        OSError: if it is broken.
-    """
-    if reduction > 1:
-        image.draft("RGB", (image.width // reduction, image.height // reduction))
-    image.load()
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if stored is None:
+        raise ValueError("it has no image.")
+    return open_picture(stored["path"] if stored["bytes"] is None else stored["bytes"])
 
 
 def largest_reduction(crop: Crop, size: tuple[int, int], height: int, width: int) -> int:

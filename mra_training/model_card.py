@@ -49,7 +49,7 @@ processor = AutoProcessor.from_pretrained("{repository}", trust_remote_code=True
 ## Search with it
 
 ```python
-images = [Image.open(path).convert("RGB") for path in paths]
+images = [Image.open(path) for path in paths]
 with torch.no_grad():
     gallery = model.get_image_features(processor(images=images)["pixel_values"])
     query = model.get_text_features(**processor(text="a woman in a red coat with a black backpack"))

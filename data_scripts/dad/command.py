@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from data_scripts.dad.config import FactoryConfig, load_config, make_parser
+from mra_common.command_line import plain_errors
 
 
 def run_stage(
@@ -33,13 +34,12 @@ def run_stage(
     with_plain_errors(name, lambda: run(config))
 
 
-def with_plain_errors(name: str, work: Callable[[], None]) -> None:
-    """Does some work; bad input ends the process with a message and no traceback."""
+def with_plain_errors(name: str, work: Callable[[], None], output: str | None = None) -> None:
+    """Do some work; bad input, or a disk that `output` fills, ends the process with a message and no traceback."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        work()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"{name}: {error}") from None
+        with plain_errors(name, output):
+            work()
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command goes on where it stopped", file=sys.stderr)
         raise SystemExit(130) from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data_scripts.dad.files import write_whole
+from images_mra import to_rgb
 from mra_retrieval.figures import GREY, INK, LINE, PLACEHOLDER, WHITE, wrap_text
 
 
@@ -91,7 +92,7 @@ def save_picture(image: Image.Image, path: str | Path) -> None:
 
 def _draw_picture(canvas, draw, corner, picture: Picture, label_lines: int) -> None:
     left, top = corner
-    shown = ImageOps.contain(picture.image.convert("RGB"), _FRAME, Image.Resampling.BICUBIC)
+    shown = ImageOps.contain(to_rgb(picture.image), _FRAME, Image.Resampling.BICUBIC)
     draw.rectangle((left, top, left + _FRAME[0] - 1, top + _FRAME[1] - 1), fill=PLACEHOLDER)
     x, y = left + (_FRAME[0] - shown.width) // 2, top + (_FRAME[1] - shown.height) // 2
     canvas.paste(shown, (x, y))

@@ -12,6 +12,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from images_mra import read_picture
+
 
 _EMBEDDING_CHANNELS = (16, 32, 96, 256)  # of the published ControlNet, one halving between two of them
 CONDITION_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -176,7 +178,7 @@ class Conditions:
         """
         if self.folder is None:
             return torch.full((3, *self.image_size), float(self.kind == "white"))
-        return to_pixels(Image.open(self._find(row)).convert("RGB"), self.image_size)
+        return to_pixels(read_picture(self._find(row)), self.image_size)
 
     def _find(self, row: int) -> Path:
         paths = [self.folder / f"{row}{suffix}" for suffix in CONDITION_SUFFIXES]

@@ -94,7 +94,7 @@ class _Scorer:
                 picture = load_picture(self.images / row["file_path"])
             except FileNotFoundError:
                 open_picture(self.images, row)  # a row without its file is no broken picture: says so
-            except (OSError, SyntaxError):  # Pillow raises the latter on some broken files
+            except (OSError, ValueError):
                 rows.append(scores | {"decodes": False})
                 continue
             scores |= {**measure_image(picture), "hash": perceptual_hash(picture)}

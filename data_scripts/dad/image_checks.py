@@ -3,13 +3,14 @@
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy.fft import dctn
 from scipy.ndimage import laplace
+
+from images_mra import read_picture
 
 
 MEASURED_SIZE = (64, 128)  # width, height: sharpness and detail mean the same at any resolution
@@ -73,14 +74,10 @@ def load_picture(source: Any) -> Image.Image:
     Gives the RGB picture of a PIL image, a row with an "image", or a path, decoded whole.
 
     Raises:
-        OSError: if the file is missing or does not decode.
+        OSError: if the file is missing.
+        ValueError: if it does not decode.
     """
-    if isinstance(source, dict):
-        source = source["image"]
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    with Image.open(Path(source)) as image:
-        return image.convert("RGB")
+    return read_picture(source["image"] if isinstance(source, dict) else source)
 
 
 # Near-duplicates

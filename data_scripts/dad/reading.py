@@ -44,7 +44,7 @@ def open_picture(images: Path, row: dict[str, Any]) -> Image.Image:
     path = images / row["file_path"]
     try:
         return load_picture(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}. Remove {images} and generate it again.") from None
 
 

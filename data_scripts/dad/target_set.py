@@ -4,6 +4,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from images_mra import read_picture
+from mra_retrieval.encode import undecoded
 from mra_training.splits import load_split
 
 
@@ -19,7 +21,7 @@ def load_target(name: str, split: str = "train") -> Dataset | None:
         split: `train` or `validation`.
 
     Returns:
-        Rows with `image`, `captions` and `image_id`, or None if the set has no validation split.
+        Rows with `image` (as it is stored), `captions` and `image_id`, or None if the set has no validation split.
 
     Raises:
         ValueError: if there is no such set, it cannot be read, or it is of another kind.
@@ -41,7 +43,7 @@ def load_target(name: str, split: str = "train") -> Dataset | None:
             f"`common.dataset` {name!r} has no column {', '.join(map(repr, missing))}, only {', '.join(rows.column_names)}: "
             "name a set of images with captions as prepare_pedes writes it."
         )
-    return rows
+    return rows if rows is None else undecoded(rows)
 
 
 def read_target(rows: Dataset, row: int) -> dict[str, Any]:
@@ -53,8 +55,8 @@ def read_target(rows: Dataset, row: int) -> dict[str, Any]:
     """
     try:
         item = rows[row]
-        return item | {"image": item["image"].convert("RGB")}
-    except (OSError, SyntaxError) as error:  # Pillow raises the latter on some broken files
+        return item | {"image": read_picture(item["image"])}
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"`common.dataset`: the image of row {row} (counting from 0) of the split cannot be read: {error}. Prepare the "
             "set again without it."

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -24,6 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from data_scripts.dad.command import with_plain_errors
 from data_scripts.dad.diffusion import import_diffusers, to_pixels
+from images_mra import read_picture
 
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
@@ -168,7 +168,7 @@ def read_images(folder: str | Path, image_size: Sequence[int], seed: int) -> tor
     if not paths:
         raise ValueError(f"--images {folder} holds no .jpg or .png file.")
     paths = random.Random(seed).sample(paths, min(_IMAGES, len(paths)))
-    return torch.stack([to_pixels(Image.open(path).convert("RGB"), list(image_size)) for path in paths])
+    return torch.stack([to_pixels(read_picture(path), list(image_size)) for path in paths])
 
 
 def build(

@@ -42,6 +42,8 @@ from transformers import (
     YolosImageProcessor,
 )
 
+from images_mra import read_picture
+from mra_retrieval.encode import undecoded
 from mra_training.splits import load_split
 
 
@@ -216,12 +218,12 @@ def train_blip(folder: str | Path, dataset: Dataset, steps: int, seed: int = 0, 
     """
     model, processor = BlipForConditionalGeneration.from_pretrained(folder), BlipProcessor.from_pretrained(folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    generator, losses = torch.Generator().manual_seed(seed), []
+    dataset, generator, losses = undecoded(dataset), torch.Generator().manual_seed(seed), []
     with torch.random.fork_rng(devices=[]):  # dropout
         torch.manual_seed(seed)
         for _ in tqdm(range(steps), desc="captions"):
             rows = [dataset[row] for row in torch.randint(len(dataset), (batch_size,), generator=generator).tolist()]
-            images, texts = [row["image"].convert("RGB") for row in rows], [row["captions"][0] for row in rows]
+            images, texts = [read_picture(row["image"]) for row in rows], [row["captions"][0] for row in rows]
             inputs = processor(images=images, text=texts, padding=True, return_tensors="pt")
             labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
             loss = model(**inputs, labels=labels).loss

@@ -1,0 +1,368 @@
+"""Pictures of any file format, depth and metadata -> upright 8-bit RGB, in one way for all that read them."""
+
+import io
+import numbers
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+
+_ORIENTATION = ExifTags.Base.Orientation
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
+
+_TIFF_BITS = 258  # tag: BitsPerSample
+_TIFF_POINTERS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
+_TIFF_UNUSED = (65000, 1, 1, 0)  # tag of the range that TIFF leaves to private use, type, count and value of a byte
+# What says where the pixels lie and what they mean, JPEG in TIFF included.
+_TIFF_PIXELS = {
+    *range(254, 260),
+    262,
+    266,
+    273,
+    *range(277, 280),
+    284,
+    317,
+    *range(320, 326),
+    332,
+    *range(338, 342),
+    347,
+}
+_TIFF_PIXELS |= {*range(512, 522), *range(529, 533)}
+_SHORT = 3  # type of a TIFF tag
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"eXIf")
+_PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+
+_JPEG_START = b"\xff\xd8"
+_JPEG_SCAN = 0xDA
+_JPEG_COMMENT = 0xFE
+_JPEG_LEAST = {0xE0: 14, 0xEE: 12}  # JFIF and Adobe say how colours are stored; bytes that whole ones have
+
+
+# Opening and decoding
+
+
+def open_picture(source: bytes | str | Path) -> Image.Image:
+    """
+    Open a picture without decoding its pixels; metadata that Pillow cannot read are left out.
+
+    Args:
+        source: the bytes of an image file, or its path.
+
+    Returns:
+        The opened picture, for [`upright_size`] and [`decode_picture`].
+
+    Raises:
+        OSError: if the file cannot be read, is not an image (`PIL.UnidentifiedImageError`) or has more pixels than Pillow
+            allows.
+    """
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    content = _texts_before_pixels(content)
+    try:
+        image = Image.open(io.BytesIO(content))
+        if image.format == "TIFF":
+            _read_pointers(image)
+        return image
+    except Exception as error:  # Pillow's parsers of metadata raise whatever they meet, struct.error and KeyError too
+        bare = without_metadata(content)
+        try:
+            if bare != content:
+                return Image.open(io.BytesIO(bare))
+        except Exception:  # it is not the metadata: the first error says what it is
+            pass
+        raise _as_os_error(error) from error
+
+
+def read_orientation(image: Image.Image) -> int:
+    """
+    Return the EXIF orientation of an opened picture, 1 to 8; 1 where it has none or one that means nothing.
+
+    Of a decoded TIFF it is 1, since Pillow turns those as it decodes them.
+    """
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # broken EXIF, for which Pillow raises many kinds: the picture stays as it is stored
+        return 1
+    return int(value) if isinstance(value, numbers.Real) and value in _TURNS else 1
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of an opened picture once it is turned as its EXIF orientation says."""
+    if image.format == "TIFF":  # its size is the turned one from the start
+        return image.size
+    return (image.height, image.width) if read_orientation(image) in _SIDEWAYS else image.size
+
+
+def decode_picture(image: Image.Image, reduction: int = 1) -> Image.Image:
+    """
+    Decode an opened picture: upright, 8-bit RGB as [`to_rgb`] gives it.
+
+    Args:
+        image: from [`open_picture`], not decoded yet, or any Pillow image.
+        reduction: 1, or 2, 4 or 8 to decode a JPEG at that part of its width and height, rounded up. Other formats, and
+            JPEGs that cannot be decoded so, come whole: compare the result's size.
+
+    Raises:
+        OSError: if its pixels are broken or of a kind that has no RGB.
+    """
+    try:
+        if reduction > 1:
+            image.draft("RGB", (image.width // reduction, image.height // reduction))
+        image.load()
+        rgb = to_rgb(image)
+    except Exception as error:  # Pillow's decoders raise whatever they meet, SyntaxError and struct.error too
+        raise _as_os_error(error) from error
+    turn = _TURNS.get(
+        read_orientation(image)
+    )  # not by ImageOps.exif_transpose, which writes the EXIF again and may fail
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def read_picture(source: bytes | str | Path | dict | Image.Image | None) -> Image.Image:
+    """
+    Read a picture: upright, 8-bit RGB.
+
+    Args:
+        source: the bytes of an image file, its path, both as `datasets.Image(decode=False)` gives them, or an image that is
+            open already.
+
+    Raises:
+        ValueError: with the reason, if it is not an image, or a broken one.
+        OSError: if there is a path and it cannot be read.
+    """
+    if isinstance(source, dict):
+        source = source["path"] if source["bytes"] is None else source["bytes"]
+    if source is None:
+        raise ValueError("there is no image")
+    if isinstance(source, (str, Path)):
+        source = Path(source).read_bytes()
+    if isinstance(source, bytes) and not source:
+        raise ValueError("the file is empty")
+    try:
+        return decode_picture(source if isinstance(source, Image.Image) else open_picture(source))
+    except Image.UnidentifiedImageError:
+        raise ValueError("not an image that Pillow can read") from None
+    except OSError as error:
+        raise ValueError(f"the image is damaged ({error})") from None
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """Return what Pillow raised as the one kind that callers expect of a broken picture."""
+    return error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
+
+
+# Colours
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """
+    Convert a picture of any mode to 8-bit RGB.
+
+    - 16-bit grey is divided by 257 (TIFF of fewer bits by its own range), where Pillow would clip it to white.
+    - 32-bit integers and floats: values in 0..1 (floats) are multiplied by 255, values in 0..255 stay, integers in 0..65535
+      count as 16 bits, and anything else is stretched from its least to its largest value. NaN and negative infinity become
+      the least, infinity the largest value.
+    - Transparency is dropped and the colours below it are kept, as the published code does.
+    - Everything else is Pillow's `convert("RGB")`.
+
+    Args:
+        image: any Pillow image; decoded if it is not yet.
+
+    Returns:
+        The picture itself where it is RGB already.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_to_grey(image)).convert("RGB")
+    if image.mode in ("La", "RGBa"):  # premultiplied: Pillow undoes it only on the way to transparency
+        image = image.convert(f"{image.mode[:-1]}A")
+    if "transparency" in image.info:  # Pillow would warn of it, or fail at one that the palette does not have
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")
+
+
+def _to_grey(image: Image.Image) -> np.ndarray:
+    """Scale a picture of one deep channel to `(height, width)` uint8."""
+    white = _white_level(image)  # before decoding, which may drop what is known of the file
+    values = np.asarray(image).astype(np.float64)
+    finite = values[np.isfinite(values)]
+    least, largest = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    values = np.nan_to_num(values, nan=least, posinf=largest, neginf=least)
+    if white is None and image.mode == "F" and least >= 0 and largest <= 1:
+        white = 1.0
+    elif white is None and least >= 0 and largest <= 255:
+        white = 255.0
+    elif white is None and image.mode == "I" and least >= 0 and largest <= 65535:
+        white = 65535.0
+    if white is None:
+        values, white = values - least, max(largest - least, np.finfo(np.float64).tiny)
+    return np.floor(np.clip(values / white, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _white_level(image: Image.Image) -> float | None:
+    """Return the value of white that the file's format fixes, or None."""
+    if image.mode.startswith("I;16"):
+        bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, (16,))[0]
+        return float(2 ** min(max(bits, 8), 16) - 1)
+    # Pillow stretches a grey map (PGM) of more than 8 bits to 16.
+    return 65535.0 if image.mode == "I" and image.format == "PPM" else None
+
+
+# Metadata
+
+
+def without_metadata(content: bytes, orientation: int = 1) -> bytes:
+    """
+    Return a JPEG, PNG or TIFF without what is no pixel, its pixels untouched; other contents as they came.
+
+    Args:
+        content: of an image file.
+        orientation: written into a JPEG, as its only EXIF; 1 for none.
+    """
+    if content.startswith(_JPEG_START):
+        return _bare_jpeg(content, orientation)
+    if content.startswith(_PNG_START):
+        kept = [chunk for kind, chunk in _png_chunks(content) if kind in _PNG_PIXELS]
+        return content[: len(_PNG_START)] + b"".join(kept)
+    if content[:4] in (b"II*\0", b"MM\0*"):
+        return _bare_tiff(content)
+    return content
+
+
+def storable_picture(content: bytes) -> bytes:
+    """
+    Return the bytes of a picture to store, so that every reader gets the same pixels of them.
+
+    What `datasets.Image` decodes and `convert("RGB")` turns into what [`read_picture`] gives is returned as it is. Where
+    metadata would stop it, a JPEG loses them and keeps its orientation, and another format becomes an upright PNG. A picture
+    of more than 8 bits becomes an 8-bit PNG.
+
+    Raises:
+        OSError: if it is not an image or its pixels are broken.
+    """
+    # A JPEG decoded at an eighth of its size is read to its last byte, and costs little.
+    try:
+        image = Image.open(io.BytesIO(content))
+        is_plain = _reads_as_everywhere(image)
+    except Exception:  # of any kind, by metadata or pixels: what follows tells which
+        is_plain = False
+    if is_plain:
+        return content
+    opened = open_picture(content)
+    if content.startswith(_JPEG_START):
+        decode_picture(opened, 8)
+        return without_metadata(content, read_orientation(opened))
+    buffer = io.BytesIO()
+    rgb = decode_picture(opened)
+    (rgb.convert("L") if opened.mode in ("I", "F") or opened.mode.startswith("I;16") else rgb).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _reads_as_everywhere(image: Image.Image) -> bool:
+    """Do to an opened picture what `datasets.Image` does; return whether `convert("RGB")` then gives what we read."""
+    image.draft(None, (1, 1))
+    image.load()
+    if image.getexif().get(_ORIENTATION) not in (None, 1):
+        ImageOps.exif_transpose(image)
+    if "transparency" in image.info:
+        image.convert("RGB")
+    return image.mode not in ("I", "F", "La", "RGBa") and not image.mode.startswith("I;16")
+
+
+def _bare_jpeg(content: bytes, orientation: int) -> bytes:
+    parts = [_JPEG_START]
+    if orientation != 1:
+        exif = Image.Exif()
+        exif[_ORIENTATION] = orientation
+        payload = exif.tobytes()
+        parts.append(struct.pack(">BBH", 0xFF, 0xE1, len(payload) + 2) + payload)
+    position = len(_JPEG_START)
+    while position + 4 <= len(content) and content[position] == 0xFF:
+        marker = content[position + 1]
+        if marker == 0xFF:  # a byte of filling
+            position += 1
+            continue
+        if marker == _JPEG_SCAN:
+            break
+        length = struct.unpack_from(">H", content, position + 2)[0]
+        end = position + 2 + length
+        is_metadata = 0xE0 <= marker <= 0xEF or marker == _JPEG_COMMENT
+        if not is_metadata or length - 2 >= _JPEG_LEAST.get(marker, len(content)):
+            parts.append(content[position:end])
+        position = end
+    return b"".join([*parts, content[position:]])
+
+
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield kind and bytes of the chunks of a PNG; what is cut off comes last, as it is."""
+    position = len(_PNG_START)
+    while position + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, position)
+        yield kind, content[position : position + 12 + length]
+        position += 12 + length
+
+
+def _texts_before_pixels(content: bytes) -> bytes:
+    """Move texts and EXIF of a PNG to the front: behind the pixels, Pillow reads them only after decoding."""
+    if not content.startswith(_PNG_START):
+        return content
+    tail = content.rfind(b"IDAT")
+    if not any(kind in content[tail:] for kind in _PNG_TEXTS):
+        return content
+    chunks = list(_png_chunks(content))
+    first = next((place for place, (kind, _) in enumerate(chunks) if kind == b"IDAT"), len(chunks))
+    moved = [chunk for kind, chunk in chunks[first:] if kind in _PNG_TEXTS]
+    stay = [chunk for kind, chunk in chunks[first:] if kind not in _PNG_TEXTS]
+    return b"".join([content[: len(_PNG_START)], *(chunk for _, chunk in chunks[:first]), *moved, *stay])
+
+
+def _read_pointers(image: Image.Image) -> None:
+    """Read what Pillow reads of a TIFF as it decodes it, where it is too late to leave it out."""
+    exif = image.getexif()
+    for pointer in _TIFF_POINTERS:
+        if pointer in exif:
+            exif.get_ifd(pointer)
+
+
+def _bare_tiff(content: bytes) -> bytes:
+    """Blank the tags of a TIFF that are no pixels: EXIF, GPS, XMP, profiles and an orientation that is no number."""
+    order = "<" if content[:2] == b"II" else ">"
+    patched = bytearray(content)
+    try:
+        (start,) = struct.unpack_from(f"{order}I", content, 4)
+        (count,) = struct.unpack_from(f"{order}H", content, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, number = struct.unpack_from(f"{order}HHI", content, entry)
+            is_turn = tag == _ORIENTATION and (kind, number) == (_SHORT, 1)
+            if tag not in _TIFF_PIXELS and not is_turn:
+                struct.pack_into(f"{order}HHII", patched, entry, *_TIFF_UNUSED)
+    except struct.error:  # cut off: nothing is to be gained
+        return content
+    return bytes(patched)
+
+
+__all__ = [
+    "decode_picture",
+    "open_picture",
+    "read_orientation",
+    "read_picture",
+    "storable_picture",
+    "to_rgb",
+    "upright_size",
+    "without_metadata",
+]

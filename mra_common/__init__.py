@@ -1,0 +1,1 @@
+"""What commands share that need none of the heavy libraries."""

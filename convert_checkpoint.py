@@ -12,9 +12,7 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +36,7 @@ from mra_training.published_layout import (
     refuse_other_layouts,
     to_published,
 )
+from mra_training.weight_files import load_tensors
 from processing_mra import MRAImageProcessor, MRAProcessor
 
 
@@ -47,13 +46,6 @@ PUBLISHED_CONFIG = "published_config.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # entries that hold a state dict
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
-# What pickled numbers and arrays of NumPy are made of, under the names of NumPy 1 and 2; none of them runs code.
-NUMPY_GLOBALS = [
-    np.ndarray,
-    np.dtype,
-    *{type(np.dtype(code)) for code in np.typecodes["All"]},
-    *((getattr(np._core.multiarray, n), f"numpy.{c}.multiarray.{n}") for n in ("scalar", "_reconstruct") for c in ("core", "_core")),
-]  # fmt: skip
 
 
 @dataclass
@@ -173,7 +165,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict | N
         ValueError: if the file is missing, damaged, of another model, holds anything else or weights that are not finite.
     """
     path = Path(path)
-    content = _load(path)
+    content = load_tensors(path, "checkpoint")
     state_dict, stored = content, None
     wrappers = [name for name in WRAPPERS if name in content] if isinstance(content, Mapping) else []
     if len(wrappers) > 1:
@@ -204,45 +196,6 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict | N
         raise ValueError(f"{path}: {error}") from error
     _refuse_infinite(path, state_dict)
     return state_dict, stored
-
-
-def _load(path: Path):
-    """Unpickle a file of tensors, with sentences for what is downloaded in its place."""
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no file"
-        raise ValueError(f"`checkpoint`: {what} at {str(path)!r}; expected a released .pth")
-    try:
-        with path.open("rb") as file:
-            head = file.read(512).lstrip()
-        is_archive = zipfile.is_zipfile(path)
-    except OSError as error:
-        raise ValueError(f"`checkpoint`: {str(path)!r} cannot be read ({error.strerror or error})") from error
-    again = "download it again"
-    if not head:
-        raise ValueError(f"{path} is empty: {again}")
-    if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a Git LFS pointer, not the file it stands for: run `git lfs pull`, or {again}")
-    if head[:1] == b"<":
-        raise ValueError(
-            f"{path} is a web page (HTML), not a checkpoint: {again}, in a browser if the site asks to confirm"
-        )
-    if head.startswith(b"PK") and not is_archive:
-        raise ValueError(
-            f"{path} cannot be read: it is cut off, its {path.stat().st_size} bytes lack the end of the archive; {again}"
-        )
-    try:
-        with torch.serialization.safe_globals(NUMPY_GLOBALS):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged pickle fails in more ways than can be listed
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if foreign:
-            reason = f"it holds {foreign[1]}, which could run code: save its tensors and a plain `config` alone"
-        else:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            reason = f"it is damaged, cut off or of another format ({first}): {again}"
-        raise ValueError(f"{path} cannot be read as tensors and plain values: {reason}") from error
 
 
 def _strip_prefixes(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Models and processors from a folder or the Hub, with errors that say what is wrong with it."""
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
 from configuration_mra import MRAConfig
@@ -36,8 +37,11 @@ def load_model(
         model, loading = MRAForImageTextRetrieval.from_pretrained(
             path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
         )
-    except OSError as error:
-        raise ValueError(f"model {path} has no weights that can be read ({error})") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"model {path} has no weights that can be read ({error}): a file of weights is missing, cut off or not what it "
+            "should be; download or save the model again"
+        ) from error
     if loading["missing_keys"]:
         names = sorted(loading["missing_keys"])
         raise ValueError(

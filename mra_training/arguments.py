@@ -262,13 +262,13 @@ class FinetuneDataArguments(DataArguments):
         },
     )
     eda_probability: float = field(
-        default=0.5,
+        default=1.0,
         metadata={
             "help": "Chance of changing a caption at all; an unchanged one repeats the plain losses. Published: 1."
         },
     )
     eda_style: Literal["content_words", "published"] = field(
-        default="content_words",
+        default="published",
         metadata={
             "help": "Details of the operations: `content_words` neither replaces function words nor inserts synonyms of "
             "them, takes any synonym and any place; `published` does as the published code."

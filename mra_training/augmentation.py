@@ -8,6 +8,7 @@ import warnings
 
 OPERATIONS = ("synonym_replacement", "random_insertion", "random_swap", "random_deletion")
 WORDNET_OPERATIONS = ("synonym_replacement", "random_insertion")
+PARTS_OF_SPEECH = ("adj", "adv", "noun", "verb")
 
 # Words that carry no attribute of a person: neither replaced by synonyms nor a source of insertions.
 FUNCTION_WORDS = frozenset(
@@ -52,7 +53,7 @@ class WordNetSynonyms:
         keep_numerals: list a synonym without letters (`2` for "two") as the empty text that cleaning leaves of it.
 
     Raises:
-        ValueError: if WordNet is not installed where nltk looks for it.
+        ValueError: if WordNet is not installed where nltk looks for it, or damaged.
     """
 
     def __init__(self, keep_numerals: bool = False):
@@ -61,6 +62,7 @@ class WordNetSynonyms:
         self._process = None
         self._reader = None
         self._synonyms = {}
+        _check_wordnet(self._root)  # nltk ends in errors of many kinds on a damaged file, or in none
         self._open()
 
     def __call__(self, word: str) -> list[str]:
@@ -296,10 +298,45 @@ def _open_wordnet(root):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The multilingual functions are not available")
             reader = EnglishWordNet(root, None)
-        for part_of_speech in ("adj", "adv", "noun", "verb"):  # opened by the reader only when first needed
+        for part_of_speech in PARTS_OF_SPEECH:  # opened by the reader only when first needed
             reader.open(f"data.{part_of_speech}").close()
         return reader
     except (LookupError, OSError) as error:
-        raise ValueError(
-            f"WordNet in {root} is incomplete ({error}). Install it again with `python -m nltk.downloader wordnet`."
-        ) from error
+        raise _incomplete(root, error) from error
+
+
+def _check_wordnet(root) -> None:
+    """Check that index and data files of every part of speech name the same synsets, so that none is cut or overwritten."""
+    for part_of_speech in PARTS_OF_SPEECH:
+        index, data = f"index.{part_of_speech}", f"data.{part_of_speech}"
+        listed, stored, position = set(), set(), 0
+        for line in _read_lines(root, index):
+            if line.startswith(b" "):  # the licence
+                continue
+            words = line.split()
+            # lemma, part, number of synsets, number of pointers and as many, two counts, and the offsets (wndb(5WN))
+            is_whole = len(words) > 3 and words[3].isdigit() and line.endswith(b"\n")
+            listed.update(words[6 + int(words[3]) :] if is_whole else [line])
+        for line in _read_lines(root, data):
+            if line[:8] == b"%08d" % position and line.endswith(b"\n"):
+                stored.add(line[:8])
+            position += len(line)
+        if listed != stored:
+            raise ValueError(
+                f"WordNet in {root} is damaged: {len(listed ^ stored):,} synsets are not in both of {index} and {data}. "
+                "Install it again with `python -m nltk.downloader --force wordnet`."
+            )
+
+
+def _read_lines(root, name: str) -> list[bytes]:
+    try:
+        with root.join(name).open() as file:
+            return file.read().splitlines(keepends=True)
+    except OSError as error:
+        raise _incomplete(root, error) from error
+
+
+def _incomplete(root, error: Exception) -> ValueError:
+    return ValueError(
+        f"WordNet in {root} is incomplete ({error}). Install it again with `python -m nltk.downloader wordnet`."
+    )

@@ -1,16 +1,19 @@
 """Starting points of a run: official Swin and BERT weights, or a pretrained MRA at another image size."""
 
 import logging
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.models import load_state_dict_from_hf
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
 from mra_training.published_layout import BIAS_TABLE, is_derived_buffer, resize_bias_table, shift_downsample
+from mra_training.weight_files import first_line, load_tensors
 
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,9 @@ def load_swin_weights(model: MRAForPreTraining, source: str) -> None:
                 f"`vision_weights`: no file {source!r}. Give the path of swin_base_patch4_window7_224_22k.pth, or "
                 "`timm` to take the same weights from the Hub."
             )
-        state_dict = torch.load(source, map_location="cpu", weights_only=True)
+        state_dict = load_tensors(Path(source), "vision_weights")
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"`vision_weights`: {source!r} must hold a state dict, got a {type(state_dict).__name__}")
         state_dict = {shift_downsample(k, 1): v for k, v in state_dict.get("model", state_dict).items()}
     weights = {k: v for k, v in state_dict.items() if not k.startswith("head.") and not is_derived_buffer(k)}
     _load_part(model.mra.vision_model.swin, _fit_bias_tables(weights, model.config), source)
@@ -58,7 +63,13 @@ def load_bert_weights(model: MRAForPreTraining, source: str) -> None:
     """
     from transformers import AutoModelForMaskedLM
 
-    bert, report = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True)
+    try:
+        bert, report = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True)
+    except (OSError, ValueError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"`text_weights`: no BERT can be read from {source!r} ({first_line(error)}): give the folder or Hub id of one, or "
+            "download it again"
+        ) from error
     if report["missing_keys"]:
         logger.warning(f"{source} lacks {', '.join(sorted(report['missing_keys']))}: initialised anew.")
     state_dict = bert.state_dict()
@@ -94,7 +105,13 @@ def load_for_finetuning(source: str, **overrides) -> MRAForPreTraining:
         The model. Projections of another kind or width than the source's are initialised anew, as the published
         fine-tuning of RSTPReid does.
     """
-    pretrained = MRAForPreTraining.from_pretrained(source)
+    try:
+        pretrained = MRAForPreTraining.from_pretrained(source)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"`model_name_or_path`: no weights can be read from {source!r} ({first_line(error)}): download or save the model "
+            "again"
+        ) from error
     fields = pretrained.config.to_dict()
     for name, value in overrides.items():
         fields[name] = {**fields[name], **value} if isinstance(value, Mapping) else value

@@ -43,7 +43,7 @@ def create_accelerator(args) -> Accelerator:
         ValueError: if a tracker is unknown or not installed.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it tells of every file and of the tied weights
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # at INFO it names every file that it writes
     on_cpu = os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu" or not torch.accelerator.is_available()
     backend = {"backend": "gloo"} if on_cpu and "LOCAL_RANK" in os.environ else {}  # DeepSpeed would take nccl
     return Accelerator(

@@ -339,3 +339,15 @@ def test_nltk_data_variable(wordnet, tmp_path):
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         CaptionAugmenter(**options)
+
+
+@pytest.mark.parametrize("name", ["data.noun", "index.noun", "data.adj", "index.verb"])
+@pytest.mark.parametrize("damage", ["cut", "zeroed", "empty"])
+def test_damaged_wordnet_is_refused_before_training(tmp_path, monkeypatch, name, damage):
+    path = write_wordnet(tmp_path / "corpora" / "wordnet") / name
+    monkeypatch.setattr("nltk.data.path", [str(tmp_path)])
+    content = path.read_bytes()
+    damaged = {"cut": content[:-3], "zeroed": content[:-12] + bytes(12), "empty": b""}[damage]
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"WordNet in .* is (damaged|incomplete).*nltk.downloader"):
+        WordNetSynonyms()

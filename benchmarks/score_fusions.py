@@ -1,0 +1,69 @@
+"""Compare the fusions of scores on several models: each fusion on the test split, and the one chosen on validation.
+
+    python benchmarks/score_fusions.py --models outputs/augmentation/ours_seed*/final --dataset data/sample/arrow/pedes
+
+Models that differ in their seed alone give paired differences to the chosen fusion. The choice is `choose_retrieval`'s on the
+validation split; the test split is read once per model and chooses nothing. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import statistics
+
+from datasets import load_dataset
+
+from mra_retrieval import choose_retrieval, evaluate_retrieval
+from mra_retrieval.evaluation import RetrievalResult
+from mra_retrieval.loading import load_model, load_processor
+
+
+CHOSEN = "chosen"
+FIXED = ("similarity", "single", "published", "posterior 1")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Evaluate every model on both splits and print the mean metrics of each fusion and their difference to the chosen one."""
+    args = make_parser().parse_args(argv)
+    splits = load_dataset(args.dataset)
+    runs, choices = [], {}
+    for model in args.models:
+        validation = choose_retrieval(evaluate(model, splits["validation"], args), f"{args.dataset} validation")
+        tried = choose_retrieval(evaluate(model, splits["test"], args), f"{args.dataset} test").tried_fusions
+        choices[model] = validation.fusion
+        runs.append({name: tried[name] for name in FIXED} | {CHOSEN: tried[validation.fusion]})
+        print(f"{model}: {validation.fusion} is chosen; R@1 {runs[-1][CHOSEN]['R1']:.2f}", flush=True)
+    print(f"\n{'':<14}{'R@1':>16}{'mAP':>16}{'R@1 - chosen':>18}{'mAP - chosen':>18}")
+    results = {name: {metric: [run[name][metric] for run in runs] for metric in ("R1", "mAP")} for name in runs[0]}
+    for name, metrics in results.items():
+        pairs = [zip(values, results[CHOSEN][metric], strict=True) for metric, values in metrics.items()]
+        cells = [show(values) for values in metrics.values()]
+        cells += [show([ours - chosen for ours, chosen in pair]) for pair in pairs]
+        print(f"{name:<14}{cells[0]:>16}{cells[1]:>16}{cells[2]:>18}{cells[3]:>18}")
+    settings = {name: getattr(args, name) for name in ("dataset", "rerank_k", "models")}
+    print(json.dumps({"benchmark": "score_fusions"} | settings | {"choices": choices, "results": results}))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--models", nargs="+", required=True, help="model folders")
+    parser.add_argument("--dataset", required=True, help="prepared set with the splits validation and test")
+    parser.add_argument("--rerank_k", type=int, default=16, help="images re-ranked for each query")
+    parser.add_argument("--attn_implementation", choices=("sdpa", "eager"), default="eager")
+    return parser
+
+
+def evaluate(model: str, split, args: argparse.Namespace) -> RetrievalResult:
+    """Evaluate a model with re-ranking on one split."""
+    loaded = load_model(model, args.attn_implementation)
+    return evaluate_retrieval(loaded, load_processor(model), split, rerank_k=args.rerank_k)
+
+
+def show(values: list[float]) -> str:
+    """Lay out mean and standard deviation over the models."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.2f} ± {deviation:.2f}"
+
+
+if __name__ == "__main__":
+    main()

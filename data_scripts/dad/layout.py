@@ -302,7 +302,7 @@ def read_stage_rows(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     mend = f"Remove {path.parent} and run its stage again."
     try:
-        rows = list(read_rows(path))
+        rows = list(read_rows(path)) if path.stat().st_size else []  # a stage that keeps nothing writes no row
     except UnreadableJson as error:
         raise ValueError(f"{path}: line {error.row + 1} is no JSON object: {error.problem}. {mend}") from None
     for number, row in enumerate(rows, 1):

@@ -136,8 +136,8 @@ def read_picture(source: bytes | str | Path | dict | Image.Image | None) -> Imag
     Read a picture: upright, 8-bit RGB.
 
     Args:
-        source: the bytes of an image file, its path, both as `datasets.Image(decode=False)` gives them, or an image that is
-            open already.
+        source: the bytes of an image file, its path, both as `datasets.Image(decode=False)` gives them, an image that is open
+            already, or another object with Pillow's `convert`, which is then called as it is.
 
     Raises:
         ValueError: with the reason, if it is not an image, or a broken one.
@@ -151,6 +151,10 @@ def read_picture(source: bytes | str | Path | dict | Image.Image | None) -> Imag
         source = Path(source).read_bytes()
     if isinstance(source, bytes) and not source:
         raise ValueError("the file is empty")
+    if not isinstance(source, (bytes, Image.Image)):
+        if not hasattr(source, "convert"):
+            raise ValueError(f"expected an image, its bytes or its path, got {type(source).__name__}")
+        return source.convert("RGB")
     try:
         return decode_picture(source if isinstance(source, Image.Image) else open_picture(source))
     except Image.UnidentifiedImageError:

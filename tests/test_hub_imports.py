@@ -14,7 +14,7 @@ from tests.tiny import tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(ROOT.glob("*_mra.py"))
-ALLOWED = {"huggingface_hub", "numpy", "timm", "torch", "transformers"} | set(sys.stdlib_module_names)
+ALLOWED = {"PIL", "numpy", "huggingface_hub", "timm", "torch", "transformers"} | set(sys.stdlib_module_names)
 
 LOAD = """
 import sys

@@ -84,7 +84,9 @@ def test_figures_measured_otherwise_are_not_compared(tmp_path, caplog, change):
 
 def test_checkpoint_of_an_older_version_is_not_compared(tmp_path, caplog):
     state = TrainingState()
-    state.load_state_dict({"epoch": 3, "best_metric": 90.0, "best_epoch": 2})
+    older = TrainingState(epoch=3, best_metric=90.0, best_epoch=2).state_dict()
+    del older["best_measure"]
+    state.load_state_dict(older)
     assert record_best(ALONE, state, validated(40.0), EvaluationArguments(), tmp_path)
     assert "of an older version, which did not say how it was measured" in caplog.text
 

@@ -13,6 +13,7 @@ import yaml
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 
+from mra_common.command_line import writing_to
 from mra_retrieval import RetrievalChoice
 from mra_training.arguments import RECIPE_END, RECIPE_START, read_mapping
 from mra_training.checkpoint_manifest import (
@@ -165,18 +166,19 @@ class Checkpointer:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(unfinished))
-        if accelerator.is_main_process:
-            write_recipe(unfinished / RECIPE_FILE, self.recipe)
-            write_environment(unfinished)
-            metrics = self.folder.parent / METRICS_FILE
-            if metrics.is_file():
-                shutil.copyfile(metrics, unfinished / METRICS_FILE)
-        accelerator.wait_for_everyone()
-        write_manifest(accelerator, unfinished, step)
-        if accelerator.is_local_main_process:
-            flush_tree(unfinished)
-        accelerator.wait_for_everyone()
+        with writing_to(target):
+            accelerator.save_state(str(unfinished))
+            if accelerator.is_main_process:
+                write_recipe(unfinished / RECIPE_FILE, self.recipe)
+                write_environment(unfinished)
+                metrics = self.folder.parent / METRICS_FILE
+                if metrics.is_file():
+                    shutil.copyfile(metrics, unfinished / METRICS_FILE)
+            accelerator.wait_for_everyone()
+            write_manifest(accelerator, unfinished, step)
+            if accelerator.is_local_main_process:
+                flush_tree(unfinished)
+            accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             replace_folder(unfinished, target)
             overtaken = [folder for folder in _list_steps(self.folder, _SET_ASIDE) if step_of(folder) <= step]
@@ -478,13 +480,14 @@ def save_model(
         state_dict = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict.items()}  # torch.compile
         for name in unwrapped._tied_weights_keys:  # DeepSpeed copies what is tied
             state_dict.pop(name, None)
-        unwrapped.save_pretrained(unfinished, state_dict=state_dict)
-        processor.save_pretrained(unfinished)
-        if card is not None:
-            (unfinished / "README.md").write_text(card, encoding="utf-8")
-        if choice is not None:
-            choice.save(unfinished)
-        replace_folder(unfinished, folder)
+        with writing_to(folder):
+            unwrapped.save_pretrained(unfinished, state_dict=state_dict)
+            processor.save_pretrained(unfinished)
+            if card is not None:
+                (unfinished / "README.md").write_text(card, encoding="utf-8")
+            if choice is not None:
+                choice.save(unfinished)
+            replace_folder(unfinished, folder)
     accelerator.wait_for_everyone()
 
 

@@ -1,3 +1,4 @@
+import errno
 import logging
 import random
 import re
@@ -13,6 +14,7 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import save_file
 
 from modeling_mra import MRAForPreTraining
+from mra_common.command_line import FullDiskError
 from mra_training.arguments import read_mapping
 from mra_training.checkpoint_manifest import DamagedCheckpointError, read_manifest
 from mra_training.checkpointing import (
@@ -433,3 +435,17 @@ def test_recipe_of_a_run_shows_that_it_was_cut(tmp_path):
     path.write_bytes(bytes(len(whole)))
     with pytest.raises(ValueError, match="not readable as YAML"):
         read_mapping(path)
+
+
+def test_a_full_disk_names_the_model_folder(tmp_path, monkeypatch):
+    """The folder of before stays, whatever part of the new one could not be written."""
+    model, processor = MRAForPreTraining(tiny_config()), tiny_processor()
+    save_model(Accelerator(cpu=True), model, processor, tmp_path / "best", card="of before")
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(processor), "save_pretrained", full)
+    with pytest.raises(FullDiskError, match="best cannot be written: the disk is full"):
+        save_model(Accelerator(cpu=True), model, processor, tmp_path / "best", card="of after")
+    assert (tmp_path / "best" / "README.md").read_text() == "of before"

@@ -10,11 +10,10 @@ import argparse
 import json
 import statistics
 
-from datasets import load_dataset
-
 from mra_retrieval import choose_retrieval, evaluate_retrieval
 from mra_retrieval.evaluation import RetrievalResult
 from mra_retrieval.loading import load_model, load_processor
+from mra_retrieval.tables import load_table
 
 
 CHOSEN = "chosen"
@@ -24,7 +23,7 @@ FIXED = ("similarity", "single", "published", "posterior 1")
 def main(argv: list[str] | None = None) -> None:
     """Evaluate every model on both splits and print the mean metrics of each fusion and their difference to the chosen one."""
     args = make_parser().parse_args(argv)
-    splits = load_dataset(args.dataset)
+    splits = load_table(args.dataset)
     runs, choices = [], {}
     for model in args.models:
         validation = choose_retrieval(evaluate(model, splits["validation"], args), f"{args.dataset} validation")

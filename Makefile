@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := data/sample
 RUNS := outputs/sample
 CODE := configuration_mra.py images_mra.py layers_mra.py losses_mra.py modeling_mra.py processing_mra.py train_pretrain.py train_finetune.py \
-	eval_retrieval.py convert_checkpoint.py app.py mra_common mra_training mra_retrieval data_scripts metrics benchmarks tests
+	eval_retrieval.py convert_checkpoint.py app.py mra data_scripts metrics benchmarks tests
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-search demo-dad app test test-slow test-app test-server style quality clean
@@ -45,11 +45,11 @@ test-app: .venv-app/installed  ## Use the web page in a real browser (needs chro
 			echo "make test-app needs chromium and chromedriver; on Debian: sudo apt-get install chromium chromium-driver" >&2; exit 1; \
 		fi; \
 	fi
-	.venv-app/bin/python -m pytest -m app tests/test_app.py tests/test_app_browser.py tests/test_space.py
+	.venv-app/bin/python -m pytest -m app tests/scripts/test_app.py tests/scripts/test_app_browser.py tests/scripts/test_space.py
 
 test-server: .venv/installed  ## Test galleries on a real Milvus server (installs one, 60 MB; it listens on all addresses meanwhile)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server-test]'
-	$(BIN)/python -m pytest -m server tests/test_gallery.py tests/test_gallery_filter.py tests/test_gallery_server.py
+	$(BIN)/python -m pytest -m server tests/gallery/test_gallery.py tests/gallery/test_where.py tests/gallery/test_server.py
 
 app: .venv-app/installed  ## Serve the web page on the demo's model and gallery (after make demo-search)
 	.venv-app/bin/python app.py --model $(RUNS)/finetune/best --gallery $(RUNS)/search/gallery.db

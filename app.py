@@ -22,13 +22,13 @@ try:
 except ImportError as error:
     raise SystemExit(f"app.py: the web page needs gradio ({error}): pip install '.[app]'") from None
 
-from mra_retrieval import app_view as view
-from mra_retrieval.app_page import MAX_TEXT, Page
-from mra_retrieval.explain import draw_explanation
-from mra_retrieval.gallery import Gallery
-from mra_retrieval.gallery_arguments import TOKEN_VARIABLE
-from mra_retrieval.gallery_place import DEFAULT_COLLECTION
-from mra_retrieval.uploads import UploadLimits
+from mra.gallery.arguments import TOKEN_VARIABLE
+from mra.gallery.gallery import Gallery
+from mra.gallery.place import DEFAULT_COLLECTION
+from mra.retrieval.explain import draw_explanation
+from mra.web import view as view
+from mra.web.page import MAX_TEXT, Page
+from mra.web.uploads import UploadLimits
 
 
 EXAMPLES = [
@@ -45,7 +45,7 @@ A ranking is no identification: some image always comes first, also when the per
 - SDA and the models trained on it are for research only; the person-search sets have terms of their own.
 - Expect uneven errors: captions carry their writers' ideas of gender and age, crops come from few places, and rare clothes,
   darkness and small crops are found less often.
-- Whoever asks to be removed is removed for good by `python -m mra_retrieval.index remove --gallery GALLERY --keys KEY`: no
+- Whoever asks to be removed is removed for good by `python -m mra.gallery.index remove --gallery GALLERY --keys KEY`: no
   vector, token or copy stays.
 """
 

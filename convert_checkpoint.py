@@ -26,17 +26,17 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
-from mra_training.arguments import HubArguments
-from mra_training.checkpointing import replace_folder
-from mra_training.model_card import build_converted_card, push_folder
-from mra_training.published_layout import (
+from mra.common.weight_files import load_tensors
+from mra.training.arguments import HubArguments
+from mra.training.checkpointing import replace_folder
+from mra.training.model_card import build_converted_card, push_folder
+from mra.training.published_layout import (
     describe_config,
     from_published,
     infer_config,
     refuse_other_layouts,
     to_published,
 )
-from mra_training.weight_files import load_tensors
 from processing_mra import MRAImageProcessor, MRAProcessor
 
 

@@ -27,8 +27,10 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import save_file
 from transformers import HfArgumentParser
 
-from mra_common.command_line import plain_errors, try_folder
-from mra_retrieval import (
+from mra.common.command_line import plain_errors, try_folder
+from mra.common.loading import load_model, load_processor
+from mra.common.tables import load_table
+from mra.retrieval import (
     RankedQuery,
     RetrievalResult,
     draw_rankings,
@@ -36,13 +38,11 @@ from mra_retrieval import (
     format_table,
     fusion_candidates,
 )
-from mra_retrieval.encode import read_row, undecoded
-from mra_retrieval.evaluation import below_similarity
-from mra_retrieval.loading import load_model, load_processor
-from mra_retrieval.ranking import Ranking, find_ranking
-from mra_retrieval.retrieval_choice import AUTO
-from mra_retrieval.score_fusion import fusion_name
-from mra_retrieval.tables import load_table
+from mra.retrieval.encode import read_row, undecoded
+from mra.retrieval.evaluation import below_similarity
+from mra.retrieval.ranking import Ranking, find_ranking
+from mra.retrieval.retrieval_choice import AUTO
+from mra.retrieval.score_fusion import fusion_name
 
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets")

@@ -20,7 +20,7 @@ from accelerate.utils import set_seed
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from mra_training.arguments import (
+from mra.training.arguments import (
     EvaluationArguments,
     HubArguments,
     ModelArguments,
@@ -31,15 +31,15 @@ from mra_training.arguments import (
     parse_arguments,
     resolved_recipe,
 )
-from mra_training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
-from mra_training.collator import TrainingCollator
-from mra_training.data import build_pretraining_dataset
-from mra_training.metrics_log import LossWindow, MetricsLog
-from mra_training.model_card import build_card, push_folder
-from mra_training.model_setup import create_config, create_model, create_processor
-from mra_training.optim import create_optimizer, create_schedule
-from mra_training.order import make_sampler
-from mra_training.runtime import (
+from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
+from mra.training.collator import TrainingCollator
+from mra.training.data import build_pretraining_dataset
+from mra.training.metrics_log import LossWindow, MetricsLog
+from mra.training.model_card import build_card, push_folder
+from mra.training.model_setup import create_config, create_model, create_processor
+from mra.training.optim import create_optimizer, create_schedule
+from mra.training.order import make_sampler
+from mra.training.runtime import (
     StopSignal,
     configure_deepspeed,
     create_accelerator,
@@ -51,9 +51,9 @@ from mra_training.runtime import (
     show_banner,
     start_trackers,
 )
-from mra_training.splits import load_split
-from mra_training.streaming import make_streaming
-from mra_training.validation import record_best, validate
+from mra.training.splits import load_split
+from mra.training.streaming import make_streaming
+from mra.training.validation import record_best, validate
 
 
 logger = get_logger(__name__)

@@ -1,5 +1,5 @@
 """
-Times the input of training: from the bytes of a JPEG to a masked batch, image by image with Pillow against `mra_training`.
+Times the input of training: from the bytes of a JPEG to a masked batch, image by image with Pillow against `mra.training`.
 
     python benchmarks/data.py --full_size --json
 
@@ -25,14 +25,14 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from benchmarks.measure import Cost, caption_lengths, describe_device, make_config, show
-from benchmarks.plain_data import PlainPipeline
 from data_scripts.builders import SDA_FEATURES
-from mra_training.collator import TrainingCollator
-from mra_training.data import build_pretraining_dataset
+from mra.training.collator import TrainingCollator
+from mra.training.data import build_pretraining_dataset
 from processing_mra import MRAImageProcessor, MRAProcessor
+from tests.oracle.plain_data import PlainPipeline
 
 
-TOKENIZER = "data_scripts/sample_tokenizer"
+TOKENIZER = "data_scripts/sample/tokenizer"
 CPU = torch.device("cpu")
 # Widths and heights between which the pictures of a source lie.
 SOURCES = {

@@ -32,11 +32,11 @@ from PIL import Image
 from benchmarks.data import make_processor
 from benchmarks.measure import MIB, make_config, show
 from data_scripts.builders import SDA_FEATURES
-from mra_training.collator import TrainingCollator
-from mra_training.data import build_pretraining_dataset
-from mra_training.order import make_sampler
-from mra_training.splits import load_split
-from mra_training.streaming import Streaming
+from mra.training.collator import TrainingCollator
+from mra.training.data import build_pretraining_dataset
+from mra.training.order import make_sampler
+from mra.training.splits import load_split
+from mra.training.streaming import Streaming
 
 
 ROWS_OF_A_FILE, ROWS_OF_A_GROUP = 50_000, 1000

@@ -21,9 +21,9 @@ import sys
 import time
 from pathlib import Path
 
-from mra_training.arguments import parse_arguments, resolved_recipe
-from mra_training.checkpointing import changed_keys
-from mra_training.metrics_log import METRICS_FILE, read_records
+from mra.training.arguments import parse_arguments, resolved_recipe
+from mra.training.checkpointing import changed_keys
+from mra.training.metrics_log import METRICS_FILE, read_records
 
 
 ROOT = Path(__file__).resolve().parent.parent

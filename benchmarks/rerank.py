@@ -1,5 +1,5 @@
 """
-Times re-ranking: pairs of query and image, padded and one query at a time, against `mra_retrieval.rerank`.
+Times re-ranking: pairs of query and image, padded and one query at a time, against `mra.retrieval.rerank`.
 
     python benchmarks/rerank.py --full_size --json
     python benchmarks/rerank.py --full_size --json --device cuda --dtype bfloat16 --queries 512 --gallery 256 --k 128
@@ -26,12 +26,12 @@ from benchmarks.measure import (
     reset_peak_memory,
     show,
 )
-from benchmarks.plain import plain_rerank
 from configuration_mra import MRAConfig
 from modeling_mra import MRAModel
-from mra_retrieval.distributed import cut_batches
-from mra_retrieval.encode import ImageEncodings, TextEncodings, forward_context
-from mra_retrieval.rerank import rerank
+from mra.common.sharding import cut_batches
+from mra.retrieval.encode import ImageEncodings, TextEncodings, forward_context
+from mra.retrieval.rerank import rerank
+from tests.oracle.plain import plain_rerank
 
 
 def main(command_line: list[str] | None = None) -> None:

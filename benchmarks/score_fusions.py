@@ -10,10 +10,10 @@ import argparse
 import json
 import statistics
 
-from mra_retrieval import choose_retrieval, evaluate_retrieval
-from mra_retrieval.evaluation import RetrievalResult
-from mra_retrieval.loading import load_model, load_processor
-from mra_retrieval.tables import load_table
+from mra.common.loading import load_model, load_processor
+from mra.common.tables import load_table
+from mra.retrieval import choose_retrieval, evaluate_retrieval
+from mra.retrieval.evaluation import RetrievalResult
 
 
 CHOSEN = "chosen"

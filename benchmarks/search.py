@@ -24,15 +24,15 @@ from transformers import AutoTokenizer
 
 from benchmarks.measure import MIB, describe_device, make_config, make_parser, peak_memory, show
 from modeling_mra import MRAForImageTextRetrieval
-from mra_retrieval.gallery import Gallery
-from mra_retrieval.gallery_milvus import INDEXES
-from mra_retrieval.gallery_place import Place
-from mra_retrieval.gallery_store import Record
+from mra.gallery.gallery import Gallery
+from mra.gallery.milvus import INDEXES
+from mra.gallery.place import Place
+from mra.gallery.store import Record
 from processing_mra import MRAImageProcessor, MRAProcessor
 
 
 ROOT = Path(__file__).resolve().parent.parent
-TOKENIZER = ROOT / "data_scripts" / "sample_tokenizer"
+TOKENIZER = ROOT / "data_scripts" / "sample" / "tokenizer"
 SENTENCE = "a woman in a red coat with a black backpack and white shoes, walking and looking to the left"
 
 # Vectors of one person differ by this much from their mean, each in proportion to its length.

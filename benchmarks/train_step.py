@@ -29,13 +29,13 @@ from benchmarks.measure import (
     peak_memory,
     show,
 )
-from benchmarks.plain import plain_finetuning_losses, plain_itm_loss, plain_mlm_loss, plain_negatives
 from losses_mra import TextBatch
 from modeling_mra import MRAForPreTraining
-from mra_training.collator import TrainingCollator
+from mra.training.collator import TrainingCollator
+from tests.oracle.plain import plain_finetuning_losses, plain_itm_loss, plain_mlm_loss, plain_negatives
 
 
-TOKENIZER = Path(__file__).resolve().parent.parent / "data_scripts" / "sample_tokenizer"
+TOKENIZER = Path(__file__).resolve().parent.parent / "data_scripts" / "sample" / "tokenizer"
 LOSSES = ("itc_loss", "itm_loss", "mlm_loss", "augmented_itc_loss", "augmented_itm_loss", "loss")
 VARIANTS = ("plain", "ours")
 

@@ -16,7 +16,7 @@ import datasets
 
 from data_scripts.text_files import UnreadableFile
 from data_scripts.validation import RowError
-from mra_common.command_line import find_full_disk
+from mra.common.command_line import find_full_disk
 
 
 ESCAPED = "backslashreplace"  # writes half characters as JSON does, where others would end the run

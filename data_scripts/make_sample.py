@@ -2,7 +2,7 @@
 Writes the sample set: drawn pedestrians in the source layouts of SDA and CUHK-PEDES.
 
     python -m data_scripts.make_sample --output data/sample
-    python -m data_scripts.make_sample --train_tokenizer data_scripts/sample_tokenizer
+    python -m data_scripts.make_sample --train_tokenizer data_scripts/sample/tokenizer
 """
 
 import argparse
@@ -20,9 +20,9 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:  # run as `python data_scripts/make_sample.py`
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_scripts.sample_drawing import render
-from data_scripts.sample_plan import PEDES_FOLDER, Crop, SampleConfig, plan_pedes, plan_sda, shard_name
-from mra_common.command_line import plain_errors
+from data_scripts.sample.plan import PEDES_FOLDER, Crop, SampleConfig, plan_pedes, plan_sda, shard_name
+from data_scripts.sample.scenes import render
+from mra.common.command_line import plain_errors
 
 
 MANIFEST = "sample.json"

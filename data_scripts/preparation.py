@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from data_scripts.annotation_builder import ESCAPED, AnnotationBuilder, RejectedRows
 from data_scripts.dataset_card import TITLES, write_card
 from data_scripts.published_sizes import PUBLISHED, Size, compare_with_published
-from mra_common.command_line import plain_errors, try_folder
+from mra.common.command_line import plain_errors, try_folder
 
 
 REJECTED = "rejected.jsonl"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.hub_server import HubServer
-from tests.milvus_server import running_server
+from tests.helpers.hub_server import HubServer
+from tests.helpers.milvus_server import running_server
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ from collections.abc import Iterator
 
 from tqdm.auto import tqdm
 
-from data_scripts.dad.attribute_edits import AttributeEditor
-from data_scripts.dad.caption_phrases import load_vocabulary
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.files import to_lines, write_whole
-from data_scripts.dad.layout import begin_stage
+from data_scripts.dad.language.attribute_edits import AttributeEditor
+from data_scripts.dad.language.caption_phrases import load_vocabulary
 from data_scripts.dad.sections import AugmentSection
+from data_scripts.dad.stage_folders import begin_stage
 from data_scripts.dad.target_set import load_target
-from mra_training.augmentation import CaptionAugmenter
-from mra_training.order import key_to_seed
+from mra.training.augmentation import CaptionAugmenter
+from mra.training.order import key_to_seed
 
 
 logger = logging.getLogger(__name__)

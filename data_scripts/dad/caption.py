@@ -10,9 +10,9 @@ from typing import Any
 
 from data_scripts.dad.captioners import Captioner, clean_style
 from data_scripts.dad.command import run_stage
-from data_scripts.dad.layout import begin_stage, read_stage_rows
 from data_scripts.dad.reading import DTYPES, open_picture, read_batches
 from data_scripts.dad.sections import require
+from data_scripts.dad.stage_folders import begin_stage, read_stage_rows
 
 
 def run(config) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from data_scripts.dad.config import FactoryConfig, load_config, make_parser
-from mra_common.command_line import plain_errors
+from mra.common.command_line import plain_errors
 
 
 def run_stage(

@@ -20,7 +20,7 @@ from data_scripts.dad.sections import (
     ReportSection,
     TrainSection,
 )
-from mra_training.arguments import cast_values, read_mapping
+from mra.training.arguments import cast_values, read_mapping
 
 
 SECTIONS = {

@@ -6,8 +6,8 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCardData
 
-from mra_training.checkpointing import replace_folder
-from mra_training.environment import describe_environment
+from mra.common.environment import describe_environment
+from mra.training.checkpointing import replace_folder
 
 
 _BODY = """

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mra_training.files import write_whole
+from mra.common.files import write_whole
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 from datasets import Dataset
 
 from data_scripts.dad.command import run_stage
-from data_scripts.dad.contact_sheet import Picture, draw_contact_sheet, save_picture
 from data_scripts.dad.detectors import PersonDetector
 from data_scripts.dad.files import read_json, to_lines, write_json, write_whole
 from data_scripts.dad.filter_rules import (
@@ -27,12 +26,13 @@ from data_scripts.dad.filter_rules import (
     describe_limits,
 )
 from data_scripts.dad.image_checks import load_picture, measure_image, perceptual_hash
-from data_scripts.dad.layout import Stage, begin_stage, read_stage_rows
 from data_scripts.dad.reading import DTYPES, choose_rows, open_picture, read_batches
+from data_scripts.dad.reporting.contact_sheet import Picture, draw_contact_sheet, save_picture
 from data_scripts.dad.sections import FilterSection
+from data_scripts.dad.stage_folders import Stage, begin_stage, read_stage_rows
 from data_scripts.dad.target_set import load_target, read_target
 from data_scripts.dad.text_scores import TextScorer
-from mra_retrieval.distributed import cut_batches
+from mra.common.sharding import cut_batches
 
 
 PUBLISHED_SHARE = "10.63%"

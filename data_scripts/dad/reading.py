@@ -10,9 +10,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from data_scripts.dad.image_checks import load_picture
-from data_scripts.dad.layout import Stage
-from mra_retrieval.distributed import cut_batches
-from mra_training.order import key_to_seed
+from data_scripts.dad.stage_folders import Stage
+from mra.common.sharding import cut_batches
+from mra.training.order import key_to_seed
 
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

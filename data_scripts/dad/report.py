@@ -17,15 +17,15 @@ import numpy as np
 from datasets import Dataset
 
 from data_scripts.dad.command import run_stage
-from data_scripts.dad.contact_sheet import Picture, draw_contact_sheet, save_picture
-from data_scripts.dad.domain_distance import FeatureExtractor, load_extractor, measure_distance
 from data_scripts.dad.files import read_json, write_json, write_whole
 from data_scripts.dad.image_checks import load_picture
-from data_scripts.dad.layout import WorkFolder, process_state, read_finished, read_stage_rows
-from data_scripts.dad.noun_phrases import find_noun_phrases
+from data_scripts.dad.language.noun_phrases import find_noun_phrases
 from data_scripts.dad.reading import choose_rows, open_picture
-from data_scripts.dad.report_blocks import make_blocks
-from data_scripts.dad.report_page import to_html, to_markdown
+from data_scripts.dad.reporting.contact_sheet import Picture, draw_contact_sheet, save_picture
+from data_scripts.dad.reporting.domain_distance import FeatureExtractor, load_extractor, measure_distance
+from data_scripts.dad.reporting.report_blocks import make_blocks
+from data_scripts.dad.reporting.report_page import to_html, to_markdown
+from data_scripts.dad.stage_folders import WorkFolder, process_state, read_finished, read_stage_rows
 from data_scripts.dad.target_set import load_target
 
 

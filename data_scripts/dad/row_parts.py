@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_scripts.dad.files import to_lines, write_whole
-from mra_retrieval.distributed import Shard
+from mra.common.sharding import Shard
 
 
 class RowParts:

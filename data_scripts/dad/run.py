@@ -11,7 +11,7 @@ import importlib
 
 from data_scripts.dad.command import with_plain_errors
 from data_scripts.dad.config import load_config, make_parser
-from data_scripts.dad.layout import STAGES, process_state
+from data_scripts.dad.stage_folders import STAGES, process_state
 
 
 MODULES = {"train": "train_dad", "augment": "augment_captions"}  # the others are called like their stage

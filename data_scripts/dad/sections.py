@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mra_training.augmentation import OPERATIONS
+from mra.training.augmentation import OPERATIONS
 
 
 Precision = Literal["fp32", "fp16", "bf16"]

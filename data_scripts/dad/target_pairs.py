@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from data_scripts.dad.diffusion import BaseModel, Conditions, to_pixels
 from data_scripts.dad.target_set import read_target
-from mra_training.order import key_to_seed
+from mra.training.order import key_to_seed
 
 
 logger = logging.getLogger(__name__)

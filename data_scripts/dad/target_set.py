@@ -5,8 +5,8 @@ from typing import Any
 from datasets import Dataset
 
 from images_mra import read_picture
-from mra_retrieval.encode import undecoded
-from mra_training.splits import load_split
+from mra.retrieval.encode import undecoded
+from mra.training.splits import load_split
 
 
 _COLUMNS = ("image", "captions", "image_id")

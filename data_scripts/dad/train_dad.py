@@ -22,17 +22,17 @@ from data_scripts.dad.command import run_stage
 from data_scripts.dad.controlnet_card import build_controlnet_card, save_controlnet
 from data_scripts.dad.diffusion import Conditions, create_controlnet, load_base, to_latents, training_target
 from data_scripts.dad.files import write_whole
-from data_scripts.dad.layout import begin_stage
+from data_scripts.dad.stage_folders import begin_stage
 from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs, warn_of_cut
 from data_scripts.dad.target_set import load_target
 from data_scripts.dad.training_validation import Validation, read_errors
-from mra_training.arguments import OptimizationArguments, RunArguments
-from mra_training.checkpointing import Checkpointer, TrainingState, load_checkpoint, start_output_dir
-from mra_training.metrics_log import LossWindow, MetricsLog
-from mra_training.model_card import push_folder
-from mra_training.optim import create_schedule
-from mra_training.order import KeyedSampler
-from mra_training.runtime import (
+from mra.training.arguments import OptimizationArguments, RunArguments
+from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, start_output_dir
+from mra.training.metrics_log import LossWindow, MetricsLog
+from mra.training.model_card import push_folder
+from mra.training.optim import create_schedule
+from mra.training.order import KeyedSampler
+from mra.training.runtime import (
     StopSignal,
     create_accelerator,
     describe_plan,

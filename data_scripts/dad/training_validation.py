@@ -13,9 +13,9 @@ from data_scripts.dad.files import write_whole
 from data_scripts.dad.sampling import draw, make_pipeline
 from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs
 from data_scripts.dad.target_set import load_target
-from mra_retrieval.distributed import Shard, cut_batches
-from mra_training.metrics_log import METRICS_FILE, read_records
-from mra_training.order import key_to_seed
+from mra.common.sharding import Shard, cut_batches
+from mra.training.metrics_log import METRICS_FILE, read_records
+from mra.training.order import key_to_seed
 
 
 logger = get_logger(__name__)

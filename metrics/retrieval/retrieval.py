@@ -14,7 +14,7 @@ metrics depend on, and a few integers a query instead of one float for every gal
 _KWARGS_DESCRIPTION = """
 Args:
     ranks (`list[list[int]]`): for each query, the positions of all its right gallery entries in the gallery sorted by
-        descending score; 1 is the first position. `mra_retrieval.metrics.match_ranks` computes them.
+        descending score; 1 is the first position. `mra.retrieval.metrics.match_ranks` computes them.
 
 Returns:
     `dict` with, in percent:

@@ -19,8 +19,8 @@ step python -m data_scripts.prepare_pedes --dataset cuhk --annotations $DEMO/tar
 
 # Small models in place of Stable Diffusion, BLIP-2, CLIP and Grounding DINO.
 if [ ! -f $DEMO/models/done ]; then
-    step python -m data_scripts.dad.tiny_diffusion --output $DEMO/models/diffusion --images $DEMO/target/images --steps 1200
-    step python -m data_scripts.dad.tiny_readers --output $DEMO/models --models blip grounding clip \
+    step python -m data_scripts.dad.tiny.make_diffusion --output $DEMO/models/diffusion --images $DEMO/target/images --steps 1200
+    step python -m data_scripts.dad.tiny.make_readers --output $DEMO/models --models blip grounding clip \
         --captions $DEMO/arrow/target --steps 300
     touch $DEMO/models/done
 fi

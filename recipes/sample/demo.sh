@@ -32,6 +32,6 @@ evaluate $OUT/pretrain/final eval_pretrained
 evaluate $OUT/finetune/best eval_finetuned
 
 printf '\n'
-step python -m mra_retrieval.compare "before pretraining=$OUT/eval_untrained" \
+step python -m mra.retrieval.compare "before pretraining=$OUT/eval_untrained" \
     "after pretraining=$OUT/eval_pretrained" "after fine-tuning=$OUT/eval_finetuned"
 printf '\nranked pictures: %s\n' "$OUT/eval_finetuned/ranking.png"

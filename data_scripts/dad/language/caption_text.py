@@ -1,0 +1,67 @@
+"""Changes of a caption's text that keep its spaces, capitals and articles right."""
+
+import re
+
+from data_scripts.dad.language.caption_phrases import Caption
+
+
+_VOWEL = re.compile(r"^(?:[aeio]|u(?!ni|se|su|ti|k)|hour|honest|x-ray)", re.IGNORECASE)
+_CONSONANT = re.compile(r"^(?:one|once|eu|ewe|uni|use)", re.IGNORECASE)
+_ARTICLE = re.compile(r"\b(an?)(\s+)([^\W\d_][\w-]*)", re.IGNORECASE)
+
+
+def mend_articles(text: str) -> str:
+    """Puts `a` or `an` as the next word asks for it."""
+
+    def mend(match: re.Match) -> str:
+        article, space, word = match.groups()
+        vowel = _VOWEL.match(word) and not _CONSONANT.match(word)
+        right = "an" if vowel else "a"
+        if article.lower() == right:
+            return match.group()
+        return (right.capitalize() if article[0].isupper() else right) + space + word
+
+    return _ARTICLE.sub(mend, text)
+
+
+def match_case(word: str, model: str) -> str:
+    """A word with a capital where its model has one."""
+    return word.capitalize() if model[:1].isupper() else word
+
+
+def replace_words(caption: Caption, start: int, stop: int, words: str) -> str:
+    """The text with some tokens replaced; a capital at their start stays."""
+    old = caption.slice(start, stop)
+    new = words[:1].upper() + words[1:] if old[:1].isupper() and start in _sentence_starts(caption) else words
+    return caption.text[: caption.spans[start][0]] + new + caption.text[caption.spans[stop - 1][1] :]
+
+
+def insert_before(caption: Caption, place: int, word: str) -> str:
+    """The text with a word put before a token."""
+    where = caption.spans[place][0]
+    rest = caption.text[where:]
+    if place in _sentence_starts(caption) and rest[:1].isupper():
+        word, rest = word.capitalize(), rest[0].lower() + rest[1:]
+    return f"{caption.text[:where]}{word} {rest}"
+
+
+def cut_words(caption: Caption, start: int, stop: int) -> str:
+    """The text without some tokens and the space behind them."""
+    rest = caption.text[caption.spans[stop][0] :]
+    if start in _sentence_starts(caption) and caption.slice(start, stop)[:1].isupper():
+        rest = rest[:1].upper() + rest[1:]
+    return caption.text[: caption.spans[start][0]] + rest
+
+
+def replace_tokens(caption: Caption, words: list[str | None]) -> str:
+    """The text with new words in place of tokens: None keeps one, an empty word drops it and the space before it."""
+    pieces, end = [], 0
+    for (start, stop), word in zip(caption.spans, words, strict=True):
+        pieces.append("" if word == "" else caption.text[end:start])
+        pieces.append(caption.text[start:stop] if word is None else word)
+        end = stop
+    return "".join(pieces) + caption.text[end:]
+
+
+def _sentence_starts(caption: Caption) -> set[int]:
+    return {0} | {index + 1 for index, word in enumerate(caption.words) if word in ".!?"}

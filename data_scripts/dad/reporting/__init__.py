@@ -1,0 +1,1 @@
+"""Report of the data factory: page, blocks, contact sheets, distance between domains."""

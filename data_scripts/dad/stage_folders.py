@@ -1,0 +1,354 @@
+"""
+The work folder of the factory: names, whole files, rows in parts, and what each stage was made with.
+
+    WORK/controlnet/manifest.json, checkpoints/, final/, validation/, metrics.jsonl
+    WORK/prompts/manifest.json, prompts.jsonl    {prompt_id, prompt, source_caption, source_image_id, source_row, edits}
+    WORK/images/manifest.json, generated.jsonl   {file_path, prompt_id, prompt, seed}
+    WORK/images/c_<start>_<stop>/<prompt_id>.jpg of 5,000 prompts each; file_path is relative to WORK/images
+    WORK/filter/manifest.json, scores.jsonl, thresholds.json, kept.jsonl, report
+    WORK/captions/manifest.json, captions.jsonl  {file_path, caption, raw_caption, prompt_id}
+    WORK/grounding/manifest.json, regions.jsonl  rows as those of SDA, with their prompt_id
+    WORK/sda/sda_<start>_<stop>.json of 5,000 prompts each, and nothing else, as prepare_sda reads them
+    WORK/report/manifest.json, index.md
+
+`source_row` is the row of the train split, `source_image_id` the person in it. While a stage runs, every process
+appends its rows to a part of its own (`generated-00000-of-00002.jsonl`); at the end the parts become one file, sorted
+by prompt. A killed run goes on from the rows that are there, with any number of processes, and ends with the same file.
+
+`manifest.json` holds the settings that decide a stage's result and a digest of the manifests of the stages it was made
+from. A stage is neither continued with other settings nor made from stages that changed since, once it has made
+something; `finished` is null until everything is there.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from data_scripts.dad.config import FactoryConfig
+from data_scripts.dad.files import read_json, write_json
+from data_scripts.dad.row_parts import RowParts
+from data_scripts.json_rows import UnreadableJson, read_rows
+from mra.common.environment import ENVIRONMENT_FILE, describe_environment
+from mra.common.sharding import Shard
+from mra.common.tables import files_digest
+from mra.training.checkpointing import RECIPE_FILE
+
+
+SHARD_PROMPTS = 5000
+MANIFEST = "manifest.json"
+_SETTINGS = (MANIFEST, RECIPE_FILE, ENVIRONMENT_FILE)
+STAGES = ("train", "augment", "generate", "filter", "caption", "ground", "report")
+FOLDERS = {
+    "train": "controlnet",
+    "augment": "prompts",
+    "generate": "images",
+    "filter": "filter",
+    "caption": "captions",
+    "ground": "grounding",
+    "report": "report",
+}
+MADE_FROM = {
+    "train": (),
+    "augment": (),
+    "generate": ("train", "augment"),
+    "filter": ("generate",),
+    "caption": ("filter",),
+    "ground": ("caption",),
+    "report": (),
+}
+_DIFFUSION = ("base_model", "base_revision", "image_size", "condition", "condition_dir")
+_COMMON = {  # arguments of the common section that decide a stage's result
+    "train": ("dataset", "seed", *_DIFFUSION),
+    "augment": ("dataset", "seed"),
+    "generate": ("seed", *_DIFFUSION),
+    "filter": ("dataset", "seed"),
+    "caption": (),
+    "ground": (),
+    "report": ("dataset", "seed"),
+}
+_CONTENT = "files of common.dataset"  # which may change under the same name
+_FIELDS = {  # that the stages behind need
+    "prompts": ("prompt_id", "prompt", "source_row"),
+    "generated": ("file_path", "prompt_id", "prompt"),
+    "scores": ("prompt_id", "decodes"),
+    "kept": ("file_path", "prompt_id", "prompt"),
+    "captions": ("file_path", "prompt_id", "caption"),
+    "regions": ("image", "caption", "boxes", "logits", "phrases", "prompt_id"),
+}
+_PATIENCE = timedelta(days=7)  # a process that is done waits for the slowest
+
+
+# ---------------------------------------------------------------- files
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """Where everything lies."""
+
+    root: Path
+
+    def folder(self, stage: str) -> Path:
+        """The folder of a stage."""
+        return self.root / FOLDERS[stage]
+
+    @property
+    def controlnet(self) -> Path:
+        return self.folder("train") / "final"
+
+    @property
+    def prompts(self) -> Path:
+        return self.folder("augment") / "prompts.jsonl"
+
+    @property
+    def images(self) -> Path:
+        return self.folder("generate")
+
+    @property
+    def generated(self) -> Path:
+        return self.images / "generated.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        return self.folder("filter") / "scores.jsonl"
+
+    @property
+    def thresholds(self) -> Path:
+        return self.folder("filter") / "thresholds.json"
+
+    @property
+    def kept(self) -> Path:
+        return self.folder("filter") / "kept.jsonl"
+
+    @property
+    def captions(self) -> Path:
+        return self.folder("caption") / "captions.jsonl"
+
+    @property
+    def regions(self) -> Path:
+        return self.folder("ground") / "regions.jsonl"
+
+    @property
+    def annotations(self) -> Path:
+        return self.root / "sda"
+
+
+def shard_name(prompt_id: int, prefix: str) -> str:
+    """Name of the folder or file that a prompt belongs to: `c_0_5000`, `sda_5000_10000`."""
+    start = prompt_id // SHARD_PROMPTS * SHARD_PROMPTS
+    return f"{prefix}_{start}_{start + SHARD_PROMPTS}"
+
+
+def image_path(prompt_id: int) -> str:
+    """Path of a prompt's image, relative to the folder of images."""
+    return f"{shard_name(prompt_id, 'c')}/{prompt_id}.jpg"
+
+
+# ---------------------------------------------------------------- stages
+
+
+def process_state() -> PartialState:
+    """This process among those that `accelerate launch` started, on the CPU where there is nothing better."""
+    on_cpu = os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu" or not torch.accelerator.is_available()
+    return PartialState(cpu=on_cpu, timeout=_PATIENCE)
+
+
+@dataclass
+class Stage:
+    """
+    One stage of a run, begun by [`begin_stage`].
+
+    Attributes:
+        name: of the stage.
+        work: the work folder.
+        state: this process among the others.
+        shard: the share of the work that this process does, over all jobs.
+        manifest: what it is made with.
+    """
+
+    name: str
+    work: WorkFolder
+    state: PartialState
+    shard: Shard
+    manifest: dict[str, Any] = field(repr=False)
+
+    @property
+    def folder(self) -> Path:
+        return self.work.folder(self.name)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier run made everything."""
+        return self.manifest["finished"] is not None
+
+    def rows(self, path: Path, key: str = "prompt_id") -> RowParts:
+        """The rows of one of the stage's files, with a part for this process."""
+        return RowParts(path, self.shard, key)
+
+    def finish(self, **counts: Any) -> None:
+        """Marks the stage as complete, with what it counted; every process must call this."""
+        self.state.wait_for_everyone()
+        self.manifest["finished"] = counts
+        if self.state.is_main_process:
+            write_json(self.folder / MANIFEST, self.manifest)
+        self.state.wait_for_everyone()
+
+    def finish_rows(self, rows: RowParts, expected: int, name: str) -> bool:
+        """
+        Merges the parts and marks the stage as complete once no row is missing; every process must call this.
+
+        Args:
+            rows: of [`Stage.rows`].
+            expected: rows of all jobs together.
+            name: of what is counted, for the manifest.
+
+        Returns:
+            Whether the stage is complete; it is not while other jobs (`common.shard`) still work.
+        """
+        complete = self.merge_rows(rows, expected)
+        if complete:
+            self.finish(**{name: expected})
+        return complete
+
+    def merge_rows(self, rows: RowParts, expected: int) -> bool:
+        """
+        Makes one file of the parts once no row is missing; every process must call this.
+
+        Args:
+            rows: of [`Stage.rows`].
+            expected: rows of all jobs together.
+
+        Returns:
+            Whether they are complete; they are not while other jobs (`common.shard`) still work.
+        """
+        rows.close()
+        self.state.wait_for_everyone()
+        complete = len(rows.read()) == expected
+        self.state.wait_for_everyone()  # all have counted before the parts go
+        if complete and self.state.is_main_process:
+            rows.merge()
+        self.state.wait_for_everyone()
+        return complete
+
+
+def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
+    """
+    Opens a stage for a first run or for going on; every process must call this.
+
+    Args:
+        config: the whole configuration.
+        name: of the stage.
+        splits: whether jobs apart (`common.shard`) can share it.
+
+    Raises:
+        ValueError: if it was begun with other settings, or a stage it is made from is missing, unfinished or another.
+    """
+    state, work = process_state(), WorkFolder(Path(config.common.work_dir))
+    manifest = _new_manifest(config, name, work)
+    path = work.folder(name) / MANIFEST
+    index, count = map(int, config.common.shard.split("/"))
+    begun = path.exists() and (count > 1 or _holds_work(path.parent))
+    if begun:
+        before = read_json(path)
+        _refuse_mixture(name, work, before, manifest)
+        manifest = before
+    if count > 1 and not splits and manifest["finished"] is None:
+        raise ValueError(
+            f"common.shard: stage {name!r} is not shared between jobs. Run it once without common.shard, then the others."
+        )
+    state.wait_for_everyone()  # all have read what is there
+    if state.is_main_process and not begun:
+        write_json(path, manifest)
+    state.wait_for_everyone()
+    share = Shard(index * state.num_processes + state.process_index, count * state.num_processes)
+    return Stage(name, work, state, share, manifest)
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether a run left more than its settings: one that ended at a mistyped model is begun anew with the right one."""
+    manifest = read_json(folder / MANIFEST)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in _SETTINGS)
+    return manifest["finished"] is not None or any(True for _ in files)
+
+
+def read_finished(work: WorkFolder, name: str) -> dict[str, Any]:
+    """
+    The manifest of a stage that another builds on.
+
+    Raises:
+        ValueError: if it is missing or unfinished.
+    """
+    path = work.folder(name) / MANIFEST
+    manifest = read_json(path) if path.exists() else None
+    if manifest is None or manifest["finished"] is None:
+        state = "was not run" if manifest is None else "is unfinished"
+        raise ValueError(f"{work.folder(name)}: stage {name!r} {state}. Run it first: --stages {name}.")
+    return manifest
+
+
+def read_stage_rows(path: str | Path) -> list[dict[str, Any]]:
+    """
+    All rows of a finished stage's JSONL file.
+
+    Raises:
+        ValueError: naming file and row, if one cannot be read or lacks a field.
+    """
+    path = Path(path)
+    mend = f"Remove {path.parent} and run its stage again."
+    try:
+        rows = list(read_rows(path)) if path.stat().st_size else []  # a stage that keeps nothing writes no row
+    except UnreadableJson as error:
+        raise ValueError(f"{path}: line {error.row + 1} is no JSON object: {error.problem}. {mend}") from None
+    for number, row in enumerate(rows, 1):
+        missing = [key for key in _FIELDS[path.stem] if not isinstance(row, dict) or key not in row]
+        if missing:
+            raise ValueError(f"{path}: line {number} has no {', '.join(map(repr, missing))}. {mend}")
+    return rows
+
+
+def digest(manifest: dict[str, Any]) -> str:
+    """Names what a stage was made with: equal for equal settings all the way up."""
+    text = json.dumps([manifest["stage"], manifest["settings"], manifest["made_from"]], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _new_manifest(config: FactoryConfig, name: str, work: WorkFolder) -> dict[str, Any]:
+    common = config.deciding("common")
+    settings = {f"common.{key}": common[key] for key in _COMMON[name]}
+    if "dataset" in _COMMON[name] and (content := files_digest(common["dataset"])):
+        settings[_CONTENT] = content
+    settings |= {f"{name}.{key}": value for key, value in config.deciding(name).items()}
+    sources = MADE_FROM[name]
+    if name == "generate" and config.generate.controlnet is not None:
+        sources = ("augment",)  # another ControlNet than the one trained here
+    made_from = {source: digest(read_finished(work, source)) for source in sources}
+    return {
+        "stage": name,
+        "settings": settings,
+        "made_from": made_from,
+        "environment": describe_environment(),
+        "finished": None,
+    }
+
+
+def _refuse_mixture(name: str, work: WorkFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to go on with a stage that something else has begun."""
+    mend = f"choose another common.work_dir, or remove {work.folder(name)} and the stages made from it"
+    old, new = before["settings"], now["settings"]
+    if _CONTENT not in old or _CONTENT not in new:  # begun before it was noted, or with a set on the Hub
+        old, new = ({key: value for key, value in both.items() if key != _CONTENT} for both in (old, new))
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if changed:
+        listing = ", ".join(f"{key} ({old.get(key)!r} then, {new.get(key)!r} now)" for key in changed)
+        raise ValueError(f"Stage {name!r} was begun with other settings: {listing}. Give the old ones, {mend}.")
+    others = [source for source, value in now["made_from"].items() if before["made_from"].get(source) != value]
+    if others:
+        raise ValueError(
+            f"Stage {name!r} was made from another result of {', '.join(others)} than there is now: {mend}."
+        )

@@ -1,0 +1,229 @@
+"""
+Builds a small Stable Diffusion folder from configurations, for tests and for the demo: nothing is downloaded.
+
+    python -m data_scripts.dad.tiny.make_diffusion --output outputs/dad/base --images data/sample/images/SDA
+
+All weights are random but those of the autoencoder, which is fitted to the images if some are named: otherwise its
+pictures would be noise whatever the rest learns. It has the parts of Stable Diffusion 1.5 (no safety checker), so the
+same code loads it and the real one.
+"""
+
+import argparse
+import json
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from data_scripts.dad.command import with_plain_errors
+from data_scripts.dad.diffusion import import_diffusers, to_pixels
+from images_mra import read_picture
+
+
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+SUFFIX = "</w>"
+WORDS_FILE = Path(__file__).parents[1] / "language" / "vocabulary" / "attributes.yaml"
+_LETTERS = "a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 8 9 . , ; : ' - ! ? ( ) / &"
+_SENTENCE = "a an the and with in of on is has wears wearing dressed carrying holding walking standing photo person"
+_LEARNING_RATE = 1.2e-2  # peak
+_IMAGES = 2000  # of the folder, at most: the autoencoder sees no more in its few hundred steps
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer whose pieces are learnt from the factory's own vocabulary."""
+    words = re.findall(r"[a-z]+", WORDS_FILE.read_text(encoding="utf-8"))
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=SUFFIX, unk_token=END))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    letters = _LETTERS.split()
+    # Named in advance, so that their numbers, which decide between equally frequent pairs, are always the same.
+    units = [BEGIN, END, *letters, *(letter + SUFFIX for letter in letters)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500, special_tokens=units, end_of_word_suffix=SUFFIX, show_progress=False
+    )
+    tokenizer.train_from_iterator([_SENTENCE, *words], trainer)
+    learnt = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in learnt["merges"]]
+    return CLIPTokenizer(vocab=learnt["vocab"], merges=merges, model_max_length=77)
+
+
+def make_parts(channels: Sequence[int], prediction_type: str, seed: int) -> dict:
+    """
+    The pipeline's parts with random weights.
+
+    Args:
+        channels: of the UNet's blocks, multiples of 8, two at least; the autoencoder halves the image twice.
+        prediction_type: of the scheduler: `epsilon`, `v_prediction` or `sample`.
+        seed: of the weights.
+    """
+    diffusers = import_diffusers()
+    torch.manual_seed(seed)
+    tokenizer, width = make_tokenizer(), 4 * channels[0]
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=tuple(channels),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * (len(channels) - 1) + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (len(channels) - 1),
+        cross_attention_dim=width,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    open_residual_path(unet)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    text_encoder = CLIPTextModel(text_config)
+    return {"unet": unet, "vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "scheduler": scheduler}
+
+
+def open_residual_path(unet) -> None:
+    """
+    Zeroes the last layer of every residual branch, a usual start of residual networks.
+
+    The UNet then is a short path from its input and the ControlNet's residuals to its output. Through random branches
+    that stay frozen, a ControlNet could hardly say anything.
+    """
+    for module in unet.modules():
+        for layer in (getattr(module, "conv2", None), getattr(module, "proj_out", None)):
+            if layer is not None:
+                torch.nn.init.zeros_(layer.weight)
+                torch.nn.init.zeros_(layer.bias)
+
+
+def fit_autoencoder(vae, images: torch.Tensor, steps: int, seed: int, batch_size: int = 8) -> float:
+    """
+    Fits the autoencoder to images and scales its latents to unit variance.
+
+    Args:
+        vae: trained in place; its config gets the `scaling_factor`.
+        images: `(images, 3, height, width)` in 0..1.
+        steps: of Adam.
+        seed: of the draw of batches.
+        batch_size: images a step.
+
+    Returns:
+        Mean squared error of the last tenth of the steps, pixels in -1..1.
+    """
+    generator, errors = torch.Generator().manual_seed(seed), []
+    optimizer = torch.optim.Adam(vae.parameters(), lr=_LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_LEARNING_RATE, total_steps=steps)
+    vae.train()
+    for _ in tqdm(range(steps), desc="autoencoder"):
+        pixels = 2 * images[torch.randint(len(images), (batch_size,), generator=generator)] - 1
+        posterior = vae.encode(pixels).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        error = F.mse_loss(vae.decode(posterior.mean + posterior.std * noise).sample, pixels)
+        loss = error + 1e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        errors.append(error.item())
+    with torch.no_grad():
+        latents = vae.eval().encode(2 * images[:256] - 1).latent_dist.mean
+    vae.register_to_config(scaling_factor=1 / latents.std().item())
+    last = errors[-max(1, steps // 10) :]
+    return sum(last) / len(last)
+
+
+def read_images(folder: str | Path, image_size: Sequence[int], seed: int) -> torch.Tensor:
+    """
+    Reads some images below a folder, drawn by the seed: `(images, 3, height, width)` in 0..1.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not paths:
+        raise ValueError(f"--images {folder} holds no .jpg or .png file.")
+    paths = random.Random(seed).sample(paths, min(_IMAGES, len(paths)))
+    return torch.stack([to_pixels(read_picture(path), list(image_size)) for path in paths])
+
+
+def build(
+    output: str | Path,
+    images: torch.Tensor | None = None,
+    channels: Sequence[int] = (64, 64),
+    steps: int = 600,
+    prediction_type: str = "epsilon",
+    seed: int = 0,
+) -> Path:
+    """
+    Writes the pipeline folder.
+
+    Args:
+        output: folder to write.
+        images: to fit the autoencoder to; without, it stays random.
+        channels: of the UNet's blocks.
+        steps: of the autoencoder's training.
+        prediction_type: of the scheduler.
+        seed: of the weights and the training.
+    """
+    parts = make_parts(channels, prediction_type, seed)
+    if images is not None:
+        fit_autoencoder(parts["vae"], images, steps, seed)
+    pipeline = import_diffusers().StableDiffusionPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipeline.save_pretrained(output)
+    return Path(output)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Builds what the command line names."""
+    parser = argparse.ArgumentParser(prog="tiny_diffusion", description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--images", help="folder of images to fit the autoencoder to; random if left out")
+    parser.add_argument("--image_size", type=int, nargs=2, default=(64, 32), help="height and width (default: 64 32)")
+    parser.add_argument("--channels", type=int, nargs="+", default=(64, 64), help="of the UNet (default: 64 64)")
+    parser.add_argument("--steps", type=int, default=600, help="of the autoencoder's training (default: 600)")
+    parser.add_argument(
+        "--prediction_type",
+        choices=("epsilon", "v_prediction", "sample"),
+        default="sample",
+        help="what the UNet predicts (default: sample, which needs the least training)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights and training (default: 0)")
+    options = parser.parse_args(argv)
+
+    def work():
+        images = options.images and read_images(options.images, options.image_size, options.seed)
+        build(options.output, images, options.channels, options.steps, options.prediction_type, options.seed)
+        print(f"{options.output}: a small Stable Diffusion for images of {options.image_size}")
+
+    with_plain_errors("tiny_diffusion", work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The drawn sample set: people, scenes, captions and the plan that joins them."""

@@ -1,0 +1,69 @@
+"""What a run ran on: library versions, git revision, device."""
+
+import functools
+import json
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mra.common.files import write_whole
+
+
+ENVIRONMENT_FILE = "environment.json"
+_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "datasets",
+    "diffusers",
+    "deepspeed",
+)
+
+
+def git_revision() -> str | None:
+    """Commit of this project's checkout, marked `-dirty` where files differ; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match", ""],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return commit.stdout.strip() or None
+
+
+@functools.cache
+def describe_environment() -> dict[str, Any]:
+    """Versions of Python and the libraries that are installed, the git revision and the device."""
+    versions = {}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "python": platform.python_version(),
+        "libraries": versions,
+        "git_revision": git_revision(),
+        "platform": platform.platform(),
+        "device": device,
+    }
+
+
+def write_environment(folder: str | Path) -> None:
+    """Save [`describe_environment`] as `environment.json`."""
+    write_whole(Path(folder) / ENVIRONMENT_FILE, json.dumps(describe_environment(), indent=2) + "\n")

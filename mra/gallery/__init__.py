@@ -1,0 +1,6 @@
+"""Index of one's own pictures: add, search in words, filter, remove."""
+
+from mra.gallery.gallery import Gallery
+
+
+__all__ = ["Gallery"]

@@ -1,0 +1,138 @@
+"""Thresholds of the matching probability: false alarms against misses on a labelled split."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mra.gallery.types import Calibration
+from mra.retrieval.encoders import Encoder, match_nearest
+from mra.retrieval.evaluation import read_captions
+from mra.retrieval.metrics import retrieval_metrics
+from mra.retrieval.rerank import similarity_matrix, top_k
+from mra.retrieval.retrieval_choice import MATCH_WEIGHTS, choice_score
+from mra.retrieval.score_fusion import fuse_scores
+
+
+CURVE_POINTS = 201
+
+
+@dataclass
+class SplitScores:
+    """Every query of a split against the images nearest to it.
+
+    Attributes:
+        similarity: (queries, images).
+        top_indices: (queries, k), nearest first.
+        log_odds: (views, queries, k).
+        is_own: (queries, k), whether an image shows the query's person.
+        query_ids: (queries,).
+        gallery_ids: (images,).
+    """
+
+    similarity: torch.Tensor
+    top_indices: torch.Tensor
+    log_odds: torch.Tensor
+    is_own: torch.Tensor
+    query_ids: torch.Tensor
+    gallery_ids: torch.Tensor
+
+
+def score_split(encoder: Encoder, dataset, rerank: int) -> SplitScores:
+    """Match every caption of a split with its nearest images.
+
+    As many more than `rerank` are taken as one person has images, so that `rerank` are left without that person's.
+
+    Raises:
+        ValueError: if the dataset is not as `evaluate_retrieval` wants it, or `rerank` is below 1.
+    """
+    if rerank < 1:
+        raise ValueError(f"rerank must be at least 1 to calibrate matching probabilities, got {rerank}")
+    captions, query_rows, gallery_ids = read_captions(dataset)
+    query_ids = gallery_ids[query_rows]
+    most_of_one = int(gallery_ids.unique(return_counts=True)[1].max())
+    if most_of_one == len(gallery_ids):
+        raise ValueError("the split shows one person only: calibration needs images of others")
+    images, texts = encoder.encode_images(dataset), encoder.encode_texts(captions)
+    similarity = similarity_matrix(texts.embeds, images.embeds)
+    top_indices = top_k(similarity, min(rerank + most_of_one, len(gallery_ids)))
+    log_odds = match_nearest(encoder, texts, images, top_indices)
+    is_own = gallery_ids[top_indices] == query_ids[:, None]
+    return SplitScores(similarity, top_indices, log_odds, is_own, query_ids, gallery_ids)
+
+
+def choose_match_weight(scores: SplitScores, temperature: float, rerank: int) -> float:
+    """Return the weight of `MATCH_WEIGHTS` whose fused ranking has the best `choice_score`, as evaluation chooses it."""
+
+    def score(weight: float) -> float:
+        fused = fuse_scores(
+            scores.similarity,
+            scores.top_indices[:, :rerank],
+            scores.log_odds[..., :rerank],
+            "posterior",
+            temperature=temperature,
+            match_weight=weight,
+        )
+        return choice_score(retrieval_metrics(fused, scores.query_ids, scores.gallery_ids))
+
+    return max(MATCH_WEIGHTS, key=score)
+
+
+def threshold_curve(
+    scores: SplitScores, temperature: float, match_weight: float, rerank: int
+) -> list[tuple[float, float, float]]:
+    """False alarms and misses at thresholds from 0 to 1.
+
+    A false alarm: the query's person is taken out of the gallery, and the first hit of the ranking that is left reaches the
+    threshold. A miss: the person is in the gallery, and the first of their images in the ranking does not reach it, or none
+    is among the `rerank` nearest.
+
+    Returns:
+        (threshold, share of false alarms, share of misses), by ascending threshold.
+    """
+    probabilities = scores.log_odds.sigmoid().mean(dim=0)
+    similarity = scores.similarity.gather(1, scores.top_indices)
+    fused = similarity / temperature + match_weight * scores.log_odds.mean(dim=0)
+
+    def of_first(allowed: torch.Tensor) -> torch.Tensor:
+        """Probability of the first of the allowed hits of each query, -1 where there is none."""
+        first = fused.where(allowed, -torch.inf).argmax(dim=1, keepdim=True)
+        return probabilities.gather(1, first)[:, 0].where(allowed.any(dim=1), -1.0)
+
+    others = ~scores.is_own
+    absent = of_first(others & (others.cumsum(dim=1) <= rerank))
+    present = of_first(scores.is_own & (torch.arange(scores.is_own.shape[1]) < rerank))
+    thresholds = torch.linspace(0, 1, CURVE_POINTS)
+    alarms = (absent[None] >= thresholds[:, None]).double().mean(dim=1)
+    misses = (present[None] < thresholds[:, None]).double().mean(dim=1)
+    rows = torch.stack([thresholds.double(), alarms, misses], dim=1)
+    return [tuple(round(value, 6) for value in row) for row in rows.tolist()]
+
+
+def calibrate(
+    encoder: Encoder, dataset, rerank: int, max_false_alarms: float | None = None, name: str = ""
+) -> Calibration:
+    """Choose a threshold and a weight of the matching score; see `Gallery.calibrate`.
+
+    Raises:
+        ValueError: as `score_split`, and if `max_false_alarms` is no share.
+    """
+    if max_false_alarms is not None and not 0 <= max_false_alarms < 1:
+        raise ValueError(f"max_false_alarms must be a share, from 0 to below 1, got {max_false_alarms}")
+    scores = score_split(encoder, dataset, rerank)
+    match_weight = choose_match_weight(scores, encoder.temperature, rerank)
+    curve = threshold_curve(scores, encoder.temperature, match_weight, rerank)
+    if max_false_alarms is None:
+        chosen = min(curve, key=lambda point: point[1] + point[2])
+    else:
+        accepted = [point for point in curve if point[1] <= max_false_alarms]
+        chosen = accepted[0] if accepted else curve[-1]
+    return Calibration(
+        threshold=chosen[0],
+        false_alarms=chosen[1],
+        misses=chosen[2],
+        match_weight=match_weight,
+        rerank=rerank,
+        queries=len(scores.query_ids),
+        split=name,
+        curve=curve,
+    )

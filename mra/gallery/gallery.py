@@ -1,0 +1,281 @@
+"""Search your own people: a gallery of images on disk or on a Milvus server, asked in words or by an image."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from mra.gallery import calibration as gallery_calibration
+from mra.gallery import maintenance as gallery_maintenance
+from mra.gallery.indexing import Indexer
+from mra.gallery.metadata import read_metadata
+from mra.gallery.parts import read_image
+from mra.gallery.searching import Question, answer, open_query_image
+from mra.gallery.sources import content_hash, open_source
+from mra.gallery.state import OpenGallery
+from mra.gallery.types import BuildReport, Calibration, GalleryStats, Hit, SearchResult, Skipped, Verification
+from mra.retrieval.score_fusion import require_finite
+
+
+__all__ = ["BuildReport", "Calibration", "Gallery", "GalleryStats", "Hit", "SearchResult", "Skipped", "Verification"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TOP = 20
+DEFAULT_RERANK = 128
+
+
+class Gallery(OpenGallery):
+    """Images that can be searched by words, by an image or by both.
+
+    Args:
+        uri: a path that ends in `.db` (embedded Milvus, a folder), `http://host:19530` (a Milvus server) or ":memory:"
+            (exact search in memory, gone at the end).
+        model: folder or Hub id of an MRA model; None for the one the gallery was built with. It is loaded when needed.
+        collection: name of the gallery at that place; one place can hold several.
+        token: of a Milvus server, "user:password" or an API key.
+        device: to run the model on; None for the GPU if there is one.
+        dtype: dtype of the forward passes; None for that of the weights.
+        encoder: what encodes and matches instead of `model` in PyTorch, see `mra.retrieval.encoders.Encoder`.
+        files: folder of copied images and cached tokens. None: inside the embedded gallery; for a server
+            `~/.cache/mra_retrieval/<name>`; for ":memory:" a temporary one.
+        token_cache: most bytes of the token cache on disk; 0 for none.
+        token_dtype: of a new gallery's token cache: "float32" (the default) ranks exactly as evaluation does, "float16"
+            holds twice as many images.
+        index: of a new gallery: "flat" (exact; the default when embedded), "hnsw" (the default on a server) or "ivf".
+
+    Raises:
+        ValueError: if the place cannot be opened, another process has it open, or an argument is not as described.
+    """
+
+    def build(
+        self,
+        images,
+        metadata=None,
+        *,
+        split: str | None = None,
+        prefix: str = "",
+        prune: bool = False,
+        copy_images: bool | None = None,
+        batch_size: int = 32,
+        num_workers: int = 2,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> BuildReport:
+        """Index images: encode what is new or changed, leave alone what is not. Makes the gallery if there is none.
+
+        It may be interrupted at any time and called again: what was indexed is not encoded again, and the gallery becomes
+        the one that an uninterrupted call gives.
+
+        Args:
+            images: a folder (searched at any depth), a list of paths, a `datasets.Dataset` with an image column, or a
+                folder or Hub id that `load_dataset` reads.
+            metadata: a CSV file, or rows as dicts: `path` (of the image, relative to the folder, or its key), `camera`,
+                `time` (ISO 8601) and any other column. Of a dataset, its text and number columns are taken without asking.
+            split: of what `load_dataset` is to read.
+            prefix: put before the keys, so that two folders with equal file names can share a gallery.
+            prune: remove images of this source that are no longer in it.
+            copy_images: keep a copy of each image in the gallery; None does so only for images that have no file.
+            batch_size: images in a forward pass.
+            num_workers: threads that read and decode images.
+            progress: called with images done and images in all.
+
+        Raises:
+            ValueError: if there are no images, the metadata cannot be read, a key belongs to another source already, or
+                the gallery was built with another model.
+        """
+        source = open_source(images, prefix, split, self._place.folder)
+        labels = read_metadata(metadata, source, self._info.get("fields", {}), prefix)
+        encoder = self.encoder
+        self._remember(encoder, source, labels.kinds)
+        indexer = Indexer(
+            self._parts(),
+            source,
+            labels,
+            copy_images=copy_images,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            progress=progress,
+        )
+        report = indexer.run()
+        if prune and report.missing:
+            report.removed = self.remove(keys=report.missing)
+            report.missing = []
+        elif report.changed:
+            with self._lock:
+                gallery_maintenance.sweep(self._place.store, self._files, self._cache())
+        return report
+
+    def add(self, images, metadata=None, **options) -> BuildReport:
+        """Index more images into a gallery that exists; arguments are those of `build`.
+
+        Raises:
+            ValueError: as `build`, and if there is no gallery yet.
+        """
+        self._require()
+        return self.build(images, metadata, **options)
+
+    def remove(
+        self, *, where: str | None = None, keys: Iterable[str] | None = None, delete_files: bool = False
+    ) -> int:
+        """Remove images for good: no vector, token or copy stays on disk, and an embedded index is rewritten without them.
+
+        The user's own files stay, and the next `build` of their folder would index them again, unless `delete_files`. An equal
+        picture under another key is an image of its own and stays, with a warning.
+
+        Args:
+            where: which ones, as in `search`.
+            keys: which ones, by key.
+            delete_files: delete the user's own files of these images too.
+
+        Returns:
+            How many images were removed.
+
+        Raises:
+            ValueError: if neither or both are given, a key is unknown, or `where` is not as described.
+        """
+        self._require()
+        if (where is None) == (keys is None):
+            raise ValueError("remove needs either where or keys, to say which images")
+        with self._lock:
+            records = list(self._place.store.records(self._where(where))) if keys is None else self._find(keys)
+            if not records:
+                return 0
+            if delete_files:
+                for record in records:
+                    path = Path(record.path)
+                    is_theirs = not self._files.is_copy(record.path) and path.exists()
+                    if is_theirs and content_hash(path.read_bytes()) == record.content:  # else another picture by now
+                        path.unlink()
+            self._write_info(is_removing=True)
+            self._place.store.delete([record.key for record in records])
+            self._finish_removal()
+            self._warn_of_twins({record.content for record in records})
+        return len(records)
+
+    def _warn_of_twins(self, contents: set[str]) -> None:
+        twins = sorted(record.key for record in self._place.store.records() if record.content in contents)
+        if twins:
+            logger.warning(
+                "equal pictures stay under %d other keys, such as %s: remove them too to delete the person for good",
+                len(twins),
+                twins[0],
+            )
+
+    def stats(self) -> GalleryStats:
+        """Count images, cameras, times, cached tokens and bytes."""
+        self._require()
+        return gallery_maintenance.describe(self._place, self._info, self._files, self._cache())
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> Verification:
+        """Read every image again and compare its content with what was indexed; needs no model."""
+        self._require()
+        store, tokens = self._place.store, self._cache()
+        return gallery_maintenance.examine(store, self._info, self._files, tokens, self.roots, progress)
+
+    def search(
+        self,
+        text: str | None = None,
+        *,
+        image: Image.Image | str | Path | None = None,
+        top: int = DEFAULT_TOP,
+        rerank: int = DEFAULT_RERANK,
+        where: str | None = None,
+        threshold: float | None = None,
+    ) -> SearchResult:
+        """Rank images by a sentence, by an image of the person, or by both.
+
+        The nearest embeddings are found first; with a sentence, the best of them are then re-ranked by the fusion layers.
+        By an image alone there is nothing to re-rank. With both, the query embedding is the mean of both embeddings.
+
+        Args:
+            text: a sentence.
+            image: a PIL image, or the path of one; it need not be in the gallery.
+            top: hits to return.
+            rerank: nearest images to re-rank, 0 for none.
+            where: restricts the search: comparisons (== != < <= > >=, `in`) of fields with texts or numbers, joined by
+                `and`, `or`, `not` and parentheses, such as `camera == "c3" and time > "2026-01-31T08:00"`. A comparison
+                with a value that an image does not have is false, and so is its opposite.
+            threshold: matching probability from which a hit counts as likely; None for the calibrated one.
+
+        Raises:
+            ValueError: if neither text nor image is given, the gallery is empty or was built with another model, or an
+                argument is not as described.
+        """
+        self._require()
+        if text is None and image is None:
+            raise ValueError("search needs a text, an image or both")
+        if text is not None and not text.strip():
+            raise ValueError("text must have a word in it")
+        for name, value, least in (("top", top, 1), ("rerank", rerank, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be a probability, 0 to 1, got {threshold}")
+        question = Question(
+            text=text,
+            image=None if image is None else open_query_image(image),
+            top=top,
+            rerank=rerank,
+            where=self._where(where),
+            threshold=self.threshold if threshold is None else threshold,
+            match_weight=self.match_weight,
+        )
+        return answer(self._parts(), question)
+
+    def match(self, texts: Sequence[str], keys: Sequence[str]) -> torch.Tensor:
+        """Matching probabilities (texts, keys) of sentences or phrases with images of the gallery.
+
+        Raises:
+            ValueError: if a key is unknown, a text has no word in it, or a matching score is not finite.
+        """
+        parts = self._parts()
+        records = self._find(keys)
+        tokens, failed, _ = parts.load_tokens(records)
+        for reason in failed.values():
+            raise ValueError(reason)
+        log_odds = parts.encoder.match(parts.encoder.encode_texts(texts), tokens)
+        require_finite(log_odds, lambda text, image: f"the text {texts[text]!r} and image {keys[image]}")
+        return log_odds.sigmoid().mean(dim=0)
+
+    def image(self, key: str) -> Image.Image:
+        """The image as it was encoded: upright and RGB.
+
+        Raises:
+            ValueError: if the key is unknown, its file is gone or unreadable, or it lies outside `roots`.
+        """
+        (record,) = self._find([key])
+        return read_image(record, self._files, self.roots)
+
+    def image_tokens(self, key: str) -> torch.Tensor:
+        """Tokens (views, 1 + patches, hidden) of an image, from the cache or encoded anew; the second view is its mirror.
+
+        Raises:
+            ValueError: as `image`.
+        """
+        tokens, failed, _ = self._parts().load_tokens(self._find([key]))
+        for reason in failed.values():
+            raise ValueError(reason)
+        return tokens[0]
+
+    def calibrate(
+        self, dataset, *, rerank: int = DEFAULT_RERANK, max_false_alarms: float | None = None, name: str = ""
+    ) -> Calibration:
+        """Choose the threshold and the weight of the matching score on a labelled split, and save both with the gallery.
+
+        Args:
+            dataset: `datasets.Dataset` with columns image, captions and image_id, as for `evaluate_retrieval`.
+            rerank: images re-ranked for each query.
+            max_false_alarms: most false alarms to accept, a share of the queries; None makes the sum of false alarms and
+                misses as small as possible.
+            name: what the split is called in messages.
+
+        Raises:
+            ValueError: if the dataset is not as described.
+        """
+        self._require()
+        result = gallery_calibration.calibrate(self.encoder, dataset, rerank, max_false_alarms, name)
+        self._write_info(calibration=asdict(result))
+        return result

@@ -1,0 +1,248 @@
+"""Indexing: what of a source is new or changed, its encoding batch by batch, and what may be left behind."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import torch
+from PIL import Image
+
+from images_mra import read_picture
+from mra.gallery.metadata import Labels
+from mra.gallery.parts import GalleryParts
+from mra.gallery.sources import Item, Source, content_hash
+from mra.gallery.store import Record
+from mra.gallery.types import BuildReport, Skipped
+
+
+# Records whose embeddings are held at a time where they are copied or labelled anew.
+RECORDS_PER_STEP = 256
+
+# Conflicting keys that a message names.
+KEYS_IN_MESSAGE = 3
+
+
+class Indexer:
+    """One run of `Gallery.build`.
+
+    Batches are cut from the images that still need encoding, in the order of the source, and each is written whole. A run
+    that goes on after an interruption therefore cuts the batches that the first would have cut, and gets the same numbers.
+
+    Args:
+        parts: of the gallery, whose store has been created.
+        source: what to index.
+        labels: what is known of its images.
+        copy_images: keep copies; None for images without a file.
+        batch_size: images in a forward pass.
+        num_workers: threads that read and decode.
+        progress: called with images done and images in all.
+    """
+
+    def __init__(
+        self,
+        parts: GalleryParts,
+        source: Source,
+        labels: Labels,
+        *,
+        copy_images: bool | None = None,
+        batch_size: int = 32,
+        num_workers: int = 2,
+        progress: Callable[[int, int], None] | None = None,
+    ):
+        for name, value in (("batch_size", batch_size), ("num_workers", num_workers)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.parts, self.source, self.labels = parts, source, labels
+        self.copy_images, self.batch_size, self.num_workers = copy_images, batch_size, num_workers
+        self.report = BuildReport(skipped=[Skipped(key, reason) for key, reason in source.refused])
+        self.report.unmatched = labels.unmatched
+        self._progress, self._done = progress, 0
+        self.existing = {record.key: record for record in parts.store.records()}
+        self.known = {record.content: key for key, record in self.existing.items()}
+
+    def run(self) -> BuildReport:
+        """Bring the gallery up to the source.
+
+        Raises:
+            ValueError: if a key belongs to an image of another source.
+        """
+        start = time.perf_counter()
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            contents = dict(self._contents(pool))
+            self._refuse_conflicts(contents)
+            new = [item for item in self.source.items if self._is_new(item, contents)]
+            kept = [item for item in self.source.items if item.key in contents and not self._is_new(item, contents)]
+            self._advance(len(self.source.items) - len(new))
+            self.report.unchanged = len(kept)
+            first_of_content = {}
+            for item in new:
+                if contents[item.key] not in self.known:
+                    first_of_content.setdefault(contents[item.key], item)
+            self._encode(pool, list(first_of_content.values()))
+            encoded = {item.key for item in first_of_content.values()}
+            left = self._copy([item for item in new if item.key not in encoded], contents)
+            self._encode(pool, left)
+        self._relabel(kept)
+        self._find_missing()
+        self.parts.store.flush()
+        self.report.seconds = time.perf_counter() - start
+        return self.report
+
+    def _contents(self, pool: ThreadPoolExecutor) -> Iterator[tuple[str, str]]:
+        def read(item: Item) -> str | Exception:
+            try:
+                return content_hash(item.read())
+            except (OSError, ValueError) as error:
+                return error
+
+        for item, content in zip(self.source.items, pool.map(read, self.source.items), strict=True):
+            if isinstance(content, Exception):
+                self._skip(item, f"the file cannot be read ({getattr(content, 'strerror', None) or content})")
+            else:
+                yield item.key, content
+
+    def _is_new(self, item: Item, contents: dict[str, str]) -> bool:
+        record = self.existing.get(item.key)
+        return item.key in contents and (record is None or record.content != contents[item.key])
+
+    def _refuse_conflicts(self, contents: dict[str, str]) -> None:
+        """Keys of another source whose image is still there; a folder that was moved is none."""
+        conflicts = []
+        for key, content in contents.items():
+            record = self.existing.get(key)
+            if record is not None and record.source != self.source.name and record.content != content:
+                file = self.parts.files.resolve(record.path)
+                if self.parts.files.is_copy(record.path) or file.exists():
+                    conflicts.append(key)
+        if conflicts:
+            raise ValueError(
+                f"{len(conflicts)} keys, such as {', '.join(conflicts[:KEYS_IN_MESSAGE])}, belong to other images of "
+                f"{self.existing[conflicts[0]].source} in this gallery: give a prefix to keep both"
+            )
+
+    def _encode(self, pool: ThreadPoolExecutor, items: list[Item]) -> None:
+        batch = []
+        for loaded in self._loaded(pool, items):
+            batch.append(loaded)
+            if len(batch) == self.batch_size:
+                self._write(batch)
+                batch = []
+        if batch:
+            self._write(batch)
+
+    def _loaded(self, pool: ThreadPoolExecutor, items: list[Item]) -> Iterator[tuple[Item, bytes, Image.Image]]:
+        """Images that can be decoded, with the next batch being decoded meanwhile."""
+
+        def load(item: Item):
+            try:
+                data = item.read()
+                return data, read_picture(data)
+            except (OSError, ValueError) as error:
+                return None, error
+
+        chunks = [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
+        ahead = zip((), (), strict=True)
+        for chunk in [*chunks, []]:
+            current = zip(chunk, pool.map(load, chunk), strict=True)  # the threads start at once
+            for item, (data, image) in ahead:
+                if data is None:
+                    self._skip(item, str(image))
+                    self._advance(1)
+                else:
+                    yield item, data, image
+            ahead = current
+
+    def _write(self, batch: list[tuple[Item, bytes, Image.Image]]) -> None:
+        encodings = self.parts.encoder.encode_images([image for _, _, image in batch])
+        self._check(encodings.embeds)
+        records = []
+        with self.parts.lock:
+            for (item, data, _), embedding, tokens in zip(
+                batch, encodings.embeds.numpy(), encodings.hidden_states, strict=True
+            ):
+                content = content_hash(data)
+                self.parts.tokens.write(content, tokens, replace=False)
+                records.append(self._record(item, content, data, embedding))
+            self.parts.store.upsert(records)
+        self.report.encoded += len(records)
+        self._count(records)
+
+    def _check(self, embeds: torch.Tensor) -> None:
+        if not embeds.isfinite().all():
+            raise ValueError(
+                f"model {self.parts.encoder.name} gives embeddings that are not finite: try --dtype float32"
+            )
+
+    def _record(self, item: Item, content: str, data: bytes | None, embedding) -> Record:
+        before = self.existing.get(item.key)
+        label = self.labels.of_key.get(item.key)
+        if label is None:
+            label = {"camera": before.camera, "time": before.time, "metadata": before.metadata} if before else {}
+        if item.path is not None and not self.copy_images:
+            path = str(item.path)
+        elif before is not None and before.content == content and self.parts.files.is_copy(before.path):
+            path = before.path
+        else:
+            path = self.parts.files.write(content, data if data is not None else item.read())
+        return Record(item.key, content, path, self.source.name, **label, embedding=embedding)
+
+    def _copy(self, items: list[Item], contents: dict[str, str]) -> list[Item]:
+        """Index images whose content is in the gallery under another key with the embedding that is there.
+
+        Returns those for which there is none after all: the other key got another image, or could not be decoded.
+        """
+        left = []
+        for start in range(0, len(items), RECORDS_PER_STEP):
+            some = items[start : start + RECORDS_PER_STEP]
+            owners = {self.known[contents[item.key]] for item in some if contents[item.key] in self.known}
+            embeddings = {
+                record.content: record.embedding for record in self.parts.store.records(keys=owners, embeddings=True)
+            }
+            records = []
+            for item in some:
+                content = contents[item.key]
+                if content in embeddings:
+                    records.append(self._record(item, content, None, embeddings[content]))
+                else:
+                    left.append(item)
+            with self.parts.lock:
+                self.parts.store.upsert(records)
+            self._count(records)
+        return left
+
+    def _relabel(self, items: list[Item]) -> None:
+        changed = {}
+        for item in items:
+            before = self.existing[item.key]
+            after = self._record(item, before.content, None, None)
+            if after != before:
+                changed[item.key] = after
+        keys = list(changed)
+        for start in range(0, len(keys), RECORDS_PER_STEP):
+            found = self.parts.store.records(keys=keys[start : start + RECORDS_PER_STEP], embeddings=True)
+            with self.parts.lock:
+                self.parts.store.upsert([replace(changed[record.key], embedding=record.embedding) for record in found])
+        self.report.relabelled = len(keys)
+
+    def _find_missing(self) -> None:
+        present = {item.key for item in self.source.items} | {skipped.key for skipped in self.report.skipped}
+        self.report.missing = sorted(
+            key for key, record in self.existing.items() if record.source == self.source.name and key not in present
+        )
+
+    def _count(self, records: list[Record]) -> None:
+        changed = sum(record.key in self.existing for record in records)
+        self.report.changed += changed
+        self.report.added += len(records) - changed
+        for record in records:
+            self.known[record.content] = record.key
+        self._advance(len(records))
+
+    def _skip(self, item: Item, reason: str) -> None:
+        self.report.skipped.append(Skipped(item.key, reason))
+
+    def _advance(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None and count:
+            self._progress(self._done, len(self.source.items))

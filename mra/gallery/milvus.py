@@ -1,0 +1,330 @@
+"""Records of a gallery in Milvus: embedded in this process (milvus-lite) or on a server, through one client."""
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+
+from mra.gallery.store import Record
+from mra.gallery.where import Where
+
+
+# Records of one request: 500 of 2048 floats are 4 MB, far below what any server takes.
+RECORDS_PER_REQUEST = 500
+
+# The same without embeddings.
+RECORDS_PER_PAGE = 10_000
+
+# Longest texts in bytes that a record can hold, and most hits of a search: limits of Milvus.
+MAX_TEXT_BYTES = {"key": 1024, "content": 64, "path": 4096, "source": 4096, "camera": 256, "time": 32}
+MAX_INFO_BYTES = 65535
+MAX_HITS = 16384
+
+INDEXES = {
+    "flat": {"index_type": "FLAT", "params": {}},
+    "hnsw": {"index_type": "HNSW", "params": {"M": 16, "efConstruction": 200}},
+    "ivf": {"index_type": "IVF_FLAT", "params": {"nlist": 256}},
+}
+SEARCH_PARAMETERS = {"flat": {}, "hnsw": {"ef": 512}, "ivf": {"nprobe": 32}}
+
+# gRPC's largest interval: a ping within this machine has nothing to keep alive.
+NEVER_MS = 2**31 - 1
+
+_NEEDS = "searching needs the extra [search]: pip install '.[search]'"
+
+
+class MilvusStore:
+    """Records on a Milvus server.
+
+    Beside the collection of records a small one, named `<collection>_info`, holds what `write_info` keeps.
+
+    Args:
+        uri: `http://host:19530` or `https://...`.
+        collection: name of the collection of records.
+        token: "user:password" or an API key.
+        index: "flat" (exact), "hnsw" or "ivf", for `create`.
+
+    Raises:
+        ValueError: if pymilvus is missing, the server cannot be reached or refuses the token, or an argument is wrong.
+    """
+
+    def __init__(self, uri: str, collection: str, token: str | None = None, index: str = "hnsw"):
+        if index not in INDEXES:
+            raise ValueError(f"index must be one of {', '.join(INDEXES)}, got {index!r}")
+        if not collection.isidentifier() or not collection.isascii() or len(collection) > 200:
+            raise ValueError(f"collection must be a name of letters, digits and underscores, got {collection!r}")
+        self.collection, self.info_collection = collection, f"{collection}_info"
+        self._new_index = index
+        self._client = _connect(uri, token)
+        try:
+            self._exists = self._client.has_collection(self.collection)
+            self._index = self._read_index() if self._exists else index
+            for name in (self.collection, self.info_collection):
+                if self._client.has_collection(name):
+                    self._client.load_collection(name)
+        except Exception as error:
+            self.close()
+            raise _readable(error, uri) from None
+
+    @property
+    def is_exact(self) -> bool:
+        return self._index == "flat"
+
+    def exists(self) -> bool:
+        return self._exists
+
+    def create(self, dim: int) -> None:
+        self._index = self._new_index
+        self._create_records(self.collection, dim)
+        self._exists = True
+
+    def read_info(self) -> dict[str, Any]:
+        if not self._client.has_collection(self.info_collection):
+            return {}
+        rows = self._client.query(self.info_collection, filter='name == "info"', output_fields=["value"])
+        return json.loads(rows[0]["value"]) if rows else {}
+
+    def write_info(self, info: dict[str, Any]) -> None:
+        from pymilvus import DataType
+
+        value = json.dumps(info)
+        if len(value) > MAX_INFO_BYTES:
+            raise ValueError(
+                f"what a gallery remembers of itself takes {len(value)} bytes, at most {MAX_INFO_BYTES} fit"
+            )
+        if not self._client.has_collection(self.info_collection):
+            schema = self._client.create_schema(auto_id=False)
+            schema.add_field("name", DataType.VARCHAR, is_primary=True, max_length=16)
+            schema.add_field("value", DataType.VARCHAR, max_length=MAX_INFO_BYTES)
+            schema.add_field("unused", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants a vector in every collection
+            self._create(self.info_collection, schema, "unused", INDEXES["flat"])
+        self._client.upsert(self.info_collection, [{"name": "info", "value": value, "unused": [0.0, 0.0]}])
+
+    def upsert(self, records: list[Record]) -> None:
+        for start in range(0, len(records), RECORDS_PER_REQUEST):
+            rows = [_to_row(record) for record in records[start : start + RECORDS_PER_REQUEST]]
+            self._client.upsert(self.collection, rows)
+
+    def delete(self, keys: list[str]) -> None:
+        for start in range(0, len(keys), RECORDS_PER_REQUEST):
+            self._client.delete(self.collection, ids=keys[start : start + RECORDS_PER_REQUEST])
+
+    def purge(self) -> None:
+        """Ask the server to compact; it drops the old files when its own retention has passed."""
+        self._client.flush(self.collection)
+        self._client.compact(self.collection)
+
+    def flush(self) -> None:
+        self._client.flush(self.collection)
+
+    def count(self) -> int:
+        return int(self._client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"])
+
+    def records(
+        self, where: Where | None = None, keys: Iterable[str] | None = None, embeddings: bool = False
+    ) -> Iterator[Record]:
+        fields = [*MAX_TEXT_BYTES, "metadata"] + (["embedding"] if embeddings else [])
+        condition = "" if where is None else where.to_milvus()
+        if keys is None:
+            yield from self._iterate(self.collection, condition, fields)
+            return
+        keys = list(keys)
+        for start in range(0, len(keys), RECORDS_PER_REQUEST):
+            some = keys[start : start + RECORDS_PER_REQUEST]
+            wanted = f"key in {json.dumps(some, ensure_ascii=False)}" + (f" and {condition}" if condition else "")
+            rows = self._client.query(self.collection, filter=wanted, output_fields=fields, limit=len(some))
+            yield from map(_to_record, rows)
+
+    def search(self, embedding: np.ndarray, limit: int, where: Where | None = None) -> list[tuple[Record, float]]:
+        limit = min(limit, MAX_HITS)
+        parameters = dict(SEARCH_PARAMETERS[self._index])
+        if "ef" in parameters:
+            parameters["ef"] = max(parameters["ef"], limit)
+        (hits,) = self._client.search(
+            self.collection,
+            data=[np.asarray(embedding, np.float32)],
+            anns_field="embedding",
+            filter="" if where is None else where.to_milvus(),
+            limit=limit,
+            output_fields=[*MAX_TEXT_BYTES, "metadata"],
+            search_params={"metric_type": "IP", "params": parameters},
+        )
+        return [(_to_record(hit["entity"]), float(hit["distance"])) for hit in hits]
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _create_records(self, name: str, dim: int) -> None:
+        from pymilvus import DataType
+
+        schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
+        for field, longest in MAX_TEXT_BYTES.items():
+            schema.add_field(field, DataType.VARCHAR, is_primary=field == "key", max_length=longest)
+        schema.add_field("metadata", DataType.JSON)
+        schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=dim)
+        self._create(name, schema, "embedding", INDEXES[self._index])
+
+    def _create(self, name: str, schema, vector: str, index: dict) -> None:
+        indexes = self._client.prepare_index_params()
+        indexes.add_index(vector, metric_type="IP", **index)
+        self._client.create_collection(name, schema=schema, index_params=indexes, consistency_level="Strong")
+
+    def _read_index(self) -> str:
+        kind = self._client.describe_index(self.collection, "embedding")["index_type"]
+        return next((name for name, index in INDEXES.items() if index["index_type"] == kind), "flat")
+
+    def _iterate(self, collection: str, condition: str, fields: list[str]) -> Iterator[Record]:
+        size = RECORDS_PER_REQUEST if "embedding" in fields else RECORDS_PER_PAGE
+        iterator = self._client.query_iterator(collection, batch_size=size, filter=condition, output_fields=fields)
+        try:
+            while rows := iterator.next():
+                yield from map(_to_record, rows)
+        finally:
+            iterator.close()
+
+
+class EmbeddedStore(MilvusStore):
+    """Records in a folder of this machine, kept by milvus-lite in this process.
+
+    Its collection is reached by an alias: `purge` copies the records that are left into a new collection, points the alias
+    there and drops the old one, since milvus-lite has no compaction to call. One process at a time can open the folder.
+
+    Args:
+        path: the folder, which must end in `.db`.
+        collection: name of the collection of records.
+        index: "flat" (exact), "hnsw" or "ivf", for `create`.
+
+    Raises:
+        ValueError: if another process has the folder open, its parent is missing, or pymilvus or milvus-lite is.
+    """
+
+    _open_folders: dict[str, int] = {}  # noqa: RUF012 (stores of this process on one folder share its server)
+
+    def __init__(self, path: Path, collection: str, index: str = "flat"):
+        if path.suffix != ".db":
+            raise ValueError(f"gallery {path} must end in .db, be a server's http:// address or :memory:")
+        if not path.parent.is_dir():
+            raise ValueError(f"gallery {path} cannot be made: there is no folder {path.parent}")
+        if path.is_file():
+            raise ValueError(f"gallery {path} is a file: expected a folder that `index build` made, or a new name")
+        self._path = str(path.resolve())
+        if not self._open_folders.get(self._path):
+            _refuse_locked(path)
+        super().__init__(self._path, collection, index=index)
+        self._open_folders[self._path] = self._open_folders.get(self._path, 0) + 1
+        self._drop_leftovers()
+
+    def create(self, dim: int) -> None:
+        name = self._generation(1)
+        self._index = self._new_index
+        self._create_records(name, dim)
+        self._client.create_alias(name, self.collection)
+        self._exists = True
+
+    def write_info(self, info: dict[str, Any]) -> None:
+        super().write_info(info)
+        self._client.flush(self.info_collection)  # a server has it in its log already, and flushes seldom by choice
+
+    def purge(self) -> None:
+        """Rewrite the collection without what was deleted."""
+        old = self._client.describe_alias(self.collection)["collection_name"]
+        new = self._generation(1 + int(old.rpartition("_")[2]))
+        description = self._client.describe_collection(old)
+        (dim,) = (int(field["params"]["dim"]) for field in description["fields"] if field["name"] == "embedding")
+        self._create_records(new, dim)
+        fields = [*MAX_TEXT_BYTES, "metadata", "embedding"]
+        rows = []
+        for record in self._iterate(old, "", fields):
+            rows.append(_to_row(record))
+            if len(rows) == RECORDS_PER_REQUEST:
+                self._client.upsert(new, rows)
+                rows = []
+        if rows:
+            self._client.upsert(new, rows)
+        self._client.flush(new)
+        self._client.alter_alias(new, self.collection)
+        self._client.drop_collection(old)
+
+    def close(self) -> None:
+        from milvus_lite.server_manager import server_manager_instance
+
+        super().close()
+        self._open_folders[self._path] -= 1
+        if not self._open_folders[self._path]:
+            server_manager_instance.release_server(self._path)
+
+    def _generation(self, number: int) -> str:
+        return f"{self.collection}_{number:06d}"
+
+    def _drop_leftovers(self) -> None:
+        """Drop what an interrupted `create` or `purge` left: collections of ours that the alias does not name."""
+        named = self._client.describe_alias(self.collection)["collection_name"] if self._exists else None
+        for name in self._client.list_collections():
+            stem, _, number = name.rpartition("_")
+            if stem == self.collection and number.isdigit() and name != named:
+                self._client.drop_collection(name)
+
+
+def is_server(uri: str) -> bool:
+    """Whether a gallery's place is the address of a Milvus server."""
+    return urlparse(uri).scheme in ("http", "https", "tcp", "unix")
+
+
+def _connect(uri: str, token: str | None):
+    try:
+        from pymilvus import MilvusClient
+    except ImportError:
+        raise ValueError(_NEEDS) from None
+    for name in ("pymilvus", "grpc._server"):  # they log every refused request with a traceback, beside raising it
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        # pymilvus pings every 10 s, which milvus-lite takes for an attack: it hangs up, with errors on the terminal.
+        options = {} if is_server(uri) else {"grpc_options": {"grpc.keepalive_time_ms": NEVER_MS}}
+        return MilvusClient(uri, token=token or "", **options)
+    except Exception as error:
+        raise _readable(error, uri) from None
+
+
+def _readable(error: Exception, uri: str) -> ValueError:
+    reason = getattr(error, "message", None) or str(error)
+    return ValueError(
+        f"gallery {uri} cannot be opened ({reason}): check address, token and that Milvus is running there"
+    )
+
+
+def _refuse_locked(path: Path) -> None:
+    """milvus-lite holds this lock while a folder is open; trying it first says more than its own error."""
+    lock = path / "LOCK"
+    if not lock.exists():
+        return
+    descriptor = os.open(lock, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(
+            f"gallery {path} is open in another process, and an embedded gallery serves one at a time: close it there, "
+            "or keep the gallery on a Milvus server (--gallery http://host:19530), which serves many"
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+def _to_row(record: Record) -> dict[str, Any]:
+    row = {name: getattr(record, name) for name in MAX_TEXT_BYTES}
+    return row | {"metadata": record.metadata, "embedding": np.asarray(record.embedding, np.float32)}
+
+
+def _to_record(row: dict[str, Any]) -> Record:
+    embedding = row.get("embedding")
+    metadata = row["metadata"]
+    return Record(
+        **{name: row[name] for name in MAX_TEXT_BYTES},
+        metadata=dict(json.loads(metadata) if isinstance(metadata, str | bytes) else metadata),
+        embedding=None if embedding is None else np.asarray(embedding, np.float32),
+    )

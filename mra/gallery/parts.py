@@ -1,0 +1,94 @@
+"""What a gallery consists of, and how its parts give images and their tokens."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from images_mra import read_picture
+from mra.gallery.picture_files import FileStore
+from mra.gallery.sources import content_hash
+from mra.gallery.store import Record, Store
+from mra.gallery.token_cache import TokenCache
+from mra.retrieval.encoders import Encoder
+
+
+# Images that are encoded at a time for want of cached tokens.
+IMAGES_PER_STEP = 32
+
+
+@dataclass(frozen=True)
+class GalleryParts:
+    """The parts of an open gallery.
+
+    Attributes:
+        store: the records.
+        files: the copies of images.
+        tokens: the token cache.
+        encoder: the model.
+        roots: folders that images may lie in.
+        lock: held while records, copies or tokens are read and written by several threads.
+    """
+
+    store: Store
+    files: FileStore
+    tokens: TokenCache
+    encoder: Encoder
+    roots: Sequence[Path]
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def load_tokens(self, records: Sequence[Record]) -> tuple[torch.Tensor, dict[int, str], int]:
+        """Tokens of images, from the cache or encoded anew.
+
+        Returns:
+            (images, views, 1 + patches, hidden); the places whose image cannot be read, with the reason, whose tokens are 0;
+            how many were encoded.
+        """
+        tokens = torch.zeros(len(records), *self.tokens.shape)
+        absent, failed = [], {}
+        with self.lock:
+            for place, record in enumerate(records):
+                cached = self.tokens.read(record.content)
+                if cached is None:
+                    absent.append(place)
+                else:
+                    tokens[place] = cached
+        for start in range(0, len(absent), IMAGES_PER_STEP):
+            images = {}
+            for place in absent[start : start + IMAGES_PER_STEP]:
+                try:
+                    images[place] = read_image(records[place], self.files, self.roots)
+                except ValueError as error:
+                    failed[place] = str(error)
+            if not images:
+                continue
+            encoded = self.encoder.encode_images(list(images.values())).hidden_states
+            with self.lock:
+                for place, of_image in zip(images, encoded, strict=True):
+                    tokens[place] = self.tokens.rounded(of_image)
+                    self.tokens.write(records[place].content, of_image)
+        return tokens, failed, len(absent) - len(failed)
+
+
+def read_image(record: Record, files: FileStore, roots: Sequence[Path]) -> Image.Image:
+    """Read the image of a record, upright and RGB.
+
+    Raises:
+        ValueError: if its file lies outside the roots, is gone, was changed since it was indexed or cannot be decoded.
+    """
+    path = files.resolve(record.path)
+    if not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
+        raise ValueError(f"image {record.key}: {path} lies outside the folders of this gallery")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"image {record.key}: {path} cannot be read ({error.strerror})") from None
+    if content_hash(data) != record.content:
+        raise ValueError(f"image {record.key}: {path} has changed since it was indexed: run build again")
+    try:
+        return read_picture(data)
+    except ValueError as error:
+        raise ValueError(f"image {record.key}: {error}") from None

@@ -1,0 +1,142 @@
+"""One search: encode the question, find the nearest embeddings, match the best of them, order and judge them."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from images_mra import read_picture
+from mra.gallery.parts import GalleryParts
+from mra.gallery.store import Record
+from mra.gallery.types import Hit, SearchResult
+from mra.gallery.where import Where
+from mra.retrieval.encode import TextEncodings
+from mra.retrieval.score_fusion import fuse_scores, require_finite
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Question:
+    """What is asked.
+
+    Attributes:
+        text: a sentence, or None.
+        image: an image of the person, or None.
+        top: hits to return.
+        rerank: nearest images to re-rank.
+        where: restriction, or None.
+        threshold: matching probability of a likely hit.
+        match_weight: weight of the matching log-odds in the ranking.
+        timings: seconds of each stage, filled by `answer`.
+    """
+
+    text: str | None
+    image: Image.Image | None
+    top: int
+    rerank: int
+    where: Where | None
+    threshold: float
+    match_weight: float
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add what the block takes to the timings."""
+        start = time.perf_counter()
+        yield
+        self.timings[stage] = time.perf_counter() - start
+
+
+def answer(parts: GalleryParts, question: Question) -> SearchResult:
+    """Rank the images of a gallery; see `Gallery.search`."""
+    with question.timed("encode"):
+        texts, embedding = _encode(parts, question)
+    rerank = question.rerank if texts is not None else 0
+    with question.timed("search"), parts.lock:
+        found = parts.store.search(embedding.numpy(), max(question.top, rerank), question.where)
+    records = [record for record, _ in found]
+    similarity = torch.tensor([value for _, value in found])
+    scores: list[float | None] = [None] * len(found)
+    order, encoded, matched = list(range(len(found))), 0, []
+    if rerank and found:
+        with question.timed("tokens"):
+            tokens, failed, encoded = parts.load_tokens(records[:rerank])
+        for reason in failed.values():
+            logger.warning("not re-ranked: %s", reason)
+        matched = [place for place in range(len(tokens)) if place not in failed]
+    if matched:
+        with question.timed("rerank"):
+            log_odds = parts.encoder.match(texts, tokens[matched])
+            require_finite(log_odds, lambda _, place: f"the text and image {records[matched[place]].key}")
+            order = _fused_order(parts, question, similarity, torch.tensor(matched), log_odds)
+        for place, score in zip(matched, log_odds[:, 0].sigmoid().mean(dim=0).tolist(), strict=True):
+            scores[place] = score
+    hits = [
+        _hit(parts, rank, records[place], scores[place], float(similarity[place]), question.threshold)
+        for rank, place in enumerate(order[: question.top], start=1)
+    ]
+    weight = question.match_weight if matched else None
+    return SearchResult(hits, question.threshold, question.timings, len(matched), encoded, weight)
+
+
+def open_query_image(image: Image.Image | str | Path) -> Image.Image:
+    """The image to search by, upright and RGB.
+
+    Raises:
+        ValueError: if the file cannot be read or is no image.
+    """
+    try:
+        return read_picture(image)
+    except OSError as error:
+        raise ValueError(f"image {image} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ValueError(f"image {image}: {error}") from None
+
+
+def _encode(parts: GalleryParts, question: Question) -> tuple[TextEncodings | None, torch.Tensor]:
+    """Encodings of the sentence, and the (dim,) embedding to search with: of sentence or image, or the mean of both."""
+    embeddings, texts = [], None
+    if question.text is not None:
+        texts = parts.encoder.encode_texts([question.text])
+        embeddings.append(texts.embeds[0])
+    if question.image is not None:
+        embeddings.append(parts.encoder.encode_images([question.image]).embeds[0])
+    return texts, torch.stack(embeddings).mean(dim=0)
+
+
+def _fused_order(
+    parts: GalleryParts, question: Question, similarity: torch.Tensor, matched: torch.Tensor, log_odds: torch.Tensor
+) -> list[int]:
+    """Places of the found images, best first, by the posterior of `fuse_scores`."""
+    fused = fuse_scores(
+        similarity[None],
+        matched[None],
+        log_odds,
+        "posterior",
+        temperature=parts.encoder.temperature,
+        match_weight=question.match_weight,
+    )
+    return fused[0].argsort(descending=True, stable=True).tolist()
+
+
+def _hit(
+    parts: GalleryParts, rank: int, record: Record, score: float | None, similarity: float, threshold: float
+) -> Hit:
+    return Hit(
+        rank=rank,
+        key=record.key,
+        path=parts.files.resolve(record.path),
+        score=score,
+        similarity=similarity,
+        likely=None if score is None else score >= threshold,
+        camera=record.camera or None,
+        time=record.time or None,
+        metadata=record.metadata,
+    )

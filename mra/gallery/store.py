@@ -1,0 +1,157 @@
+"""Where a gallery's records lie: what every store can do, and the exact one in memory."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from mra.gallery.where import Where
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a gallery.
+
+    Attributes:
+        key: unique name.
+        content: SHA-256 of the image file, hexadecimal.
+        path: absolute path of the user's file, or path of the gallery's copy relative to its folder of files.
+        source: what it was indexed from, a folder or the name of a dataset.
+        camera: "" for unknown.
+        time: as `read_time` gives it, "" for unknown.
+        metadata: further columns, without empty ones.
+        embedding: (dim,) float32, or None where it was not asked for.
+    """
+
+    key: str
+    content: str
+    path: str
+    source: str
+    camera: str = ""
+    time: str = ""
+    metadata: dict[str, str | int | float] = field(default_factory=dict)
+    embedding: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+    def value(self, name: str) -> str | int | float | None:
+        """Value of a field that can be filtered on, None where it is unknown."""
+        if name in ("key", "camera", "time"):
+            return getattr(self, name) or None
+        return self.metadata.get(name)
+
+
+class Store(Protocol):
+    """What a gallery asks of the place of its records. Writing needs `create` first."""
+
+    is_exact: bool
+
+    def exists(self) -> bool:
+        """Whether there is an index already."""
+
+    def create(self, dim: int) -> None:
+        """Make an empty index of embeddings of that width."""
+
+    def read_info(self) -> dict[str, Any]:
+        """What `write_info` kept; {} where there is nothing."""
+
+    def write_info(self, info: dict[str, Any]) -> None:
+        """Keep a mapping of JSON values about the gallery as a whole."""
+
+    def upsert(self, records: list[Record]) -> None:
+        """Write records, all of them or none, in place of those with their keys."""
+
+    def delete(self, keys: list[str]) -> None:
+        """Delete records by key; `purge` takes them off the disk."""
+
+    def purge(self) -> None:
+        """Make sure that nothing of deleted or replaced records stays on the disk."""
+
+    def flush(self) -> None:
+        """Bring what was written into its final form."""
+
+    def count(self) -> int:
+        """Number of records."""
+
+    def records(
+        self, where: Where | None = None, keys: Iterable[str] | None = None, embeddings: bool = False
+    ) -> Iterator[Record]:
+        """Records in no particular order: all, those that match, or those with some keys."""
+
+    def search(self, embedding: np.ndarray, limit: int, where: Where | None = None) -> list[tuple[Record, float]]:
+        """The records of the largest dot products with (dim,) `embedding`, best first, and these products."""
+
+    def close(self) -> None:
+        """Let go of the place."""
+
+
+class MemoryStore:
+    """Exact search over everything, in memory: the truth that tests and recall figures compare with."""
+
+    is_exact = True
+
+    def __init__(self):
+        self._info: dict[str, Any] = {}
+        self._rows: dict[str, int] = {}
+        self._records: list[Record] = []
+        self._embeddings: np.ndarray | None = None
+
+    def exists(self) -> bool:
+        return self._embeddings is not None
+
+    def create(self, dim: int) -> None:
+        self._embeddings = np.empty((0, dim), np.float32)
+
+    def read_info(self) -> dict[str, Any]:
+        return dict(self._info)
+
+    def write_info(self, info: dict[str, Any]) -> None:
+        self._info = dict(info)
+
+    def upsert(self, records: list[Record]) -> None:
+        new = [record for record in records if record.key not in self._rows]
+        start = len(self._records)
+        self._rows |= {record.key: start + number for number, record in enumerate(new)}
+        self._records += new
+        if new:
+            self._embeddings = np.concatenate([self._embeddings, np.stack([record.embedding for record in new])])
+        for record in records:
+            row = self._rows[record.key]
+            self._embeddings[row] = record.embedding
+            self._records[row] = replace(record, embedding=None)
+
+    def delete(self, keys: list[str]) -> None:
+        gone = {self._rows[key] for key in keys if key in self._rows}
+        kept = [row for row in range(len(self._records)) if row not in gone]
+        self._embeddings = self._embeddings[kept]
+        self._records = [self._records[row] for row in kept]
+        self._rows = {record.key: row for row, record in enumerate(self._records)}
+
+    def purge(self) -> None:
+        """Nothing to do: nothing lies on a disk."""
+
+    def flush(self) -> None:
+        """Nothing to do: nothing lies on a disk."""
+
+    def count(self) -> int:
+        return len(self._records)
+
+    def records(
+        self, where: Where | None = None, keys: Iterable[str] | None = None, embeddings: bool = False
+    ) -> Iterator[Record]:
+        rows = range(len(self._records)) if keys is None else [self._rows[key] for key in keys if key in self._rows]
+        for row in rows:
+            record = self._records[row]
+            if where is None or where.matches(record.value):
+                yield replace(record, embedding=self._embeddings[row].copy()) if embeddings else record
+
+    def search(self, embedding: np.ndarray, limit: int, where: Where | None = None) -> list[tuple[Record, float]]:
+        rows = np.array(
+            [row for row, record in enumerate(self._records) if where is None or where.matches(record.value)],
+            dtype=int,
+        )
+        similarity = (self._embeddings if where is None else self._embeddings[rows]) @ embedding
+        order = np.argsort(-similarity, kind="stable")[:limit]
+        return [(self._records[rows[place]], float(similarity[place])) for place in order]
+
+    def close(self) -> None:
+        """Nothing to do: the memory goes with the object."""

@@ -1,0 +1,35 @@
+"""Text-to-image person retrieval with MRA: encode, rank, re-rank, fuse, measure, draw."""
+
+from mra.common.drawing import RankedQuery, draw_rankings
+from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts
+from mra.retrieval.evaluation import RetrievalResult, evaluate_retrieval, format_table
+from mra.retrieval.matching import PairMatcher, match_pairs
+from mra.retrieval.metrics import retrieval_metrics
+from mra.retrieval.rerank import rerank, similarity_matrix, top_k
+from mra.retrieval.rerank_depth import choose_rerank_depth
+from mra.retrieval.retrieval_choice import RetrievalChoice, choose_retrieval, fusion_candidates
+from mra.retrieval.score_fusion import fuse_scores
+
+
+__all__ = [
+    "ImageEncodings",
+    "PairMatcher",
+    "RankedQuery",
+    "RetrievalChoice",
+    "RetrievalResult",
+    "TextEncodings",
+    "choose_rerank_depth",
+    "choose_retrieval",
+    "draw_rankings",
+    "encode_images",
+    "encode_texts",
+    "evaluate_retrieval",
+    "format_table",
+    "fuse_scores",
+    "fusion_candidates",
+    "match_pairs",
+    "rerank",
+    "retrieval_metrics",
+    "similarity_matrix",
+    "top_k",
+]

@@ -1,0 +1,104 @@
+"""
+Print the results of several evaluations as one table.
+
+    python -m mra.retrieval.compare "fine-tuned=outputs/eval_cuhk" "converted=outputs/eval_released"
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from mra.retrieval.evaluation import below_similarity, describe_ranking, format_table
+
+
+def read_report(folder: str) -> dict[str, Any]:
+    """
+    Read what `eval_retrieval.py` wrote.
+
+    Args:
+        folder: its `--output_dir`.
+
+    Returns:
+        What `metrics.json` holds; in a file of an older version, fusion, weight and flip are taken from its `arguments`.
+
+    Raises:
+        ValueError: if there is no readable `metrics.json`.
+    """
+    path = Path(folder) / "metrics.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if "similarity" not in report:
+            raise ValueError("it has no similarity metrics")
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): expected a folder that eval_retrieval.py wrote") from error
+    arguments = report.get("arguments", {})
+    return {name: arguments[name] for name in ("score_fusion", "match_weight", "flip") if name in arguments} | report
+
+
+def read_result(folder: str) -> dict[str, dict[str, float]]:
+    """
+    Read the metrics that `eval_retrieval.py` wrote; arguments and errors are those of `read_report`.
+
+    Returns:
+        `similarity` and, if there was re-ranking, `reranked`: each a dict of percentages.
+    """
+    report = read_report(folder)
+    return {name: report[name] for name in ("similarity", "reranked") if name in report}
+
+
+def name_ranking(report: dict[str, Any]) -> str:
+    """Name fusion, weight and number of re-ranked images of a report."""
+    if report.get("score_fusion") is None:
+        return f"unknown fusion, k {report.get('rerank_k', 'unknown')}"
+    return describe_ranking(report["rerank_k"], report["score_fusion"], report["match_weight"])
+
+
+def describe_differences(reports: dict[str, dict[str, Any]]) -> list[str]:
+    """Say which rows were not ranked alike, so that their difference is not one of the models alone."""
+    reranked = {name: report for name, report in reports.items() if "reranked" in report}
+    rankings = {name: name_ranking(report) for name, report in reranked.items()}
+    lines = []
+    if len(set(rankings.values())) > 1:
+        listing = "; ".join(f"{name}: {ranking}" for name, ranking in rankings.items())
+        lines.append(
+            f"note: the re-ranked rows differ in fusion, weight or k ({listing}): their differences are not those of the "
+            "models alone; evaluate with one --score_fusion, --match_weight and --rerank_k to compare models"
+        )
+    flips = {name: report.get("flip") for name, report in reports.items()}
+    if len(set(flips.values())) > 1:
+        words = {True: "with", False: "without", None: "unknown whether with"}
+        listing = "; ".join(f"{name}: {words[flip]} mirror images" for name, flip in flips.items())
+        lines.append(f"note: the rows differ in the use of mirror images ({listing})")
+    for name, report in reranked.items():
+        if lower := below_similarity(report):
+            lines.append(f"warning: {name}: {lower} ({rankings[name]})")
+    return lines
+
+
+def main(command_line: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="compare", description=__doc__.strip().splitlines()[0])
+    parser.add_argument(
+        "results", nargs="+", metavar="NAME=DIR", help="a row's name and an evaluation's output folder"
+    )
+    reports = {}
+    for item in parser.parse_args(command_line).results:
+        name, separator, folder = item.partition("=")
+        if not separator:
+            parser.error(f"expected NAME=DIR, got {item!r}")
+        if name in reports:
+            parser.error(f"the name {name!r} is given twice: each row needs a name of its own")
+        try:
+            reports[name] = read_report(folder)
+        except ValueError as error:
+            parser.error(str(error))
+    rows = {}
+    for name, report in reports.items():
+        rows[f"{name}, similarity"] = report["similarity"]
+        if "reranked" in report:
+            rows[f"{name}, reranked ({name_ranking(report)})"] = report["reranked"]
+    print("\n".join([format_table(rows), *describe_differences(reports)]))
+
+
+if __name__ == "__main__":
+    main()

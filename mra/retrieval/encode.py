@@ -1,0 +1,270 @@
+"""Images and captions of a person-search set -> features for ranking and hidden states for re-ranking."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image as PILImage
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from images_mra import read_picture
+from mra.common.sharding import Shard, cut_batches, gather_in_order, without_lone_row
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ImageEncodings:
+    """Encoded images.
+
+    Attributes:
+        embeds: (images, projection_dim) float32 on the CPU, all images; with mirrored views the mean of both views'
+            features, not normalised again.
+        hidden_states: (images held, views, 1 + patches, hidden) on the CPU, or None where they were not kept. Among several
+            processes each holds the images that it encoded.
+        rows: (images held,), which image each entry of `hidden_states` is, ascending.
+        batches: the fixed batches of images; `Shard.own` of them says which process holds which.
+    """
+
+    embeds: torch.Tensor
+    hidden_states: torch.Tensor | None
+    rows: torch.Tensor
+    batches: list[range]
+
+
+@dataclass
+class TextEncodings:
+    """Encoded captions, without their padding.
+
+    Attributes:
+        embeds: (texts, projection_dim) float32 on the CPU.
+        hidden_states: (tokens of all texts, hidden) on the CPU, the texts one after the other, or None where not kept.
+        lengths: (texts,), tokens of each text.
+    """
+
+    embeds: torch.Tensor
+    hidden_states: torch.Tensor | None
+    lengths: torch.Tensor
+
+    def __post_init__(self):
+        self.offsets = self.lengths.cumsum(0) - self.lengths
+
+    def padded(self, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (batch, longest, hidden), zero where padded, and attention mask (batch, longest) of some texts."""
+        lengths = self.lengths[texts]
+        positions = torch.arange(int(lengths.max()))
+        attention_mask = positions < lengths[:, None]
+        tokens = (self.offsets[texts][:, None] + positions).where(attention_mask, 0)
+        return self.hidden_states[tokens] * attention_mask[..., None], attention_mask.long()
+
+
+def encode_images(
+    model,
+    processor,
+    images: Sequence,
+    *,
+    flip: bool = True,
+    keep_hidden_states: bool = False,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    dtype: torch.dtype | None = None,
+    hidden_states_dtype: torch.dtype | None = None,
+    shard: Shard | None = None,
+    progress: bool = False,
+) -> ImageEncodings:
+    """Encode images, each with its mirror image if `flip` is set.
+
+    Args:
+        model: an MRAModel or a model whose `.mra` is one, in eval mode, on the device to use.
+        processor: MRAProcessor.
+        images: a sequence of PIL images, or rows with an "image" (a `datasets.Dataset`).
+        flip: average the features of each image and its mirror image, and keep the hidden states of both.
+        keep_hidden_states: keep them in CPU memory, for re-ranking.
+        batch_size: images in a forward pass (twice as many views with `flip` take two passes).
+        num_workers: processes that decode and resize images.
+        dtype: dtype of the forward passes (autocast); None for that of the weights.
+        hidden_states_dtype: dtype of what is kept; None for that of the forward passes.
+        shard: the share of this process; None for all images here.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: if there are no images, or one cannot be read (the message gives its row).
+    """
+    shard = shard or Shard()
+    model = getattr(model, "mra", model)
+    device, dtype = _device_and_dtype(model, dtype)
+    if len(images) == 0:
+        raise ValueError("images is empty: expected at least one image")
+    batches = cut_batches(len(images), batch_size)
+    own = shard.own(batches)
+    rows = torch.tensor([row for batch in own for row in batch], dtype=torch.long)
+    loader = DataLoader(
+        _Images(images),
+        batch_sampler=own,
+        collate_fn=_ImageCollator(processor),
+        num_workers=min(num_workers, len(own)),
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # its own, or iterating would advance the caller's random state
+    )
+    embeds, kept, filled = [], None, 0
+    for pixel_values in tqdm(loader, desc="images", disable=not progress):
+        if isinstance(pixel_values, ValueError):
+            raise pixel_values
+        pixel_values = pixel_values.to(device, non_blocking=True)
+        views = [pixel_values, pixel_values.flip(-1)] if flip else [pixel_values]
+        features, hidden_states = [], []
+        with forward_context(model, dtype):
+            for view in views:
+                hidden_states.append(model.get_image_hidden_states(view))
+                embedded = without_lone_row(model.get_image_features, image_hidden_states=hidden_states[-1])
+                features.append(embedded.float())
+        embeds.append(torch.stack(features).mean(dim=0).cpu())
+        if keep_hidden_states:
+            hidden_states = torch.stack(hidden_states, dim=1)  # (batch, views, tokens, hidden)
+            if kept is None:
+                kept = torch.empty(len(rows), *hidden_states.shape[1:], dtype=hidden_states_dtype or dtype)
+            kept[filled : filled + len(hidden_states)] = hidden_states.cpu()
+            filled += len(hidden_states)
+    if kept is not None:
+        size = kept.numel() * kept.element_size() / 2**30
+        logger.info(
+            "hidden states of %d images x %d views: %.2f GiB of CPU memory in %s",
+            *kept.shape[:2],
+            size,
+            str(kept.dtype).removeprefix("torch."),
+        )
+    return ImageEncodings(torch.cat(list(gather_in_order(embeds, len(batches), shard))), kept, rows, batches)
+
+
+def encode_texts(
+    model,
+    processor,
+    texts: Sequence[str],
+    *,
+    keep_hidden_states: bool = False,
+    batch_size: int = 64,
+    dtype: torch.dtype | None = None,
+    hidden_states_dtype: torch.dtype | None = None,
+    shard: Shard | None = None,
+    progress: bool = False,
+) -> TextEncodings:
+    """Encode captions, padded to the model's full text length as the pooled text features need.
+
+    Arguments are those of `encode_images`. Among several processes each receives the encodings of all captions.
+
+    Raises:
+        ValueError: if there are no captions, or one is empty (the message gives its position).
+    """
+    shard = shard or Shard()
+    model = getattr(model, "mra", model)
+    device, dtype = _device_and_dtype(model, dtype)
+    if len(texts) == 0:
+        raise ValueError("texts is empty: expected at least one caption")
+    batches = cut_batches(len(texts), batch_size)
+    results = []
+    for batch in tqdm(shard.own(batches), desc="captions", disable=not progress):
+        inputs = _tokenize(processor, [texts[row] for row in batch], batch.start)
+        attention_mask = inputs["attention_mask"].bool()
+        with forward_context(model, dtype):
+            hidden_states = model.get_text_hidden_states(
+                inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
+            )
+            features = without_lone_row(model.get_text_features, text_hidden_states=hidden_states)
+        result = {"embeds": features.float().cpu(), "lengths": attention_mask.sum(dim=1)}
+        if keep_hidden_states:
+            result["hidden_states"] = hidden_states.cpu()[attention_mask].to(hidden_states_dtype or dtype)
+        results.append(result)
+    results = list(gather_in_order(results, len(batches), shard))
+    merged = {name: torch.cat([result[name] for result in results]) for name in results[0]}
+    return TextEncodings(merged["embeds"], merged.get("hidden_states"), merged["lengths"])
+
+
+@contextlib.contextmanager
+def forward_context(model, dtype: torch.dtype | None) -> Iterator[None]:
+    """Run forward passes without gradient, under autocast where `dtype` is not the dtype of the weights."""
+    device, dtype = _device_and_dtype(model, dtype)
+    weights_dtype = next(model.parameters()).dtype
+    with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != weights_dtype):
+        yield
+
+
+def _device_and_dtype(model, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    parameter = next(model.parameters())
+    return parameter.device, dtype or parameter.dtype
+
+
+def _tokenize(processor, texts: list[str], first: int):
+    for offset, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"caption {first + offset} must be a text with a word in it, got {text!r}")
+    try:
+        return processor(text=texts)
+    except ValueError as error:
+        raise ValueError(f"among captions {first} to {first + len(texts) - 1}: {error}") from error
+
+
+def undecoded(rows):
+    """Return a `datasets.Dataset` whose images come as they are stored, for `read_row`; other sequences as they are."""
+    if (
+        not hasattr(rows, "cast_column") or rows.format["type"] == "custom"
+    ):  # a transform of the user's wants them decoded
+        return rows
+    from datasets import Image
+
+    if not isinstance(rows.features.get("image"), Image):
+        return rows
+    return rows.with_format(None).cast_column("image", Image(decode=False))
+
+
+def read_row(rows: Sequence, row: int) -> PILImage.Image:
+    """Read the image of a row, upright and RGB.
+
+    Args:
+        rows: PIL images, or rows with an "image", of a data set best from `undecoded`: what `datasets` decodes itself stops
+            at metadata that it cannot read.
+        row: which one.
+
+    Raises:
+        ValueError: naming the row, if its image cannot be read.
+    """
+    try:
+        value = rows[row]
+        return read_picture(value["image"] if isinstance(value, dict) else value)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the image of row {row} (counting from 0) cannot be read: {error}; prepare the set again with --on_error "
+            "skip, which leaves such rows out"
+        ) from error
+
+
+class _Images(Dataset):
+    """RGB images of a sequence of PIL images or of rows with an "image"; what cannot be read is the error."""
+
+    def __init__(self, images: Sequence):
+        self.images = undecoded(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> PILImage.Image | ValueError:
+        try:
+            return read_row(self.images, index)
+        except ValueError as error:  # raised in a worker, its message would come wrapped into a traceback
+            return error
+
+
+class _ImageCollator:
+    """Processes a batch of images in the worker that decoded them."""
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, images: list) -> torch.Tensor | ValueError:
+        broken = next((image for image in images if isinstance(image, ValueError)), None)
+        if broken is not None:
+            return broken
+        return self.processor(images=images)["pixel_values"]

@@ -1,0 +1,190 @@
+"""What a gallery asks of a model: embeddings and tokens of images, encodings of texts, matching scores of pairs."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from mra.common.loading import load_model, load_processor
+from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts
+from mra.retrieval.matching import PairMatcher
+from mra.retrieval.rerank import rerank
+from mra.retrieval.retrieval_choice import RetrievalChoice
+
+
+class Encoder(Protocol):
+    """A model behind a gallery. `TorchEncoder` is one; another runtime gives an object with the same members.
+
+    Attributes:
+        name: folder or Hub id of the model, as messages show it and as a gallery remembers it.
+        fingerprint: of weights and image preprocessing, see `model_fingerprint`; galleries refuse another one.
+        embedding_dim: width of the embeddings.
+        token_shape: (views, 1 + patches, hidden) of one image.
+        temperature: learned temperature of the contrastive loss, for the fused ranking.
+        match_weight: weight of the matching log-odds in the fused ranking, as chosen on validation; None where none was.
+    """
+
+    name: str
+    fingerprint: str
+    embedding_dim: int
+    token_shape: tuple[int, int, int]
+    temperature: float
+    match_weight: float | None
+
+    def encode_images(self, images: Sequence) -> ImageEncodings:
+        """Encode PIL images, or rows with an "image", and their mirror images: embeds, and hidden states of both views."""
+
+    def encode_texts(self, texts: Sequence[str]) -> TextEncodings:
+        """Encode sentences, hidden states included."""
+
+    def match(self, texts: TextEncodings, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Match every text with every image.
+
+        Args:
+            texts: from `encode_texts`.
+            image_tokens: (images, views, 1 + patches, hidden).
+
+        Returns:
+            (views, texts, images) float32 log-odds of "match".
+        """
+
+
+def chosen_match_weight(model: str) -> float | None:
+    """Return the weight of the matching log-odds that was chosen for a model on validation, None where none was.
+
+    A gallery ranks by the posterior of both views, so a choice without mirror images does not answer for it.
+
+    Raises:
+        ValueError: if what is saved with the model cannot be read.
+    """
+    choice = RetrievalChoice.load(model)
+    return choice.posterior_weight() if choice is not None and choice.flip else None
+
+
+class TorchEncoder:
+    """An MRA model in PyTorch; see `Encoder` for what it gives.
+
+    Args:
+        model: folder or Hub id.
+        device: to run on; None for the GPU if there is one.
+        dtype: dtype of the forward passes; None for that of the weights.
+        batch_size: images or texts in a forward pass.
+
+    Raises:
+        ValueError: if the model or its processor cannot be loaded, or it has no learned temperature.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        batch_size: int = 32,
+    ):
+        self.name = str(model)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = dtype
+        self.batch_size = batch_size
+        self.model = load_model(self.name).to(self.device)
+        self.processor = load_processor(self.name)
+        self.fingerprint = model_fingerprint(self.model, self.processor)
+        config = self.model.config
+        self.embedding_dim = config.projection_dim
+        self.token_shape = (2, 1 + config.vision_config.num_patches, config.vision_config.hidden_size)
+        self.temperature = self.model.temperature.item()
+        self.match_weight = chosen_match_weight(self.name)
+        self._matcher = PairMatcher(self.model, dtype)
+
+    def encode_images(self, images: Sequence) -> ImageEncodings:
+        return encode_images(
+            self.model,
+            self.processor,
+            images,
+            keep_hidden_states=True,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+            hidden_states_dtype=torch.float32,
+        )
+
+    def encode_texts(self, texts: Sequence[str]) -> TextEncodings:
+        return encode_texts(
+            self.model,
+            self.processor,
+            texts,
+            keep_hidden_states=True,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+            hidden_states_dtype=torch.float32,
+        )
+
+    def match(self, texts: TextEncodings, image_tokens: torch.Tensor) -> torch.Tensor:
+        num_texts, num_images = len(texts.lengths), len(image_tokens)
+        by_length = texts.lengths.argsort(stable=True)
+        pair_texts = by_length.repeat_interleave(num_images)
+        pair_images = torch.arange(num_images).repeat(num_texts)
+        scores = self._matcher.match(texts, image_tokens, pair_texts, pair_images, log_odds=True)
+        in_order = torch.empty(len(scores), num_texts, num_images)
+        in_order[:, by_length] = scores.view(-1, num_texts, num_images)
+        return in_order
+
+    def match_nearest(self, texts: TextEncodings, images: ImageEncodings, nearest: torch.Tensor) -> torch.Tensor:
+        """Match every text with images of its own, (texts, k) of them: (views, texts, k) log-odds, as `rerank` groups them."""
+        return rerank(self.model, texts, images, nearest, dtype=self.dtype, log_odds=True)
+
+
+def match_nearest(
+    encoder: Encoder, texts: TextEncodings, images: ImageEncodings, nearest: torch.Tensor
+) -> torch.Tensor:
+    """Match every text with images of its own, text by text where the encoder has no quicker way.
+
+    Args:
+        encoder: of both.
+        texts: from `encode_texts`.
+        images: from `encode_images`.
+        nearest: (texts, k), the images of each text.
+
+    Returns:
+        (views, texts, k) float32 log-odds of "match".
+    """
+    if isinstance(encoder, TorchEncoder):
+        return encoder.match_nearest(texts, images, nearest)
+    scores = []
+    for row, rows in enumerate(nearest):
+        start, length = int(texts.offsets[row]), int(texts.lengths[row])
+        text = TextEncodings(
+            texts.embeds[row : row + 1], texts.hidden_states[start : start + length], texts.lengths[row : row + 1]
+        )
+        scores.append(encoder.match(text, images.hidden_states[rows])[:, 0])
+    return torch.stack(scores, dim=1)
+
+
+def model_fingerprint(model, processor) -> str:
+    """Hash what the numbers of a gallery depend on: architecture, weights and image preprocessing.
+
+    Two folders with the same weights have the same fingerprint, another revision of a model has another.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    mra = getattr(model, "mra", model)
+    image_processor = processor.image_processor
+    settings = {
+        "vision": mra.config.vision_config.to_dict(),
+        "text": mra.config.text_config.to_dict(),
+        "projection": [mra.config.projection_type, mra.config.projection_dim],
+        "images": {
+            name: str(getattr(image_processor, name)) for name in ("size", "resample", "image_mean", "image_std")
+        },
+        "captions": [processor.caption_style, processor.max_text_length],
+    }
+    volatile = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+    for part in ("vision", "text"):
+        settings[part] = {name: value for name, value in settings[part].items() if name not in volatile}
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, weight in sorted(mra.state_dict().items()):
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

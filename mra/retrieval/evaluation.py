@@ -1,0 +1,321 @@
+"""Evaluation of a model on one split of a person-search set: encode, rank, re-rank, measure."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from mra.common.sharding import Shard
+from mra.retrieval.encode import encode_images, encode_texts
+from mra.retrieval.metrics import METRIC_NAMES, retrieval_metrics
+from mra.retrieval.rerank import rerank_logits, similarity_matrix, top_k
+from mra.retrieval.score_fusion import (
+    DEFAULT_SCORE_FUSION,
+    SCORE_FUSIONS,
+    fuse_scores,
+    fusion_name,
+    match_scores,
+    require_finite,
+)
+
+
+logger = logging.getLogger(__name__)
+
+REQUIRED_COLUMNS = ("image", "captions", "image_id")
+
+
+@dataclass
+class RetrievalResult:
+    """What an evaluation gave, the same on every process.
+
+    Attributes:
+        metrics: {"similarity": {...}} and, if the top k were re-ranked, {"reranked": {...}}, each with R1, R5, R10, mAP and
+            mINP in percent.
+        timings: seconds of each stage on this process, and re-ranked pairs per second over all processes.
+        counts: identities, images and captions evaluated.
+        rerank_k: images re-ranked for each query, 0 for none; never more than the gallery has.
+        score_fusion: how `reranked` was fused.
+        match_weight: weight of the matching log-odds in "posterior", None with another fusion.
+        flip: whether mirror images were used.
+        dtype: dtype of the forward passes, such as "float32".
+        temperature: the model's learned temperature, None if it holds none.
+        similarity: (captions, images) float32.
+        reranked: (captions, images) float32 fused scores, or None.
+        top_indices: (captions, rerank_k), or None.
+        match_logits: (views, captions, rerank_k, 2) of the matching head, class 1 being "match", or None.
+        query_ids: (captions,), identity of each query.
+        query_rows: (captions,), dataset row that each query belongs to.
+        gallery_ids: (images,), identity of each dataset row.
+        captions: the queries.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    timings: dict[str, float]
+    counts: dict[str, int]
+    rerank_k: int
+    score_fusion: str
+    match_weight: float | None
+    flip: bool
+    dtype: str
+    temperature: float | None
+    similarity: torch.Tensor
+    reranked: torch.Tensor | None
+    top_indices: torch.Tensor | None
+    match_logits: torch.Tensor | None
+    query_ids: torch.Tensor
+    query_rows: torch.Tensor
+    gallery_ids: torch.Tensor
+    captions: list[str] = field(repr=False)
+
+    @property
+    def scores(self) -> torch.Tensor:
+        """(captions, images) scores of the final ranking: the re-ranked ones where there are any."""
+        return self.similarity if self.reranked is None else self.reranked
+
+    @property
+    def match_scores(self) -> torch.Tensor | None:
+        """(views, captions, rerank_k) scores that were fused: logits of "match", log-odds with "posterior", or None."""
+        if self.match_logits is None:
+            return None
+        return match_scores(self.match_logits, self.score_fusion == "posterior")
+
+    @property
+    def ranking(self) -> str:
+        """Fusion, weight and number of re-ranked images, as tables name them."""
+        return describe_ranking(self.rerank_k, self.score_fusion, self.match_weight)
+
+    def fuse(self, score_fusion: str, match_weight: float | None = None, k: int | None = None) -> torch.Tensor:
+        """Fuse the scores in another way, without running the model again.
+
+        Args:
+            score_fusion: "single", "published" or "posterior".
+            match_weight: weight of the matching log-odds in "posterior"; None for 1.
+            k: re-rank the first k images of each query alone; None for all that were matched.
+
+        Returns:
+            (captions, images) float32.
+
+        Raises:
+            ValueError: if nothing was re-ranked, and as `fuse_scores`.
+        """
+        if self.match_logits is None:
+            raise ValueError("scores can only be fused after an evaluation with re-ranking, rerank_k > 0")
+        return fuse_scores(
+            self.similarity,
+            self.top_indices[:, :k],
+            match_scores(self.match_logits[..., :k, :], score_fusion == "posterior"),
+            score_fusion,
+            temperature=self.temperature,
+            match_weight=1.0 if match_weight is None else match_weight,
+        )
+
+    def with_fusion(self, score_fusion: str, match_weight: float | None = None) -> "RetrievalResult":
+        """Return this result with its scores fused in another way; arguments and errors are those of `fuse`."""
+        reranked = self.fuse(score_fusion, match_weight)
+        metrics = self.metrics | {"reranked": retrieval_metrics(reranked, self.query_ids, self.gallery_ids)}
+        weight = (1.0 if match_weight is None else match_weight) if score_fusion == "posterior" else None
+        return replace(self, metrics=metrics, reranked=reranked, score_fusion=score_fusion, match_weight=weight)
+
+
+def evaluate_retrieval(
+    model,
+    processor,
+    dataset,
+    *,
+    rerank_k: int | None = None,
+    flip: bool = True,
+    score_fusion: str = DEFAULT_SCORE_FUSION,
+    match_weight: float = 1.0,
+    batch_size: int = 64,
+    rerank_batch_size: int | None = None,
+    num_workers: int = 0,
+    dtype: torch.dtype | None = None,
+    progress: bool = False,
+) -> RetrievalResult:
+    """Evaluate text-to-image person retrieval: every caption of the split queries the gallery of all its images.
+
+    With an initialised process group the work is shared: batches are cut without regard to the number of processes and
+    dealt to them, so any number of processes gives the same result (to the last bit where each has as many threads; CPU
+    kernels round differently with another number). Every process must then make this call.
+
+    Args:
+        model: unwrapped MRAModel, MRAForPreTraining or MRAForImageTextRetrieval, on the device to use. Put into eval mode
+            for the call and back into its mode afterwards. (Under ZeRO-3, gather its parameters first.)
+        processor: MRAProcessor.
+        dataset: `datasets.Dataset` with columns image, captions (list of texts) and image_id (identity).
+        rerank_k: images of each query to re-rank with the fusion layers; None or 0 ranks by similarity alone.
+        flip: use the mirror image too, for features and for matching.
+        score_fusion: "single", "published" or "posterior", see `fuse_scores`; the last needs a model that holds the learned
+            temperature, which a bare MRAModel does not. `choose_retrieval` finds the best of them for a model.
+        match_weight: weight of the matching log-odds in "posterior".
+        batch_size: images or captions in a forward pass.
+        rerank_batch_size: most pairs in a forward pass; None for what suits the device.
+        num_workers: processes that decode and resize images.
+        dtype: dtype of the forward passes and of the hidden states kept; None for that of the weights.
+        progress: show progress bars on the main process.
+
+    Raises:
+        ValueError: if an argument or the dataset is not as described (the message says how to mend it), or the matching
+            score of a pair is not finite.
+    """
+    shard = Shard.current()
+    if score_fusion not in SCORE_FUSIONS:
+        raise ValueError(f"score_fusion must be one of {', '.join(SCORE_FUSIONS)}, got {score_fusion!r}")
+    temperature = model.temperature.item() if hasattr(model, "temperature") else None
+    if rerank_k is not None and rerank_k < 0:
+        raise ValueError(f"rerank_k must be 0 (no re-ranking) or more, got {rerank_k}")
+    captions, query_rows, gallery_ids = read_captions(dataset)
+    query_ids = gallery_ids[query_rows]
+    rerank_k = rerank_k or 0
+    if rerank_k > len(dataset):
+        logger.warning("rerank_k %d is more than the gallery has: all %d images are re-ranked", rerank_k, len(dataset))
+        rerank_k = len(dataset)
+
+    timings = {}
+    encoding = {"keep_hidden_states": rerank_k > 0, "batch_size": batch_size, "dtype": dtype, "shard": shard}
+    encoding["progress"] = progress = progress and shard.is_main
+    with _eval_mode(model):
+        with _timed(timings, "encode_images"):
+            images = encode_images(model, processor, dataset, flip=flip, num_workers=num_workers, **encoding)
+        with _timed(timings, "encode_texts"):
+            texts = encode_texts(model, processor, captions, **encoding)
+        with _timed(timings, "rank"):
+            similarity = similarity_matrix(texts.embeds, images.embeds, next(model.parameters()).device)
+            metrics = {"similarity": retrieval_metrics(similarity, query_ids, gallery_ids)}
+        top_indices = match_logits = None
+        if rerank_k:
+            with _timed(timings, "rerank"):
+                top_indices = top_k(similarity, rerank_k)
+                match_logits = rerank_logits(
+                    model,
+                    texts,
+                    images,
+                    top_indices,
+                    batch_size=rerank_batch_size,
+                    dtype=dtype,
+                    shard=shard,
+                    progress=progress,
+                )
+            timings["pairs_per_second"] = match_logits[..., 0].numel() / timings["rerank"]
+
+            def name_pair(query: int, rank: int) -> str:
+                row = int(query_rows[query])
+                return (
+                    f"the caption {captions[query]!r} (row {row}) and the image of row {int(top_indices[query, rank])}"
+                )
+
+            require_finite(match_logits, name_pair)
+    counts = {"identities": len(gallery_ids.unique()), "images": len(gallery_ids), "captions": len(captions)}
+    result = RetrievalResult(
+        metrics=metrics,
+        timings=timings,
+        counts=counts,
+        rerank_k=rerank_k,
+        score_fusion=score_fusion,
+        match_weight=match_weight if score_fusion == "posterior" else None,
+        flip=flip,
+        dtype=str(dtype or next(model.parameters()).dtype).removeprefix("torch."),
+        temperature=temperature,
+        similarity=similarity,
+        reranked=None,
+        top_indices=top_indices,
+        match_logits=match_logits,
+        query_ids=query_ids,
+        query_rows=query_rows,
+        gallery_ids=gallery_ids,
+        captions=captions,
+    )
+    if rerank_k:
+        with _timed(timings, "fuse"):
+            result = result.with_fusion(score_fusion, match_weight)
+    return result
+
+
+def read_captions(dataset) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    """Read the queries of a person-search split without decoding an image.
+
+    Returns:
+        captions of all rows; (captions,) the row of each; (rows,) the identity of each row.
+
+    Raises:
+        ValueError: if a column is missing or of another kind, there are no rows or captions, or a caption is blank.
+    """
+    missing = [name for name in REQUIRED_COLUMNS if name not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"the dataset has no column {', '.join(missing)}: expected {', '.join(REQUIRED_COLUMNS)} "
+            f"(a person-search set as data_scripts/prepare_pedes.py writes it), got {', '.join(dataset.column_names)}"
+        )
+    if len(dataset) == 0:
+        raise ValueError("the dataset has no rows: expected at least one image with a caption")
+    columns = dataset.select_columns(["captions", "image_id"]).with_format(None)[:]
+    captions, rows = [], []
+    for row, row_captions in enumerate(columns["captions"]):
+        if not isinstance(row_captions, list):
+            raise ValueError(f"row {row}: captions must be a list of texts, got {row_captions!r}")
+        for caption in row_captions:
+            if not isinstance(caption, str) or not caption.strip():
+                raise ValueError(f"row {row}: a caption must be a text with a word in it, got {caption!r}")
+        captions.extend(row_captions)
+        rows.extend([row] * len(row_captions))
+    if not captions:
+        raise ValueError("no row has a caption: expected at least one query")
+    identities = columns["image_id"]
+    if not all(isinstance(identity, int) for identity in identities):
+        raise ValueError(f"image_id must be an integer in every row, got for example {identities[0]!r}")
+    return captions, torch.tensor(rows), torch.tensor(identities)
+
+
+def describe_ranking(rerank_k: int, score_fusion: str, match_weight: float | None) -> str:
+    """Name a ranking as tables do: fusion, weight and number of re-ranked images."""
+    return f"{fusion_name(score_fusion, match_weight)}, k {rerank_k}" if rerank_k else "similarity alone"
+
+
+def below_similarity(metrics: dict[str, dict[str, float]]) -> str | None:
+    """Say by how much re-ranking is below similarity alone.
+
+    Args:
+        metrics: of a `RetrievalResult`, or R1 and mAP alone.
+
+    Returns:
+        A sentence that names R@1 or mAP or both with their figures; None where re-ranking loses neither.
+    """
+    if "reranked" not in metrics:
+        return None
+    pairs = {
+        title: (metrics["reranked"][name], metrics["similarity"][name])
+        for name, title in (("R1", "R@1"), ("mAP", "mAP"))
+    }
+    lower = [f"{title} {ours:.2f} against {alone:.2f}" for title, (ours, alone) in pairs.items() if ours < alone]
+    return f"re-ranking is below similarity alone: {', '.join(lower)}" if lower else None
+
+
+def format_table(metrics: dict[str, dict[str, float]]) -> str:
+    """Lay out named rows of metrics (percent) as a plain-text table."""
+    width = max(10, *(len(name) for name in metrics))
+    header = ("R@1", "R@5", "R@10", "mAP", "mINP")
+    lines = [" " * width + "".join(f"{title:>8}" for title in header)]
+    for name, values in metrics.items():
+        lines.append(f"{name:<{width}}" + "".join(f"{values[metric]:8.2f}" for metric in METRIC_NAMES))
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _eval_mode(model) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[name] = time.perf_counter() - start

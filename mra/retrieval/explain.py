@@ -1,0 +1,312 @@
+"""Explain a (text, image) pair: which words look where in the image, and how well phrases match it on their own.
+
+    python -m mra.retrieval.explain --model outputs/sample/finetune/best --image crop.jpg \\
+        --text "a woman in a red coat with a black backpack" --phrases "black backpack" "red coat" --output explanation.png
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from images_mra import read_picture
+from mra.common.command_line import plain_errors, try_file
+from mra.common.drawing import PICTURE_SUFFIXES, save_picture
+from mra.common.loading import load_model, load_processor
+from mra.retrieval.encode import encode_images, encode_texts, forward_context
+from mra.retrieval.matching import match_pairs
+from mra.retrieval.overlay import Tile, draw_tiles
+from mra.retrieval.score_fusion import require_finite
+
+
+_NOTHING_SEEN = """
+a an the this that these those some and or but with without of in on at to from by for as into over under up down he she it
+they his her its their him them who which whose there is are was were be been being has have had wears wearing wore dressed
+carries carrying walks walking standing while also very
+"""
+STOP_WORDS = frozenset(_NOTHING_SEEN.split())
+
+LEAST_PEAK = 4  # even shares
+
+_WORD = re.compile(r"\w+(?:[-'’]\w+)*")
+
+
+@dataclass(frozen=True)
+class WordAttention:
+    """
+    Where one word of a caption looks.
+
+    Attributes:
+        word: as it stands in the caption, its word pieces joined.
+        heatmap: (rows, columns) of the patch grid, float32; the share that each patch has in what the word reads.
+        global_share: the share of image token 0, the mean of all patches, which lies nowhere in the grid.
+        is_stop_word: whether the word names nothing that could be seen.
+    """
+
+    word: str
+    heatmap: torch.Tensor
+    global_share: float
+    is_stop_word: bool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """
+    What the fusion layers read off an image for a caption.
+
+    Attributes:
+        text: the caption as the tokenizer got it.
+        match_probability: of the matching head, for this one view of the image.
+        words: of the caption, in order; words past the longest text of the model are not among them.
+        sentence: (rows, columns), mean of the heatmaps of the words that are no stop words (of all, if there are no others).
+    """
+
+    text: str
+    match_probability: float
+    words: tuple[WordAttention, ...]
+    sentence: torch.Tensor
+
+
+@dataclass(frozen=True)
+class PhraseScore:
+    """A phrase and the probability, by the matching head, that it describes the image."""
+
+    phrase: str
+    match_probability: float
+
+
+def explain_pair(
+    model,
+    processor,
+    text: str,
+    image: Image.Image | None = None,
+    *,
+    image_hidden_states: torch.Tensor | None = None,
+    num_layers: int | None = None,
+) -> Explanation:
+    """
+    Tells which words of a text look where in an image.
+
+    The maps are the cross-attention of the last fusion layers, each weight multiplied by the length of the vector that it
+    lets through (Kobayashi et al. 2020, arXiv 2004.10102): heads with nothing to look for rest on patches that add next to
+    nothing, such as background. They are averaged over heads, layers and the word pieces of a word. They show what the layers
+    read, not why they decide: take them as a hint.
+
+    Args:
+        model: an MRAModel or a model whose `.mra` is one, in eval mode.
+        processor: MRAProcessor.
+        text: the caption.
+        image: of any size; or
+        image_hidden_states: (1 + patches, hidden) of it, where they are already there.
+        num_layers: fusion layers, counted from the last, whose attention is averaged; None for half of them.
+
+    Raises:
+        ValueError: if there is no word in the text, not exactly one of image and tokens is given, the tokens are not of this
+            model, or it has not as many fusion layers.
+    """
+    model = getattr(model, "mra", model)
+    if num_layers is None:
+        num_layers = max(1, len(model.fusion_layers) // 2)
+    if not 1 <= num_layers <= len(model.fusion_layers):
+        raise ValueError(f"num_layers must be 1 to {len(model.fusion_layers)}, as the model has, got {num_layers}")
+    texts = encode_texts(model, processor, [text], keep_hidden_states=True)
+    tokens = _image_tokens(model, processor, image, image_hidden_states, flip=False)
+    attention = cross_attention(model, *texts.padded(torch.tensor([0])), tokens[:, 0])
+    read = (attention.weights * attention.norms[:, :, :, None])[-num_layers:, 0].mean(
+        dim=(0, 1)
+    )  # text tokens, 1 + patches
+    shares = (read / read.sum(dim=-1, keepdim=True)).cpu()
+    grid = model.config.vision_config.grid_size
+    caption = processor.normalize_caption(text)
+    words = []
+    for word, positions in word_positions(processor.tokenizer, caption, processor.max_text_length):
+        share = shares[positions].mean(dim=0)
+        words.append(WordAttention(word, share[1:].view(grid), share[0].item(), word.lower() in STOP_WORDS))
+    if not words:
+        raise ValueError(f"text must have a letter or digit that the tokenizer keeps, got {text!r}")
+    shown = [word.heatmap for word in words if not word.is_stop_word] or [word.heatmap for word in words]
+    require_finite(attention.logits[None, :, None], lambda *_: "the text and the image")
+    probability = attention.logits[0].softmax(dim=-1)[1].item()
+    return Explanation(caption, probability, tuple(words), torch.stack(shown).mean(dim=0))
+
+
+def phrase_scores(
+    model,
+    processor,
+    phrases: Sequence[str],
+    image: Image.Image | None = None,
+    *,
+    image_hidden_states: torch.Tensor | None = None,
+) -> list[PhraseScore]:
+    """
+    Scores phrases such as "black backpack" against an image, each on its own.
+
+    Args:
+        model: an MRAModel or a model whose `.mra` is one, in eval mode.
+        processor: MRAProcessor.
+        phrases: one or more.
+        image: of any size, which is also looked at in the mirror, as evaluation does; or
+        image_hidden_states: (1 + patches, hidden) or (views, 1 + patches, hidden) of it.
+
+    Returns:
+        A score for each phrase, in order: the matching probability, averaged over the views as in a search.
+
+    Raises:
+        ValueError: if there are no phrases, one is empty, or not exactly one of image and tokens is given.
+    """
+    model = getattr(model, "mra", model)
+    texts = encode_texts(model, processor, list(phrases), keep_hidden_states=True)
+    tokens = _image_tokens(model, processor, image, image_hidden_states)
+    rows = torch.arange(len(texts.lengths))
+    log_odds = match_pairs(model, texts, tokens, rows, torch.zeros_like(rows), log_odds=True)
+    require_finite(log_odds[..., None], lambda text, _: f"the phrase {phrases[text]!r} and the image")
+    probabilities = log_odds.sigmoid().mean(dim=0).tolist()
+    return [PhraseScore(phrase, probability) for phrase, probability in zip(phrases, probabilities, strict=True)]
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """
+    What text tokens attend to in images, all float32.
+
+    Attributes:
+        weights: (fusion layers, pairs, heads, text tokens, 1 + patches), which sum to 1 over the image tokens.
+        norms: (fusion layers, pairs, heads, 1 + patches), length of what each image token adds to a text token at weight 1:
+            its value, sent through the part of the output projection that belongs to the head.
+        logits: (pairs, 2) of the matching head.
+    """
+
+    weights: torch.Tensor
+    norms: torch.Tensor
+    logits: torch.Tensor
+
+
+def cross_attention(
+    model, text_hidden_states: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor
+) -> CrossAttention:
+    """
+    Runs the fusion layers and computes what each text token attends to in the image.
+
+    The weights follow from queries and keys, so that any attention implementation will do: `sdpa` never returns them.
+
+    Args:
+        model: MRAModel in eval mode.
+        text_hidden_states, attention_mask: (pairs, length, hidden) and (pairs, length), 1 = token.
+        image_hidden_states: (pairs, 1 + patches, hidden).
+    """
+    queries: list[torch.Tensor] = []
+    blocks = [layer.crossattention for layer in model.fusion_layers]
+    hooks = [block.self.query.register_forward_hook(lambda _, __, output: queries.append(output)) for block in blocks]
+    states, mask = text_hidden_states.to(model.device, model.dtype), attention_mask.to(model.device)
+    try:
+        with forward_context(model, None):
+            keys_values = model.get_image_keys_values(image_hidden_states.to(model.device, model.dtype))
+            logits = model.match_head(model.fuse(states, mask, image_keys_values=keys_values)[:, 0])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    weights, norms = [], []
+    with torch.no_grad():
+        for block, query, (keys, values) in zip(blocks, queries, keys_values, strict=True):
+            size = block.self.attention_head_size
+            heads = query.view(*mask.shape, -1, size).transpose(1, 2).float()
+            weights.append((heads @ keys.float().transpose(-1, -2) * block.self.scaling).softmax(dim=-1))
+            output = block.output.dense.weight.float().unflatten(1, (-1, size))  # hidden, heads, width of a head
+            norms.append(torch.einsum("phtw,ohw->phto", values.float(), output).norm(dim=-1))
+    return CrossAttention(torch.stack(weights), torch.stack(norms), logits.float())
+
+
+def draw_explanation(image: Image.Image, explanation: Explanation, columns: int = 6) -> Image.Image:
+    """Draws the image, the whole sentence and every word as overlays; words that name nothing visible are faint."""
+    tiles = [Tile("image"), Tile("all words", scale_heatmap(explanation.sentence))]
+    tiles += [Tile(word.word, scale_heatmap(word.heatmap), word.is_stop_word) for word in explanation.words]
+    return draw_tiles(image, f"{explanation.match_probability:.1%} match: {explanation.text}", tiles, columns)
+
+
+def scale_heatmap(heatmap: torch.Tensor) -> torch.Tensor:
+    """
+    Stretches shares of patches to 0..1 for a picture: 0 is an even share or less, 1 the largest, which counts as at least
+    four even shares, so that a word that looks everywhere does not look sharp.
+    """
+    even = 1 / heatmap.numel()
+    return ((heatmap - even) / (max(heatmap.max().item(), LEAST_PEAK * even) - even)).clamp(min=0)
+
+
+def word_positions(tokenizer, caption: str, max_length: int) -> list[tuple[str, list[int]]]:
+    """
+    Finds the tokens of each word of a caption.
+
+    Args:
+        tokenizer: a fast one, as every MRAProcessor has.
+        caption: the text as it is tokenized.
+        max_length: tokens that the model reads.
+
+    Returns:
+        Words with a letter or digit, "t-shirt" being one, and the positions of their tokens; words that are cut off are left
+        out.
+    """
+    encoded = tokenizer(caption, truncation=True, max_length=max_length, return_offsets_mapping=True)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    spans = [
+        (position, start, end)
+        for position, ((start, end), token) in enumerate(
+            zip(encoded["offset_mapping"], encoded["input_ids"], strict=True)
+        )
+        if token not in special
+    ]
+    words = []
+    for match in _WORD.finditer(caption):
+        positions = [position for position, start, end in spans if start < match.end() and end > match.start()]
+        if positions:
+            words.append((match.group(), positions))
+    return words
+
+
+def _image_tokens(model, processor, image, image_hidden_states, flip: bool = True) -> torch.Tensor:
+    """(1, views, 1 + patches, hidden) of an image, or of the tokens that are there."""
+    if (image is None) == (image_hidden_states is None):
+        raise ValueError("pass either `image` or `image_hidden_states`, not both and not neither")
+    if image is not None:
+        return encode_images(model, processor, [image], flip=flip, keep_hidden_states=True).hidden_states
+    tokens = image_hidden_states.detach().cpu().float()
+    vision = model.config.vision_config
+    expected = (1 + vision.num_patches, vision.hidden_size)
+    if tokens.ndim not in (2, 3) or tokens.shape[-2:] != expected:
+        raise ValueError(
+            f"image_hidden_states must be ({expected[0]}, {expected[1]}) or (views, {expected[0]}, {expected[1]}), "
+            f"got {tuple(image_hidden_states.shape)}: they belong to another model"
+        )
+    return tokens.view(1, -1, *expected)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Explains what the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="mra.retrieval.explain", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
+    parser.add_argument("--model", required=True, help="model folder or Hub id")
+    parser.add_argument("--image", required=True, help="picture file of a person")
+    parser.add_argument("--text", required=True, help="caption to explain")
+    parser.add_argument("--phrases", nargs="*", default=[], help="phrases to score on their own")
+    parser.add_argument("--output", required=True, help="picture to write, such as explanation.png")
+    parser.add_argument("--num_layers", type=int, help="last fusion layers to average (default: half of them)")
+    options = parser.parse_args(arguments)
+    with plain_errors("mra.retrieval.explain", options.output):
+        try_file(options.output, "--output", PICTURE_SUFFIXES)
+        image = read_picture(options.image)
+        model, processor = load_model(options.model), load_processor(options.model)
+        explanation = explain_pair(model, processor, options.text, image, num_layers=options.num_layers)
+        scores = phrase_scores(model, processor, options.phrases, image) if options.phrases else []
+        save_picture(draw_explanation(image, explanation), Path(options.output))
+    print(f"{explanation.match_probability:6.1%}  {explanation.text}")
+    for score in scores:
+        print(f"{score.match_probability:6.1%}  {score.phrase}")
+    print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""Export a model to ONNX: image encoder, text encoder and matcher, checked against PyTorch before anything is kept.
+
+python -m mra.retrieval.export --model outputs/sample/finetune/best --output models/sample-onnx --format onnx
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mra.common.command_line import plain_errors, try_folder
+from mra.common.loading import load_model, load_processor
+from mra.retrieval.encoders import model_fingerprint
+from mra.retrieval.onnx_encoder import DESCRIPTION, FILES, import_onnxruntime
+from mra.retrieval.retrieval_choice import RetrievalChoice
+
+
+TOLERANCE = 1e-3  # largest difference from PyTorch, of hidden states, embeddings and logits alike
+BATCH_SIZES = (1, 2, 5)
+MATCHES = ((1, 1, 1, 3), (1, 4, 4, None), (3, 2, 6, 17))  # texts, images, pairs, length (None: the longest)
+VERSIONS_OF = ("torch", "onnx", "onnxruntime", "onnxscript", "timm", "transformers")
+
+
+class ImageEncoder(nn.Module):
+    """Pixels (batch, 3, height, width) -> hidden states (batch, 1 + patches, hidden) and embeddings (batch, projection_dim)."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values):
+        hidden_states = self.model.get_image_hidden_states(pixel_values)
+        return hidden_states, self.model.project_image(hidden_states)
+
+
+class TextEncoder(nn.Module):
+    """Tokens and mask (batch, max_text_length) -> hidden states (batch, max_text_length, hidden) and embeddings."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        hidden_states = self.model.get_text_hidden_states(input_ids, attention_mask)
+        return hidden_states, self.model.project_text(hidden_states)
+
+
+class Matcher(nn.Module):
+    """Hidden states of texts (with their mask) and of images, and text and image of each pair -> logits (pairs, 2)."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, text_hidden_states, attention_mask, image_hidden_states, text_index, image_index):
+        # `match_logits` asks for [CLS] alone with `take_along_dim`, whose tracing fixes every size: take it afterwards.
+        fused = self.model.fuse(
+            text_hidden_states, attention_mask, image_hidden_states, text_index=text_index, image_index=image_index
+        )
+        return self.model.match_head(fused[:, 0])
+
+
+@dataclass(frozen=True)
+class Graph:
+    """
+    One of the three files.
+
+    Attributes:
+        name: key of `FILES`.
+        module: what is exported.
+        inputs: names of the inputs and of their dynamic dimensions.
+        outputs: names of the outputs.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, tuple[str, ...]]
+    outputs: tuple[str, ...]
+
+
+def export_model(
+    model: str, output: str | Path, opset: int | None = None, overwrite: bool = False
+) -> dict[str, float]:
+    """
+    Writes a model as ONNX with its configuration and processor, whole or not at all.
+
+    Args:
+        model: folder or Hub id of any MRA model.
+        output: folder to write.
+        opset: version of the ONNX operators; None for what this PyTorch recommends.
+        overwrite: replace an earlier export at `output`.
+
+    Returns:
+        The largest difference from PyTorch of each graph, over all inputs that were tried.
+
+    Raises:
+        ValueError: if the model cannot be loaded or exported, a graph differs from PyTorch by more than `TOLERANCE`, the
+            output exists, or the extra `[search]` is not installed.
+    """
+    import_onnxruntime()
+    output = Path(output)
+    with _unfinished(output, overwrite) as folder:
+        # sdpa leaves its result in a layout that the exporter cannot view as it must: plain products instead.
+        loaded, processor = load_model(model, attn_implementation="eager"), load_processor(model)
+        graphs = list(make_graphs(loaded.mra))
+        versions = [write_graph(graph, loaded.mra, folder, opset) for graph in graphs]
+        loaded.set_attn_implementation("sdpa")  # what everybody runs
+        differences = {graph.name: check_graph(graph, loaded.mra, folder / FILES[graph.name]) for graph in graphs}
+        vision = loaded.config.vision_config
+        description = {
+            "name": str(model),
+            "fingerprint": model_fingerprint(loaded, processor),
+            "embedding_dim": loaded.config.projection_dim,
+            "token_shape": [2, 1 + vision.num_patches, vision.hidden_size],
+            "temperature": loaded.temperature.item(),
+            "opset": versions[0],
+            "differences": differences,
+            "versions": {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        }
+        loaded.config.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        if (choice := RetrievalChoice.load(str(model))) is not None:
+            choice.save(folder)
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    return differences
+
+
+def make_graphs(model) -> Iterator[Graph]:
+    """Yields the three graphs of an MRAModel."""
+    yield Graph("image_encoder", ImageEncoder(model), {"pixel_values": ("images",)}, ("hidden_states", "embeds"))
+    texts = {"input_ids": ("texts",), "attention_mask": ("texts",)}
+    yield Graph("text_encoder", TextEncoder(model), texts, ("hidden_states", "embeds"))
+    pairs = {
+        "text_hidden_states": ("texts", "length"),
+        "attention_mask": ("texts", "length"),
+        "image_hidden_states": ("images",),
+        "text_index": ("pairs",),
+        "image_index": ("pairs",),
+    }
+    yield Graph("matcher", Matcher(model), pairs, ("logits",))
+
+
+def write_graph(graph: Graph, model, folder: Path, opset: int | None) -> int:
+    """
+    Exports a graph with dynamic dimensions.
+
+    Returns:
+        The opset of the file.
+
+    Raises:
+        ValueError: if the exporter gives up.
+    """
+    dynamic = [dict.fromkeys(range(len(names)), torch.export.Dim.DYNAMIC) for names in graph.inputs.values()]
+    example = example_inputs(graph.name, model, *((3, 2, 6, 17) if graph.name == "matcher" else (2,)))
+    try:
+        program = torch.onnx.export(
+            graph.module.eval(),
+            example,
+            dynamo=True,
+            dynamic_shapes=tuple(dynamic),
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            opset_version=opset,
+            verbose=False,
+        )
+    except Exception as error:  # of many kinds, with a page of advice for developers of PyTorch
+        raise ValueError(
+            f"{graph.name} cannot be exported with opset {opset or 'of choice'}: {str(error).strip().splitlines()[-1]}; "
+            "try another --opset, or another version of torch and onnxscript"
+        ) from error
+    for value, names in zip(program.model.graph.inputs, graph.inputs.values(), strict=True):
+        for axis, name in enumerate(names):
+            value.shape[axis] = name
+    program.save(str(folder / FILES[graph.name]), external_data=False)
+    return program.model.opset_imports[""]
+
+
+def check_graph(graph: Graph, model, path: Path) -> float:
+    """
+    Compares a file with PyTorch at several batch sizes and lengths.
+
+    Returns:
+        The largest difference.
+
+    Raises:
+        ValueError: if it is more than `TOLERANCE`, or onnxruntime refuses the file.
+    """
+    onnxruntime = import_onnxruntime()
+    largest = 0.0
+    for sizes in MATCHES if graph.name == "matcher" else [(size,) for size in BATCH_SIZES]:
+        inputs = example_inputs(graph.name, model, *sizes)
+        with torch.no_grad():
+            expected = graph.module(*inputs)
+        try:
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            arrays = {name: value.numpy() for name, value in zip(graph.inputs, inputs, strict=True)}
+            found = session.run(list(graph.outputs), arrays)
+        except Exception as error:  # onnxruntime has its own kinds
+            raise ValueError(
+                f"{graph.name}: onnxruntime cannot run the export with sizes {sizes} ({error})"
+            ) from error
+        for name, array, tensor in zip(
+            graph.outputs, found, expected if len(graph.outputs) > 1 else [expected], strict=True
+        ):
+            difference = (torch.from_numpy(array) - tensor).abs().max().item()
+            if not difference <= TOLERANCE:  # NaN is no match either
+                raise ValueError(
+                    f"{graph.name}: {name} differs from PyTorch by {difference:.2g} with sizes {sizes}, expected at most "
+                    f"{TOLERANCE:g}; nothing was written. Try another --opset, or another version of torch and onnxscript."
+                )
+            largest = max(largest, difference)
+    return largest
+
+
+def example_inputs(name: str, model, *sizes) -> tuple[torch.Tensor, ...]:
+    """
+    Makes random inputs of a graph, texts of different lengths among them.
+
+    Args:
+        name: of the graph.
+        model: MRAModel.
+        sizes: images; texts; or texts, images, pairs and length for the matcher.
+    """
+    generator = torch.Generator().manual_seed(sum(size or 0 for size in sizes))
+    config = model.config
+    if name == "image_encoder":
+        return (torch.randn(sizes[0], 3, *config.vision_config.image_size, generator=generator),)
+    texts, length = sizes[0], config.max_text_length
+    if name == "matcher":
+        length = min(sizes[3] or length, length)
+    lengths = torch.randint(2, length + 1, (texts, 1), generator=generator)
+    lengths[0] = length
+    attention_mask = (torch.arange(length) < lengths).long()
+    if name == "text_encoder":
+        words = torch.randint(1, config.text_config.vocab_size, (texts, length), generator=generator)
+        return words * attention_mask, attention_mask
+    _, images, pairs, _ = sizes
+    vision = config.vision_config
+    return (
+        torch.randn(texts, length, config.text_config.hidden_size, generator=generator),
+        attention_mask,
+        torch.randn(images, 1 + vision.num_patches, vision.hidden_size, generator=generator),
+        torch.randint(texts, (pairs,), generator=generator),
+        torch.randint(images, (pairs,), generator=generator),
+    )
+
+
+@contextlib.contextmanager
+def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside the output that takes its name at the end; nothing but an earlier export is ever replaced."""
+    exists = output.exists() and not (output.is_dir() and not any(output.iterdir()))
+    if exists and not overwrite:
+        raise ValueError(f"--output {output} exists: pass --overwrite, or another folder")
+    if exists and not (output / DESCRIPTION).is_file():
+        raise ValueError(f"--output {output} is no earlier export and is not replaced: give another folder")
+    try_folder(output.parent, "--output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.unfinished-", dir=output.parent))
+    try:
+        folder = work / "export"
+        folder.mkdir()
+        yield folder
+        if output.exists():
+            os.rename(output, work / "replaced")
+        os.rename(folder, output)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Exports what the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="mra.retrieval.export", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
+    parser.add_argument("--model", required=True, help="model folder or Hub id")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--format", choices=["onnx"], default="onnx", help="the only one so far")
+    parser.add_argument("--opset", type=int, help="version of the ONNX operators (default: what PyTorch recommends)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export at --output")
+    options = parser.parse_args(arguments)
+    with plain_errors("mra.retrieval.export", options.output):
+        differences = export_model(options.model, options.output, options.opset, options.overwrite)
+    for name, difference in differences.items():
+        size = (Path(options.output) / FILES[name]).stat().st_size / 2**20
+        print(f"{name}: {size:,.1f} MiB, at most {difference:.1g} from PyTorch")
+    print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    main()

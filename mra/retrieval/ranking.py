@@ -1,0 +1,159 @@
+"""How `eval_retrieval.py` ranks: as told, as saved with the model, or as chosen on the validation split and then saved."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mra.common.sharding import Shard
+from mra.retrieval.evaluation import evaluate_retrieval
+from mra.retrieval.rerank_depth import LARGEST_K
+from mra.retrieval.retrieval_choice import (
+    AUTO,
+    FILE_NAME,
+    Fusion,
+    RetrievalChoice,
+    choose_retrieval,
+    fusion_candidates,
+)
+from mra.retrieval.score_fusion import DEFAULT_SCORE_FUSION, fusion_name
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How to rank, and why.
+
+    Attributes:
+        rerank_k: images re-ranked for each query.
+        score_fusion: fusion of scores, never "auto".
+        match_weight: weight of the matching log-odds, where the fusion has one.
+        choice: what was chosen on validation and is followed, or None.
+        notes: what was saved and is not followed, and where the choice went.
+        warnings: what makes the figures worse, or better, than they should be.
+    """
+
+    rerank_k: int
+    score_fusion: str
+    match_weight: float | None
+    choice: RetrievalChoice | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def find_ranking(model, processor, args, options: dict, load_split: Callable) -> Ranking:
+    """Settle fusion, weight and depth: as given, as saved with the model, or as chosen now on the validation split.
+
+    Every process must call this where several share the work.
+
+    Args:
+        model: as `evaluate_retrieval` takes it.
+        processor: its MRAProcessor.
+        args: the arguments of `eval_retrieval.py`, of which it reads model, dataset, split, output_dir, rerank_k,
+            score_fusion, match_weight, flip and dtype.
+        options: further arguments of `evaluate_retrieval`.
+        load_split: gives a split of a dataset by their names, and raises a ValueError where there is none.
+
+    Raises:
+        ValueError: if a number of images to re-rank is to be chosen but nothing that fits is saved and the dataset has no
+            validation split, or what is saved with the model cannot be read.
+    """
+    if args.rerank_k == 0:
+        return Ranking(0, DEFAULT_SCORE_FUSION, None)
+    candidates = fusion_candidates(args.score_fusion, args.match_weight)
+    if len(candidates) == 1 and args.rerank_k != AUTO:
+        return Ranking(args.rerank_k, *candidates[0], notes=describe_overruled(args, candidates[0]))
+    choice, notes = find_saved_choice(args)
+    if choice is None:
+        choice, more = choose_now(model, processor, args, options, load_split)
+        notes += more
+    if choice is None:
+        fusion = (DEFAULT_SCORE_FUSION, None) if args.score_fusion == AUTO else (args.score_fusion, 1.0)
+        warning = (
+            f"score fusion {fusion_name(*fusion)} was not chosen on data: nothing that fits is saved with the model and "
+            f"{args.dataset} has no validation split; evaluate the model once on a dataset that has one, or name "
+            "--score_fusion"
+        )
+        return Ranking(args.rerank_k, *fusion, notes=tuple(notes), warnings=(warning,))
+    if choice.dtype not in (None, args.dtype):
+        notes.append(f"score fusion and weight were chosen in {choice.dtype} and are applied in {args.dtype}")
+    warnings = [choice.warning()] if choice.warning() else []
+    if choice.chosen_on == f"{args.dataset} {args.split}":
+        warnings.append("this is the split that the fusion was chosen on: the re-ranked figures flatter the model")
+    rerank_k = choice.rerank_k if args.rerank_k == AUTO else args.rerank_k
+    return Ranking(rerank_k, choice.score_fusion, choice.match_weight, choice, tuple(notes), tuple(warnings))
+
+
+def describe_overruled(args, fusion: Fusion) -> tuple[str, ...]:
+    """Say what is saved with the model where the command line asks for something else."""
+    try:
+        saved = RetrievalChoice.load(args.model)
+    except ValueError as error:  # not needed for what was asked
+        return (str(error),)
+    if saved is None or (saved.score_fusion, saved.match_weight) == fusion:
+        return ()
+    return (f"--score_fusion overrules what is saved with the model: {saved.describe()}",)
+
+
+def find_saved_choice(args) -> tuple[RetrievalChoice | None, list[str]]:
+    """Read the choice that was saved with the model, or for it in the output folder, and say why one is not applied."""
+    notes = []
+    for folder in (args.model, args.output_dir):
+        if folder == args.output_dir and not (Path(folder) / FILE_NAME).is_file():
+            continue  # a folder that is not there would be looked up on the Hub
+        saved = RetrievalChoice.load(folder)
+        if saved is None or (folder == args.output_dir and saved.model != args.model):
+            continue
+        reason = saved.misfit(args.score_fusion, args.match_weight, args.flip)
+        if reason is None:
+            return saved, notes
+        notes.append(f"{FILE_NAME} of {folder} is not applied: {reason}")
+    return None, notes
+
+
+def choose_now(
+    model, processor, args, options: dict, load_split: Callable
+) -> tuple[RetrievalChoice | None, list[str]]:
+    """Choose on the validation split and save the choice; None where there is no such split.
+
+    Raises:
+        ValueError: if there is none and a number of images to re-rank is to be chosen, which has no default.
+    """
+    try:
+        validation = load_split(args.dataset, "validation")
+    except ValueError as error:
+        if args.rerank_k != AUTO:
+            return None, []
+        raise ValueError(
+            f"--rerank_k {AUTO}: with model {args.model} no choice is saved for --score_fusion {args.score_fusion} "
+            f"{'--flip' if args.flip else '--no_flip'}, and there is no validation split to choose on ({error}): give a "
+            "number, or choose on a dataset that has one first"
+        ) from None
+    largest = LARGEST_K if args.rerank_k == AUTO else args.rerank_k
+    result = evaluate_retrieval(model, processor, validation, rerank_k=min(largest, len(validation)), **options)
+    choice = choose_retrieval(result, f"{args.dataset} validation", args.score_fusion, args.match_weight)
+    if not Shard.current().is_main:
+        return choice, []
+    logger.info("%s", choice.format_table())
+    return choice, keep_choice(choice, args)
+
+
+def keep_choice(choice: RetrievalChoice, args) -> list[str]:
+    """Save a choice in the model's folder, or in the output folder where that cannot be or would lose another choice."""
+    reason = f"{args.model} is not a folder"
+    if Path(args.model).is_dir():
+        reason = f"{args.model} keeps its {FILE_NAME}, which was chosen among more fusions or for other views"
+        if choice.supersedes(RetrievalChoice.load(args.model)):
+            try:
+                logger.info("saved the choice of fusion and rerank_k in %s", choice.save(args.model))
+                return []
+            except OSError as error:
+                reason = f"{args.model} cannot be written ({error.strerror or error})"
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    path = replace(choice, model=args.model).save(args.output_dir)
+    return [
+        f"{reason}: the choice is saved in {path} and taken again with this --output_dir; copy it into a folder of the "
+        "model to keep it there"
+    ]

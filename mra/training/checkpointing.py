@@ -1,0 +1,514 @@
+"""Checkpoints that are whole or not there, the place in a run, and folders that are replaced in one move."""
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list
+
+from mra.common.command_line import writing_to
+from mra.common.environment import write_environment
+from mra.common.files import flush_folder, flush_tree, write_whole
+from mra.retrieval import RetrievalChoice
+from mra.training.arguments import RECIPE_END, RECIPE_START, read_mapping
+from mra.training.checkpoint_manifest import (
+    DamagedCheckpointError,
+    check_way,
+    find_damage,
+    restore_random_states,
+    write_manifest,
+)
+from mra.training.metrics_log import METRICS_FILE, read_records
+from mra.training.runtime import whole_model
+from mra.training.zero_checkpoints import fit_to_processes
+
+
+logger = get_logger(__name__)
+
+CHECKPOINTS = "checkpoints"
+RECIPE_FILE = "recipe.yaml"
+EARLIER_BEST = "earlier_best"
+_CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+_UNFINISHED = "unfinished-"
+_REPLACED = ".replaced"
+_SET_ASIDE = "set-aside-"
+_SCHEDULE_FILE, _STATE_FILE = "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"  # in the order of registration
+# Arguments that say nothing about the run itself.
+_OF_THE_CALL = ("resume", "resume_without_manifest", "overwrite_output_dir", "output_dir")
+
+
+@dataclass
+class TrainingState:
+    """
+    Place in a run; everything else that a resumed run needs follows from it or is saved by `accelerate`.
+
+    Attributes:
+        step: optimizer steps done.
+        micro_step: batches done by each process.
+        epoch: epochs done.
+        samples_in_epoch: pairs of the current epoch that all processes together have seen.
+        samples_seen: the same over the whole run.
+        log_lines: lines of `metrics.jsonl`.
+        samples_per_batch: pairs of the last batch of all processes.
+        best_metric: best R@1 on validation so far, in percent; -1 before the first evaluation.
+        best_epoch: epochs done when it was reached.
+        best_measure: how `best_metric` is measured; empty before the first evaluation.
+    """
+
+    step: int = 0
+    micro_step: int = 0
+    epoch: int = 0
+    samples_in_epoch: int = 0
+    samples_seen: int = 0
+    log_lines: int = 0
+    samples_per_batch: int = 0
+    best_metric: float = -1.0
+    best_epoch: int = 0
+    best_measure: str = ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The attributes."""
+        return asdict(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """
+        Restore the attributes.
+
+        Raises:
+            ValueError: if one is missing, unknown or of another type. Checkpoints of older versions lack `best_measure`.
+        """
+        expected = asdict(self)
+        if isinstance(state_dict, Mapping):
+            state_dict = {"best_measure": ""} | dict(state_dict)
+        if not isinstance(state_dict, Mapping) or state_dict.keys() != expected.keys():
+            held = ", ".join(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
+            raise ValueError(f"the place in the run must hold {', '.join(expected)}, got {held}")
+        for name, value in state_dict.items():
+            wanted = type(expected[name])
+            if type(value) not in ((float, int) if wanted is float else (wanted,)):
+                raise ValueError(f"the place in the run: `{name}` must be {wanted.__name__}, got {value!r}")
+            setattr(self, name, value)
+
+    def count_batch(self, samples: int) -> None:
+        """Adds one batch of every process, `samples` pairs in all."""
+        self.micro_step += 1
+        self.samples_per_batch = samples
+        self.samples_in_epoch += samples
+        self.samples_seen += samples
+
+    def end_epoch(self) -> None:
+        """Moves on to the start of the next epoch."""
+        self.epoch += 1
+        self.samples_in_epoch = 0
+
+
+class Checkpointer:
+    """
+    Decides when a checkpoint is due and writes it under `output_dir/checkpoints`.
+
+    Args:
+        accelerator: holds what `prepare` returned and the registered `TrainingState`.
+        output_dir: folder of the run, shared by all processes.
+        recipe: the resolved arguments, saved with every checkpoint.
+        save_steps: optimizer steps between two checkpoints; None for none.
+        save_minutes: minutes between two checkpoints; None or 0 for none.
+        save_total_limit: newest checkpoints to keep.
+    """
+
+    def __init__(self, accelerator, output_dir, recipe, save_steps=None, save_minutes=None, save_total_limit=2):
+        self.accelerator = accelerator
+        self.folder = Path(output_dir) / CHECKPOINTS
+        self.recipe = recipe
+        self.save_steps = save_steps
+        self.save_minutes = save_minutes
+        self.save_total_limit = save_total_limit
+        self.last_step = None
+        self.last_time = time.monotonic()
+
+    def is_step_due(self, step: int) -> bool:
+        """Whether a checkpoint falls on this optimizer step by its number."""
+        return self.save_steps is not None and step % self.save_steps == 0
+
+    def agree(self, step: int, stop: bool) -> tuple[bool, bool]:
+        """
+        Decides together with the other processes; every process must call this on the same steps.
+
+        Args:
+            step: optimizer steps done.
+            stop: whether this process was told to stop.
+
+        Returns:
+            Whether to save now, and whether to stop after that: true everywhere if any process was told so.
+        """
+        elapsed = (time.monotonic() - self.last_time) / 60
+        late = self.accelerator.is_main_process and bool(self.save_minutes) and elapsed >= self.save_minutes
+        flags = torch.tensor([float(late), float(stop)], device=self.accelerator.device)
+        late, stop = (flag > 0 for flag in self.accelerator.reduce(flags, "sum").tolist())
+        return (late or stop or self.is_step_due(step)) and step != self.last_step, stop
+
+    def save(self, step: int) -> Path:
+        """
+        Write `checkpoint-<step>` under another name, with its manifest last; rename it, drop the oldest.
+
+        Everything is flushed to the disk before the folder gets its name.
+        """
+        accelerator = self.accelerator
+        target = self.folder / f"checkpoint-{step}"
+        unfinished = self.folder / f"{_UNFINISHED}{target.name}"
+        if accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        with writing_to(target):
+            accelerator.save_state(str(unfinished))
+            if accelerator.is_main_process:
+                write_recipe(unfinished / RECIPE_FILE, self.recipe)
+                write_environment(unfinished)
+                metrics = self.folder.parent / METRICS_FILE
+                if metrics.is_file():
+                    shutil.copyfile(metrics, unfinished / METRICS_FILE)
+            accelerator.wait_for_everyone()
+            write_manifest(accelerator, unfinished, step)
+            if accelerator.is_local_main_process:
+                flush_tree(unfinished)
+            accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            replace_folder(unfinished, target)
+            overtaken = [folder for folder in _list_steps(self.folder, _SET_ASIDE) if step_of(folder) <= step]
+            for folder in [*list_checkpoints(self.folder.parent)[: -self.save_total_limit], *overtaken]:
+                _remove(folder)
+        accelerator.wait_for_everyone()
+        self.last_step, self.last_time = step, time.monotonic()
+        logger.info(f"Saved {target}")
+        return target
+
+
+# ---------------------------------------------------------------- folders
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Finished checkpoints of a run, the oldest first."""
+    return _list_steps(Path(output_dir) / CHECKPOINTS)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the number of optimizer steps in a checkpoint's name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _list_steps(folder: Path, prefix: str = "") -> list[Path]:
+    paths = folder.iterdir() if folder.is_dir() else []
+    found = [path for path in paths if path.name.startswith(prefix) and _CHECKPOINT.match(path.name[len(prefix) :])]
+    return sorted(found, key=step_of)
+
+
+def find_checkpoint(resume: str | None, output_dir: str | Path) -> Path | None:
+    """
+    Finds the checkpoint to continue from.
+
+    Args:
+        resume: `latest`, `latest_whole`, the path of a checkpoint, or None.
+        output_dir: folder of the run.
+
+    Returns:
+        Its path, not verified yet; None to start from the beginning, also where there is no latest one.
+
+    Raises:
+        ValueError: if the path is no finished checkpoint.
+    """
+    if resume is None:
+        return None
+    if resume in ("latest", "latest_whole"):
+        checkpoints = list_checkpoints(output_dir)
+        return checkpoints[-1] if checkpoints else None
+    path = Path(resume)
+    if not _CHECKPOINT.match(path.name) or not path.is_dir():
+        raise ValueError(
+            f"`resume` must be `latest`, `latest_whole` or the path of a finished checkpoint-N folder, got {resume!r}; "
+            f"finished ones here are {', '.join(map(str, list_checkpoints(output_dir))) or 'none'}"
+        )
+    return path
+
+
+def start_output_dir(
+    accelerator, args, recipe: Mapping[str, Any], option: Callable[[str, str], str] = "--{} {}".format
+) -> Path | None:
+    """
+    Prepare the folder of a run, with its resolved arguments and environment in it; every process must call this.
+
+    Args:
+        accelerator: of the run.
+        args: a `RunArguments`.
+        recipe: the resolved arguments.
+        option: how an argument is given to this command, from its name and its value, for error messages.
+
+    Returns:
+        The checkpoint to continue from, verified, or None.
+
+    Raises:
+        DamagedCheckpointError: on every process, if that checkpoint is not whole; nothing was changed.
+        ValueError: if there is no such checkpoint, it was saved in another way, or the folder holds another run.
+    """
+    if accelerator.is_main_process:
+        prepare_output_dir(args.output_dir, args.resume, args.overwrite_output_dir and args.resume is None)
+    accelerator.wait_for_everyone()
+    checkpoint = find_whole_checkpoint(accelerator, args, option)
+    if checkpoint is not None:
+        check_way(accelerator, checkpoint)
+    if accelerator.is_main_process:
+        if checkpoint is not None:
+            set_newer_aside(args.output_dir, checkpoint)
+        write_recipe(Path(args.output_dir) / RECIPE_FILE, recipe)
+        write_environment(args.output_dir)
+    accelerator.wait_for_everyone()
+    return checkpoint
+
+
+def find_whole_checkpoint(accelerator, args, option: Callable[[str, str], str] = "--{} {}".format) -> Path | None:
+    """
+    Find the checkpoint to continue from and verify it; every process must call this and gets the same answer.
+
+    Args:
+        accelerator: of the run.
+        args: a `RunArguments`; with `resume: latest_whole` damaged checkpoints are passed over, with a warning.
+        option: how an argument is given to this command, from its name and its value, for error messages.
+
+    Raises:
+        DamagedCheckpointError: if it is not whole and no other may be taken; the message names what is wrong, the newest
+            whole checkpoint and how to take it.
+        ValueError: if there is no such checkpoint.
+    """
+    named = find_checkpoint(args.resume, args.output_dir)
+    (named,) = broadcast_object_list([named])  # a file system may show the newest to one process before others
+    if named is None:
+        return None
+    without_manifest = None if args.resume_without_manifest else option("resume_without_manifest", "true")
+
+    def damage_of(folder):
+        return find_damage(accelerator, folder, _check_contents, without_manifest)
+
+    damage = damage_of(named)
+    if not damage:
+        return named
+    siblings = [path for path in _list_steps(named.parent)[::-1] if path.name != named.name]
+    (siblings,) = broadcast_object_list([siblings])
+    whole = next((path for path in siblings if not damage_of(path)), None)
+    text = f"{named} is damaged: {'; '.join(damage)}"
+    if whole is None:
+        raise DamagedCheckpointError(
+            f"{text}; no checkpoint beside it is whole: remove {named.parent} to start from the beginning with "
+            f"{option('resume', 'latest')}"
+        )
+    if args.resume == "latest_whole":
+        logger.warning(f"{text}; going on from {whole}, the newest whole one")
+        return whole
+    raise DamagedCheckpointError(
+        f"{text}; the newest whole one is {whole}: take it with {option('resume', str(whole))}, or let "
+        f"{option('resume', 'latest_whole')} choose it"
+    )
+
+
+def _check_contents(checkpoint: Path) -> None:
+    """
+    Read the small files that say how the run goes on.
+
+    Raises:
+        ValueError: naming the file that does not hold what it should.
+    """
+    found = {}
+    for name in (_SCHEDULE_FILE, _STATE_FILE):
+        try:
+            found[name] = torch.load(checkpoint / name, map_location="cpu", weights_only=False)
+        except Exception as error:  # whatever unpickling raises
+            raise ValueError(f"{name} cannot be read ({error})") from None
+    state, step = TrainingState(), step_of(checkpoint)
+    try:
+        state.load_state_dict(found[_STATE_FILE])
+    except ValueError as error:
+        raise ValueError(f"{_STATE_FILE}: {error}") from None
+    schedule = found[_SCHEDULE_FILE]
+    scheduled = schedule.get("last_epoch") if isinstance(schedule, Mapping) else None
+    for name, steps in ((_STATE_FILE, state.step), (_SCHEDULE_FILE, scheduled)):
+        if steps != step:
+            raise ValueError(f"{name} is at step {steps} instead of {step}")
+    read_mapping(checkpoint / RECIPE_FILE)
+    records = read_records(checkpoint / METRICS_FILE)
+    if records and len(records) != state.log_lines:
+        raise ValueError(f"{METRICS_FILE} holds {len(records)} lines instead of {state.log_lines}")
+
+
+def set_newer_aside(output_dir: str | Path, checkpoint: Path) -> None:
+    """
+    Rename checkpoints of later steps than the one that a run goes on from, so that they are not taken for its own.
+
+    The run removes them when it has come as far.
+    """
+    for path in list_checkpoints(output_dir):
+        if step_of(path) > step_of(checkpoint):
+            aside = path.with_name(f"{_SET_ASIDE}{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            logger.warning(f"Renamed {path} to {aside.name}: the run goes on from {checkpoint.name}")
+
+
+def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bool) -> None:
+    """
+    Makes the folder of a run and mends what an interrupted run left in it; for the main process alone.
+
+    Raises:
+        ValueError: if it holds another run that is neither resumed nor to be overwritten.
+    """
+    output_dir = Path(output_dir)
+    results = [CHECKPOINTS, METRICS_FILE, "best", EARLIER_BEST, "final", RECIPE_FILE]
+    present = [name for name in results if (output_dir / name).exists()]
+    if present and resume is None and not overwrite:
+        raise ValueError(
+            f"`output_dir` {str(output_dir)!r} holds another run ({', '.join(present)}): continue it with "
+            "--resume latest, replace it with --overwrite_output_dir, or choose another folder."
+        )
+    if overwrite:
+        for name in present:
+            path = output_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (output_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    for folder in (output_dir, output_dir / CHECKPOINTS):
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(_UNFINISHED):
+                logger.warning(f"Removing {path}, which an interrupted run left unfinished.")
+                shutil.rmtree(path)
+            elif path.name.endswith(_REPLACED):
+                original = path.with_name(path.name.removesuffix(_REPLACED))
+                shutil.rmtree(path) if original.exists() else path.rename(original)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Flush a finished folder to the disk and give it its name, over an older one of that name if there is one."""
+    flush_tree(source)
+    replaced = target.with_name(target.name + _REPLACED)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if target.exists():
+        target.rename(replaced)
+    source.rename(target)
+    flush_folder(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def keep_aside(accelerator, output_dir: str | Path, epoch: int) -> Path:
+    """
+    Move `best` to `earlier_best`, from where no later best model takes its place; every process must call this.
+
+    Args:
+        accelerator: of the run.
+        output_dir: folder of the run.
+        epoch: epochs that the model has seen, which name it there. A folder of that name, from an earlier resume of the same
+            checkpoint, stays.
+
+    Returns:
+        Where it is.
+    """
+    best, aside = Path(output_dir) / "best", Path(output_dir) / EARLIER_BEST / f"epoch-{epoch}"
+    if accelerator.is_main_process and best.exists() and not aside.exists():
+        aside.parent.mkdir(exist_ok=True)
+        best.rename(aside)
+    accelerator.wait_for_everyone()
+    return aside
+
+
+def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState, scheduler, samples_per_batch) -> None:
+    """
+    Restores a run and warns of arguments that differ from those it was saved with.
+
+    Args:
+        accelerator: holds what `prepare` returned, `state` and `scheduler`.
+        checkpoint: a whole checkpoint, as `start_output_dir` gives it.
+        recipe: the resolved arguments of this run.
+        state: restored in place.
+        scheduler: restored in place.
+        samples_per_batch: pairs of one batch of all processes now.
+    """
+    changed = changed_keys(recipe, checkpoint)
+    if changed:
+        listing = ", ".join(f"{name} ({before!r} before, {now!r} now)" for name, (before, now) in changed.items())
+        logger.warning(f"Resuming {checkpoint} with other arguments: {listing}.")
+    with fit_to_processes(accelerator, checkpoint) as folder:
+        accelerator.load_state(str(folder))
+    accelerator.step = 0  # groups of accumulated batches start here, also where they have another size than before
+    not_restored = restore_random_states(accelerator, checkpoint)
+    if not_restored is not None:
+        logger.warning(f"Resuming {checkpoint}: {not_restored}")
+    if state.samples_per_batch not in (0, samples_per_batch):
+        logger.warning(
+            f"A batch of all processes had {state.samples_per_batch} pairs and has {samples_per_batch} now: the run "
+            "goes on with other batches and another number of steps."
+        )
+    for group, learning_rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = learning_rate  # DeepSpeed does not restore it everywhere
+    logger.info(f"Resumed {checkpoint} at step {state.step}, {state.samples_in_epoch} pairs into epoch {state.epoch}.")
+
+
+def save_model(
+    accelerator, model, processor, folder: str | Path, card: str | None = None, choice: RetrievalChoice | None = None
+) -> None:
+    """
+    Writes model, processor and code as one folder for `from_pretrained`, whole or not at all.
+
+    Args:
+        accelerator: collects the weights, whatever way the model is distributed; every process must call this.
+        model: the prepared model.
+        processor: the `MRAProcessor`.
+        folder: replaced if it exists.
+        card: text of the `README.md`.
+        choice: how to rank with this model, as chosen on validation.
+    """
+    folder = Path(folder)
+    unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
+    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
+    if accelerator.is_fsdp2:  # its modules are of other classes
+        unwrapped = whole_model(unwrapped)
+        state_dict = unwrapped.state_dict()
+    else:
+        state_dict = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        state_dict = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict.items()}  # torch.compile
+        for name in unwrapped._tied_weights_keys:  # DeepSpeed copies what is tied
+            state_dict.pop(name, None)
+        with writing_to(folder):
+            unwrapped.save_pretrained(unfinished, state_dict=state_dict)
+            processor.save_pretrained(unfinished)
+            if card is not None:
+                (unfinished / "README.md").write_text(card, encoding="utf-8")
+            if choice is not None:
+                choice.save(unfinished)
+            replace_folder(unfinished, folder)
+    accelerator.wait_for_everyone()
+
+
+def _remove(folder: Path) -> None:
+    """Removes a checkpoint so that one half removed never looks finished."""
+    unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
+    folder.rename(unfinished)
+    shutil.rmtree(unfinished)
+
+
+# ---------------------------------------------------------------- recipes
+
+
+def write_recipe(path: str | Path, recipe: Mapping[str, Any]) -> None:
+    """Save resolved arguments in one move, as YAML that `--config` reads again, marked so that a cut file shows."""
+    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    write_whole(path, f"{RECIPE_START}\n{text}{RECIPE_END}\n")
+
+
+def changed_keys(recipe: Mapping[str, Any], checkpoint: str | Path) -> dict[str, tuple[Any, Any]]:
+    """Arguments that differ from those a checkpoint was written with: name -> (then, now)."""
+    before = read_mapping(Path(checkpoint) / RECIPE_FILE)
+    names = sorted({*before, *recipe} - set(_OF_THE_CALL))
+    return {name: (before.get(name), recipe.get(name)) for name in names if before.get(name) != recipe.get(name)}

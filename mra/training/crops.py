@@ -1,0 +1,67 @@
+"""Stored images: opened for their size, and decoded later, a large JPEG at a fraction of it."""
+
+import math
+
+from PIL import Image
+
+from images_mra import decode_picture as decode
+from images_mra import open_picture, upright_size
+from mra.training.regions import Crop
+
+
+__all__ = ["REDUCTIONS", "crop_reduced", "decode", "largest_reduction", "open_image", "upright_size"]
+
+REDUCTIONS = (8, 4, 2)  # what libjpeg decodes for less
+
+
+def open_image(stored: dict | None) -> Image.Image:
+    """
+    Open an image of a prepared set without decoding it.
+
+    Args:
+        stored: `bytes`, or the `path` of a file where they are None, as `datasets.Image(decode=False)` gives them.
+
+    Raises:
+        ValueError: if the row has no image.
+        OSError: if it is not an image.
+    """
+    if stored is None:
+        raise ValueError("it has no image.")
+    return open_picture(stored["path"] if stored["bytes"] is None else stored["bytes"])
+
+
+def largest_reduction(crop: Crop, size: tuple[int, int], height: int, width: int) -> int:
+    """
+    The largest reduction that leaves the crop at least as large as what it is resized to, and its edges in place.
+
+    Args:
+        crop: in pixels of the whole size.
+        size: width and height of the whole image. Where the crop reaches over its right or lower edge, the reduction
+            must divide it: the last pixel of a rounded size would push the black outside away.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+    """
+    overhangs = [full for full, edge in zip(size, (crop.right, crop.bottom), strict=True) if edge > full]
+    for reduction in REDUCTIONS:
+        is_large = crop.width >= reduction * width and crop.height >= reduction * height
+        if is_large and not any(full % reduction for full in overhangs):
+            return reduction
+    return 1
+
+
+def crop_reduced(image: Image.Image, crop: Crop, reduction: int, height: int, width: int) -> Image.Image:
+    """
+    Crops and resizes an image that was decoded at a reduced size; its edges may fall between pixels there.
+
+    Args:
+        image: from [`decode`].
+        crop: in pixels of the whole size, black where it reaches outside.
+        reduction: what the image was decoded at.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+    """
+    left, top, right, bottom = (edge / reduction for edge in (crop.left, crop.top, crop.right, crop.bottom))
+    outer_left, outer_top = math.floor(left), math.floor(top)
+    outer = image.crop((outer_left, outer_top, math.ceil(right), math.ceil(bottom)))
+    box = left - outer_left, top - outer_top, right - outer_left, bottom - outer_top
+    return outer.resize((width, height), Image.Resampling.BICUBIC, box=box)

@@ -1,0 +1,215 @@
+"""Losses on their way from the device to `metrics.jsonl` and the trackers, checked for being finite."""
+
+import json
+import math
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+
+from mra.common.files import write_whole
+
+
+logger = get_logger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+_HISTORY = 50
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss term that is not a number or infinite; the message names the step and the terms."""
+
+
+class LossWindow:
+    """
+    Keeps the loss terms of each batch on the device until they are logged, so that no step waits for the host.
+
+    Args:
+        accelerator: averages over processes.
+        output_dir: folder for the diagnostic of a loss that is not finite.
+    """
+
+    def __init__(self, accelerator, output_dir: str | Path):
+        self.accelerator = accelerator
+        self.output_dir = Path(output_dir)
+        self.history = deque(maxlen=_HISTORY)
+        self._clear()
+
+    def _clear(self):
+        self.names, self.values, self.steps, self.places, self.identity_ids = None, [], [], [], []
+        self.samples, self.learning_rate, self.start = 0, None, time.perf_counter()
+
+    def pause(self) -> None:
+        """Forgets the time since the last flush, for work that is no training."""
+        self.start = time.perf_counter()
+
+    def add(self, outputs, batch: dict[str, torch.Tensor], state, samples: int, learning_rate: float) -> None:
+        """
+        Takes the terms of one batch.
+
+        Args:
+            outputs: an `MRAPreTrainingOutput`.
+            batch: the arguments it was computed from.
+            state: the `TrainingState` before the batch is counted.
+            samples: pairs in the batches of all processes.
+            learning_rate: of that step, of the parameters that are not multiplied.
+        """
+        terms = {name: value for name, value in outputs.items() if name.endswith("loss") and value is not None}
+        names = tuple(terms)
+        if self.names not in (None, names):
+            raise ValueError(f"The terms of the loss changed within a run: {self.names} before, {names} now.")
+        self.names = names
+        self.values.append(torch.stack([value.detach().float() for value in terms.values()]))
+        self.steps.append(state.step + 1)
+        self.places.append((state.epoch, state.samples_in_epoch))
+        self.identity_ids.append(batch.get("identity_ids"))
+        self.samples += samples
+        self.learning_rate = learning_rate
+
+    def flush(self) -> dict[str, float]:
+        """
+        Averages the window over batches and processes and empties it; every process must call this on the same steps.
+
+        Returns:
+            Each term, `learning_rate` of the last step and `samples_per_second`.
+
+        Raises:
+            NonFiniteLossError: if any value of any process is not finite, after a diagnostic was saved.
+        """
+        values = self.accelerator.reduce(torch.stack(self.values), reduction="mean").cpu()  # batches, terms
+        for step, row in zip(self.steps, values.tolist(), strict=True):
+            self.history.append({"step": step, **dict(zip(self.names, row, strict=True))})
+        broken = (~values.isfinite()).any(dim=1).nonzero().flatten().tolist()
+        if broken:
+            self._raise_non_finite(broken[0], values[broken[0]])
+        seconds = time.perf_counter() - self.start
+        record = dict(zip(self.names, values.double().mean(dim=0).tolist(), strict=True))
+        record |= {"learning_rate": self.learning_rate, "samples_per_second": round(self.samples / seconds, 2)}
+        self._clear()
+        return record
+
+    def _raise_non_finite(self, index: int, row: torch.Tensor) -> None:
+        terms = dict(zip(self.names, row.tolist(), strict=True))
+        named = [name for name, value in terms.items() if not math.isfinite(value)]
+        identity_ids = self.identity_ids[index]
+        if identity_ids is not None:
+            identity_ids = self.accelerator.gather(identity_ids).tolist()
+        step = self.steps[index]
+        path = self.output_dir / f"non_finite_step_{step}.json"
+        if self.accelerator.is_main_process:
+            diagnostic = {
+                "step": step,
+                "non_finite_terms": named,
+                "terms": terms,
+                "learning_rate": self.learning_rate,
+                "epoch": self.places[index][0],
+                "position_in_epoch": self.places[index][1],
+                "identity_ids": identity_ids,
+                "history": list(self.history),
+            }
+            path.write_text(json.dumps(_without_nan(diagnostic), indent=2) + "\n", encoding="utf-8")
+        self.accelerator.wait_for_everyone()
+        raise NonFiniteLossError(
+            f"Step {step}: {', '.join(named)} not finite ({', '.join(f'{k} {v:.4g}' for k, v in terms.items())}). The "
+            f"batch and the steps before it are in {path}; no checkpoint was written since. Resume from the last one "
+            "with a lower learning_rate, max_grad_norm or another mixed_precision."
+        )
+
+
+class MetricsLog:
+    """
+    Appends records to `metrics.jsonl` and hands them to the trackers.
+
+    Args:
+        accelerator: holds the trackers; the main process alone writes.
+        output_dir: folder of the run.
+        state: the `TrainingState`, whose `log_lines` counts the records.
+    """
+
+    def __init__(self, accelerator, output_dir: str | Path, state):
+        self.accelerator = accelerator
+        self.path = Path(output_dir) / METRICS_FILE
+        self.state = state
+
+    def cut_back(self, checkpoint: Path | None) -> None:
+        """
+        Drop, in one move, the records written after the checkpoint that `state` was loaded from.
+
+        A checkpoint holds the records before it, so that they are whole whatever became of the file. One that was saved
+        by an earlier version does not: then the file's own lines stay, as far as they can be read.
+        """
+        if not self.accelerator.is_main_process or (checkpoint is None and not self.path.is_file()):
+            return
+        present = self.path.read_bytes().decode(errors="replace") if self.path.is_file() else ""
+        saved = checkpoint / METRICS_FILE if checkpoint is not None else None
+        if saved is not None and saved.is_file():
+            text = saved.read_text(encoding="utf-8")
+            if present and not present.startswith(text):
+                logger.warning(f"{self.path} is damaged before the checkpoint; restored from {saved}")
+        else:
+            lines = present.splitlines(keepends=True)[: self.state.log_lines]
+            whole = next((place for place, line in enumerate(lines) if not _is_record(line)), len(lines))
+            text = "".join(lines[:whole])
+            if whole < self.state.log_lines:
+                logger.warning(
+                    f"{self.path} holds {whole} of the {self.state.log_lines} records before the checkpoint"
+                )
+                self.state.log_lines = whole
+        write_whole(self.path, text)
+
+    def write(self, **record: Any) -> dict[str, Any]:
+        """Writes one record, its place in the run first, and returns it; trackers get nested mappings flattened."""
+        state = self.state
+        record = {"step": state.step, "epoch": state.epoch, "samples": state.samples_seen, **record}
+        state.log_lines += 1
+        if self.accelerator.is_main_process:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        self.accelerator.log(_flatten(record), step=state.step)
+        return record
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """
+    Read the records of a `metrics.jsonl`; none where there is no file.
+
+    Raises:
+        ValueError: naming the line that is not a record.
+    """
+    path = Path(path)
+    lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if not _is_record(line):
+            raise ValueError(
+                f"{path}: line {number} is not a whole record; remove it and what follows, or run it again"
+            )
+    return [json.loads(line) for line in lines]
+
+
+def _is_record(line: str) -> bool:
+    try:
+        return line.endswith("\n") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in record.items():
+        flat |= _flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _without_nan(value: Any) -> Any:
+    """Spells what JSON cannot hold as text."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

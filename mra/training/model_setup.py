@@ -1,0 +1,180 @@
+"""Model and processor of a run: new, or from a folder under the recipe's changes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch._dynamo
+from transformers import AutoTokenizer, BertTokenizer
+
+from configuration_mra import MRAConfig
+from modeling_mra import MRAForPreTraining
+from mra.training.initialization import load_bert_weights, load_for_finetuning, load_swin_weights
+from processing_mra import MRAImageProcessor, MRAProcessor
+
+
+_VISION_FIELDS = ("image_size", "window_size", "drop_rate", "drop_path_rate")
+_HEAD_FIELDS = ("projection_type", "projection_dim", "head_initialization")
+_SMALLEST_DEVIATION = 1e-4  # of projection weights that learn with clipped gradients; the published start is 1e-5
+
+
+def create_config(args, objective: Mapping[str, Any]) -> MRAConfig:
+    """
+    Resolves the configuration of a run's model.
+
+    Args:
+        args: a `ModelArguments`.
+        objective: fields of `MRAConfig` that choose and weigh the losses.
+
+    Raises:
+        ValueError: if `model_config` names a field that does not exist or that another argument sets.
+    """
+    fields = _merge(args, objective)
+    if args.model_name_or_path is None:
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+        vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        return MRAConfig(**{**fields, "text_config": {**vocabulary, **fields.get("text_config", {})}})
+    start = MRAConfig.from_pretrained(args.model_name_or_path).to_dict()
+    for name, value in fields.items():
+        start[name] = {**start[name], **value} if isinstance(value, Mapping) else value
+    return MRAConfig.from_dict(start)
+
+
+def create_model(args, config: MRAConfig, max_grad_norm: float | None = None) -> MRAForPreTraining:
+    """
+    Build the model of a run, or load the one it starts from under the resolved configuration.
+
+    Args:
+        args: a `ModelArguments`.
+        config: from [`create_config`].
+        max_grad_norm: that the run clips its gradients to.
+
+    Raises:
+        ValueError: if gradients are clipped and a projection starts too small for that, see [`check_clipping`].
+    """
+    if args.model_name_or_path is None:
+        model = MRAForPreTraining(config)
+        if args.text_weights is not None:
+            load_bert_weights(model, args.text_weights)
+        if args.vision_weights is not None:
+            load_swin_weights(model, args.vision_weights)
+    else:
+        model = load_for_finetuning(args.model_name_or_path, **config.to_dict())
+    check_clipping(model, max_grad_norm)
+    model.set_attn_implementation(args.attn_implementation)
+    if args.gradient_checkpointing == "all":
+        model.activation_checkpointing_enable()
+    elif args.gradient_checkpointing == "vision":
+        model.mra.vision_model.swin.set_grad_checkpointing()
+    if args.torch_compile:
+        compile_layers(model)
+    return model
+
+
+def check_clipping(model: MRAForPreTraining, max_grad_norm: float | None) -> None:
+    """
+    Refuse to clip the gradients of projections that still have the published start of deviation 1e-5.
+
+    Args:
+        model: before the first step.
+        max_grad_norm: of the run; None where nothing is clipped.
+
+    Raises:
+        ValueError: if gradients are clipped and a projection's weights are that small. On the sample set such a run
+            learns little (reference notes, "Optimisation").
+    """
+    for name in ("vision_projection", "text_projection"):
+        linear = getattr(getattr(model.mra, name), "linear", None)
+        if max_grad_norm is not None and linear is not None and linear.weight.std() < _SMALLEST_DEVIATION:
+            raise ValueError(
+                f"`max_grad_norm` is {max_grad_norm}, but {name} starts from weights of deviation "
+                f"{linear.weight.std():.1e}, which clipped gradients keep from learning: leave `max_grad_norm` out "
+                "(`none`), or set `head_initialization: bert` and start from new or trained projections"
+            )
+
+
+def compile_layers(model: MRAForPreTraining, **options) -> None:
+    """
+    Compiles each layer of Swin, BERT and fusion in place, so that layers of one kind share what is compiled.
+
+    Names of the weights stay as they are. Swin's layers differ in width and drop rate and texts in length, so that a kind
+    of layer is compiled more often than TorchDynamo's own limit of 8. Lengths become dynamic with the second batch.
+
+    Args:
+        model: changed in place.
+        options: of `torch.compile`.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    for module in model.modules():
+        if type(module).__name__ in model._no_split_modules:
+            module.compile(**options)
+
+
+def create_processor(args, config: MRAConfig) -> MRAProcessor:
+    """
+    Builds the processor of a run, the starting model's or a new one, for the model's image size and caption length.
+
+    Args:
+        args: a `ModelArguments`.
+        config: from [`create_config`].
+
+    Raises:
+        ValueError: if the tokenizer has more words than the model.
+    """
+    start = args.model_name_or_path
+    image_processor, style = MRAImageProcessor(), "plain"
+    if start is not None:
+        # Part by part: through the Auto classes the folder's own copy of the code would be asked for.
+        image_processor = MRAImageProcessor.from_pretrained(start)
+        style = MRAProcessor.get_processor_dict(start)[0].get("caption_style", style)
+    if args.tokenizer_name is not None:
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+    else:
+        tokenizer = BertTokenizer.from_pretrained(start)
+    if len(tokenizer) > config.text_config.vocab_size:
+        raise ValueError(
+            f"`tokenizer_name`: the tokenizer has {len(tokenizer)} words, the model {config.text_config.vocab_size}. "
+            "Use the tokenizer that the model was trained with."
+        )
+    height, width = config.vision_config.image_size
+    image_processor.size = {"height": height, "width": width}
+    return MRAProcessor(
+        image_processor, tokenizer, max_text_length=config.max_text_length, caption_style=args.caption_style or style
+    )
+
+
+def _merge(args, objective: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `MRAConfig` from `model_config` and the arguments that have a name of their own."""
+    fields = {name: dict(value) if isinstance(value, Mapping) else value for name, value in args.model_config.items()}
+    _refuse_unknown(fields)
+    _refuse_twice(fields, objective, "")
+    fields |= objective
+    vision = {name: getattr(args, name) for name in _VISION_FIELDS if getattr(args, name) is not None}
+    heads = {name: getattr(args, name) for name in _HEAD_FIELDS if getattr(args, name) is not None}
+    _refuse_twice(fields, heads, "")
+    _refuse_twice(fields.get("vision_config", {}), vision, "vision_config.")
+    fields |= heads
+    if vision:
+        fields["vision_config"] = {**fields.get("vision_config", {}), **vision}
+    if args.model_name_or_path is not None and "temperature" in fields:
+        raise ValueError(
+            "`model_config.temperature` is where a new model starts, but the temperature is learned and comes with "
+            f"{args.model_name_or_path!r}: leave it out."
+        )
+    return fields
+
+
+def _refuse_unknown(fields: Mapping[str, Any]) -> None:
+    known = MRAConfig().to_dict()
+    for name, value in fields.items():
+        if name not in known:
+            raise ValueError(f"`model_config.{name}` is no field of MRAConfig.")
+        for inner in value if isinstance(value, Mapping) else ():
+            if inner not in known[name]:
+                raise ValueError(f"`model_config.{name}.{inner}` is no field of its configuration.")
+
+
+def _refuse_twice(fields: Mapping[str, Any], named: Mapping[str, Any], prefix: str) -> None:
+    for name in named:
+        if name in fields:
+            raise ValueError(f"`model_config.{prefix}{name}` has an argument of its own: set `{name}` instead.")

@@ -1,0 +1,273 @@
+"""What surrounds the loop: the accelerator, the plan of steps, seeds, the stop signal and the banner."""
+
+import copy
+import hashlib
+import logging
+import math
+import os
+import signal
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedType
+from accelerate.logging import get_logger
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from tqdm.auto import tqdm
+
+from mra.training.zero_checkpoints import is_cut_for_others
+
+
+logger = get_logger(__name__)
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_PATIENCE = timedelta(hours=2)  # others wait while one process downloads, decodes or saves
+
+
+# ---------------------------------------------------------------- accelerator
+
+
+def create_accelerator(args) -> Accelerator:
+    """
+    Sets up devices and processes as `accelerate launch` was told, precision and trackers as the recipe says.
+
+    Args:
+        args: a `RunArguments`.
+
+    Raises:
+        ValueError: if a tracker is unknown or not installed.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # at INFO it names every file that it writes
+    on_cpu = os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu" or not torch.accelerator.is_available()
+    backend = {"backend": "gloo"} if on_cpu and "LOCAL_RANK" in os.environ else {}  # DeepSpeed would take nccl
+    return Accelerator(
+        mixed_precision=args.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
+        log_with=check_trackers(args.log_with) or None,
+        project_dir=args.output_dir,
+        # The dispatcher of batches resumes at another place than it stopped.
+        dataloader_config=DataLoaderConfiguration(dispatch_batches=False, non_blocking=True),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE, **backend)],
+    )
+
+
+def configure_deepspeed(accelerator: Accelerator, args, checkpoint: Path | None = None) -> None:
+    """
+    Hands DeepSpeed, which steps by itself, what it has to know before `prepare`.
+
+    Args:
+        accelerator: of any kind; nothing is done for another than DeepSpeed's.
+        args: an `OptimizationArguments`, for the gradient clipping.
+        checkpoint: the one that will be loaded.
+    """
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    # Under ZeRO-3 transformers would cut the weights up as it loads them; here they are resized first, and `prepare`
+    # cuts them up.
+    unset_hf_deepspeed_config()
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    config["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
+    config["gradient_clipping"] = args.max_grad_norm or 0.0
+    precision = accelerator.mixed_precision
+    if precision != "no":
+        # DeepSpeed's own mixed precision would hold weights, BatchNorm and temperature in half precision; as under data
+        # parallelism they stay in float32 and autocast chooses. Gradients are summed in float32 too.
+        config[precision] = {"enabled": False}
+        config["torch_autocast"] = {
+            "enabled": True,
+            "dtype": str(AUTOCAST_DTYPES[precision]).removeprefix("torch."),
+            "lower_precision_safe_modules": [],
+        }
+    if is_cut_for_others(accelerator, checkpoint):
+        config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
+
+
+def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
+    """What autocast computes in during training, by whatever library it is set up; None where it is off."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return AUTOCAST_DTYPES.get(accelerator.mixed_precision)
+    section = accelerator.state.deepspeed_plugin.deepspeed_config.get("torch_autocast", {})
+    return getattr(torch, section["dtype"]) if section.get("enabled") else None
+
+
+def check_trackers(names: list[str]) -> list[str]:
+    """
+    Returns the names if every tracker is installed.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    available = [str(name) for name in get_available_trackers()]
+    for name in names:
+        if name not in [str(known) for known in LOGGER_TYPE_TO_CLASS]:
+            raise ValueError(f"`log_with`: unknown tracker {name!r}; installed ones are {available or 'none'}.")
+        if name not in available:
+            package = "pip install 'mra-retrieval[tracking]'" if name == "tensorboard" else f"pip install {name}"
+            raise ValueError(f"`log_with`: {name} is not installed: {package}.")
+    return names
+
+
+def start_trackers(accelerator: Accelerator, project_name: str, recipe: dict) -> None:
+    """Opens the trackers with the run's arguments, in the plain types that they take."""
+    plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in recipe.items() if v is not None}
+    accelerator.init_trackers(project_name, config=plain)
+
+
+def whole_model(model: nn.Module) -> nn.Module:
+    """
+    Returns the unwrapped model, or a copy with all weights if ZeRO-3 or FSDP2 cut it into shares.
+
+    Outside training the processes do not run the same number of batches, so they must not wait for each other's shares.
+    Every process must call this.
+    """
+    parameter = next(model.parameters())
+    by_deepspeed, by_fsdp = hasattr(parameter, "ds_id"), isinstance(model, FSDPModule)
+    if not (by_deepspeed or by_fsdp):
+        return model
+    plain_class = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    with torch.random.fork_rng():
+        copied = plain_class(copy.deepcopy(model.config)).to(parameter.device, parameter.dtype)
+    if by_fsdp:
+        copied.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
+        return copied
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        copied.load_state_dict(model.state_dict())
+    return copied
+
+
+# ---------------------------------------------------------------- plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    How many steps a run takes.
+
+    Attributes:
+        samples_per_batch: pairs of one batch of every process.
+        steps_per_epoch: optimizer steps; the last takes the batches that are left.
+        num_epochs: epochs begun.
+        total_steps: optimizer steps of the run.
+        counted_steps: the same with the incomplete last batch of each epoch, which is dropped.
+    """
+
+    samples_per_batch: int
+    steps_per_epoch: int
+    num_epochs: int
+    total_steps: int
+    counted_steps: int
+
+    def schedule_steps(self, count_dropped_batch: bool) -> int:
+        """Return the length of the learning-rate schedule: that of the run, or as the published code counts it."""
+        return self.counted_steps if count_dropped_batch else self.total_steps
+
+    def is_epoch_end(self, step: int) -> bool:
+        """Whether this optimizer step is the last of an epoch or of the run."""
+        return step % self.steps_per_epoch == 0 or step == self.total_steps
+
+
+def make_plan(num_rows: int, per_device_batch_size: int, num_processes: int, args) -> Plan:
+    """
+    Counts the steps of a run.
+
+    Args:
+        num_rows: training pairs.
+        per_device_batch_size: pairs of each process in a batch.
+        num_processes: processes.
+        args: a `RunArguments`.
+
+    Raises:
+        ValueError: if the set does not fill one batch of every process.
+    """
+    samples_per_batch = per_device_batch_size * num_processes
+    batches = num_rows // samples_per_batch
+    if batches == 0:
+        raise ValueError(
+            f"`per_device_batch_size`: {num_rows} training pairs do not fill one batch of {per_device_batch_size} on "
+            f"each of {num_processes} processes. Lower it, or raise data_fraction."
+        )
+    steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+    counted_per_epoch = math.ceil(num_rows / samples_per_batch / args.gradient_accumulation_steps)
+    total_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
+    counted_steps = args.max_train_steps or args.num_train_epochs * counted_per_epoch
+    num_epochs = math.ceil(total_steps / steps_per_epoch)
+    return Plan(samples_per_batch, steps_per_epoch, num_epochs, total_steps, counted_steps)
+
+
+def group_factor(accelerator: Accelerator, index: int, num_batches: int) -> float:
+    """
+    Return what to multiply a batch's loss by, so that a step follows the mean of the batches that it accumulates.
+
+    Accelerate and DeepSpeed divide every loss by `gradient_accumulation_steps`, but the last step of an epoch takes the
+    batches that are left. Groups start where the loader starts: a checkpoint falls on a step, never inside a group.
+
+    Args:
+        accelerator: whose `gradient_accumulation_steps` losses are divided by.
+        index: of the batch, counted from where the loader started.
+        num_batches: batches that the loader yields from there to the end of the epoch.
+    """
+    full = accelerator.gradient_accumulation_steps
+    return full / min(full, num_batches - index // full * full)
+
+
+# ---------------------------------------------------------------- seeds and signals
+
+
+def seed_negatives(generator: torch.Generator, seed: int, micro_step: int, process_index: int) -> torch.Generator:
+    """Seeds the draw of hard negatives from the place in the run alone, so that a resumed run draws the same."""
+    text = f"{seed} {micro_step} {process_index}".encode()
+    return generator.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little"))
+
+
+class StopSignal:
+    """Remembers that SIGTERM arrived, so that the loop can save and leave; a second one ends the process at once."""
+
+    def __init__(self):
+        self.received = False
+        self._process = os.getpid()
+        signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, signum, frame):
+        self.received = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() != self._process:  # a forked worker: whoever ends it waits for it
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+# ---------------------------------------------------------------- what the user sees
+
+
+def show_banner(title: str, facts: dict[str, object]) -> None:
+    """Logs what is about to run, once."""
+    width = max(map(len, facts))
+    lines = [f"  {name:<{width}}  {value}" for name, value in facts.items()]
+    logger.info("\n".join([f"***** {title} *****", *lines]))
+
+
+def describe_plan(accelerator: Accelerator, model, plan: Plan, args, batch_size: int, num_rows: int) -> dict:
+    """The banner's facts about model, data, hardware and length of a run."""
+    parameters = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+    return {
+        "training pairs": f"{num_rows:,}",
+        "parameters": f"{parameters / 1e6:.2f} M",
+        "processes": f"{accelerator.num_processes} ({accelerator.distributed_type.value}, {accelerator.device})",
+        "precision": str(autocast_dtype(accelerator) or torch.float32).removeprefix("torch."),
+        "batch": f"{batch_size} x {accelerator.num_processes} processes x {args.gradient_accumulation_steps} accumulated",
+        "optimizer steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)",
+        "output": str(Path(args.output_dir)),
+    }
+
+
+def progress_bar(accelerator: Accelerator, total_steps: int, step: int) -> tqdm:
+    """One bar over the optimizer steps, on the main process."""
+    return tqdm(total=total_steps, initial=step, disable=not accelerator.is_main_process, desc="steps")

@@ -1,0 +1,104 @@
+"""Evaluation between epochs on the validation split, and the choice of the best model."""
+
+from pathlib import Path
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import broadcast
+
+from mra.retrieval import RetrievalChoice, RetrievalResult, choose_retrieval, evaluate_retrieval
+from mra.training.checkpointing import TrainingState, keep_aside
+from mra.training.runtime import autocast_dtype, whole_model
+
+
+logger = get_logger(__name__)
+
+
+def validate(
+    accelerator, model, processor, dataset, args, evaluated_on: str, num_workers: int = 0
+) -> tuple[RetrievalResult, RetrievalChoice | None]:
+    """
+    Evaluate the model under training; every process must call this, and all get the same figures.
+
+    Args:
+        accelerator: the one that prepared the model.
+        model: the prepared model.
+        processor: the `MRAProcessor`.
+        dataset: the validation split.
+        args: an `EvaluationArguments`.
+        evaluated_on: name of the set that it belongs to.
+        num_workers: processes that decode images.
+
+    Returns:
+        The result, whose `metrics` are `similarity` and, with re-ranking, `reranked`: R1, R5, R10, mAP and mINP in percent;
+        and the choice of fusion and depth that `reranked` follows, None without re-ranking.
+    """
+    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
+    # BatchNorm statistics differ between processes after a step; the main process's are those that are saved.
+    broadcast(list(unwrapped.buffers()))
+    result = evaluate_retrieval(
+        whole_model(unwrapped),
+        processor,
+        dataset,
+        rerank_k=min(args.eval_rerank_k, len(dataset)),
+        flip=args.eval_flip,
+        batch_size=args.eval_batch_size,
+        num_workers=num_workers,
+        dtype=autocast_dtype(accelerator) if args.eval_dtype == "training" else torch.float32,
+    )
+    if not result.rerank_k:
+        return result, None
+    choice = choose_retrieval(
+        result, f"validation data of {evaluated_on}", args.eval_score_fusion, args.eval_match_weight
+    )
+    result = result.with_fusion(choice.score_fusion, choice.match_weight)
+    logger.info(choice.describe())
+    if choice.warning():
+        logger.warning(choice.warning())
+    return result, choice
+
+
+def selection_metric(metrics: dict[str, dict[str, float]]) -> float:
+    """R@1 in percent that chooses the best model: after re-ranking where it was done."""
+    return metrics.get("reranked", metrics["similarity"])["R1"]
+
+
+def describe_selection(args) -> str:
+    """How `selection_metric` is measured with an `EvaluationArguments`: figures measured otherwise do not compare."""
+    how = "by similarity alone"
+    if args.eval_rerank_k:
+        weight = "" if args.eval_match_weight is None else f" {args.eval_match_weight:g}"
+        how = f"with {args.eval_rerank_k} images re-ranked, score fusion {args.eval_score_fusion}{weight}"
+    precision = "" if args.eval_dtype == "training" else f", in {args.eval_dtype}"
+    return f"R@1 {how}{'' if args.eval_flip else ', without mirror images'}{precision}"
+
+
+def record_best(accelerator, state: TrainingState, result: RetrievalResult, args, output_dir: str | Path) -> bool:
+    """
+    Decide whether a validated model is the best so far, and remember it in the state; every process must call this.
+
+    A best figure from before a resume that was measured in another way is not compared: the choice starts again, and the model
+    that it chose is kept in `earlier_best`.
+
+    Args:
+        accelerator: of the run.
+        state: updated in place.
+        result: of the validation.
+        args: an `EvaluationArguments`.
+        output_dir: folder of the run.
+    """
+    selected_by = describe_selection(args)
+    if state.best_epoch and state.best_measure != selected_by:
+        before = state.best_measure or "an R@1 of an older version, which did not say how it was measured"
+        aside = keep_aside(accelerator, output_dir, state.best_epoch)
+        logger.warning(
+            f"the best model so far ({state.best_metric:.2f} after epoch {state.best_epoch}) was chosen by {before}, this run "
+            f"chooses by {selected_by}: the two do not compare, so the choice starts again with this epoch and the earlier "
+            f"model is kept as {aside}"
+        )
+        state.best_metric = -1.0
+    metric = selection_metric(result.metrics)
+    if metric <= state.best_metric:
+        return False
+    state.best_metric, state.best_epoch, state.best_measure = metric, state.epoch, selected_by
+    return True

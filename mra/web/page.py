@@ -1,0 +1,131 @@
+"""What the web page does, apart from how it looks: searching, explaining, indexing what may be indexed."""
+
+import contextlib
+import datetime
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import Image
+
+from mra.gallery.gallery import DEFAULT_RERANK, Gallery
+from mra.gallery.types import BuildReport, GalleryStats, Hit, SearchResult
+from mra.gallery.where import parse_where
+from mra.retrieval.explain import Explanation, PhraseScore, explain_pair
+from mra.web.uploads import Unpacker, UploadLimits, inside_any
+
+
+MAX_TEXT = 1_000  # characters of a query; the model reads some fifty words
+MAX_PHRASES = 10
+Progress = Callable[[int, int], None]
+
+
+class Page:
+    """
+    What the page does, apart from how it looks.
+
+    Args:
+        gallery: open.
+        folders: that may be indexed from the page, with all below them.
+        limits: of an upload.
+    """
+
+    def __init__(self, gallery: Gallery, folders: list[Path], limits: UploadLimits):
+        self.gallery, self.folders, self.limits = gallery, folders, limits
+
+    def stats(self) -> GalleryStats | None:
+        """Counts of the gallery, None where there is none yet."""
+        return self.gallery.stats() if len(self.gallery) else None
+
+    def cameras(self) -> list[str]:
+        """Cameras that can be chosen."""
+        stats = self.stats()
+        return sorted(camera for camera in stats.cameras if camera) if stats else []
+
+    def query(self, text, image, cameras, first, last, where, threshold, rerank, top) -> SearchResult:
+        """Searches with the fields of the page; raises ValueError where they cannot be used."""
+        if not len(self.gallery):
+            raise ValueError("the gallery is empty: add images first")
+        text = (text or "").strip()
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"the description is longer than {MAX_TEXT} characters")
+        if not text and image is None:
+            raise ValueError("describe the person, or give an image")
+        if (where or "").strip():
+            parse_where(where, self.gallery.fields)  # by itself, before it stands beside the other filters
+        return self.gallery.search(
+            text or None,
+            image=image,
+            top=int(top),
+            rerank=max(DEFAULT_RERANK, int(top)) if rerank else 0,
+            where=join_filters(cameras, first, last, where),
+            threshold=float(threshold),
+        )
+
+    def to_json(self, result: SearchResult) -> dict:
+        """A search result for programs, without the places of files, which are nobody's business."""
+        hits = [{name: value for name, value in asdict(hit).items() if name != "path"} for hit in result.hits]
+        return {"hits": hits, "threshold": result.threshold, "likely_in_gallery": result.likely_in_gallery}
+
+    def thumbnails(self, hits: Sequence[Hit]) -> list[Image.Image | None]:
+        """Images of results, None where one cannot be read any more."""
+        images = []
+        for hit in hits:
+            try:
+                images.append(self.gallery.image(hit.key))
+            except ValueError:
+                images.append(None)
+        return images
+
+    def explain(self, text: str, key: str) -> tuple[Image.Image, Explanation | None]:
+        """The image of a key, and which words look where in it (None without words)."""
+        image, encoder = self.gallery.image(key), self.gallery.encoder
+        if not text:
+            return image, None
+        tokens = self.gallery.image_tokens(key)[0]
+        return image, explain_pair(encoder.model, encoder.processor, text, image_hidden_states=tokens)
+
+    def score_phrases(self, phrases: str, key: str) -> list[PhraseScore]:
+        """Matching probabilities of phrases, separated by commas, with the image of a key."""
+        listed = [phrase.strip() for phrase in (phrases or "").split(",") if phrase.strip()]
+        if not key:
+            raise ValueError("choose a result first")
+        if not listed or len(listed) > MAX_PHRASES or len(phrases) > MAX_TEXT:
+            raise ValueError(f"write 1 to {MAX_PHRASES} phrases, separated by commas")
+        scores = self.gallery.match(listed, [key])[:, 0].tolist()
+        return [PhraseScore(phrase, score) for phrase, score in zip(listed, scores, strict=True)]
+
+    def index_folder(self, folder: str, progress: Progress | None) -> BuildReport:
+        """Indexes a folder of this machine that may be indexed."""
+        if not (folder or "").strip():
+            raise ValueError("write the path of a folder")
+        return self.gallery.build(inside_any(folder.strip(), self.folders), progress=progress)
+
+    def index_upload(self, files: list[str] | None, progress: Progress | None) -> tuple[BuildReport, list[str]]:
+        """Indexes uploaded pictures and archives; the gallery keeps copies, what was uploaded is deleted."""
+        if not files:
+            raise ValueError("choose pictures or a ZIP archive")
+        try:
+            with tempfile.TemporaryDirectory(prefix="mra-upload-") as folder:
+                unpacked = Unpacker(Path(folder), self.limits).unpack(files)
+                prefix = f"upload {datetime.datetime.now():%Y-%m-%d %H.%M.%S}/"
+                report = self.gallery.build(
+                    folder, unpacked.metadata, prefix=prefix, copy_images=True, progress=progress
+                )
+        finally:
+            for file in files:
+                Path(file).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # gradio makes a folder for each
+                    Path(file).parent.rmdir()
+        return report, unpacked.ignored
+
+
+def join_filters(cameras, first, last, where) -> str | None:
+    """One `where` of the fields of the page, None where all are empty."""
+    parts = [f"camera in {list(cameras)!r}"] if cameras else []
+    parts += [
+        f"time {sign} {value.strip()!r}" for sign, value in ((">=", first), ("<=", last)) if (value or "").strip()
+    ]
+    parts += [f"({where.strip()})"] if (where or "").strip() else []
+    return " and ".join(parts) or None

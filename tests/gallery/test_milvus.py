@@ -1,0 +1,53 @@
+"""Milvus by address: what a client is asked for, with a stand-in of the client, since no server is here."""
+
+import pymilvus
+import pytest
+
+from mra.gallery.milvus import MilvusStore, is_server
+
+
+class Client:
+    """Remembers how it was made and has no collections."""
+
+    made: list = []  # noqa: RUF012
+
+    def __init__(self, uri, token):
+        self.made.append((uri, token))
+
+    def has_collection(self, name):
+        return False
+
+    def close(self):
+        pass
+
+
+def test_address_and_token_reach_the_client(monkeypatch):
+    monkeypatch.setattr(pymilvus, "MilvusClient", Client)
+    store = MilvusStore("http://host:19530", "people", "root:secret")
+    assert Client.made[-1] == ("http://host:19530", "root:secret")
+    assert not store.exists() and store.read_info() == {}
+
+
+def test_a_server_that_is_not_there_is_said_without_the_token(monkeypatch):
+    def refuse(uri, token):
+        raise pymilvus.MilvusException(message="connection refused")
+
+    monkeypatch.setattr(pymilvus, "MilvusClient", refuse)
+    with pytest.raises(
+        ValueError, match=r"gallery http://host:19530 cannot be opened \(connection refused\)"
+    ) as caught:
+        MilvusStore("http://host:19530", "people", "secret")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options, message", [({"index": "x"}, "index must be"), ({"collection": "a b"}, "collection must")]
+)
+def test_wrong_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        MilvusStore("http://host:19530", **{"collection": "people"} | options)
+
+
+def test_what_counts_as_a_server():
+    assert is_server("https://host:443") and is_server("http://host:19530")
+    assert not is_server("gallery.db") and not is_server("/photos/gallery.db")

@@ -1,0 +1,157 @@
+"""`where`: the same records on a row test and in Milvus, errors that name the part, and nothing is ever evaluated."""
+
+import random
+
+import numpy as np
+import pytest
+
+from mra.gallery.milvus import EmbeddedStore, MilvusStore
+from mra.gallery.store import MemoryStore, Record
+from mra.gallery.where import parse_where, read_time
+
+
+FIELDS = {"key": "text", "camera": "text", "time": "time", "speed": "number", "place": "text"}
+
+
+def make_records() -> list[Record]:
+    """Records of which some lack camera, time, speed or place; texts with quotes, a backslash and no ASCII."""
+    pick = random.Random(0)
+    records = []
+    for number in range(60):
+        metadata = {}
+        if pick.random() < 0.7:
+            metadata["speed"] = pick.choice([-2, 0, 1, 2.5, 7])
+        if pick.random() < 0.7:
+            metadata["place"] = pick.choice(["gate", 'the "gate"', "back\\slash", "Straße", "it's"])
+        camera, time = (
+            pick.choice(["", "c1", "c2", "c3"]),
+            pick.choice(["", "2026-01-01T00:00:00", "2026-02-03T04:05:06"]),
+        )
+        embedding = np.eye(4, dtype=np.float32)[number % 4]
+        records.append(Record(f"k{number:02d}", f"{number:064x}", "/x", "/", camera, time, metadata, embedding))
+    return records
+
+
+@pytest.fixture(scope="module", params=["embedded", pytest.param("server", marks=pytest.mark.server)])
+def stores(request, tmp_path_factory):
+    if request.param == "server":
+        server = request.getfixturevalue("milvus_server")
+        milvus = MilvusStore(server.uri, "filters", server.token)
+    else:
+        milvus = EmbeddedStore(tmp_path_factory.mktemp("store") / "g.db", "people")
+    stores = MemoryStore(), milvus
+    for store in stores:
+        store.create(4)
+        store.upsert(make_records())
+    yield stores
+    milvus.close()
+
+
+def random_where(pick: random.Random, depth: int = 0) -> str:
+    if depth < 3 and pick.random() < 0.6:
+        word = pick.choice(["and", "or", "not"])
+        if word == "not":
+            return f"not ({random_where(pick, depth + 1)})"
+        return f"({random_where(pick, depth + 1)} {word} {random_where(pick, depth + 1)})"
+    field = pick.choice(list(FIELDS))
+    constants = {
+        "key": ['"k10"', '"k33"'],
+        "camera": ['"c1"', '"c2"', '"none"'],
+        "time": ['"2026-01-01"', '"2026-02-03T04:05:06"', '"2026-01-15"'],
+        "speed": ["0", "-2", "2.5", "1.0"],
+        "place": ['"gate"', "'the \"gate\"'", '"back\\\\slash"', '"Straße"', '"it\'s"'],
+    }[field]
+    if pick.random() < 0.3:
+        return f"{field} {pick.choice(['in', 'not in'])} [{', '.join(pick.sample(constants, 2))}]"
+    return f"{field} {pick.choice(['==', '!=', '<', '<=', '>', '>='])} {pick.choice(constants)}"
+
+
+def oracle(text: str, record: Record) -> bool:
+    """Python itself, on values that answer False to every comparison where they are unknown."""
+
+    class Unknown:
+        __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = lambda self, other: False
+        __hash__ = None
+
+    values = {name: record.value(name) for name in FIELDS}
+    return bool(eval(text, {}, {name: Unknown() if value is None else value for name, value in values.items()}))
+
+
+def test_random_filters_mean_the_same_in_memory_and_in_milvus(stores):
+    pick, sizes = random.Random(1), set()
+    for _ in range(150):
+        where = parse_where(random_where(pick), FIELDS)
+        in_memory, in_milvus = (sorted(record.key for record in store.records(where)) for store in stores)
+        assert in_memory == in_milvus, where
+        sizes.add(len(in_memory))
+    assert len(sizes) > 15  # not all of them empty or full
+
+
+def test_exists_stands_in_parentheses_of_its_own():
+    """A server reads `exists a and b` as `exists (a and b)` and refuses it; milvus-lite would take it."""
+    assert parse_where("speed > 1", FIELDS).to_milvus() == '((exists metadata["speed"]) and metadata["speed"] > 1)'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'camera == "c1"',
+        'speed > 1 and camera != "c2"',
+        "speed == 0 or speed == 7",
+        "-2 < speed <= 1",
+        'camera in ["c1", "c3"] and speed >= 2.5',
+        'place == "Straße" or key < "k10"',
+    ],
+)
+def test_filters_mean_what_python_means(text):
+    where = parse_where(text, FIELDS)
+    assert [where.matches(record.value) for record in make_records()] == [oracle(text, r) for r in make_records()]
+
+
+def test_a_value_that_is_unknown_answers_no_to_a_question_and_to_its_opposite():
+    records = make_records()
+    for text in ('camera == "c1"', "speed < 2", 'time > "2026-01-15"'):
+        where, opposite = parse_where(text, FIELDS), parse_where(f"not {text}", FIELDS)
+        field = text.split()[0]
+        for record in records:
+            answers = where.matches(record.value), opposite.matches(record.value)
+            assert answers == (False, False) if record.value(field) is None else sum(answers) == 1
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("colour == 1", "'colour' is no field of this gallery: it has key, camera, time, speed, place"),
+        ('camera = "c1"', "cannot be read"),
+        ('camera == "c1" and', "cannot be read"),
+        ("camera", "is no comparison"),
+        ("camera == 3", "does not fit the field camera: expected a text in quotes"),
+        ('speed > "3"', "does not fit the field speed: expected a number"),
+        ('time > "yesterday"', "is no time: expected a time like 2026-01-31"),
+        ("camera in []", "cannot be searched"),
+        ("camera == place", "is neither a text nor a number"),
+        ("speed == True", "is neither a text nor a number"),
+        ("speed < 1e999", "is neither a text nor a number"),
+        ('__import__("os").system("touch /tmp/owned") == 0', "is no field"),
+        ('camera.upper() == "C1"', "is no field"),
+        ("speed + 1 > 2", "is no field"),
+        ("camera is None", "is compared by something unknown"),
+        ("lambda: 1", "is no comparison"),
+        ("(" * 300 + "speed > 1" + ")" * 300, "cannot be read"),
+        ("not " * 60 + "speed > 1", "nested deeper"),
+        ("speed > 1 or " * 400 + "speed > 2", "characters long"),
+    ],
+)
+def test_what_is_wrong_is_said(text, message):
+    with pytest.raises(ValueError, match=r"^where") as caught:
+        parse_where(text, FIELDS)
+    assert message in str(caught.value)
+
+
+def test_times_have_one_form():
+    assert read_time("2026-01-31") == "2026-01-31T00:00:00"
+    assert read_time(" 2026-01-31 08:15 ") == "2026-01-31T08:15:00"
+    assert read_time("2026-01-31T08:15:00+02:00") == read_time("2026-01-31T06:15:00Z") == "2026-01-31T06:15:00"
+    assert read_time("2026-01-31T08:15:00") < read_time("2026-01-31T08:15:00.5") < read_time("2026-01-31T08:15:01")
+    with pytest.raises(ValueError, match="expected a time"):
+        read_time("31.1.2026")

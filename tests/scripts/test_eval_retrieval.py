@@ -1,0 +1,298 @@
+"""eval_retrieval.py through its command line, with one process and with two."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import eval_retrieval
+from modeling_mra import MRAForPreTraining
+from mra.common.loading import load_model
+from mra.retrieval import RetrievalChoice, choose_retrieval, evaluate_retrieval
+from tests.helpers.retrieval import tiny_dataset, tiny_model, tiny_processor
+from tests.retrieval.test_retrieval_choice import OLD
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A model saved from pretraining with its processor, and a Parquet dataset with two splits."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny_model(MRAForPreTraining).save_pretrained(folder / "model")
+    tiny_processor().save_pretrained(folder / "model")
+    (folder / "data").mkdir()
+    tiny_dataset(num_ids=8).to_parquet(str(folder / "data" / "test-00000-of-00001.parquet"))
+    tiny_dataset(num_ids=2).to_parquet(str(folder / "data" / "train-00000-of-00001.parquet"))
+    return folder
+
+
+def flags(folders, output, *more):
+    return ["--model", str(folders / "model"), "--dataset", str(folders / "data"), "--output_dir", str(output), *more]
+
+
+OPTIONS = ("--rerank_k", "5", "--batch_size", "3", "--rerank_batch_size", "4", "--num_workers", "0", "--save_scores")
+
+
+@pytest.fixture(scope="module")
+def single_process(folders):
+    output = folders / "one"
+    eval_retrieval.main(flags(folders, output, *OPTIONS))
+    return output
+
+
+def test_writes_table_metrics_and_picture(folders, single_process, capsys):
+    eval_retrieval.main(flags(folders, single_process, *OPTIONS, "--num_queries_in_picture", "3"))
+    printed = capsys.readouterr().out
+    assert "8 identities, 16 images, 24 captions; top 5 re-ranked, published fusion; 1 process(es)" in printed
+    assert "R@1     R@5    R@10     mAP    mINP" in printed
+    report = json.loads((single_process / "metrics.json").read_text())
+    for kind, label in (("similarity", "similarity"), ("reranked", "reranked (published, k 5)")):
+        assert list(report[kind]) == ["R1", "R5", "R10", "mAP", "mINP"]
+        assert f"{label:<25}{report[kind]['R1']:8.2f}" in printed
+    assert (report["score_fusion"], report["match_weight"], report["flip"]) == ("published", None, True)
+    assert report["counts"] == {"identities": 8, "images": 16, "captions": 24}
+    assert report["rerank_k"] == 5 and report["arguments"]["rerank_k"] == 5
+    assert report["timings"]["rerank"] > 0 and torch.__version__.startswith(report["versions"]["torch"])
+    scores = load_file(single_process / "scores.safetensors")
+    assert scores["reranked"].shape == scores["similarity"].shape == (24, 16)
+    with Image.open(single_process / "ranking.png") as picture:
+        assert picture.width > 1000 and picture.height > 600
+    assert sorted(path.name for path in single_process.iterdir()) == [
+        "metrics.json",
+        "ranking.png",
+        "scores.safetensors",
+    ]
+
+
+def evaluate_with_two_processes(world, output, *options):
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [*launch, "eval_retrieval.py", *flags(world, output, *options)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_two_processes_give_the_same_choice_and_numbers(with_validation):
+    one, two = with_validation / "one", with_validation / "two"
+    saved = with_validation / "model" / "retrieval.json"
+    eval_retrieval.main(flags(with_validation, one, *OPTIONS))
+    choice = saved.read_text()
+    saved.unlink()
+    done = evaluate_with_two_processes(with_validation, two, *OPTIONS)
+    assert saved.read_text() == choice
+    reports = [json.loads((folder / "metrics.json").read_text()) for folder in (one, two)]
+    assert [report["num_processes"] for report in reports] == [1, 2]
+    for name in ("similarity", "reranked", "score_fusion", "match_weight", "choice"):
+        assert reports[0][name] == reports[1][name]
+    scores, same = (load_file(folder / "scores.safetensors") for folder in (one, two))
+    assert scores.keys() == same.keys()
+    for name, tensor in scores.items():
+        assert torch.equal(tensor, same[name]), name
+    assert done.stdout.count("mINP") == 1  # only the main process prints
+
+
+@pytest.fixture
+def with_validation(folders, tmp_path):
+    """A model folder of one's own, and data that has a validation split."""
+    shutil.copytree(folders / "model", tmp_path / "model")
+    shutil.copytree(folders / "data", tmp_path / "data")
+    tiny_dataset(num_ids=5, seed=1).to_parquet(str(tmp_path / "data" / "validation-00000-of-00001.parquet"))
+    return tmp_path
+
+
+QUICK = ("--rerank_k", "5", "--num_workers", "0", "--num_queries_in_picture", "0")
+
+
+def evaluate(world, name, capsys, *more):
+    """Printed lines and metrics.json of an evaluation of `world`'s model and data."""
+    eval_retrieval.main(flags(world, world / name, *QUICK, *more))
+    return capsys.readouterr().out, json.loads((world / name / "metrics.json").read_text())
+
+
+def test_fusion_is_chosen_once_on_validation_and_kept_with_the_model(with_validation, capsys):
+    first, report = evaluate(with_validation, "one", capsys)
+    saved = with_validation / "model" / "retrieval.json"
+    choice = RetrievalChoice.load(str(with_validation / "model"))
+    validation = tiny_dataset(num_ids=5, seed=1)
+    model = load_model(str(with_validation / "model"))
+    result = evaluate_retrieval(model, tiny_processor(), validation, rerank_k=5)
+    assert choice == choose_retrieval(result, f"{with_validation / 'data'} validation")
+    assert report["choice"] == json.loads(saved.read_text())
+    assert (report["score_fusion"], report["match_weight"]) == (choice.score_fusion, choice.match_weight)
+    assert f"reranked ({choice.fusion}, k 5)" in first and choice.describe() in first
+
+    written = saved.stat().st_mtime_ns
+    (with_validation / "data" / "validation-00000-of-00001.parquet").unlink()
+    second, again = evaluate(with_validation, "two", capsys)  # chosen already
+    assert choice.describe() in second and saved.stat().st_mtime_ns == written
+    assert again["reranked"] == report["reranked"] and again["notes"] == []
+    _, half = evaluate(with_validation, "half", capsys, "--dtype", "bfloat16")
+    assert half["notes"] == ["score fusion and weight were chosen in float32 and are applied in bfloat16"]
+
+
+def test_a_named_fusion_overrules_what_is_saved(with_validation, capsys):
+    evaluate(with_validation, "one", capsys)
+    saved = RetrievalChoice.load(str(with_validation / "model"))
+    printed, report = evaluate(with_validation, "two", capsys, "--score_fusion", "posterior", "--match_weight", "0.7")
+    assert "top 5 re-ranked, posterior 0.7 fusion" in printed
+    assert f"note: --score_fusion overrules what is saved with the model: {saved.describe()}" in printed
+    assert (report["score_fusion"], report["match_weight"], report["choice"]) == ("posterior", 0.7, None)
+    assert RetrievalChoice.load(str(with_validation / "model")) == saved
+
+
+def test_what_was_chosen_for_something_else_is_not_applied(with_validation, capsys):
+    """A file of the depth alone is replaced; one for other views is kept, and the new choice goes to the output folder."""
+    model = with_validation / "model"
+    (model / "retrieval.json").write_text(json.dumps(OLD))
+    printed, _ = evaluate(with_validation, "one", capsys)
+    assert f"note: retrieval.json of {model} is not applied: its fusion single was given, not chosen" in printed
+    choice = RetrievalChoice.load(str(model))
+    assert choice.compares_fusions and choice.flip
+    printed, report = evaluate(with_validation, "two", capsys, "--no_flip")
+    assert "is not applied: it was chosen with mirror images" in printed
+    assert f"the choice is saved in {with_validation / 'two' / 'retrieval.json'}" in printed
+    assert report["choice"]["flip"] is False and RetrievalChoice.load(str(model)) == choice
+
+
+def test_depth_is_chosen_for_the_chosen_fusion(with_validation, capsys):
+    more = ("--rerank_k", "auto")
+    printed, report = evaluate(with_validation, "one", capsys, *more)
+    choice = RetrievalChoice.load(str(with_validation / "model"))
+    assert choice.gallery_size == 10 and max(choice.tried) == 10 and choice.chosen_on.endswith("data validation")
+    assert report["rerank_k"] == report["choice"]["rerank_k"] == choice.rerank_k
+    assert f"top {choice.rerank_k} re-ranked" in printed and choice.describe_depth() in printed
+    (with_validation / "data" / "validation-00000-of-00001.parquet").unlink()
+    printed, _ = evaluate(with_validation, "two", capsys, *more)
+    assert choice.describe_depth() in printed
+    other = next(name for name in ("published", "single") if name != choice.score_fusion)
+    with pytest.raises(
+        SystemExit, match=f"no choice is saved for --score_fusion {other} --flip, and there is no valida"
+    ):
+        evaluate(with_validation, "three", capsys, *more, "--score_fusion", other)
+
+
+def test_without_validation_the_published_fusion_is_taken_and_said_not_to_be_chosen(folders, tmp_path, capsys):
+    shutil.copytree(folders / "model", tmp_path / "model")
+    shutil.copytree(folders / "data", tmp_path / "data")
+    printed, report = evaluate(tmp_path, "one", capsys)
+    assert "warning: score fusion published was not chosen on data: nothing that fits is saved" in printed
+    assert (report["score_fusion"], report["choice"]) == ("published", None)
+    assert report["warnings"][0].endswith("evaluate the model once on a dataset that has one, or name --score_fusion")
+    assert not (tmp_path / "model" / "retrieval.json").exists()
+    printed, report = evaluate(tmp_path, "two", capsys, "--score_fusion", "posterior")
+    assert "score fusion posterior 1 was not chosen on data" in printed and report["match_weight"] == 1.0
+    printed, _ = evaluate(tmp_path, "three", capsys, "--score_fusion", "published")
+    assert "not chosen" not in printed
+
+
+def test_a_model_folder_that_cannot_be_written_loses_no_choice(with_validation, capsys, monkeypatch):
+    replace = os.replace
+
+    def refuse(source, target):
+        if Path(target).parent.name == "model":
+            raise PermissionError(13, "Permission denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    printed, report = evaluate(with_validation, "one", capsys)
+    path = with_validation / "one" / "retrieval.json"
+    assert f"model cannot be written (Permission denied): the choice is saved in {path}" in printed
+    assert sorted(file.name for file in (with_validation / "one").iterdir()) == ["metrics.json", "retrieval.json"]
+    assert not [file for file in (with_validation / "model").iterdir() if "retrieval.json" in file.name]
+
+    (with_validation / "data" / "validation-00000-of-00001.parquet").unlink()
+    printed, again = evaluate(with_validation, "one", capsys)  # found in the output folder
+    assert again["choice"] == report["choice"] | {"model": str(with_validation / "model")}
+    assert again["warnings"] == report["warnings"]
+    shutil.copytree(with_validation / "model", with_validation / "other")
+    printed, report = evaluate(with_validation, "one", capsys, "--model", str(with_validation / "other"))
+    assert "was not chosen on data" in printed  # it was another model's
+
+
+def test_reranking_below_similarity_is_warned_of(with_validation, capsys):
+    """On the split that the fusion is chosen on, and in the table; random weights rank by chance."""
+    printed, report = evaluate(with_validation, "one", capsys, "--score_fusion", "single")
+    lower = report["reranked"]["R1"] < report["similarity"]["R1"] or (
+        report["reranked"]["mAP"] < report["similarity"]["mAP"]
+    )
+    warning = "re-ranking is below similarity alone: "
+    assert lower and report["warnings"][0].startswith(warning) and f"warning: {report['warnings'][0]}" in printed
+    printed, report = evaluate(with_validation, "two", capsys, "--split", "validation")
+    assert "this is the split that the fusion was chosen on" in printed
+
+
+def test_similarity_alone_without_picture(folders, tmp_path, capsys):
+    more = ("--rerank_k", "0", "--num_queries_in_picture", "0", "--num_workers", "0", "--no_flip")
+    eval_retrieval.main(flags(folders, tmp_path / "out", *more))
+    assert "no re-ranking" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert "reranked" not in report and report["arguments"]["flip"] is False
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+def test_attention_and_precision(folders, single_process, tmp_path, attn_implementation):
+    more = ("--attn_implementation", attn_implementation, "--dtype", "bfloat16", "--score_fusion", "published")
+    eval_retrieval.main(flags(folders, tmp_path, *OPTIONS, *more))
+    half, exact = (load_file(folder / "scores.safetensors")["similarity"] for folder in (tmp_path, single_process))
+    torch.testing.assert_close(half, exact, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--model", "{}/absent"), "model .*absent is neither a folder with a config"),
+        (("--model", "{}/bert"), "model_type 'bert', expected 'mra_retrieval'"),
+        (("--model", "{}/bare"), "model .*bare has no MRA processor"),
+        (("--dataset", "{}/absent"), "--dataset .*absent is neither a folder nor a dataset on the Hub"),
+        (("--dataset", "{}/bert"), "--dataset .*bert is a folder that load_dataset cannot read"),
+        (("--split", "validation"), "--split validation is not in .*: expected one of train, test"),
+        (("--rerank_k", "many"), "--rerank_k must be a number, 0 or more, or auto, got 'many'"),
+        (("--rerank_k", "auto"), "there is no validation split to choose on"),
+        (("--match_weight", "0.4"), "match_weight 0.4 is given with score_fusion auto: only posterior has a weight"),
+        (("--score_fusion", "posterior", "--match_weight", "-1"), "match_weight must be a number from 0 on, got -1"),
+        (("--rerank", "3"), "not used by the HfArgumentParser"),
+        (("--unknown", "3"), "not used by the HfArgumentParser"),
+    ],
+)
+def test_mistakes_are_named(folders, tmp_path, capsys, change, message):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    if "bare" in change[1]:
+        tiny_model().save_pretrained(tmp_path / "bare")
+    change = [part.format(tmp_path) for part in change]
+    with pytest.raises(SystemExit) as stopped:
+        eval_retrieval.main(flags(folders, tmp_path / "out", *change))
+    assert re.search(message, f"{stopped.value} {capsys.readouterr().err}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_interrupted_write_leaves_the_old_file(folders, single_process, monkeypatch):
+    before = (single_process / "metrics.json").read_bytes()
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="disk full"):
+        eval_retrieval.main(flags(folders, single_process, *OPTIONS))
+    assert (single_process / "metrics.json").read_bytes() == before
+    assert not [path for path in single_process.iterdir() if path.name.startswith(".")]
+
+
+def test_unconnected_processes_are_refused(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were launched but 1 is connected"):
+        eval_retrieval.main(flags(folders, tmp_path))

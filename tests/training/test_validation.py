@@ -1,0 +1,130 @@
+"""The choice of the best model: by the fusion chosen on its validation, never compared with a figure measured otherwise."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator, PartialState
+from torch import nn
+
+from modeling_mra import MRAForPreTraining
+from mra.retrieval import RetrievalChoice
+from mra.training import validation
+from mra.training.arguments import EvaluationArguments
+from mra.training.checkpointing import TrainingState, save_model
+from mra.training.validation import describe_selection, record_best, validate
+from tests.helpers.retrieval import tiny_dataset, tiny_model, tiny_processor
+
+
+ALONE = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+NOT_RERANKED = SimpleNamespace(rerank_k=0)
+
+
+@pytest.fixture(autouse=True)
+def logging_state():
+    """The loggers ask which process they are in."""
+    PartialState(cpu=True)
+    yield
+    PartialState._reset_state()
+
+
+def validated(recall: float):
+    return SimpleNamespace(metrics={"similarity": {"R1": 1.0}, "reranked": {"R1": recall}})
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def test_metrics_are_those_of_the_chosen_fusion(accelerator):
+    arguments = EvaluationArguments(eval_rerank_k=6)
+    dataset = tiny_dataset(num_ids=8)
+    result, choice = validate(accelerator, tiny_model(), tiny_processor(), dataset, arguments, "CUHK")
+    assert choice.compares_fusions and choice.chosen_on == "validation data of CUHK"
+    assert (result.score_fusion, result.match_weight) == (choice.score_fusion, choice.match_weight)
+    assert {name: result.metrics["reranked"][name] for name in ("R1", "mAP")} == choice.tried_fusions[choice.fusion]
+    arguments = EvaluationArguments(eval_rerank_k=6, eval_score_fusion="single")
+    result, choice = validate(accelerator, tiny_model(), tiny_processor(), dataset, arguments, "CUHK")
+    assert result.ranking == "single, k 6" and choice.fusion == "single"
+    arguments = EvaluationArguments(eval_rerank_k=0)
+    result, choice = validate(accelerator, tiny_model(), tiny_processor(), dataset, arguments, "CUHK")
+    assert choice is None and list(result.metrics) == ["similarity"]
+
+
+def test_best_is_remembered_with_how_it_was_measured(tmp_path):
+    state, arguments = TrainingState(epoch=1), EvaluationArguments()
+    assert record_best(ALONE, state, validated(50.0), arguments, tmp_path)
+    assert (state.best_metric, state.best_epoch) == (50.0, 1)
+    assert state.best_measure == describe_selection(arguments) == "R@1 with 128 images re-ranked, score fusion auto"
+    state.epoch = 2
+    assert not record_best(ALONE, state, validated(50.0), arguments, tmp_path)
+    resumed = TrainingState()
+    resumed.load_state_dict(state.state_dict())
+    assert not record_best(ALONE, resumed, validated(49.0), arguments, tmp_path)
+    assert record_best(ALONE, resumed, validated(51.0), arguments, tmp_path) and resumed.best_epoch == 2
+
+
+@pytest.mark.parametrize("change", [{"eval_score_fusion": "single"}, {"eval_rerank_k": 0}, {"eval_flip": False}])
+def test_figures_measured_otherwise_are_not_compared(tmp_path, caplog, change):
+    """The best model of before is kept aside, and stays there however often the same checkpoint is resumed."""
+    state = TrainingState(epoch=3)
+    record_best(ALONE, state, validated(90.0), EvaluationArguments(), tmp_path)
+    checkpoint = state.state_dict()
+    for attempt in ("first", "second"):
+        (tmp_path / "best").mkdir(exist_ok=True)
+        (tmp_path / "best" / "README.md").write_text("of before" if attempt == "first" else "of after")
+        state = TrainingState()
+        state.load_state_dict(checkpoint | {"epoch": 4})
+        assert record_best(ALONE, state, validated(40.0), EvaluationArguments(**change), tmp_path)
+        assert (state.best_metric, state.best_epoch) == (validated(40.0).metrics["reranked"]["R1"], 4)
+        assert (tmp_path / "earlier_best" / "epoch-3" / "README.md").read_text() == "of before"
+    assert "the two do not compare" in caplog.text and "score fusion auto" in caplog.text
+
+
+def test_checkpoint_of_an_older_version_is_not_compared(tmp_path, caplog):
+    state = TrainingState()
+    older = TrainingState(epoch=3, best_metric=90.0, best_epoch=2).state_dict()
+    del older["best_measure"]
+    state.load_state_dict(older)
+    assert record_best(ALONE, state, validated(40.0), EvaluationArguments(), tmp_path)
+    assert "of an older version, which did not say how it was measured" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval_match_weight": 0.4}, "`eval_score_fusion` must be posterior with eval_match_weight"),
+        ({"eval_score_fusion": "posterior", "eval_match_weight": -1.0}, "`eval_match_weight` must be 0 or more"),
+    ],
+)
+def test_weights_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationArguments(**changes)
+
+
+def test_choice_is_a_file_of_the_model(tmp_path, accelerator):
+    arguments = EvaluationArguments(eval_rerank_k=6)
+    model, processor = tiny_model(MRAForPreTraining), tiny_processor()
+    _, choice = validate(accelerator, model, processor, tiny_dataset(num_ids=8), arguments, "CUHK")
+    save_model(accelerator, model, processor, tmp_path / "best", choice=choice)
+    assert RetrievalChoice.load(str(tmp_path / "best")) == choice
+
+
+@pytest.mark.parametrize(
+    "mixed_precision, training", [("bf16", torch.bfloat16), ("fp16", torch.float16), ("no", None)]
+)
+@pytest.mark.parametrize("eval_dtype", ["training", "float32"])
+def test_precision_of_the_evaluation(monkeypatch, mixed_precision, training, eval_dtype):
+    """Published: float32 whatever training runs in."""
+    asked = {}
+    monkeypatch.setattr(
+        validation, "evaluate_retrieval", lambda *args, **options: asked.update(options) or NOT_RERANKED
+    )
+    monkeypatch.setattr(validation, "broadcast", lambda tensors: tensors)
+    accelerator = SimpleNamespace(
+        unwrap_model=lambda model, keep_torch_compile: model, mixed_precision=mixed_precision, distributed_type="NO"
+    )
+    args = EvaluationArguments(eval_dtype=eval_dtype)
+    validation.validate(accelerator, nn.Linear(2, 2), None, [1], args, "CUHK")
+    assert asked["dtype"] == (torch.float32 if eval_dtype == "float32" else training)

@@ -1,0 +1,485 @@
+"""Arguments of every command: dataclasses, filled from a YAML recipe and then the command line.
+
+A command describes its arguments as dataclasses, one a theme:
+
+    @dataclass
+    class SearchArguments:
+        '''What to search for.'''
+
+        texts: list[str] = option([], "sentences to search for", positional=True)
+        gallery: str = option(help="path ending in .db")  # no default: required
+        top: int = option(10, "hits to show")
+        json: bool = option(False, "print one JSON object a search")
+        where: str | None = option(None, "restricts the search")
+
+    (arguments,) = parse_arguments([SearchArguments], prog="mra search", description="Search a gallery.", config=False)
+
+`parse_arguments` takes a sequence of dataclasses for options `--key value`, or a mapping for sections, `--section.key value`.
+A dataclass whose class variable `theme_name` is set gets a group of its own in `--help`. Checks stand in `__post_init__` and
+raise a `ValueError` (see [`require`]), which ends the command as a wrong value does: with one sentence and exit code 2.
+
+Lists are given as several words, switches as `--name`, `--name false` or `--no_name`; `none` clears an optional value.
+
+This module, and the modules that hold the dataclasses, import neither torch nor transformers, so that `--help` is quick.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+import jsonargparse
+import yaml
+
+
+# First and last line of a recipe that a run saved: all arguments are in it, so one that was cut short would lack some.
+RECIPE_START = "# Every argument of a run, as resolved."
+RECIPE_END = "# End of the arguments."
+
+_SWITCHED = {"true": "true", "yes": "true", "1": "true", "false": "false", "no": "false", "0": "false"}
+
+Themes = Sequence[type] | Mapping[str, type]
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    positional: bool = False,
+    repeated: bool = False,
+    **facts: Any,
+) -> Any:
+    """Return a dataclass field that is an option of a command.
+
+    Args:
+        default: its value when left out; a list is copied. Without one the option is required.
+        help: for `--help`, which adds choices and default.
+        positional: whether it is given without a name. A `list` takes all positional values that are left.
+        repeated: whether a `list` takes one value each time the option is given, rather than several at once.
+        facts: further entries of the field's metadata.
+    """
+    metadata = {"help": help, "positional": positional, "repeated": repeated, **facts}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+# ---------------------------------------------------------------- command line
+
+
+def parse_arguments(
+    themes: Themes,
+    *,
+    prog: str | None = None,
+    description: str | None = None,
+    argv: Sequence[str] | None = None,
+    config: bool = True,
+    shown: Collection[str] | None = None,
+) -> tuple[Any, ...]:
+    """Read `--config recipe.yaml` and then the command line, which wins; a wrong argument ends the process.
+
+    Args:
+        themes: dataclasses whose fields are the options `--key value`, or section -> dataclass for `--section.key value`
+            and a recipe of sections; the section "" stands for options without one.
+        prog: name of the command, for `--help` and messages; that of the script when absent.
+        description: shown by `--help`.
+        argv: arguments; the process's own when absent.
+        config: whether the command has `--config`.
+        shown: sections that `--help` lists; all when absent.
+
+    Returns:
+        One instance of each dataclass, in their order.
+
+    Raises:
+        SystemExit: with code 2 after one sentence that names the argument, and the file if it comes from there.
+    """
+    reader = _Reader(themes, prog, description, config, shown)
+    try:
+        return reader.read(sys.argv[1:] if argv is None else argv)
+    except ValueError as error:
+        reader.stop(str(error))
+
+
+def read_arguments(themes: Themes, argv: Sequence[str] = (), config: str | Path | None = None) -> tuple[Any, ...]:
+    """Read a recipe and options as [`parse_arguments`] does, for use outside a command.
+
+    Args:
+        themes: as for [`parse_arguments`].
+        argv: options that win over the recipe.
+        config: the recipe.
+
+    Returns:
+        One instance of each dataclass.
+
+    Raises:
+        ValueError: if the recipe or an option is wrong.
+    """
+    return _Reader(themes).read(argv, config)
+
+
+@dataclasses.dataclass
+class _Recipe:
+    config: str | None = option(
+        None, "YAML recipe whose keys are the options below; the command line wins.", metavar="RECIPE.yaml"
+    )
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows each option once, with its default."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        name = action.option_strings[0]
+        return f"{name} {action.metavar}" if action.metavar else name
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = action.default not in (None, [], "", argparse.SUPPRESS) and not getattr(action, "_required", False)
+        if not shown:
+            return action.help
+        default = action.default
+        if isinstance(default, bool):
+            default = str(default).lower()
+        elif isinstance(default, list):
+            default = " ".join(map(str, default))
+        return f"{action.help} (default: {str(default).replace('%', '%%')})"
+
+
+class _Reader:
+    """Reads the arguments of some dataclasses with jsonargparse, and says in one sentence what is wrong."""
+
+    def __init__(
+        self,
+        themes: Themes,
+        prog: str | None = None,
+        description: str | None = None,
+        config: bool = False,
+        shown: Collection[str] | None = None,
+    ) -> None:
+        self.themes = list(themes.items()) if isinstance(themes, Mapping) else [("", theme) for theme in themes]
+        self.sections = [section for section, _ in self.themes if section]
+        self.has_config = config
+        self.fields: dict[str, dataclasses.Field] = {}
+        self.hints: dict[str, Any] = {}
+        self.parser = jsonargparse.ArgumentParser(
+            prog=prog,
+            description=description,
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+        if config:
+            self._add_theme("", _Recipe)
+        for section, theme in self.themes:
+            self._add_theme(section, theme, hidden=shown is not None and section not in shown)
+        positional = [f" [{item.name.upper()} ...]" for item in self.fields.values() if _is_positional(item)]
+        recipe = " [--config RECIPE.yaml]" if config else ""
+        self.parser.usage = f"%(prog)s{recipe} [--OPTION VALUE ...]{''.join(positional)}"
+
+    def read(self, argv: Sequence[str], config: str | Path | None = None) -> tuple[Any, ...]:
+        """Return an instance of each dataclass.
+
+        Raises:
+            ValueError: if the recipe or an option is wrong.
+        """
+        options, rest = self._split(argv)
+        if self.has_config and "config" in options:
+            config = options["config"][0]
+        recipe = self._read_recipe(config) if config is not None else None
+        words = [f"--{name}={self._to_yaml(name, given)}" for name, given in options.items()]
+        try:
+            values = self.parser.parse_args([*words, *rest], namespace=recipe)
+        except (argparse.ArgumentError, TypeError) as error:
+            raise ValueError(self._explain(str(error), options)) from None
+        return tuple(
+            theme(**{item.name: values[_join(section, item.name)] for item in init_fields(theme)})
+            for section, theme in self.themes
+        )
+
+    def stop(self, message: str) -> NoReturn:
+        """End the process with a sentence and the exit code of wrong arguments."""
+        sys.stderr.write(f"{self.parser.prog}: error: {message}\n")
+        raise SystemExit(2)
+
+    # -------- building the parser
+
+    def _add_theme(self, section: str, theme: type, hidden: bool = False) -> None:
+        title = section or getattr(theme, "theme_name", None)
+        summary = (theme.__doc__ or "").strip().split("\n\n")[0]
+        group = self.parser.add_argument_group(title, summary) if title and not hidden else self.parser
+        hints = get_type_hints(theme)
+        for item in init_fields(theme):
+            key = _join(section, item.name)
+            self.fields[key], self.hints[key] = item, hints[item.name]
+            self._add_field(group, key, item, hints[item.name], hidden)
+
+    def _add_field(self, group: Any, key: str, item: dataclasses.Field, hint: Any, hidden: bool) -> None:
+        help = argparse.SUPPRESS if hidden else item.metadata.get("help", "").replace("%", "%%")
+        settings: dict[str, Any] = {"help": help, "type": hint}
+        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        required = default is dataclasses.MISSING
+        if _is_positional(item):
+            if _is_list(hint):
+                settings |= {"type": get_args(_plain(hint))[0], "nargs": "+" if required else "*"}
+            elif not required:
+                settings["nargs"] = "?"
+            if not required:
+                settings["default"] = default
+            group.add_argument(key, metavar=item.metadata.get("metavar") or item.name.upper(), **settings)
+            return
+        settings |= {"required": True} if required else {"default": default}
+        metavar = item.metadata.get("metavar") or _metavar(item, hint)
+        group.add_argument(f"--{key}", metavar=metavar, **settings)
+
+    # -------- the command line
+
+    def _split(self, argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+        """Return the words given for each known option, the last time it is given, and the words that belong to none."""
+        options: dict[str, list[str]] = {}
+        rest: list[str] = []
+        words = list(argv)
+        while words:
+            text = words.pop(0)
+            if text == "--":
+                return options, [*rest, text, *words]
+            spelt, equals, value = text.removeprefix("--").partition("=")
+            name = self._find_option(spelt) if text.startswith("--") else None
+            if name is None:
+                rest.append(text)
+                continue
+            if name not in self.hints:  # --no_NAME
+                options[_without_no(name)] = ["false"]
+                continue
+            hint, is_repeated = self.hints[name], _is_repeated(self.fields[name])
+            given = [value] if equals else []
+            most = len(words) if _is_list(hint) and not is_repeated else 1
+            while not equals and len(given) < most and words and not words[0].startswith("--"):
+                if hint is bool and words[0].lower() not in _SWITCHED:
+                    break
+                given.append(words.pop(0))
+            if hint is bool and not given:
+                given = ["true"]
+            if not given and (is_repeated or not _is_list(hint)):
+                raise ValueError(f"`--{name}` lacks a value")
+            options[name] = [*options.get(name, []), *given] if is_repeated else given
+        return options, rest
+
+    def _find_option(self, given: str) -> str | None:
+        """Return the key of an option, or of a switch behind `no_`, that may be spelt with hyphens."""
+        for name in (given, given.replace("-", "_")):
+            if name in self.hints or self.hints.get(_without_no(name)) is bool:
+                return name
+        return None
+
+    def _to_yaml(self, name: str, given: list[str]) -> str:
+        """Return the words of an option as jsonargparse reads them."""
+        hint = self.hints[name]
+        if given == ["none"] and _is_optional(hint) and "none" not in _choices(hint):
+            return "null"
+        if _is_list(hint):
+            is_yaml = len(given) == 1 and given[0].startswith("[") and not _is_repeated(self.fields[name])
+            return given[0] if is_yaml else json.dumps(given, ensure_ascii=False)
+        return _SWITCHED.get(given[0].lower(), given[0]) if hint is bool else given[0]
+
+    def _explain(self, message: str, options: Mapping[str, list[str]]) -> str:
+        """Return what jsonargparse says of the command line as one sentence in the words of this project."""
+        found = re.match(r'Parser key "([^"]+)"', message)
+        if found and found[1] in options:
+            name = found[1]
+            return f"`--{name}` must be {_expected(self.hints[name])}, got {' '.join(options[name])!r}"
+        if found := re.match(r"[Uu]nrecognized arguments: (\S+)", message):
+            text = found[1].partition("=")[0]
+            return f"unknown argument {text!r}{self._nearest(text.removeprefix('--').replace('-', '_'))}"
+        if found := re.search(r"arguments are required: (.*)", message):
+            names = found[1].split(", ")
+            shown = [name if _is_positional(self.fields[name]) else f"--{name}" for name in names]
+            return f"{', '.join(shown)}: required, but not given"
+        return " ".join(message.split())
+
+    def _nearest(self, name: str, section: str | None = None) -> str:
+        prefix = "" if section is None else f"{section}."
+        known = [key.removeprefix(prefix) for key in (*self.sections, *self.fields) if key.startswith(prefix)]
+        close = difflib.get_close_matches(name, known, n=1)
+        return f"; did you mean {close[0]!r}?" if close else "; see --help for the known ones"
+
+    # -------- the recipe
+
+    def _read_recipe(self, path: str | Path) -> jsonargparse.Namespace:
+        values = dict(self._flatten(path, read_mapping(path)))
+        try:
+            return self.parser.parse_object(values, defaults=False)
+        except (argparse.ArgumentError, TypeError, ValueError):
+            for key, value in values.items():
+                try:
+                    self.parser.parse_object({key: value}, defaults=False)
+                except (argparse.ArgumentError, TypeError, ValueError):
+                    expected = _expected(self.hints[key])
+                    raise ValueError(f"{path}: `{key}` must be {expected}, got {value!r}") from None
+            raise
+
+    def _flatten(self, path: str | Path, recipe: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Yield each key and value of a recipe, the key with its section."""
+        for name, value in recipe.items():
+            if name in self.sections:
+                if not isinstance(value, dict | None):
+                    raise ValueError(f"{path}: section {name!r} must be a mapping of arguments, got {value!r}")
+                for key, entry in (value or {}).items():
+                    if _join(name, str(key)) not in self.fields:
+                        nearest = self._nearest(str(key), name)
+                        raise ValueError(f"{path}, section {name!r}: unknown key {key!r}{nearest}")
+                    yield _join(name, key), self._check(path, _join(name, key), entry)
+            elif name in self.fields and name != "config":
+                yield name, self._check(path, name, value)
+            else:
+                kind = "section" if self.sections else "key"
+                raise ValueError(f"{path}: unknown {kind} {name!r}{self._nearest(str(name))}")
+
+    def _check(self, path: str | Path, key: str, value: Any) -> Any:
+        """Return a value of a recipe as its author wrote it; jsonargparse would take null for any type."""
+        if value is None and not _is_optional(self.hints[key]):
+            raise ValueError(f"{path}: `{key}` must be {_expected(self.hints[key])}, got null")
+        return _as_written(value, self.hints[key])
+
+
+# ---------------------------------------------------------------- recipes
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; comments alone are an empty one.
+
+    Raises:
+        ValueError: if the file is missing, empty, not YAML or not a mapping, or lacks the end of a recipe that a run saved.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"`config`: no recipe at {str(path)!r}")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        first = text.split("\n", 1)[0]
+        is_saved = first == RECIPE_START or (first == text and RECIPE_START.startswith(text))
+        if text and is_saved and RECIPE_END not in text:
+            raise ValueError(
+                f"{path}: cut short, its last line is not {RECIPE_END!r}; take the recipe of a checkpoint"
+            )
+        recipe = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as YAML in UTF-8 ({' '.join(str(error).split())})") from None
+    if not text:
+        raise ValueError(f"{path}: the file is empty, expected a mapping of arguments to values")
+    recipe = {} if recipe is None else recipe
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of arguments to values, got a {type(recipe).__name__}")
+    return recipe
+
+
+def resolved_recipe(*themes: Any) -> dict[str, Any]:
+    """Return the value of every argument, a mapping that can be saved and read as a recipe again."""
+    return {item.name: getattr(theme, item.name) for theme in themes for item in init_fields(theme)}
+
+
+def format_recipe(recipe: Mapping[str, Any]) -> str:
+    """Return a resolved recipe as YAML whose first and last line show that it is whole."""
+    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    return f"{RECIPE_START}\n{text}{RECIPE_END}\n"
+
+
+def require(holds: bool, name: str, expected: str, got: Any) -> None:
+    """Check an argument.
+
+    Raises:
+        ValueError: naming it, what was expected and what came.
+    """
+    if not holds:
+        raise ValueError(f"`{name}` must be {expected}, got {got!r}: set it with --{name} or in the recipe")
+
+
+def init_fields(theme: Any) -> list[dataclasses.Field]:
+    """Return the fields of a dataclass, or of an instance, that are arguments."""
+    return [item for item in dataclasses.fields(theme) if item.init]
+
+
+# ---------------------------------------------------------------- types
+
+
+def _plain(hint: Any) -> Any:
+    """Return the type of a value that is there."""
+    options = [each for each in _options(hint) if each is not NoneType]
+    return options[0] if len(options) == 1 else hint
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _is_optional(hint: Any) -> bool:
+    return NoneType in _options(hint)
+
+
+def _is_list(hint: Any) -> bool:
+    return get_origin(_plain(hint)) is list
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    plain = _plain(hint)
+    return get_args(plain) if get_origin(plain) is Literal else ()
+
+
+def _is_positional(item: dataclasses.Field) -> bool:
+    return bool(item.metadata.get("positional"))
+
+
+def _is_repeated(item: dataclasses.Field) -> bool:
+    return bool(item.metadata.get("repeated"))
+
+
+def _join(section: str, name: str) -> str:
+    return f"{section}.{name}" if section else name
+
+
+def _without_no(name: str) -> str:
+    section, dot, key = name.rpartition(".")
+    return f"{section}{dot}{key.removeprefix('no_')}"
+
+
+def _as_written(value: Any, hint: Any) -> Any:
+    """Return a value of a recipe as its author wrote it: `no` and numbers where the argument is text."""
+    if value is False and "no" in _choices(hint):
+        return "no"
+    if _is_list(hint) and isinstance(value, list):
+        return [_as_written(item, get_args(_plain(hint))[0]) for item in value]
+    if _plain(hint) is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    return value
+
+
+def _metavar(item: dataclasses.Field, hint: Any) -> str | None:
+    if hint is bool:
+        return "[true|false]"
+    if choices := _choices(hint):
+        return f"{{{','.join(map(str, choices))}}}"
+    name = item.name.upper()
+    if _is_list(hint) and not _is_repeated(item):
+        inner = _choices(get_args(_plain(hint))[0])
+        name = f"{{{','.join(map(str, inner))}}}" if inner else name
+        return f"{name} [{name} ...]"
+    return name
+
+
+def _expected(hint: Any) -> str:
+    """Return what an argument takes, in words."""
+    if choices := _choices(hint):
+        return f"one of {', '.join(map(str, choices))}"
+    if hint is bool:
+        return "true or false"
+    plain = _plain(hint)
+    if get_origin(plain) is list:
+        return f"a list, each item {_expected(get_args(plain)[0])}"
+    if plain in (int, float, str):
+        return f"of type {plain.__name__}"
+    names = [getattr(each, "__name__", str(each)) for each in _options(hint) if each is not NoneType]
+    return f"of type {' or '.join(names)}"

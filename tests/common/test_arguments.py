@@ -71,6 +71,8 @@ def read(*argv, recipe=None, tmp_path=None):
         (("--condition", "none"), "condition", "none"),
         (("--name", "none"), "name", None),
         (("--name", "3"), "name", "3"),
+        (("--name", "--seed 1"), "name", "--seed 1"),
+        (("--name=--seed",), "name", "--seed"),
         (("--name", "no"), "name", "no"),
         (("--name", "[a]"), "name", "[a]"),
         (("--name", 'camera == "c3"'), "name", 'camera == "c3"'),

@@ -303,18 +303,20 @@ class _Reader:
             return f"`--{name}` must be {_expected(self.hints[name])}, got {' '.join(options[name])!r}"
         if found := re.match(r"[Uu]nrecognized arguments: (\S+)", message):
             text = found[1].partition("=")[0]
-            return f"unknown argument {text!r}{self._nearest(text.removeprefix('--').replace('-', '_'))}"
+            nearest = self._nearest(text.removeprefix("--").replace("-", "_"), sign="--")
+            return f"unknown argument {text!r}{nearest}"
         if found := re.search(r"arguments are required: (.*)", message):
             names = found[1].split(", ")
             shown = [name if _is_positional(self.fields[name]) else f"--{name}" for name in names]
             return f"{', '.join(shown)}: required, but not given"
         return " ".join(message.split())
 
-    def _nearest(self, name: str, section: str | None = None) -> str:
-        prefix = "" if section is None else f"{section}."
+    def _nearest(self, name: str, section: str = "", sign: str = "") -> str:
+        """Return the end of a sentence on an unknown name: the known one, with `sign` before it, that is most like it."""
+        prefix = f"{section}." if section else ""
         known = [key.removeprefix(prefix) for key in (*self.sections, *self.fields) if key.startswith(prefix)]
         close = difflib.get_close_matches(name, known, n=1)
-        return f"; did you mean {close[0]!r}?" if close else "; see --help for the known ones"
+        return f"; did you mean {sign + close[0]!r}?" if close else "; see --help for the known ones"
 
     # -------- the recipe
 

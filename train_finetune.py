@@ -20,6 +20,7 @@ from accelerate.utils import set_seed
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from mra.common.command_line import plain_errors
 from mra.training.arguments import (
     EvaluationArguments,
     FinetuneDataArguments,
@@ -225,4 +226,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors("train_finetune.py", from_libraries=False):
+        main()

@@ -15,6 +15,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from mra.common.command_line import writing_to
+
 
 _UNFINISHED, _REPLACED = ".unfinished-", ".replaced-"
 _NAME = re.compile(rf"({re.escape(_UNFINISHED)}|{re.escape(_REPLACED)})([0-9a-z]+)-(.+)", re.DOTALL)
@@ -32,6 +34,9 @@ def whole_file(path: str | Path, flush: bool = True) -> Iterator[Path]:
     Args:
         path: of the file; its folder is made, an older file is replaced.
         flush: write it to the disk before it is renamed. False is for what can be told apart from a damaged file.
+
+    Raises:
+        FullDiskError: if the disk is full; the older file is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,12 +44,13 @@ def whole_file(path: str | Path, flush: bool = True) -> Iterator[Path]:
     unfinished = unfinished_path(path)
     with _in_use(unfinished, unfinished.touch):
         try:
-            yield unfinished
-            if flush:
-                _flush(unfinished)
-            os.replace(unfinished, path)
-            if flush:
-                flush_folder(path.parent)
+            with writing_to(path):
+                yield unfinished
+                if flush:
+                    _flush(unfinished)
+                os.replace(unfinished, path)
+                if flush:
+                    flush_folder(path.parent)
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -56,6 +62,9 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: of the folder; the folder above is made.
+
+    Raises:
+        FullDiskError: if the disk is full; the older folder is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,8 +72,9 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     unfinished = unfinished_path(path)
     with _in_use(unfinished, unfinished.mkdir):
         try:
-            yield unfinished
-            replace_folder(unfinished, path)
+            with writing_to(path):
+                yield unfinished
+                replace_folder(unfinished, path)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -175,6 +175,7 @@ class Checkpointer:
                     shutil.copyfile(metrics, unfinished / METRICS_FILE)
             accelerator.wait_for_everyone()
             write_manifest(accelerator, unfinished, step)
+            accelerator.wait_for_everyone()  # each machine flushes the whole folder, in which nothing may be moved meanwhile
             if accelerator.is_local_main_process:
                 flush_tree(unfinished)
             accelerator.wait_for_everyone()

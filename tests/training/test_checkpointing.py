@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from modeling_mra import MRAForPreTraining
 from mra.common.command_line import FullDiskError
+from mra.training import checkpointing
 from mra.training.arguments import read_mapping
 from mra.training.checkpoint_manifest import DamagedCheckpointError, read_manifest
 from mra.training.checkpointing import (
@@ -415,6 +416,24 @@ def test_everything_is_flushed_before_the_folder_gets_its_name(tmp_path, monkeyp
     before = {Path(path).name for path, names in flushed if str(target) not in names}
     assert before >= {*FILES, ".unfinished-run-checkpoint-2"}
     assert (str(target.parent), [str(target)]) in flushed
+
+
+def test_no_machine_flushes_while_another_writes_the_manifest(tmp_path, monkeypatch):
+    """Each machine flushes the whole folder, also what the main process is about to rename."""
+    accelerator, events = fake_accelerator(), []
+    accelerator.wait_for_everyone = lambda: events.append("wait")
+    for name in ("write_manifest", "flush_tree"):
+        original = getattr(checkpointing, name)
+
+        def note(*arguments, name=name, original=original):
+            events.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(checkpointing, name, note)
+    prepare_output_dir(tmp_path, None, False)
+    Checkpointer(accelerator, tmp_path, {}).save(2)
+    begin, end = events.index("write_manifest"), events.index("flush_tree")
+    assert "wait" in events[begin:end] and "wait" in events[end:]
 
 
 def test_recipe_of_a_run_shows_that_it_was_cut(tmp_path):

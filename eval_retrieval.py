@@ -35,6 +35,7 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import save_file
 
 from mra.common.command_line import plain_errors, try_folder
+from mra.common.files import whole_file
 from mra.common.loading import load_model, load_processor
 from mra.common.tables import load_table
 from mra.retrieval import (
@@ -170,12 +171,8 @@ def save_result(
 
     def write(name: str, save: Callable[[Path], object]) -> None:
         path = folder / name
-        temporary = folder / f".{os.getpid()}.{name}"
-        try:
-            save(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as unfinished:
+            save(unfinished)
         written.append(path)
 
     # The figures first: a disk that is full, or a picture that cannot be drawn, must not lose them.

@@ -46,7 +46,7 @@ SOURCES = {
 
 @dataclass
 class DataBenchmark:
-    """Options."""
+    """Options of this benchmark."""
 
     full_size: bool = option(False, "384 x 256 pixels instead of 64 x 32, sources too")
     json: bool = option(False, "end with one line that holds the result as JSON")

@@ -149,7 +149,7 @@ def hours(cost: Cost, teraflops: float, bandwidth: float) -> float:
 
 @dataclass
 class DiffusionCosts:
-    """Options."""
+    """Options of this benchmark."""
 
     teraflops: float | None = option(None, "that the card does a second")
     bandwidth: float = option(1.0, "of its memory in TB/s")

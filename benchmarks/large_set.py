@@ -45,7 +45,7 @@ ROWS_OF_A_FILE, ROWS_OF_A_GROUP = 50_000, 1000
 
 @dataclass
 class LargeSetBenchmark:
-    """Options."""
+    """Options of this benchmark."""
 
     rows: int = option(20_000, "1217750 in SDA")
     batches: int = option(20, "to read in each way")

@@ -39,7 +39,7 @@ PHRASE_LENGTH = 6  # tokens of a phrase with its [CLS] and [SEP]
 
 @dataclass
 class MemoryBenchmark:
-    """Options."""
+    """Options of this benchmark."""
 
     recipe: Path | None = option(
         None, "of pretraining or fine-tuning the published architecture; a tiny model when left out"

@@ -38,7 +38,7 @@ from tests.oracle.plain import plain_rerank
 
 @dataclass
 class RerankBenchmark(ModelBenchmark):
-    """Options."""
+    """Options of this benchmark."""
 
     queries: int | None = option(None, "48 at full size")
     gallery: int | None = option(None, "images, 8 at full size")

@@ -45,7 +45,7 @@ WRITTEN_AT_ONCE = 2000
 
 @dataclass
 class SearchBenchmark(ModelBenchmark):
-    """Options."""
+    """Options of this benchmark."""
 
     vectors: int = option(1000, "synthetic vectors in the index, 0 for none")
     dim: int = option(2048, "their width")

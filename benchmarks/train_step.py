@@ -45,7 +45,7 @@ VARIANTS = ("plain", "ours")
 
 @dataclass
 class TrainStepBenchmark(ModelBenchmark):
-    """Options."""
+    """Options of this benchmark."""
 
     batch_size: int = option(8, "rows of a step")
     steps: int = option(1, "of each kind that are timed")

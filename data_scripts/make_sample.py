@@ -8,7 +8,6 @@ Writes the sample set: drawn pedestrians in the source layouts of SDA and CUHK-P
 import json
 import os
 import random
-import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +22,8 @@ if __name__ == "__main__" and not __package__:  # run as `python data_scripts/ma
 from data_scripts.sample.plan import PEDES_FOLDER, Crop, SampleConfig, plan_pedes, plan_sda, shard_name
 from data_scripts.sample.scenes import render
 from mra.common.arguments import option, parse_arguments, require
-from mra.common.command_line import plain_errors
+from mra.common.command_line import plain_errors, try_folder
+from mra.common.files import whole_folder
 
 
 MANIFEST = "sample.json"
@@ -187,6 +187,7 @@ def make_sample(
     """
     config = config or SampleConfig()
     output = Path(output).absolute()
+    try_folder(output.parent, "`output`")
     if num_proc < 1:
         raise ValueError(f"`num_proc` must be 1 or more, got {num_proc}.")
     if output.exists() and not overwrite:
@@ -197,17 +198,9 @@ def make_sample(
         raise ValueError(
             f"`output` {output} exists and {what}; expected a new folder. Pass --overwrite to replace it."
         )
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with whole_folder(output) as unfinished:
         counts = _write_all(unfinished, config, num_proc)
         _write_json(unfinished / MANIFEST, {**_manifest(config), "images": counts})
-        if output.exists():
-            shutil.rmtree(output) if output.is_dir() else output.unlink()
-        unfinished.rename(output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return True
 
 
@@ -262,8 +255,8 @@ def train_tokenizer(folder: str | Path, config: SampleConfig | None = None) -> i
 
 
 @dataclass
-class OutputArguments:
-    """Options."""
+class SampleArguments:
+    """Options of the command."""
 
     output: str | None = option(None, "folder to write the sample set to")
     train_tokenizer: str | None = option(
@@ -281,7 +274,7 @@ class OutputArguments:
 def main(argv: list[str] | None = None) -> None:
     """Write what the command line asks for and say what was written."""
     options, config = parse_arguments(
-        [OutputArguments, SampleConfig], prog="make_sample", description=__doc__, argv=argv, config=False
+        [SampleArguments, SampleConfig], prog="make_sample", description=__doc__, argv=argv, config=False
     )
     with plain_errors("make_sample", options.output or options.train_tokenizer):
         if options.train_tokenizer:

@@ -1,6 +1,5 @@
 """Picture of ranked results: one row a query, its best gallery images framed green where right and red where wrong."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from images_mra import to_rgb
+from mra.common.files import whole_file
 
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
@@ -96,13 +96,9 @@ def draw_rankings(queries: Sequence[RankedQuery], title: str = "") -> Image.Imag
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
-    """Save a picture under a temporary name first, so that it is whole or not there."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        image.save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Save a picture, whole or not at all."""
+    with whole_file(path) as unfinished:
+        image.save(unfinished)
 
 
 def wrap_text(text: str, font: ImageFont.ImageFont, width: int, max_lines: int) -> list[str]:

@@ -7,9 +7,6 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +15,7 @@ import torch
 from torch import nn
 
 from mra.common.command_line import plain_errors, try_folder
+from mra.common.files import whole_folder
 from mra.common.loading import load_model, load_processor
 from mra.retrieval.encoders import model_fingerprint
 from mra.retrieval.onnx_encoder import DESCRIPTION, FILES, import_onnxruntime
@@ -264,16 +262,8 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
         raise ValueError(f"--output {output} is no earlier export and is not replaced: give another folder")
     try_folder(output.parent, "--output")
     output.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.unfinished-", dir=output.parent))
-    try:
-        folder = work / "export"
-        folder.mkdir()
+    with whole_folder(output) as folder:
         yield folder
-        if output.exists():
-            os.rename(output, work / "replaced")
-        os.rename(folder, output)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,6 +14,7 @@ from scipy.stats import wasserstein_distance
 from torch import nn
 
 from data_scripts.dad.image_checks import MEASURES, load_picture, measure_image
+from mra.common.extras import extra_needed
 
 
 KID_SUBSETS = 50
@@ -131,8 +132,8 @@ def _metrics():
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
-    except ImportError:
-        raise ValueError("Domain distances need torchmetrics: pip install '.[dad]'") from None
+    except ImportError as error:
+        raise extra_needed("measuring domain distances", "dad", error) from error
     return FrechetInceptionDistance, KernelInceptionDistance
 
 

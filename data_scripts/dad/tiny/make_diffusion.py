@@ -204,7 +204,7 @@ def build(
 
 @dataclass
 class DiffusionArguments:
-    """Options."""
+    """Options of the command."""
 
     output: str = option(help="folder to write")
     images: str | None = option(None, "folder of images to fit the autoencoder to; random if left out")

@@ -251,7 +251,7 @@ def _save(folder: str | Path, seed: int, make_model: Callable, processor) -> Non
 
 @dataclass
 class ReaderArguments:
-    """Options."""
+    """Options of the command."""
 
     output: str = option(help="folder to write")
     models: list[Literal[tuple(MAKERS)]] = option(list(MAKERS), "models to write")

@@ -182,6 +182,7 @@ class _Reader:
             self._add_theme(section, theme, hidden=shown is not None and section not in shown)
         positional = [f" [{item.name.upper()} ...]" for item in self.fields.values() if _is_positional(item)]
         recipe = " [--config RECIPE.yaml]" if config else ""
+        self.has_positional = bool(positional)
         self.parser.usage = f"%(prog)s{recipe} [--OPTION VALUE ...]{''.join(positional)}"
 
     def read(self, argv: Sequence[str], config: str | Path | None = None) -> tuple[Any, ...]:
@@ -194,11 +195,14 @@ class _Reader:
         if self.has_config and "config" in options:
             config = options["config"][0]
         recipe = self._read_recipe(config) if config is not None else None
-        words = [f"--{name}={self._to_yaml(name, given)}" for name, given in options.items()]
+        cleared = [name for name, given in options.items() if self._is_cleared(name, given)]
+        words = [f"--{name}={self._to_yaml(name, options[name])}" for name in options if name not in cleared]
         try:
             values = self.parser.parse_args([*words, *rest], namespace=recipe)
         except (argparse.ArgumentError, TypeError) as error:
             raise ValueError(self._explain(str(error), options)) from None
+        for name in cleared:
+            values[name] = None
         return tuple(
             theme(**{item.name: values[_join(section, item.name)] for item in init_fields(theme)})
             for section, theme in self.themes
@@ -223,7 +227,7 @@ class _Reader:
 
     def _add_field(self, group: Any, key: str, item: dataclasses.Field, hint: Any, hidden: bool) -> None:
         help = argparse.SUPPRESS if hidden else item.metadata.get("help", "").replace("%", "%%")
-        settings: dict[str, Any] = {"help": help, "type": hint}
+        settings: dict[str, Any] = {"help": help, "type": _plain(hint)}
         default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
         required = default is dataclasses.MISSING
         if _is_positional(item):
@@ -256,13 +260,15 @@ class _Reader:
                 rest.append(text)
                 continue
             if name not in self.hints:  # --no_NAME
+                if equals:
+                    raise ValueError(f"`--{name}` takes no value, got {value!r}")
                 options[_without_no(name)] = ["false"]
                 continue
             hint, is_repeated = self.hints[name], _is_repeated(self.fields[name])
             given = [value] if equals else []
             most = len(words) if _is_list(hint) and not is_repeated else 1
             while not equals and len(given) < most and words and not self._is_option(words[0]):
-                if hint is bool and words[0].lower() not in _SWITCHED:
+                if hint is bool and words[0].lower() not in _SWITCHED and self.has_positional:
                     break
                 given.append(words.pop(0))
             if hint is bool and not given:
@@ -285,15 +291,20 @@ class _Reader:
                 return name
         return None
 
+    def _is_cleared(self, name: str, given: list[str]) -> bool:
+        """Return whether the words of an option stand for no value."""
+        hint = self.hints[name]
+        return given in (["none"], ["null"]) and _is_optional(hint) and given[0] not in _choices(hint)
+
     def _to_yaml(self, name: str, given: list[str]) -> str:
         """Return the words of an option as jsonargparse reads them."""
         hint = self.hints[name]
-        if given == ["none"] and _is_optional(hint) and "none" not in _choices(hint):
-            return "null"
         if _is_list(hint):
             is_yaml = len(given) == 1 and given[0].startswith("[") and not _is_repeated(self.fields[name])
             return given[0] if is_yaml else json.dumps(given, ensure_ascii=False)
-        return _SWITCHED.get(given[0].lower(), given[0]) if hint is bool else given[0]
+        if hint is bool:
+            return _SWITCHED.get(given[0].lower(), given[0])
+        return _as_number(given[0]) if _plain(hint) is float else given[0]
 
     def _explain(self, message: str, options: Mapping[str, list[str]]) -> str:
         """Return what jsonargparse says of the command line as one sentence in the words of this project."""
@@ -321,7 +332,7 @@ class _Reader:
     # -------- the recipe
 
     def _read_recipe(self, path: str | Path) -> jsonargparse.Namespace:
-        values = dict(self._flatten(path, read_mapping(path)))
+        values = dict(self._flatten(path, read_mapping(path), read_mapping(path, _RecipeText)))
         try:
             return self.parser.parse_object(values, defaults=False)
         except (argparse.ArgumentError, TypeError, ValueError):
@@ -333,9 +344,10 @@ class _Reader:
                     raise ValueError(f"{path}: `{key}` must be {expected}, got {value!r}") from None
             raise
 
-    def _flatten(self, path: str | Path, recipe: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield each key and value of a recipe, the key with its section."""
+    def _flatten(self, path: str | Path, recipe: dict[str, Any], written: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Yield each key and value of a recipe, the key with its section; `written` holds the values as text."""
         for name, value in recipe.items():
+            text = written.get(str(name))
             if name in self.sections:
                 if not isinstance(value, dict | None):
                     raise ValueError(f"{path}: section {name!r} must be a mapping of arguments, got {value!r}")
@@ -343,28 +355,51 @@ class _Reader:
                     if _join(name, str(key)) not in self.fields:
                         nearest = self._nearest(str(key), name)
                         raise ValueError(f"{path}, section {name!r}: unknown key {key!r}{nearest}")
-                    yield _join(name, key), self._check(path, _join(name, key), entry)
+                    yield _join(name, key), self._check(path, _join(name, key), entry, text.get(key))
             elif name in self.fields and name != "config":
-                yield name, self._check(path, name, value)
+                yield name, self._check(path, name, value, text)
             else:
                 kind = "section" if self.sections else "key"
                 raise ValueError(f"{path}: unknown {kind} {name!r}{self._nearest(str(name))}")
 
-    def _check(self, path: str | Path, key: str, value: Any) -> Any:
+    def _check(self, path: str | Path, key: str, value: Any, text: Any) -> Any:
         """Return a value of a recipe as its author wrote it; jsonargparse would take null for any type."""
         if value is None and not _is_optional(self.hints[key]):
             raise ValueError(f"{path}: `{key}` must be {_expected(self.hints[key])}, got null")
-        return _as_written(value, self.hints[key])
+        return _as_written(value, text, self.hints[key])
 
 
 # ---------------------------------------------------------------- recipes
 
 
-def read_mapping(path: str | Path) -> dict[str, Any]:
+class _NoKeyTwice(yaml.constructor.BaseConstructor):
+    """Refuses a mapping that holds a key twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _RecipeValues(_NoKeyTwice, yaml.SafeLoader):
+    """Reads values as YAML does."""
+
+
+class _RecipeText(_NoKeyTwice, yaml.BaseLoader):
+    """Reads every value as text."""
+
+
+def read_mapping(path: str | Path, loader: type = _RecipeValues) -> dict[str, Any]:
     """Read a YAML file that holds a mapping; comments alone are an empty one.
 
     Raises:
-        ValueError: if the file is missing, empty, not YAML or not a mapping, or lacks the end of a recipe that a run saved.
+        ValueError: if the file is missing, empty, not YAML or not a mapping, holds a key twice, or lacks the end of a recipe
+            that a run saved.
     """
     if not Path(path).is_file():
         raise ValueError(f"`config`: no recipe at {str(path)!r}")
@@ -376,7 +411,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path}: cut short, its last line is not {RECIPE_END!r}; take the recipe of a checkpoint"
             )
-        recipe = yaml.safe_load(text)
+        recipe = yaml.load(text, loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not readable as YAML in UTF-8 ({' '.join(str(error).split())})") from None
     if not text:
@@ -418,8 +453,7 @@ def init_fields(theme: Any) -> list[dataclasses.Field]:
 
 def _plain(hint: Any) -> Any:
     """Return the type of a value that is there."""
-    options = [each for each in _options(hint) if each is not NoneType]
-    return options[0] if len(options) == 1 else hint
+    return Union[tuple(each for each in _options(hint) if each is not NoneType)]  # noqa: UP007 (of a tuple)
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -456,15 +490,26 @@ def _without_no(name: str) -> str:
     return f"{section}{dot}{key.removeprefix('no_')}"
 
 
-def _as_written(value: Any, hint: Any) -> Any:
-    """Return a value of a recipe as its author wrote it: `no` and numbers where the argument is text."""
-    if value is False and "no" in _choices(hint):
-        return "no"
-    if _is_list(hint) and isinstance(value, list):
-        return [_as_written(item, get_args(_plain(hint))[0]) for item in value]
-    if _plain(hint) is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    return value
+def _as_written(value: Any, text: Any, hint: Any) -> Any:
+    """Return a value of a recipe as its author wrote it where the argument is text, which YAML takes for something else.
+
+    Args:
+        value: as YAML reads it, where `no` is false and 0123 is 83.
+        text: as it is written.
+        hint: type of the argument.
+    """
+    if _is_list(hint) and isinstance(value, list) and isinstance(text, list):
+        return [_as_written(*pair, get_args(_plain(hint))[0]) for pair in zip(value, text, strict=True)]
+    if value is None or not isinstance(text, str):
+        return value
+    if _plain(hint) is str or text in _choices(hint):
+        return text
+    return _as_number(value) if _plain(hint) is float and isinstance(value, str) else value
+
+
+def _as_number(text: str) -> str:
+    """Return `inf` and `nan`, as Python writes them, as YAML does."""
+    return re.sub(r"^([-+]?)(inf|nan)$", r"\1.\2", text.lower())
 
 
 def _metavar(item: dataclasses.Field, hint: Any) -> str | None:
@@ -489,7 +534,6 @@ def _expected(hint: Any) -> str:
     plain = _plain(hint)
     if get_origin(plain) is list:
         return f"a list, each item {_expected(get_args(plain)[0])}"
-    options = [each for each in _options(hint) if each is not NoneType]
-    if len(options) > 1:
+    if len(options := _options(plain)) > 1:
         return " or ".join(map(_expected, options))
     return f"of type {getattr(plain, '__name__', plain)}"

@@ -34,10 +34,10 @@ def run_stage(
             SECTIONS, prog=name, description=f"{description}{_MORE}", argv=argv, shown=("common", *sections)
         )
     )
-    with_plain_errors(name, lambda: run(config))
+    with_plain_errors(name, lambda: run(config), config.common.work_dir)
 
 
-def with_plain_errors(name: str, work: Callable[[], None], output: str | None = None) -> None:
+def with_plain_errors(name: str, work: Callable[[], None], output: str) -> None:
     """Do some work; bad input, or a disk that `output` fills, ends the process with a message and no traceback."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:

@@ -50,7 +50,9 @@ def main(argv: list[str] | None = None) -> None:
 
     process_state()  # before training makes one that waits less
     config = FactoryConfig(*sections)
-    with_plain_errors("data_scripts.dad.run", lambda: run_stages(config, chosen.stages.split(",")))
+    with_plain_errors(
+        "data_scripts.dad.run", lambda: run_stages(config, chosen.stages.split(",")), config.common.work_dir
+    )
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
         build(options.output, images, options.channels, options.steps, options.prediction_type, options.seed)
         print(f"{options.output}: a small Stable Diffusion for images of {options.image_size}")
 
-    with_plain_errors("tiny_diffusion", work)
+    with_plain_errors("tiny_diffusion", work, options.output)
 
 
 if __name__ == "__main__":

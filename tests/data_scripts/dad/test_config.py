@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_scripts.dad.config import SECTIONS, load_config
+from data_scripts.dad.config import SECTIONS
 from mra.common.arguments import parse_arguments
+from tests.helpers.dad import load_config
 
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -28,7 +28,8 @@ from benchmarks.measure import caption_lengths, show
 from configuration_mra import MRAConfig
 from losses_mra import MatchingPairs
 from modeling_mra import MRAForPreTraining
-from mra.common.arguments import option, parse_arguments, read_mapping
+from mra.common.arguments import option, parse_arguments
+from mra.common.recipes import read_mapping
 
 
 GIB = 2**30

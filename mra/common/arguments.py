@@ -35,12 +35,9 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import jsonargparse
-import yaml
 
+from mra.common.recipes import RecipeText, read_mapping
 
-# First and last line of a recipe that a run saved: all arguments are in it, so one that was cut short would lack some.
-RECIPE_START = "# Every argument of a run, as resolved."
-RECIPE_END = "# End of the arguments."
 
 _SWITCHED = {"true": "true", "yes": "true", "1": "true", "false": "false", "no": "false", "0": "false"}
 
@@ -130,7 +127,7 @@ class _Recipe:
     )
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows each option once, with its default."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
@@ -142,10 +139,9 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return f"{action.option_strings[0]} {action.metavar}{off}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        shown = action.default not in (None, [], "", argparse.SUPPRESS) and not getattr(action, "_required", False)
-        if not shown:
-            return action.help
         default = action.default
+        if default in (None, [], "", argparse.SUPPRESS):
+            return action.help
         if isinstance(default, bool):
             default = str(default).lower()
         elif isinstance(default, list):
@@ -180,10 +176,11 @@ class _Reader:
             self._add_theme("", _Recipe)
         for section, theme in self.themes:
             self._add_theme(section, theme, hidden=shown is not None and section not in shown)
-        positional = [f" [{item.name.upper()} ...]" for item in self.fields.values() if _is_positional(item)]
-        recipe = " [--config RECIPE.yaml]" if config else ""
+        positional = [name for name, item in self.fields.items() if _is_positional(item)]
         self.has_positional = bool(positional)
-        self.parser.usage = f"%(prog)s{recipe} [--OPTION VALUE ...]{''.join(positional)}"
+        words = ["%(prog)s", *(["[--config RECIPE.yaml]"] if config else []), "[--OPTION VALUE ...]"]
+        words += [f"[{name.upper()} ...]" if _is_list(self.hints[name]) else name.upper() for name in positional]
+        self.parser.usage = " ".join(words)
 
     def read(self, argv: Sequence[str], config: str | Path | None = None) -> tuple[Any, ...]:
         """Return an instance of each dataclass.
@@ -199,7 +196,7 @@ class _Reader:
         words = [f"--{name}={self._to_yaml(name, options[name])}" for name in options if name not in cleared]
         try:
             values = self.parser.parse_args([*words, *rest], namespace=recipe)
-        except (argparse.ArgumentError, TypeError) as error:
+        except argparse.ArgumentError as error:
             raise ValueError(self._explain(str(error), options)) from None
         for name in cleared:
             values[name] = None
@@ -332,14 +329,14 @@ class _Reader:
     # -------- the recipe
 
     def _read_recipe(self, path: str | Path) -> jsonargparse.Namespace:
-        values = dict(self._flatten(path, read_mapping(path), read_mapping(path, _RecipeText)))
+        values = dict(self._flatten(path, read_mapping(path), read_mapping(path, RecipeText)))
         try:
             return self.parser.parse_object(values, defaults=False)
-        except (argparse.ArgumentError, TypeError, ValueError):
+        except argparse.ArgumentError:
             for key, value in values.items():
                 try:
                     self.parser.parse_object({key: value}, defaults=False)
-                except (argparse.ArgumentError, TypeError, ValueError):
+                except argparse.ArgumentError:
                     expected = _expected(self.hints[key])
                     raise ValueError(f"{path}: `{key}` must be {expected}, got {value!r}") from None
             raise
@@ -351,11 +348,12 @@ class _Reader:
             if name in self.sections:
                 if not isinstance(value, dict | None):
                     raise ValueError(f"{path}: section {name!r} must be a mapping of arguments, got {value!r}")
+                texts = text if isinstance(text, dict) else {}
                 for key, entry in (value or {}).items():
                     if _join(name, str(key)) not in self.fields:
                         nearest = self._nearest(str(key), name)
                         raise ValueError(f"{path}, section {name!r}: unknown key {key!r}{nearest}")
-                    yield _join(name, key), self._check(path, _join(name, key), entry, text.get(key))
+                    yield _join(name, key), self._check(path, _join(name, key), entry, texts.get(key))
             elif name in self.fields and name != "config":
                 yield name, self._check(path, name, value, text)
             else:
@@ -369,68 +367,12 @@ class _Reader:
         return _as_written(value, text, self.hints[key])
 
 
-# ---------------------------------------------------------------- recipes
-
-
-class _NoKeyTwice(yaml.constructor.BaseConstructor):
-    """Refuses a mapping that holds a key twice, of which YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _RecipeValues(_NoKeyTwice, yaml.SafeLoader):
-    """Reads values as YAML does."""
-
-
-class _RecipeText(_NoKeyTwice, yaml.BaseLoader):
-    """Reads every value as text."""
-
-
-def read_mapping(path: str | Path, loader: type = _RecipeValues) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping; comments alone are an empty one.
-
-    Raises:
-        ValueError: if the file is missing, empty, not YAML or not a mapping, holds a key twice, or lacks the end of a recipe
-            that a run saved.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"`config`: no recipe at {str(path)!r}")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        first = text.split("\n", 1)[0]
-        is_saved = first == RECIPE_START or (first == text and RECIPE_START.startswith(text))
-        if text and is_saved and RECIPE_END not in text:
-            raise ValueError(
-                f"{path}: cut short, its last line is not {RECIPE_END!r}; take the recipe of a checkpoint"
-            )
-        recipe = yaml.load(text, loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as YAML in UTF-8 ({' '.join(str(error).split())})") from None
-    if not text:
-        raise ValueError(f"{path}: the file is empty, expected a mapping of arguments to values")
-    recipe = {} if recipe is None else recipe
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path}: a recipe is a mapping of arguments to values, got a {type(recipe).__name__}")
-    return recipe
+# ---------------------------------------------------------------- instances and fields
 
 
 def resolved_recipe(*themes: Any) -> dict[str, Any]:
     """Return the value of every argument, a mapping that can be saved and read as a recipe again."""
     return {item.name: getattr(theme, item.name) for theme in themes for item in init_fields(theme)}
-
-
-def format_recipe(recipe: Mapping[str, Any]) -> str:
-    """Return a resolved recipe as YAML whose first and last line show that it is whole."""
-    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
-    return f"{RECIPE_START}\n{text}{RECIPE_END}\n"
 
 
 def require(holds: bool, name: str, expected: str, got: Any) -> None:
@@ -440,7 +382,7 @@ def require(holds: bool, name: str, expected: str, got: Any) -> None:
         ValueError: naming it, what was expected and what came.
     """
     if not holds:
-        raise ValueError(f"`{name}` must be {expected}, got {got!r}: set it with --{name} or in the recipe")
+        raise ValueError(f"`{name}` must be {expected}, got {got!r}: set it with --{name}")
 
 
 def init_fields(theme: Any) -> list[dataclasses.Field]:
@@ -509,7 +451,7 @@ def _as_written(value: Any, text: Any, hint: Any) -> Any:
 
 def _as_number(text: str) -> str:
     """Return `inf` and `nan`, as Python writes them, as YAML does."""
-    return re.sub(r"^([-+]?)(inf|nan)$", r"\1.\2", text.lower())
+    return re.sub(r"^([-+]?)(inf|nan)$", r"\1.\2", text)
 
 
 def _metavar(item: dataclasses.Field, hint: Any) -> str | None:

@@ -12,10 +12,10 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 
-from mra.common.arguments import format_recipe, read_mapping
 from mra.common.command_line import writing_to
 from mra.common.environment import write_environment
 from mra.common.files import clean_folder, flush_tree, replace_folder, unfinished_path, whole_folder, write_whole
+from mra.common.recipes import format_recipe, read_mapping
 from mra.retrieval import RetrievalChoice
 from mra.training.checkpoint_manifest import (
     DamagedCheckpointError,

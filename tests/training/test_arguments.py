@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from mra.common.arguments import format_recipe, parse_arguments, resolved_recipe
+from mra.common.arguments import parse_arguments, resolved_recipe
+from mra.common.recipes import format_recipe
 from mra.training.arguments import (
     DataArguments,
     ModelArguments,

@@ -31,12 +31,12 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import jsonargparse
 
 from mra.common.recipes import RecipeText, read_mapping
+from mra.common.type_hints import as_number, as_written, choices_of, expected_words, is_list, is_optional, plain_type
 
 
 _SWITCHED = {"true": "true", "yes": "true", "1": "true", "false": "false", "no": "false", "0": "false"}
@@ -179,7 +179,7 @@ class _Reader:
         positional = [name for name, item in self.fields.items() if _is_positional(item)]
         self.has_positional = bool(positional)
         words = ["%(prog)s", *(["[--config RECIPE.yaml]"] if config else []), "[--OPTION VALUE ...]"]
-        words += [f"[{name.upper()} ...]" if _is_list(self.hints[name]) else name.upper() for name in positional]
+        words += [f"[{name.upper()} ...]" if is_list(self.hints[name]) else name.upper() for name in positional]
         self.parser.usage = " ".join(words)
 
     def read(self, argv: Sequence[str], config: str | Path | None = None) -> tuple[Any, ...]:
@@ -224,12 +224,12 @@ class _Reader:
 
     def _add_field(self, group: Any, key: str, item: dataclasses.Field, hint: Any, hidden: bool) -> None:
         help = argparse.SUPPRESS if hidden else item.metadata.get("help", "").replace("%", "%%")
-        settings: dict[str, Any] = {"help": help, "type": _plain(hint)}
+        settings: dict[str, Any] = {"help": help, "type": plain_type(hint)}
         default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
         required = default is dataclasses.MISSING
         if _is_positional(item):
-            if _is_list(hint):
-                settings |= {"type": get_args(_plain(hint))[0], "nargs": "+" if required else "*"}
+            if is_list(hint):
+                settings |= {"type": get_args(plain_type(hint))[0], "nargs": "+" if required else "*"}
             elif not required:
                 settings["nargs"] = "?"
             if not required:
@@ -263,14 +263,14 @@ class _Reader:
                 continue
             hint, is_repeated = self.hints[name], _is_repeated(self.fields[name])
             given = [value] if equals else []
-            most = len(words) if _is_list(hint) and not is_repeated else 1
+            most = len(words) if is_list(hint) and not is_repeated else 1
             while not equals and len(given) < most and words and not self._is_option(words[0]):
                 if hint is bool and words[0].lower() not in _SWITCHED and self.has_positional:
                     break
                 given.append(words.pop(0))
             if hint is bool and not given:
                 given = ["true"]
-            if not given and (is_repeated or not _is_list(hint)):
+            if not given and (is_repeated or not is_list(hint)):
                 raise ValueError(f"`--{name}` lacks a value")
             options[name] = [*options.get(name, []), *given] if is_repeated else given
         return options, rest
@@ -291,24 +291,24 @@ class _Reader:
     def _is_cleared(self, name: str, given: list[str]) -> bool:
         """Return whether the words of an option stand for no value."""
         hint = self.hints[name]
-        return given in (["none"], ["null"]) and _is_optional(hint) and given[0] not in _choices(hint)
+        return given in (["none"], ["null"]) and is_optional(hint) and given[0] not in choices_of(hint)
 
     def _to_yaml(self, name: str, given: list[str]) -> str:
         """Return the words of an option as jsonargparse reads them."""
         hint = self.hints[name]
-        if _is_list(hint):
+        if is_list(hint):
             is_yaml = len(given) == 1 and given[0].startswith("[") and not _is_repeated(self.fields[name])
             return given[0] if is_yaml else json.dumps(given, ensure_ascii=False)
         if hint is bool:
             return _SWITCHED.get(given[0].lower(), given[0])
-        return _as_number(given[0]) if _plain(hint) is float else given[0]
+        return as_number(given[0]) if plain_type(hint) is float else given[0]
 
     def _explain(self, message: str, options: Mapping[str, list[str]]) -> str:
         """Return what jsonargparse says of the command line as one sentence in the words of this project."""
         found = re.match(r'Parser key "([^"]+)"', message)
         if found and found[1] in options:
             name = found[1]
-            return f"`--{name}` must be {_expected(self.hints[name])}, got {' '.join(options[name])!r}"
+            return f"`--{name}` must be {expected_words(self.hints[name])}, got {' '.join(options[name])!r}"
         if found := re.match(r"[Uu]nrecognized arguments: (\S+)", message):
             text = found[1].partition("=")[0]
             nearest = self._nearest(text.removeprefix("--").replace("-", "_"), sign="--")
@@ -337,7 +337,7 @@ class _Reader:
                 try:
                     self.parser.parse_object({key: value}, defaults=False)
                 except argparse.ArgumentError:
-                    expected = _expected(self.hints[key])
+                    expected = expected_words(self.hints[key])
                     raise ValueError(f"{path}: `{key}` must be {expected}, got {value!r}") from None
             raise
 
@@ -362,9 +362,9 @@ class _Reader:
 
     def _check(self, path: str | Path, key: str, value: Any, text: Any) -> Any:
         """Return a value of a recipe as its author wrote it; jsonargparse would take null for any type."""
-        if value is None and not _is_optional(self.hints[key]):
-            raise ValueError(f"{path}: `{key}` must be {_expected(self.hints[key])}, got null")
-        return _as_written(value, text, self.hints[key])
+        if value is None and not is_optional(self.hints[key]):
+            raise ValueError(f"{path}: `{key}` must be {expected_words(self.hints[key])}, got null")
+        return as_written(value, text, self.hints[key])
 
 
 # ---------------------------------------------------------------- instances and fields
@@ -390,29 +390,7 @@ def init_fields(theme: Any) -> list[dataclasses.Field]:
     return [item for item in dataclasses.fields(theme) if item.init]
 
 
-# ---------------------------------------------------------------- types
-
-
-def _plain(hint: Any) -> Any:
-    """Return the type of a value that is there."""
-    return Union[tuple(each for each in _options(hint) if each is not NoneType)]  # noqa: UP007 (of a tuple)
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def _is_optional(hint: Any) -> bool:
-    return NoneType in _options(hint)
-
-
-def _is_list(hint: Any) -> bool:
-    return get_origin(_plain(hint)) is list
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    plain = _plain(hint)
-    return get_args(plain) if get_origin(plain) is Literal else ()
+# ---------------------------------------------------------------- names
 
 
 def _is_positional(item: dataclasses.Field) -> bool:
@@ -432,50 +410,14 @@ def _without_no(name: str) -> str:
     return f"{section}{dot}{key.removeprefix('no_')}"
 
 
-def _as_written(value: Any, text: Any, hint: Any) -> Any:
-    """Return a value of a recipe as its author wrote it where the argument is text, which YAML takes for something else.
-
-    Args:
-        value: as YAML reads it, where `no` is false and 0123 is 83.
-        text: as it is written.
-        hint: type of the argument.
-    """
-    if _is_list(hint) and isinstance(value, list) and isinstance(text, list):
-        return [_as_written(*pair, get_args(_plain(hint))[0]) for pair in zip(value, text, strict=True)]
-    if value is None or not isinstance(text, str):
-        return value
-    if _plain(hint) is str or text in _choices(hint):
-        return text
-    return _as_number(value) if _plain(hint) is float and isinstance(value, str) else value
-
-
-def _as_number(text: str) -> str:
-    """Return `inf` and `nan`, as Python writes them, as YAML does."""
-    return re.sub(r"^([-+]?)(inf|nan)$", r"\1.\2", text)
-
-
 def _metavar(item: dataclasses.Field, hint: Any) -> str | None:
     if hint is bool:
         return "[true|false]"
-    if choices := _choices(hint):
+    if choices := choices_of(hint):
         return f"{{{','.join(map(str, choices))}}}"
     name = item.name.upper()
-    if _is_list(hint) and not _is_repeated(item):
-        inner = _choices(get_args(_plain(hint))[0])
+    if is_list(hint) and not _is_repeated(item):
+        inner = choices_of(get_args(plain_type(hint))[0])
         name = f"{{{','.join(map(str, inner))}}}" if inner else name
         return f"{name} [{name} ...]"
     return name
-
-
-def _expected(hint: Any) -> str:
-    """Return what an argument takes, in words."""
-    if choices := _choices(hint):
-        return f"one of {', '.join(map(str, choices))}"
-    if hint is bool:
-        return "true or false"
-    plain = _plain(hint)
-    if get_origin(plain) is list:
-        return f"a list, each item {_expected(get_args(plain)[0])}"
-    if len(options := _options(plain)) > 1:
-        return " or ".join(map(_expected, options))
-    return f"of type {getattr(plain, '__name__', plain)}"

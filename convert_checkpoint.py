@@ -18,7 +18,8 @@ from mra.training.arguments import ConversionArguments, HubArguments
 
 
 if __name__ == "__main__":
-    parse_arguments([ConversionArguments], description=__doc__, config=False)  # --help before the slow imports
+    # Answer --help and refuse a typo before the imports below, which take seconds.
+    parse_arguments([ConversionArguments], description=__doc__, config=False)
 
 import numpy as np
 import torch

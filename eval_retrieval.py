@@ -24,9 +24,8 @@ from mra.retrieval.arguments import RetrievalArguments
 
 
 if __name__ == "__main__":
-    parse_arguments(
-        [RetrievalArguments], description=__doc__
-    )  # answers --help and refuses a typo before the slow imports
+    # Answer --help and refuse a typo before the imports below, which take seconds.
+    parse_arguments([RetrievalArguments], description=__doc__)
 
 import torch
 from accelerate import PartialState

@@ -19,7 +19,8 @@ from mra.training.arguments import PRETRAINING as THEMES
 
 
 if __name__ == "__main__":
-    parse_arguments(THEMES, description=__doc__)  # answers --help and refuses a typo before the slow imports
+    # Answer --help and refuse a typo before the imports below, which take seconds.
+    parse_arguments(THEMES, description=__doc__)
 
 import torch
 from accelerate.logging import get_logger

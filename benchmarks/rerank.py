@@ -48,7 +48,7 @@ class RerankBenchmark(ModelBenchmark):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints both costs, their ratio and the largest difference of scores."""
+    """Print both costs, their ratio and the largest difference of scores."""
     (args,) = parse_arguments([RerankBenchmark], description=__doc__, argv=argv, config=False)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     torch.set_num_threads(args.threads)

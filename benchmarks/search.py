@@ -57,7 +57,7 @@ class SearchBenchmark(ModelBenchmark):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints both parts as one result."""
+    """Print both parts as one result."""
     (args,) = parse_arguments([SearchBenchmark], description=__doc__, argv=argv, config=False)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

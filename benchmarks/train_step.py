@@ -56,7 +56,7 @@ class TrainStepBenchmark(ModelBenchmark):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the costs of both steps, of matching and masked language alone, the ratios and the difference of losses."""
+    """Print the costs of both steps, of matching and masked language alone, the ratios and the difference of losses."""
     (args,) = parse_arguments([TrainStepBenchmark], description=__doc__, argv=argv, config=False)
     device = torch.device(args.device)
     torch.set_num_threads(args.threads)

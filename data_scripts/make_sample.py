@@ -1,8 +1,7 @@
-"""
-Writes the sample set: drawn pedestrians in the source layouts of SDA and CUHK-PEDES.
+"""Write the sample set: drawn pedestrians in the source layouts of SDA and CUHK-PEDES.
 
-    python -m data_scripts.make_sample --output data/sample
-    python -m data_scripts.make_sample --train_tokenizer data_scripts/sample/tokenizer
+python -m data_scripts.make_sample --output data/sample
+python -m data_scripts.make_sample --train_tokenizer data_scripts/sample/tokenizer
 """
 
 import json
@@ -189,7 +188,7 @@ def make_sample(
     output = Path(output).absolute()
     try_folder(output.parent, "`output`")
     if num_proc < 1:
-        raise ValueError(f"`num_proc` must be 1 or more, got {num_proc}.")
+        raise ValueError(f"`num_proc` must be 1 or more, got {num_proc}")
     if output.exists() and not overwrite:
         manifest = _read_manifest(output)
         if manifest and {key: manifest.get(key) for key in ("format", "arguments")} == _manifest(config):

@@ -31,15 +31,15 @@ class SampleConfig:
         for name in ("sda_pairs", "train_ids", "val_ids", "test_ids", "seed"):
             value = getattr(self, name)
             if value < 0:
-                raise ValueError(f"`{name}` must be 0 or more, got {value}.")
+                raise ValueError(f"`{name}` must be 0 or more, got {value}")
         if self.sda_pairs + self.train_ids + self.val_ids + self.test_ids == 0:
-            raise ValueError("The sample set would be empty: give `sda_pairs` or one of the `*_ids` a value above 0.")
+            raise ValueError("The sample set would be empty: give `sda_pairs` or one of the `*_ids` a value above 0")
         if self.sda_shard_size < 1:
-            raise ValueError(f"`sda_shard_size` must be 1 or more, got {self.sda_shard_size}.")
+            raise ValueError(f"`sda_shard_size` must be 1 or more, got {self.sda_shard_size}")
         if not 2 <= self.images_per_id <= len(CAMERAS) - 1:
-            raise ValueError(f"`images_per_id` must lie in 2..{len(CAMERAS) - 1}, got {self.images_per_id}.")
+            raise ValueError(f"`images_per_id` must lie in 2..{len(CAMERAS) - 1}, got {self.images_per_id}")
         if not 0 <= self.twin_share < 1:
-            raise ValueError(f"`twin_share` must lie in 0..1 (1 excluded), got {self.twin_share}.")
+            raise ValueError(f"`twin_share` must lie in 0..1 (1 excluded), got {self.twin_share}")
 
 
 @dataclass

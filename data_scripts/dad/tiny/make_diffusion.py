@@ -168,7 +168,7 @@ def read_images(folder: str | Path, image_size: Sequence[int], seed: int) -> tor
     """
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not paths:
-        raise ValueError(f"--images {folder} holds no .jpg or .png file.")
+        raise ValueError(f"--images {folder} holds no .jpg or .png file")
     paths = random.Random(seed).sample(paths, min(_IMAGES, len(paths)))
     return torch.stack([to_pixels(read_picture(path), list(image_size)) for path in paths])
 
@@ -221,7 +221,7 @@ class DiffusionArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Builds what the command line names."""
+    """Build what the command line names."""
     (options,) = parse_arguments(
         [DiffusionArguments], prog="tiny_diffusion", description=__doc__, argv=argv, config=False
     )

@@ -28,7 +28,6 @@ from benchmarks.measure import MIB, ModelBenchmark, describe_device, make_config
 from modeling_mra import MRAForImageTextRetrieval
 from mra.common.arguments import option, parse_arguments
 from mra.gallery.gallery import Gallery
-from mra.gallery.milvus import INDEXES
 from mra.gallery.place import Place
 from mra.gallery.store import Record
 from processing_mra import MRAImageProcessor, MRAProcessor
@@ -49,7 +48,7 @@ class SearchBenchmark(ModelBenchmark):
 
     vectors: int = option(1000, "synthetic vectors in the index, 0 for none")
     dim: int = option(2048, "their width")
-    index: Literal[tuple(INDEXES)] = option("flat", "of the vectors")
+    index: Literal["flat", "hnsw", "ivf"] = option("flat", "of the vectors")
     queries: int = option(50, "searches that are timed")
     limit: int = option(128, "nearest vectors of a search")
     pictures: int = option(32, "drawn pictures that a model indexes, 0 for none")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/train_step.py`
@@ -40,7 +40,8 @@ from tests.oracle.plain import plain_finetuning_losses, plain_itm_loss, plain_ml
 
 TOKENIZER = Path(__file__).resolve().parent.parent / "data_scripts" / "sample" / "tokenizer"
 LOSSES = ("itc_loss", "itm_loss", "mlm_loss", "augmented_itc_loss", "augmented_itm_loss", "loss")
-VARIANTS = ("plain", "ours")
+Variant = Literal["plain", "ours"]
+VARIANTS = get_args(Variant)
 
 
 @dataclass
@@ -52,7 +53,7 @@ class TrainStepBenchmark(ModelBenchmark):
     checkpointing: Literal["none", "vision", "all"] = option(
         "vision", "layers of ours whose activations are computed again in the backward pass, for less memory"
     )
-    memory_of: Literal[VARIANTS] | None = option(None, "run one step of a kind, and print its peak memory alone")
+    memory_of: Variant | None = option(None, "run one step of a kind, and print its peak memory alone")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,7 +11,6 @@ BLIP is trained on its captions for a minute, so that it says what captions say,
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from datasets import Dataset
@@ -44,7 +43,7 @@ from transformers import (
 )
 
 from images_mra import read_picture
-from mra.common.arguments import option, parse_arguments
+from mra.common.arguments import option, parse_arguments, require
 from mra.retrieval.encode import undecoded
 from mra.training.splits import load_split
 
@@ -254,10 +253,14 @@ class ReaderArguments:
     """Options of the command."""
 
     output: str = option(help="folder to write")
-    models: list[Literal[tuple(MAKERS)]] = option(list(MAKERS), "models to write")
+    models: list[str] = option(list(MAKERS), "models to write")
     seed: int = option(0, "of the weights")
     captions: str | None = option(None, "prepared set to train the BLIP on; untrained if left out")
     steps: int = option(300, "of that training")
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.models if name not in MAKERS]
+        require(not unknown, "models", f"names among {', '.join(MAKERS)}", ", ".join(unknown))
 
 
 def main(argv: list[str] | None = None) -> None:

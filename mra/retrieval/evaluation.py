@@ -11,7 +11,7 @@ import torch
 from mra.common.sharding import Shard
 from mra.retrieval.encode import encode_images, encode_texts
 from mra.retrieval.metrics import METRIC_NAMES, retrieval_metrics
-from mra.retrieval.rerank import rerank_logits, similarity_matrix, top_k
+from mra.retrieval.reranking import rerank_logits, similarity_matrix, top_k
 from mra.retrieval.score_fusion import (
     DEFAULT_SCORE_FUSION,
     SCORE_FUSIONS,

@@ -14,23 +14,19 @@ An interrupted run goes on with --resume latest. SIGTERM to the training process
 
 from pathlib import Path
 
+from mra.common.arguments import parse_arguments, resolved_recipe
+from mra.training.arguments import PRETRAINING as THEMES
+
+
+if __name__ == "__main__":
+    parse_arguments(THEMES, description=__doc__)  # answers --help and refuses a typo before the slow imports
+
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from mra.training.arguments import (
-    EvaluationArguments,
-    HubArguments,
-    ModelArguments,
-    OptimizationArguments,
-    PretrainDataArguments,
-    PretrainObjectiveArguments,
-    RunArguments,
-    parse_arguments,
-    resolved_recipe,
-)
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra.training.collator import TrainingCollator
 from mra.training.data import build_pretraining_dataset
@@ -57,16 +53,6 @@ from mra.training.validation import record_best, validate
 
 
 logger = get_logger(__name__)
-
-THEMES = (
-    ModelArguments,
-    PretrainObjectiveArguments,
-    PretrainDataArguments,
-    OptimizationArguments,
-    RunArguments,
-    EvaluationArguments,
-    HubArguments,
-)
 
 
 def build_datasets(data, processor, config, seed):
@@ -117,9 +103,9 @@ def build_loader(dataset, sampler, processor, data, seed):
     )
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     # Parse
-    arguments = parse_arguments(THEMES, __doc__, argv)
+    arguments = parse_arguments(THEMES, description=__doc__, argv=argv)
     model_args, objective, data, optim, run, evaluation, hub = arguments
     recipe = resolved_recipe(*arguments)
 

@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from mra.training.arguments import parse_arguments, resolved_recipe
+from mra.common.arguments import parse_arguments, resolved_recipe
 from mra.training.checkpointing import changed_keys
 from mra.training.metrics_log import METRICS_FILE, read_records
 

@@ -136,8 +136,10 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
             return super()._format_action_invocation(action)
-        name = action.option_strings[0]
-        return f"{name} {action.metavar}" if action.metavar else name
+        if action.nargs == 0:
+            return ", ".join(action.option_strings)
+        off = f", --no_{action.dest}" if action.default is True and "." not in action.dest else ""
+        return f"{action.option_strings[0]} {action.metavar}{off}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         shown = action.default not in (None, [], "", argparse.SUPPRESS) and not getattr(action, "_required", False)
@@ -479,7 +481,7 @@ def _expected(hint: Any) -> str:
     plain = _plain(hint)
     if get_origin(plain) is list:
         return f"a list, each item {_expected(get_args(plain)[0])}"
-    if plain in (int, float, str):
-        return f"of type {plain.__name__}"
-    names = [getattr(each, "__name__", str(each)) for each in _options(hint) if each is not NoneType]
-    return f"of type {' or '.join(names)}"
+    options = [each for each in _options(hint) if each is not NoneType]
+    if len(options) > 1:
+        return " or ".join(map(_expected, options))
+    return f"of type {getattr(plain, '__name__', plain)}"

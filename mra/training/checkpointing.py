@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 
+from mra.common.arguments import format_recipe, read_mapping
 from mra.common.command_line import writing_to
 from mra.common.environment import write_environment
 from mra.common.files import flush_folder, flush_tree, write_whole
 from mra.retrieval import RetrievalChoice
-from mra.training.arguments import RECIPE_END, RECIPE_START, read_mapping
 from mra.training.checkpoint_manifest import (
     DamagedCheckpointError,
     check_way,
@@ -503,8 +502,7 @@ def _remove(folder: Path) -> None:
 
 def write_recipe(path: str | Path, recipe: Mapping[str, Any]) -> None:
     """Save resolved arguments in one move, as YAML that `--config` reads again, marked so that a cut file shows."""
-    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
-    write_whole(path, f"{RECIPE_START}\n{text}{RECIPE_END}\n")
+    write_whole(path, format_recipe(recipe))
 
 
 def changed_keys(recipe: Mapping[str, Any], checkpoint: str | Path) -> dict[str, tuple[Any, Any]]:

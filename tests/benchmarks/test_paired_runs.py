@@ -37,7 +37,7 @@ def runs(monkeypatch):
 
 def resolved(command):
     import train_pretrain
-    from mra.training.arguments import parse_arguments, resolved_recipe
+    from mra.common.arguments import parse_arguments, resolved_recipe
 
     return resolved_recipe(*parse_arguments(train_pretrain.THEMES, argv=command[command.index("--config") :]))
 

@@ -6,15 +6,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from transformers import HfArgumentParser
 
-import convert_checkpoint
-import eval_retrieval
-import train_finetune
-import train_pretrain
 from benchmarks import paired_runs
 from data_scripts.preparation import parse_arguments as parse_preparation
-from mra.training.arguments import parse_arguments
+from mra.common.arguments import init_fields, parse_arguments
+from mra.retrieval.arguments import RetrievalArguments
+from mra.training.arguments import FINETUNING, PRETRAINING, ConversionArguments
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,11 +36,13 @@ def prepare(argv):
 
 
 PARSERS = {
-    "train_pretrain.py": lambda argv: parse_arguments(train_pretrain.THEMES, argv=argv),
-    "train_finetune.py": lambda argv: parse_arguments(train_finetune.THEMES, argv=argv),
-    "eval_retrieval.py": HfArgumentParser(eval_retrieval.EvaluationArguments).parse_args_into_dataclasses,
-    "convert_checkpoint.py": HfArgumentParser(convert_checkpoint.ConversionArguments).parse_args_into_dataclasses,
-    "benchmarks/paired_runs.py": paired_runs.make_parser().parse_args,
+    "train_pretrain.py": lambda argv: parse_arguments(PRETRAINING, argv=argv),
+    "train_finetune.py": lambda argv: parse_arguments(FINETUNING, argv=argv),
+    "eval_retrieval.py": lambda argv: parse_arguments([RetrievalArguments], argv=argv),
+    "convert_checkpoint.py": lambda argv: parse_arguments([ConversionArguments], argv=argv, config=False),
+    "benchmarks/paired_runs.py": lambda argv: parse_arguments(
+        [paired_runs.PairedRunsArguments], argv=argv, config=False
+    ),
     "data_scripts.prepare_sda": prepare,
     "data_scripts.prepare_pedes": prepare,
 }
@@ -62,15 +61,14 @@ def test_shown_command_is_read(command, monkeypatch):
 def test_no_pretraining_starts_from_swin_and_bert():
     command = next(command for command in shown_commands() if "--model_name_or_path none" in command)
     words = shlex.split(command)
-    model = parse_arguments(train_finetune.THEMES, argv=words[words.index("train_finetune.py") + 1 :])[0]
+    model = parse_arguments(FINETUNING, argv=words[words.index("train_finetune.py") + 1 :])[0]
     assert model.model_name_or_path is None and model.vision_weights.endswith("22k.pth")
     assert model.text_weights == model.tokenizer_name == "bert-base-uncased"
 
 
 def test_flags_in_the_text_exist():
-    arguments = [train_pretrain.THEMES, train_finetune.THEMES, eval_retrieval.EvaluationArguments]
-    parsers = [HfArgumentParser(types) for types in [*arguments, convert_checkpoint.ConversionArguments]]
-    parsers.append(paired_runs.make_parser())
-    known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+    themes = [*PRETRAINING, *FINETUNING, RetrievalArguments, ConversionArguments, paired_runs.PairedRunsArguments]
+    known = {f"--{prefix}{item.name}" for theme in themes for item in init_fields(theme) for prefix in ("", "no_")}
+    known |= {"--config"}
     shown = {flag for code in re.findall(r"`([^`\n]+)`", TEXT) for flag in re.findall(r"(?<!\S)--\w+", code)}
     assert len(shown) > 20 and shown <= known, shown - known

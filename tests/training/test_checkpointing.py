@@ -14,8 +14,8 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import save_file
 
 from modeling_mra import MRAForPreTraining
+from mra.common.arguments import read_mapping
 from mra.common.command_line import FullDiskError
-from mra.training.arguments import read_mapping
 from mra.training.checkpoint_manifest import DamagedCheckpointError, read_manifest
 from mra.training.checkpointing import (
     Checkpointer,

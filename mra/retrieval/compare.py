@@ -1,14 +1,10 @@
-"""
-Print the results of several evaluations as one table.
+"""Print the results of several evaluations as one table: `mra compare`."""
 
-    python -m mra.retrieval.compare "fine-tuned=outputs/eval_cuhk" "converted=outputs/eval_released"
-"""
-
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
+from mra.retrieval.arguments import ComparisonArguments
 from mra.retrieval.evaluation import below_similarity, describe_ranking, format_table
 
 
@@ -76,29 +72,12 @@ def describe_differences(reports: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def main(command_line: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="compare", description=__doc__.strip().splitlines()[0])
-    parser.add_argument(
-        "results", nargs="+", metavar="NAME=DIR", help="a row's name and an evaluation's output folder"
-    )
-    reports = {}
-    for item in parser.parse_args(command_line).results:
-        name, separator, folder = item.partition("=")
-        if not separator:
-            parser.error(f"expected NAME=DIR, got {item!r}")
-        if name in reports:
-            parser.error(f"the name {name!r} is given twice: each row needs a name of its own")
-        try:
-            reports[name] = read_report(folder)
-        except ValueError as error:
-            parser.error(str(error))
+def compare(arguments: ComparisonArguments) -> None:
+    """Print the results of several evaluations as one table."""
+    reports = {name: read_report(folder) for name, folder in arguments.folders.items()}
     rows = {}
     for name, report in reports.items():
         rows[f"{name}, similarity"] = report["similarity"]
         if "reranked" in report:
             rows[f"{name}, reranked ({name_ranking(report)})"] = report["reranked"]
     print("\n".join([format_table(rows), *describe_differences(reports)]))
-
-
-if __name__ == "__main__":
-    main()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mra.gallery.gallery import DEFAULT_RERANK, Gallery
-from mra.gallery.types import BuildReport, GalleryStats, Hit, SearchResult
+from mra.gallery.gallery import Gallery
+from mra.gallery.types import DEFAULT_RERANK, BuildReport, GalleryStats, Hit, SearchResult
 from mra.gallery.where import parse_where
 from mra.retrieval.explain import Explanation, PhraseScore, explain_pair
 from mra.web.uploads import Unpacker, UploadLimits, inside_any

@@ -136,7 +136,7 @@ def load_split(path: str, split: str) -> Dataset:
         known = "a folder" if Path(path).exists() else "neither a folder nor a dataset on the Hub"
         raise ValueError(
             f"--dataset {path} is {known} that load_dataset cannot read ({type(error).__name__}: {error}); "
-            "expected what data_scripts/prepare_pedes.py writes"
+            "expected what `mra prepare pedes` writes"
         ) from error
     if not isinstance(dataset, DatasetDict) or split not in dataset:
         raise ValueError(f"--split {split} is not in {path}: expected one of {', '.join(dataset)}")

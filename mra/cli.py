@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_scripts.arguments import PedesArguments, SdaArguments
 from mra.common.arguments import parse_arguments
 from mra.common.command_line import plain_errors
 from mra.common.imports import import_quickly
@@ -67,19 +68,19 @@ class Script:
     Attributes:
         summary: shown by `mra --help`.
         module: whose `main` reads the command line and does the work.
-        themes: dataclasses of the options, where importing the module takes long.
+        themes: dataclasses of the options.
         config: whether it reads a recipe.
     """
 
     summary: str
     module: str
-    themes: tuple[type, ...] = ()
+    themes: tuple[type, ...]
     config: bool = False
 
     def __call__(self, argv: list[str], program: str) -> None:
-        if self.themes:  # answers --help and refuses a typo before the slow import
-            description = f"{self.summary[0].upper()}{self.summary[1:]}."
-            parse_arguments(self.themes, prog=program, description=description, argv=argv, config=self.config)
+        description = f"{self.summary[0].upper()}{self.summary[1:]}."
+        # Answers --help and refuses a typo before an import that takes long.
+        parse_arguments(self.themes, prog=program, description=description, argv=argv, config=self.config)
         importlib.import_module(self.module).main(argv, program)
 
 
@@ -155,9 +156,13 @@ VERBS: dict[str, Verb | Script] = {
         "mra.retrieval.compare:compare",
         (ComparisonArguments,),
     ),
-    "prepare sda": Script("convert annotations and images of SDA for load_dataset", "data_scripts.prepare_sda"),
+    "prepare sda": Script(
+        "convert annotations and images of SDA for load_dataset", "data_scripts.prepare_sda", (SdaArguments,)
+    ),
     "prepare pedes": Script(
-        "convert a person-search set, or one's own captions, for load_dataset", "data_scripts.prepare_pedes"
+        "convert a person-search set, or one's own captions, for load_dataset",
+        "data_scripts.prepare_pedes",
+        (PedesArguments,),
     ),
     "convert": Script(
         "convert a released checkpoint to a folder for from_pretrained, or back",

@@ -34,7 +34,7 @@ class CommonSection:
 
     work_dir: str | None = setting(None, "Folder of everything that the factory makes.", decides=False)
     dataset: str | None = setting(
-        None, "Target set with images and captions, as prepare_pedes writes it: folder or Hub id."
+        None, "Target set with images and captions, as `mra prepare pedes` writes it: folder or Hub id."
     )
     seed: int = setting(0, "Seed of training, prompts and images.")
     base_model: str | None = setting(

@@ -9,7 +9,7 @@ from mra.common.arguments import option, require
 
 @dataclass
 class RetrievalArguments:
-    """Command-line arguments of eval_retrieval.py."""
+    """What to evaluate, and how it is ranked."""
 
     model: str = option(help="Model folder or Hub id; any MRA model with its processor.")
     dataset: str = option(help="Dataset folder or Hub id with columns image, captions and image_id.")

@@ -10,7 +10,7 @@ from mra.retrieval.evaluation import below_similarity, describe_ranking, format_
 
 def read_report(folder: str) -> dict[str, Any]:
     """
-    Read what `eval_retrieval.py` wrote.
+    Read what `mra evaluate` wrote.
 
     Args:
         folder: its `--output_dir`.
@@ -27,14 +27,14 @@ def read_report(folder: str) -> dict[str, Any]:
         if "similarity" not in report:
             raise ValueError("it has no similarity metrics")
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): expected a folder that eval_retrieval.py wrote") from error
+        raise ValueError(f"{path} cannot be read ({error}): expected a folder that `mra evaluate` wrote") from error
     arguments = report.get("arguments", {})
     return {name: arguments[name] for name in ("score_fusion", "match_weight", "flip") if name in arguments} | report
 
 
 def read_result(folder: str) -> dict[str, dict[str, float]]:
     """
-    Read the metrics that `eval_retrieval.py` wrote; arguments and errors are those of `read_report`.
+    Read the metrics that `mra evaluate` wrote; arguments and errors are those of `read_report`.
 
     Returns:
         `similarity` and, if there was re-ranking, `reranked`: each a dict of percentages.

@@ -247,7 +247,7 @@ def read_captions(dataset) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     if missing:
         raise ValueError(
             f"the dataset has no column {', '.join(missing)}: expected {', '.join(REQUIRED_COLUMNS)} "
-            f"(a person-search set as data_scripts/prepare_pedes.py writes it), got {', '.join(dataset.column_names)}"
+            f"(a person-search set as `mra prepare pedes` writes it), got {', '.join(dataset.column_names)}"
         )
     if len(dataset) == 0:
         raise ValueError("the dataset has no rows: expected at least one image with a caption")

@@ -1,6 +1,5 @@
 """Time, memory and matmul rate, and the last line of every benchmark: one JSON object."""
 
-import argparse
 import contextlib
 import json
 import re
@@ -10,10 +9,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from configuration_mra import MRAConfig
+from mra.common.arguments import option
 
 
 MIB = 2**20
@@ -34,6 +35,18 @@ SMALL = {
 
 # Tokens of a caption of CUHK-PEDES with its [CLS] and [SEP], roughly.
 MEAN_LENGTH, LENGTH_DEVIATION, SHORTEST = 28, 8, 10
+
+
+@dataclass
+class ModelBenchmark:
+    """Options that every benchmark of the model has."""
+
+    full_size: bool = option(False, "the published sizes instead of a tiny model")
+    json: bool = option(False, "end with one line that holds the result as JSON")
+    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, ...")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the forward passes")
+    threads: int = option(1, "of the CPU; one never waits for another, which would count as CPU time")
+    seed: int = option(0, "of weights and inputs")
 
 
 @dataclass
@@ -73,20 +86,6 @@ def caption_lengths(count: int, longest: int) -> torch.Tensor:
     """Tokens of `(count,)` captions in random order: quantiles of a normal distribution, so that their mean is fixed."""
     quantiles = torch.distributions.Normal(MEAN_LENGTH, LENGTH_DEVIATION).icdf((torch.arange(count) + 0.5) / count)
     return quantiles[torch.randperm(count)].round().long().clamp(SHORTEST, longest)
-
-
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark of the model has."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("--full_size", action="store_true", help="the published sizes instead of a tiny model")
-    parser.add_argument("--json", action="store_true", help="end with one line that holds the result as JSON")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of the CPU; one never waits for another, which would count as CPU time"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    return parser
 
 
 def synchronize(device: torch.device) -> None:

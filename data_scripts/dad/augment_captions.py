@@ -54,7 +54,7 @@ class PromptMaker:
                 )
             except ValueError as error:
                 raise ValueError(
-                    f"augment.mode=eda: {error} Here they are `augment.eda_operations`; `augment.mode=attributes` needs no "
+                    f"--augment.mode eda: {error} Here they are `augment.eda_operations`; `--augment.mode attributes` needs no "
                     "WordNet."
                 ) from None
 
@@ -131,5 +131,10 @@ def run(config) -> None:
     stage.finish(**counts)
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Run this stage alone."""
+    run_stage("data_scripts.dad.augment_captions", run, __doc__, ("augment",), argv)
+
+
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.augment_captions", run, __doc__, ("augment",))
+    main()

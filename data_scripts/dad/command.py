@@ -4,8 +4,12 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from data_scripts.dad.config import FactoryConfig, load_config, make_parser
+from data_scripts.dad.config import SECTIONS, FactoryConfig
+from mra.common.arguments import parse_arguments
 from mra.common.command_line import plain_errors
+
+
+_MORE = "\nOptions of other stages are taken too: python -m data_scripts.dad.run --help lists all."
 
 
 def run_stage(
@@ -25,12 +29,11 @@ def run_stage(
         sections: of the configuration that the stage reads beside `common`.
         argv: arguments; the process's own when absent.
     """
-    parser = make_parser(name, description, ("common", *sections))
-    options = parser.parse_args(argv)
-    try:
-        config = load_config(options.config, options.overrides)
-    except ValueError as error:
-        parser.error(str(error))
+    config = FactoryConfig(
+        *parse_arguments(
+            SECTIONS, prog=name, description=f"{description}{_MORE}", argv=argv, shown=("common", *sections)
+        )
+    )
     with_plain_errors(name, lambda: run(config))
 
 

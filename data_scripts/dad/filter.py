@@ -235,5 +235,10 @@ def _label(check: str, place: int, scores: list[dict], decision: Decision, secti
     return f"{row['prompt_id']}: {why}"
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Run this stage alone."""
+    run_stage("data_scripts.dad.filter", run, __doc__, ("filter",), argv)
+
+
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.filter", run, __doc__, ("filter",))
+    main()

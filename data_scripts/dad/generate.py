@@ -1,7 +1,7 @@
 """
 Draws one image for each prompt, with the base model and the trained ControlNet.
 
-    python -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml common.base_model=FOLDER_OR_ID
+    python -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml --common.base_model FOLDER_OR_ID
     accelerate launch --multi_gpu --num_processes 8 -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml ...
 
 Which prompts share a batch follows from the batch's number, and every image has a seed of its own: another number of
@@ -97,5 +97,10 @@ def run(config) -> None:
     stage.finish_rows(rows, expected=len(prompts), name="images")
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Run this stage alone."""
+    run_stage("data_scripts.dad.generate", run, __doc__, ("generate",), argv)
+
+
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.generate", run, __doc__, ("generate",))
+    main()

@@ -198,5 +198,10 @@ def _picture_with_boxes(work: WorkFolder, row: dict) -> Picture:
     return Picture(image, row["caption"], [(f"{score:.2f} {phrase}", box) for phrase, box, score in regions])
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Run this stage alone."""
+    run_stage("data_scripts.dad.report", run, __doc__, ("report",), argv)
+
+
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.report", run, __doc__, ("report",))
+    main()

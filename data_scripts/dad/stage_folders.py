@@ -44,7 +44,6 @@ from mra.training.checkpointing import RECIPE_FILE
 SHARD_PROMPTS = 5000
 MANIFEST = "manifest.json"
 _SETTINGS = (MANIFEST, RECIPE_FILE, ENVIRONMENT_FILE)
-STAGES = ("train", "augment", "generate", "filter", "caption", "ground", "report")
 FOLDERS = {
     "train": "controlnet",
     "augment": "prompts",

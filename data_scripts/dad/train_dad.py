@@ -3,7 +3,7 @@ Trains a ControlNet that pulls a frozen Stable Diffusion towards the target set 
 
 One process, or the eight GPUs of a machine:
 
-    python -m data_scripts.dad.train_dad --config recipes/dad/cuhk.yaml common.base_model=FOLDER_OR_ID
+    python -m data_scripts.dad.train_dad --config recipes/dad/cuhk.yaml --common.base_model FOLDER_OR_ID
     accelerate launch --multi_gpu --num_processes 8 -m data_scripts.dad.train_dad --config recipes/dad/cuhk.yaml ...
 
 The same command goes on after an interruption. SIGTERM saves a checkpoint and ends the run.
@@ -143,7 +143,7 @@ def run(config) -> None:
     # Accelerator
     accelerator = create_accelerator(run)
     stop = StopSignal()
-    checkpoint = start_output_dir(accelerator, run, recipe, "train.{}={}".format)
+    checkpoint = start_output_dir(accelerator, run, recipe, "--train.{} {}".format)
     set_seed(run.seed)
 
     # Data
@@ -257,5 +257,10 @@ def run(config) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Run this stage alone."""
+    run_stage("data_scripts.dad.train_dad", run, __doc__, ("train", "generate"), argv)
+
+
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.train_dad", run, __doc__, ("train", "generate"))
+    main()

@@ -251,7 +251,7 @@ class _Reader:
             if text == "--":
                 return options, [*rest, text, *words]
             spelt, equals, value = text.removeprefix("--").partition("=")
-            name = self._find_option(spelt) if text.startswith("--") else None
+            name = self._find_option(spelt) if self._is_option(text) else None
             if name is None:
                 rest.append(text)
                 continue
@@ -261,7 +261,7 @@ class _Reader:
             hint, is_repeated = self.hints[name], _is_repeated(self.fields[name])
             given = [value] if equals else []
             most = len(words) if _is_list(hint) and not is_repeated else 1
-            while not equals and len(given) < most and words and not words[0].startswith("--"):
+            while not equals and len(given) < most and words and not self._is_option(words[0]):
                 if hint is bool and words[0].lower() not in _SWITCHED:
                     break
                 given.append(words.pop(0))
@@ -271,6 +271,12 @@ class _Reader:
                 raise ValueError(f"`--{name}` lacks a value")
             options[name] = [*options.get(name, []), *given] if is_repeated else given
         return options, rest
+
+    def _is_option(self, word: str) -> bool:
+        """Return whether a word is an option rather than a value that begins with `--`, such as "--seed 1"."""
+        if not word.startswith("--"):
+            return False
+        return " " not in word or self._find_option(word[2:].partition("=")[0]) is not None
 
     def _find_option(self, given: str) -> str | None:
         """Return the key of an option, or of a switch behind `no_`, that may be spelt with hyphens."""
@@ -297,18 +303,20 @@ class _Reader:
             return f"`--{name}` must be {_expected(self.hints[name])}, got {' '.join(options[name])!r}"
         if found := re.match(r"[Uu]nrecognized arguments: (\S+)", message):
             text = found[1].partition("=")[0]
-            return f"unknown argument {text!r}{self._nearest(text.removeprefix('--').replace('-', '_'))}"
+            nearest = self._nearest(text.removeprefix("--").replace("-", "_"), sign="--")
+            return f"unknown argument {text!r}{nearest}"
         if found := re.search(r"arguments are required: (.*)", message):
             names = found[1].split(", ")
             shown = [name if _is_positional(self.fields[name]) else f"--{name}" for name in names]
             return f"{', '.join(shown)}: required, but not given"
         return " ".join(message.split())
 
-    def _nearest(self, name: str, section: str | None = None) -> str:
-        prefix = "" if section is None else f"{section}."
+    def _nearest(self, name: str, section: str = "", sign: str = "") -> str:
+        """Return the end of a sentence on an unknown name: the known one, with `sign` before it, that is most like it."""
+        prefix = f"{section}." if section else ""
         known = [key.removeprefix(prefix) for key in (*self.sections, *self.fields) if key.startswith(prefix)]
         close = difflib.get_close_matches(name, known, n=1)
-        return f"; did you mean {close[0]!r}?" if close else "; see --help for the known ones"
+        return f"; did you mean {sign + close[0]!r}?" if close else "; see --help for the known ones"
 
     # -------- the recipe
 

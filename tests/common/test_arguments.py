@@ -71,6 +71,8 @@ def read(*argv, recipe=None, tmp_path=None):
         (("--condition", "none"), "condition", "none"),
         (("--name", "none"), "name", None),
         (("--name", "3"), "name", "3"),
+        (("--name", "--seed 1"), "name", "--seed 1"),
+        (("--name=--seed",), "name", "--seed"),
         (("--name", "no"), "name", "no"),
         (("--name", "[a]"), "name", "[a]"),
         (("--name", 'camera == "c3"'), "name", 'camera == "c3"'),
@@ -125,10 +127,10 @@ def test_the_command_line_wins_wherever_the_recipe_is_named(tmp_path):
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (("--tpo", "3"), "unknown argument '--tpo'; did you mean 'top'?"),
-        (("--to", "3"), "unknown argument '--to'; did you mean 'top'?"),
+        (("--tpo", "3"), "unknown argument '--tpo'; did you mean '--top'?"),
+        (("--to", "3"), "unknown argument '--to'; did you mean '--top'?"),
         (("--zzz=3",), "unknown argument '--zzz'; see --help for the known ones"),
-        (("extra", "--tpo", "3"), "unknown argument '--tpo'; did you mean 'top'?"),
+        (("extra", "--tpo", "3"), "unknown argument '--tpo'; did you mean '--top'?"),
         (("--top", "null"), "`--top` must be of type int, got 'null'"),
         (("--top", "none"), "`--top` must be of type int, got 'none'"),
         (("--top", "1.5"), "`--top` must be of type int, got '1.5'"),
@@ -199,7 +201,7 @@ def test_sections(tmp_path, capsys):
         assert str(error.value).startswith(str(path)) and words in str(error.value)
     with pytest.raises(SystemExit):
         parse_arguments(themes, prog="p", argv=["--search.tpo", "1"])
-    assert "unknown argument '--search.tpo'; did you mean 'search.top'?" in capsys.readouterr().err
+    assert "unknown argument '--search.tpo'; did you mean '--search.top'?" in capsys.readouterr().err
 
 
 def test_a_saved_recipe_reads_back_and_one_cut_short_is_refused(tmp_path):

@@ -120,7 +120,7 @@ def run(path: Path, *stages: str) -> FactoryConfig:
 def run_jobs(path: Path, stage: str) -> None:
     """Runs a stage as two jobs apart, the second first."""
     for shard in ("1/2", "0/2"):
-        run_stages(load_config(str(path), [f"common.shard={shard}"]), [stage])
+        run_stages(load_config(str(path), [f"--common.shard={shard}"]), [stage])
 
 
 def run_forked(path: Path, stage: str, num_processes: int = 1, kill_after: int | None = None) -> list[int]:

@@ -269,7 +269,7 @@ def test_attention_and_precision(folders, single_process, tmp_path, attn_impleme
             ("--score_fusion", "posterior", "--match_weight", "-1"),
             "`match_weight` must be 0 or more, or left out, got -1",
         ),
-        (("--rerank", "3"), "unknown argument '--rerank'; did you mean 'rerank_k'"),
+        (("--rerank", "3"), "unknown argument '--rerank'; did you mean '--rerank_k'"),
         (("--unknown", "3"), "unknown argument '--unknown'"),
     ],
 )

@@ -71,7 +71,7 @@ def test_recipe_sets_values_and_command_line_wins(tmp_path):
     "recipe, argv, words",
     [
         ("learnin_rate: 1\n", (), ["recipe.yaml", "'learnin_rate'", "'learning_rate'"]),
-        ("", ("--learnin_rate", "1"), ["'--learnin_rate'", "'learning_rate'"]),
+        ("", ("--learnin_rate", "1"), ["'--learnin_rate'", "'--learning_rate'"]),
         ("", ("--learning", "1"), ["'--learning'"]),
         ("select_on: test\n", (), ["'select_on'"]),
         ("seed: 1.5\n", (), ["`seed`", "int", "1.5"]),

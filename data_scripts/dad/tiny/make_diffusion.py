@@ -8,12 +8,13 @@ pictures would be noise whatever the rest learns. It has the parts of Stable Dif
 same code loads it and the real one.
 """
 
-import argparse
 import json
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -24,6 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from data_scripts.dad.command import with_plain_errors
 from data_scripts.dad.diffusion import import_diffusers, to_pixels
 from images_mra import read_picture
+from mra.common.arguments import option, parse_arguments, require
 
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
@@ -200,22 +202,29 @@ def build(
     return Path(output)
 
 
+@dataclass
+class DiffusionArguments:
+    """Options."""
+
+    output: str = option(help="folder to write")
+    images: str | None = option(None, "folder of images to fit the autoencoder to; random if left out")
+    image_size: list[int] = option([64, 32], "height and width")
+    channels: list[int] = option([64, 64], "of the UNet")
+    steps: int = option(600, "of the autoencoder's training")
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = option(
+        "sample", "what the UNet predicts; a sample needs the least training"
+    )
+    seed: int = option(0, "of weights and training")
+
+    def __post_init__(self) -> None:
+        require(len(self.image_size) == 2, "image_size", "height and width", self.image_size)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Builds what the command line names."""
-    parser = argparse.ArgumentParser(prog="tiny_diffusion", description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--images", help="folder of images to fit the autoencoder to; random if left out")
-    parser.add_argument("--image_size", type=int, nargs=2, default=(64, 32), help="height and width (default: 64 32)")
-    parser.add_argument("--channels", type=int, nargs="+", default=(64, 64), help="of the UNet (default: 64 64)")
-    parser.add_argument("--steps", type=int, default=600, help="of the autoencoder's training (default: 600)")
-    parser.add_argument(
-        "--prediction_type",
-        choices=("epsilon", "v_prediction", "sample"),
-        default="sample",
-        help="what the UNet predicts (default: sample, which needs the least training)",
+    (options,) = parse_arguments(
+        [DiffusionArguments], prog="tiny_diffusion", description=__doc__, argv=argv, config=False
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights and training (default: 0)")
-    options = parser.parse_args(argv)
 
     def work():
         images = options.images and read_images(options.images, options.image_size, options.seed)

@@ -8,9 +8,10 @@ DINO) and `detector` (YOLOS) give boxes, `clip` compares images with texts. With
 BLIP is trained on its captions for a minute, so that it says what captions say, if not what the image shows.
 """
 
-import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from datasets import Dataset
@@ -43,6 +44,7 @@ from transformers import (
 )
 
 from images_mra import read_picture
+from mra.common.arguments import option, parse_arguments
 from mra.retrieval.encode import undecoded
 from mra.training.splits import load_split
 
@@ -247,15 +249,20 @@ def _save(folder: str | Path, seed: int, make_model: Callable, processor) -> Non
     processor.save_pretrained(folder)
 
 
-def main(arguments: list[str] | None = None) -> None:
+@dataclass
+class ReaderArguments:
+    """Options."""
+
+    output: str = option(help="folder to write")
+    models: list[Literal[tuple(MAKERS)]] = option(list(MAKERS), "models to write")
+    seed: int = option(0, "of the weights")
+    captions: str | None = option(None, "prepared set to train the BLIP on; untrained if left out")
+    steps: int = option(300, "of that training")
+
+
+def main(argv: list[str] | None = None) -> None:
     """Writes what the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--models", nargs="+", choices=list(MAKERS), default=list(MAKERS), help="default: all")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
-    parser.add_argument("--captions", metavar="SET", help="prepared set to train the BLIP on; untrained if left out")
-    parser.add_argument("--steps", type=int, default=300, help="of that training (default: 300)")
-    options = parser.parse_args(arguments)
+    (options,) = parse_arguments([ReaderArguments], prog="tiny_readers", description=__doc__, argv=argv, config=False)
     make_readers(options.output, options.models, options.seed)
     if options.captions and "blip" in options.models:
         train_blip(Path(options.output) / "blip", load_split(options.captions, "train"), options.steps, options.seed)

@@ -153,4 +153,4 @@ def test_killed_jobs_apart_and_two_processes_give_the_same_file(root):
 
 def test_no_model():
     with pytest.raises(ValueError, match=r"`caption\.model` must be a captioner's folder or Hub id, got None"):
-        run_caption(load_config(None, ["common.work_dir=nowhere", "common.dataset=nowhere"]))
+        run_caption(load_config(None, ["--common.work_dir=nowhere", "--common.dataset=nowhere"]))

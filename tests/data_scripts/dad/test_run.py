@@ -40,10 +40,10 @@ def test_stages_run_in_order_and_are_found_by_name(monkeypatch):
         module = types.ModuleType(stage)
         module.run = lambda config, stage=stage: ran.append((stage, config))
         monkeypatch.setitem(sys.modules, f"data_scripts.dad.{run.MODULES.get(stage, stage)}", module)
-    run.main(["common.work_dir=w", "common.dataset=d", "--stages", "report,train,caption"])
+    run.main(["--common.work_dir=w", "--common.dataset=d", "--stages", "report,train,caption"])
     assert [stage for stage, _ in ran] == ["train", "caption", "report"] and ran[0][1].common.work_dir == "w"
     ran.clear()
-    run.main(["common.work_dir=w", "common.dataset=d"])
+    run.main(["--common.work_dir=w", "--common.dataset=d"])
     assert [stage for stage, _ in ran] == list(STAGES)
 
 
@@ -126,10 +126,10 @@ def test_finished_stages_are_passed_over(root, monkeypatch):
     "arguments, said, code",
     [
         (["--stages", "train,paint"], "--stages: unknown 'paint'", 2),
-        (["generate.batch_sise=3"], "did you mean 'batch_size'", 2),
+        (["--generate.batch_sise=3"], "did you mean '--generate.batch_size'", 2),
         (["--stages", "generate"], "stage 'train' was not run. Run it first: --stages train.", 1),
-        (["--stages", "train", "common.base_model=none"], "`common.base_model` is not set", 1),
-        (["--stages", "augment", "common.dataset=/nowhere"], "is no prepared set", 1),
+        (["--stages", "train", "--common.base_model=none"], "`common.base_model` is not set", 1),
+        (["--stages", "augment", "--common.dataset=/nowhere"], "is no prepared set", 1),
     ],
 )
 def test_bad_input_ends_the_command(root, capsys, arguments, said, code):

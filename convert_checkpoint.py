@@ -51,10 +51,10 @@ WRAPPERS = ("model", "state_dict", "model_state_dict")  # entries that hold a st
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
-def main(argv: list[str] | None = None) -> None:
-    (args,) = parse_arguments([ConversionArguments], description=__doc__, argv=argv, config=False)
+def main(argv: list[str] | None = None, program: str = "convert_checkpoint.py") -> None:
+    (args,) = parse_arguments([ConversionArguments], prog=program, description=__doc__, argv=argv, config=False)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    with plain_errors("convert_checkpoint.py", args.output, (ValueError,)):
+    with plain_errors(program, args.output, (ValueError,)):
         if args.to_published:
             convert_to_published(args.checkpoint, args.output, args.overwrite)
         else:

@@ -58,8 +58,8 @@ PASSED_ON = ("flip", "batch_size", "rerank_batch_size", "num_workers")
 logger = logging.getLogger("mra_retrieval")
 
 
-def main(argv: list[str] | None = None) -> None:
-    (args,) = parse_arguments([RetrievalArguments], description=__doc__, argv=argv)
+def main(argv: list[str] | None = None, program: str = "eval_retrieval.py") -> None:
+    (args,) = parse_arguments([RetrievalArguments], prog=program, description=__doc__, argv=argv)
     state = start_processes()
     if state.is_main_process:
         logging.basicConfig(format="%(message)s")
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         "dtype": getattr(torch, args.dtype),
         "progress": True,
     }
-    with plain_errors("eval_retrieval.py", args.output_dir):
+    with plain_errors(program, args.output_dir):
         if state.is_main_process:
             try_folder(args.output_dir, "--output_dir")
         with state.main_process_first():
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
         for kind, lines in (("note", ranking.notes), ("warning", ranking.warnings)):
             for line in lines:
                 print(f"{kind}: {line}")
-        with plain_errors("eval_retrieval.py", args.output_dir, (ValueError,)):
+        with plain_errors(program, args.output_dir, (ValueError,)):
             for path in save_result(result, ranking, dataset, args, state.num_processes):
                 print(f"wrote {path}")
     state.destroy_process_group()
@@ -136,7 +136,7 @@ def load_split(path: str, split: str) -> Dataset:
         known = "a folder" if Path(path).exists() else "neither a folder nor a dataset on the Hub"
         raise ValueError(
             f"--dataset {path} is {known} that load_dataset cannot read ({type(error).__name__}: {error}); "
-            "expected what data_scripts/prepare_pedes.py writes"
+            "expected what `mra prepare pedes` writes"
         ) from error
     if not isinstance(dataset, DatasetDict) or split not in dataset:
         raise ValueError(f"--split {split} is not in {path}: expected one of {', '.join(dataset)}")

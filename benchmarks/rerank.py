@@ -32,7 +32,7 @@ from modeling_mra import MRAModel
 from mra.common.arguments import option, parse_arguments
 from mra.common.sharding import cut_batches
 from mra.retrieval.encode import ImageEncodings, TextEncodings, forward_context
-from mra.retrieval.rerank import rerank
+from mra.retrieval.reranking import rerank
 from tests.oracle.plain import plain_rerank
 
 

@@ -136,9 +136,9 @@ class SdaBuilder(AnnotationBuilder):
 
 def _check_is_sda(file: Path, row: Any) -> None:
     if isinstance(row, dict) and "image" not in row and ("file_path" in row or "img_path" in row or "captions" in row):
-        raise ValueError(f"{file} holds PEDES annotations ({', '.join(row)}). Use prepare_pedes.py for it.")
+        raise ValueError(f"{file} holds PEDES annotations ({', '.join(row)}). use `mra prepare pedes`.")
     if isinstance(row, dict) and isinstance(row.get("caption"), list):
-        raise ValueError(f"{file} holds PEDES annotations (a list of captions a row). Use prepare_pedes.py for it.")
+        raise ValueError(f"{file} holds PEDES annotations (a list of captions a row). use `mra prepare pedes`.")
 
 
 class PedesBuilder(AnnotationBuilder):

@@ -3,7 +3,7 @@ Finds the box of every noun phrase of the captions, and writes the annotations o
 
     python -m data_scripts.dad.ground --config recipes/dad/cuhk.yaml
 
-writes `WORK/sda/sda_<start>_<stop>.json`, which prepare_sda reads with `--images WORK/images`.
+writes `WORK/sda/sda_<start>_<stop>.json`, which `mra prepare sda` reads with `--images WORK/images`.
 """
 
 import json

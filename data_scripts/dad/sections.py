@@ -23,7 +23,7 @@ class CommonSection:
 
     work_dir: str | None = option(None, "Folder of everything that the factory makes.", decides=False)
     dataset: str | None = option(
-        None, "Target set with images and captions, as prepare_pedes writes it: folder or Hub id."
+        None, "Target set with images and captions, as `mra prepare pedes` writes it: folder or Hub id."
     )
     seed: int = option(0, "Seed of training, prompts and images.")
     base_model: str | None = option(

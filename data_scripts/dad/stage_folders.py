@@ -8,7 +8,7 @@ The work folder of the factory: names, whole files, rows in parts, and what each
     WORK/filter/manifest.json, scores.jsonl, thresholds.json, kept.jsonl, report
     WORK/captions/manifest.json, captions.jsonl  {file_path, caption, raw_caption, prompt_id}
     WORK/grounding/manifest.json, regions.jsonl  rows as those of SDA, with their prompt_id
-    WORK/sda/sda_<start>_<stop>.json of 5,000 prompts each, and nothing else, as prepare_sda reads them
+    WORK/sda/sda_<start>_<stop>.json of 5,000 prompts each, and nothing else, as `mra prepare sda` reads them
     WORK/report/manifest.json, index.md
 
 `source_row` is the row of the train split, `source_image_id` the person in it. While a stage runs, every process

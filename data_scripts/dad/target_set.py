@@ -35,13 +35,13 @@ def load_target(name: str, split: str = "train") -> Dataset | None:
         ) from None
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"`common.dataset` {name!r} cannot be read: {error} (prepare_pedes makes such a set)"
+            f"`common.dataset` {name!r} cannot be read: {error} (`mra prepare pedes` makes such a set)"
         ) from None
     missing = [column for column in _COLUMNS if rows is not None and column not in rows.column_names]
     if missing:
         raise ValueError(
             f"`common.dataset` {name!r} has no column {', '.join(map(repr, missing))}, only {', '.join(rows.column_names)}: "
-            "name a set of images with captions as prepare_pedes writes it."
+            "name a set of images with captions as `mra prepare pedes` writes it."
         )
     return rows if rows is None else undecoded(rows)
 

@@ -1,4 +1,4 @@
-"""Arguments of the commands that measure retrieval."""
+"""Arguments of the commands that measure, compare, explain and export a model."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from mra.common.arguments import option, require
 
 @dataclass
 class RetrievalArguments:
-    """Command-line arguments of eval_retrieval.py."""
+    """What to evaluate, and how it is ranked."""
 
     model: str = option(help="Model folder or Hub id; any MRA model with its processor.")
     dataset: str = option(help="Dataset folder or Hub id with columns image, captions and image_id.")
@@ -56,3 +56,48 @@ class RetrievalArguments:
             "posterior with match_weight, which no other fusion has",
             self.score_fusion,
         )
+
+
+@dataclass
+class ComparisonArguments:
+    """What to compare."""
+
+    results: list[str] = option(
+        help="a row's name and the output folder of an evaluation", positional=True, metavar="NAME=DIR"
+    )
+
+    def __post_init__(self) -> None:
+        names = [item.partition("=")[0] for item in self.results]
+        for item, name in zip(self.results, names, strict=True):
+            if "=" not in item:
+                raise ValueError(f"expected NAME=DIR, got {item!r}")
+            if names.count(name) > 1:
+                raise ValueError(f"the name {name!r} is given twice: each row needs a name of its own")
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """The folder of each row."""
+        return dict(item.split("=", 1) for item in self.results)
+
+
+@dataclass
+class ExplanationArguments:
+    """What to explain."""
+
+    model: str = option(help="model folder or Hub id")
+    image: str = option(help="picture file of a person")
+    text: str = option(help="caption to explain")
+    output: str = option(help="picture to write, such as explanation.png")
+    phrases: list[str] = option([], "phrases to score on their own")
+    num_layers: int | None = option(None, "last fusion layers to average; half of them when left out")
+
+
+@dataclass
+class ExportArguments:
+    """What to export."""
+
+    model: str = option(help="model folder or Hub id")
+    output: str = option(help="folder to write")
+    format: Literal["onnx"] = option("onnx", "the only one so far")
+    opset: int | None = option(None, "version of the ONNX operators; what PyTorch recommends when left out")
+    overwrite: bool = option(False, "replace an earlier export at --output")

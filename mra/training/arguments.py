@@ -405,7 +405,7 @@ class HubArguments:
 
 @dataclass
 class ConversionArguments:
-    """Command-line arguments of convert_checkpoint.py."""
+    """What to convert."""
 
     checkpoint: str = option(help="Released .pth file; with --to_published, a folder.")
     output: str = option(help="Folder to write; with --to_published, a .pth file.")

@@ -189,7 +189,7 @@ def build_pretraining_dataset(
     if regions and single and not {"boxes", "phrases"} <= set(dataset.column_names):
         raise ValueError(
             f"Region terms need the columns boxes and phrases, the set has {', '.join(dataset.column_names)}. "
-            "Prepare it with data_scripts/prepare_sda.py, or set `region_weight: 0`."
+            "Prepare it with `mra prepare sda`, or set `region_weight: 0`."
         )
     if not 0 < data_fraction <= 1:
         raise ValueError(f"`data_fraction` must lie above 0 and not above 1, got {data_fraction}.")
@@ -300,7 +300,7 @@ def _check_columns(dataset: Table, caption_columns: tuple[str, ...]) -> bool:
         problems = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(wrong)}"] * bool(wrong)
         raise ValueError(
             f"The set {' and '.join(problems)}; its columns are {', '.join(features)}, expected are {layout}. "
-            "Prepare the set with data_scripts/prepare_sda.py or prepare_pedes.py."
+            "Prepare the set with `mra prepare`."
         )
     return captions[0] == "caption"
 

@@ -155,7 +155,7 @@ def build_converted_card(repository: str, source: str, config: Mapping[str, Any]
     body = (_SUMMARY + usage + _LIMITS).format(
         name=repository.split("/")[-1],
         origin=origin,
-        results="Nothing was measured in the conversion; `eval_retrieval.py` measures the folder on a test split.",
+        results="Nothing was measured in the conversion; `mra evaluate` measures the folder on a test split.",
         repository=repository,
     )
     return _with_metadata(body, repository)
@@ -221,7 +221,7 @@ def _describe_choice(choice: RetrievalChoice) -> str:
     ]
     header = f"| k {max(choice.tried)} | R@1 | mAP | |\n| --- | --- | --- | --- |"
     return (
-        f"`eval_retrieval.py` takes the {choice.describe()}. `--rerank_k auto` takes {choice.rerank_k}: "
+        f"`mra evaluate` takes the {choice.describe()}. `--rerank_k auto` takes {choice.rerank_k}: "
         f"{choice.describe_depth()}.\n\n" + "\n".join([header, *rows])
     )
 

@@ -34,7 +34,7 @@ def load_split(name: str, split: str, streaming: Streaming | None = None) -> Tab
     except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DataFilesNotFoundError):
         raise ValueError(
             f"`dataset`: {name!r} is no prepared set, neither a folder with Parquet files nor a Hub id. Make one with "
-            "data_scripts/prepare_sda.py or data_scripts/prepare_pedes.py."
+            "`mra prepare`."
         ) from None
     splits = list(builder.info.splits or builder.config.data_files or {})
     if split in splits and streaming is not None:

@@ -84,7 +84,7 @@ class StreamedTable:
         if not files or not all(str(file).endswith(".parquet") for file in files):
             raise ValueError(
                 f"`streaming` reads Parquet files, got {', '.join(map(str, files[:3])) or 'none'}: prepare the set with "
-                "data_scripts/prepare_sda.py or prepare_pedes.py, or leave `streaming` out."
+                "`mra prepare`, or leave `streaming` out."
             )
         self.files = [str(file) for file in files]
         self.streaming = streaming

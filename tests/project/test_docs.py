@@ -1,6 +1,5 @@
-"""Commands and flags that docs/reproduction.md shows are those that the scripts read."""
+"""Commands and flags that the documentation and the demos show are those that the scripts and `mra` read."""
 
-import argparse
 import re
 import shlex
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import paired_runs
-from data_scripts.preparation import parse_arguments as parse_preparation
+from mra.cli import VERBS
 from mra.common.arguments import init_fields, parse_arguments
 from mra.retrieval.arguments import RetrievalArguments
 from mra.training.arguments import FINETUNING, PRETRAINING, ConversionArguments
@@ -16,35 +15,45 @@ from mra.training.arguments import FINETUNING, PRETRAINING, ConversionArguments
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs/reproduction.md").read_text()
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").rglob("*.sh")])
+
+
+def bash_lines(text: str) -> list[str]:
+    """Lines of the bash blocks, joined where they continue, with the first set in place of a loop's variable."""
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ")
+    return [line.strip().replace("$set", "cuhk") for line in blocks.splitlines()]
 
 
 def shown_commands() -> list[str]:
-    """Lines of the bash blocks, joined where they continue, with the first set in place of a loop's variable."""
-    blocks = "".join(re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)).replace("\\\n", " ")
-    return [
-        line.strip().replace("$set", "cuhk")
-        for line in blocks.splitlines()
-        if re.match(r" *(python|accelerate) ", line)
-    ]
+    """Commands of docs/reproduction.md."""
+    return [line for line in bash_lines(TEXT) if re.match(r"(python|accelerate|mra) ", line)]
 
 
-def prepare(argv):
-    parser = argparse.ArgumentParser()
-    if "--dataset" in argv:
-        parser.add_argument("--dataset", required=True, choices=("cuhk", "icfg", "rstp"))
-    return parse_preparation(parser, argv, "")
+def shown_verbs() -> list[str]:
+    """`mra` commands of the pages and of the demos."""
+    lines = []
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        text = text if path.suffix == ".md" else f"```bash\n{text}```"
+        lines += [line for line in bash_lines(text) if re.match(r"(step )?mra ", line)]
+    return lines
+
+
+def read_verb(words: list[str]):
+    """Read the words after `mra`."""
+    name = " ".join(words[:2]) if " ".join(words[:2]) in VERBS else words[0]
+    verb = VERBS[name]
+    return parse_arguments(verb.themes, argv=words[len(name.split()) :], config=getattr(verb, "config", False))
 
 
 PARSERS = {
+    "mra": read_verb,
     "train_pretrain.py": lambda argv: parse_arguments(PRETRAINING, argv=argv),
     "train_finetune.py": lambda argv: parse_arguments(FINETUNING, argv=argv),
     "eval_retrieval.py": lambda argv: parse_arguments([RetrievalArguments], argv=argv),
-    "convert_checkpoint.py": lambda argv: parse_arguments([ConversionArguments], argv=argv, config=False),
     "benchmarks/paired_runs.py": lambda argv: parse_arguments(
         [paired_runs.PairedRunsArguments], argv=argv, config=False
     ),
-    "data_scripts.prepare_sda": prepare,
-    "data_scripts.prepare_pedes": prepare,
 }
 
 
@@ -56,6 +65,14 @@ def test_shown_command_is_read(command, monkeypatch):
     config = re.search(r"--config_file (\S+)", command)
     assert config is None or Path(config[1]).is_file()
     assert PARSERS[script](words[words.index(script) + 1 :])
+
+
+def test_shown_verbs_are_read():
+    commands = shown_verbs()
+    assert len(commands) > 30
+    for command in commands:
+        words = shlex.split(command.removeprefix("step "), comments=True)
+        assert read_verb(words[1:]), command
 
 
 def test_no_pretraining_starts_from_swin_and_bert():

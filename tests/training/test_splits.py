@@ -17,7 +17,7 @@ def test_splits_are_loaded_by_name(tmp_path):
     make_pedes(4).to_parquet(tmp_path / "train-00000-of-00001.parquet")
     assert len(load_split(str(tmp_path), "train")) == 4
     assert load_split(str(tmp_path), "validation") is None
-    with pytest.raises(ValueError, match="prepare_sda"):
+    with pytest.raises(ValueError, match="mra prepare"):
         load_split(str(tmp_path / "nowhere"), "train")
 
 

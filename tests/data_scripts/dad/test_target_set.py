@@ -16,7 +16,7 @@ def test_a_prepared_set_is_loaded(tmp_path):
 
 def test_another_kind_of_set_is_refused(tmp_path):
     make_sda(3).to_parquet(tmp_path / "train-00000-of-00001.parquet")
-    with pytest.raises(ValueError, match=r"`common\.dataset` '.*' has no column 'captions', only .*prepare_pedes"):
+    with pytest.raises(ValueError, match=r"`common\.dataset` '.*' has no column 'captions', only .*mra prepare pedes"):
         load_target(str(tmp_path))
 
 

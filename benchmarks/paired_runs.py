@@ -99,7 +99,11 @@ def validate_run(args: PairedRunsArguments, name: str, options: str, seed: int) 
     if not (args.reuse and is_finished(folder, args.script, script_args)):
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", args.accelerate_config]
         # accelerate would take one thread
-        environment = {"OMP_NUM_THREADS": str(os.cpu_count()), "TOKENIZERS_PARALLELISM": "false"} | os.environ
+        environment = {
+            "OMP_NUM_THREADS": str(os.cpu_count()),
+            "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve each other on busy cores
+            "TOKENIZERS_PARALLELISM": "false",
+        } | os.environ
         command = [*launch, args.script, *script_args]
         run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if run.returncode:

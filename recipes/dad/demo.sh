@@ -2,14 +2,9 @@
 # The data factory from nothing to a pretraining run on its set, with tiny models. Run by `make demo-dad`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source recipes/demo_environment.sh
 DEMO=outputs/dad/demo
-export TOKENIZERS_PARALLELISM=false
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # models this small gain nothing from a second thread
-
-step() {
-    printf '\n\033[1m$ %s\033[0m\n' "$*"
-    "$@"
-}
 
 # A target set: people of the sample set, with captions.
 step python -m data_scripts.make_sample --output $DEMO/target --sda_pairs 10 --train_ids 300 --val_ids 20 --test_ids 20 \

@@ -2,15 +2,10 @@
 # The sample set from nothing to ranked pictures, each step an ordinary command of this project. Run by `make demo`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source recipes/demo_environment.sh
 DATA=data/sample
 OUT=outputs/sample
-export TOKENIZERS_PARALLELISM=false
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}  # accelerate would take fewer
-
-step() {
-    printf '\n\033[1m$ %s\033[0m\n' "$*"
-    "$@"
-}
 
 # How scores are fused is chosen on the validation split: in training, for the untrained model here.
 evaluate() {  # model folder, name of the result

@@ -2,21 +2,16 @@
 # Search the sample set's test images in words, with the model that `make demo` trained. Run by `make demo-search`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source recipes/demo_environment.sh
 DATA=data/sample/arrow/pedes
 MODEL=outputs/sample/finetune/best
 OUT=outputs/sample/search
 GALLERY=$OUT/gallery.db
-export TOKENIZERS_PARALLELISM=false
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the model is small: two threads wait for each other longer than one takes
 
 for needed in $MODEL/config.json $DATA/README.md; do
     test -f $needed || { echo "demo_search.sh: there is no $needed: run 'make demo' first" >&2; exit 1; }
 done
-
-step() {
-    printf '\n\033[1m$ %s\033[0m\n' "$*"
-    "$@"
-}
 
 mkdir -p $OUT
 rm -rf $GALLERY

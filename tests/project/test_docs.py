@@ -1,10 +1,14 @@
-"""Commands and flags that the documentation and the demos show are those that the scripts and `mra` read."""
+"""Commands and flags of the documentation are those that the code reads; links, site and constraints hold."""
 
+import configparser
+import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 from benchmarks import paired_runs
 from mra.cli import VERBS
@@ -89,3 +93,59 @@ def test_flags_in_the_text_exist():
     known |= {"--config"}
     shown = {flag for code in re.findall(r"`([^`\n]+)`", TEXT) for flag in re.findall(r"(?<!\S)--\w+", code)}
     assert len(shown) > 20 and shown <= known, shown - known
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def list_pages(navigation) -> list[str]:
+    """Return the pages of a `nav` of mkdocs.yml."""
+    if isinstance(navigation, str):
+        return [navigation]
+    parts = navigation.values() if isinstance(navigation, dict) else navigation
+    return [page for part in parts for page in list_pages(part)]
+
+
+def list_anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub and mkdocs give to the headings of a page."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return {
+        re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)", text, re.M)
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", page.read_text(encoding="utf-8")):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        assert not anchor or anchor in list_anchors(file), f"{target}#{anchor}"
+
+
+def test_the_site_shows_every_page():
+    pages = list_pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    docs = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    assert sorted(pages) == sorted({*docs, "index.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"})
+    linked = {"README.md", *re.findall(r"[\w-]+\.md", (ROOT / "README.md").read_text())}
+    assert {page.name for page in PAGES if "api" not in page.parts} <= linked
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/api").glob("*.md")), ids=lambda page: page.stem)
+def test_api_pages_name_modules(page):
+    modules = re.findall(r"^::: (\S+)", page.read_text(), re.M)
+    assert modules and [name for name in modules if importlib.util.find_spec(name) is None] == []
+
+
+def test_constraints_are_within_the_bounds():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    required = [Requirement(line) for line in "\n".join(lines).split("\n") if line]
+    bounds = {r.name.lower(): r for r in required if r.marker is None or r.marker.evaluate({"extra": ""})}
+    text = "\n".join(line.split("#")[0] for line in (ROOT / "constraints.txt").read_text().splitlines())
+    pinned = [Requirement(line) for line in text.split("\n") if line.strip()]
+    for requirement in pinned:
+        (version,) = requirement.specifier
+        assert version.operator == "==" and version.version in bounds[requirement.name.lower()].specifier
+    assert {"torch", "transformers", "timm", "numpy"} < {requirement.name for requirement in pinned}

@@ -31,6 +31,7 @@ from data_scripts.dad.sections import FilterSection
 from data_scripts.dad.stage_folders import Stage, begin_stage, read_stage_rows
 from data_scripts.dad.target_set import load_target, read_target
 from data_scripts.dad.text_scores import TextScorer
+from mra.common.cards import markdown_table
 from mra.common.drawing import CONTACT_SHEET, Tile, TileRow, draw_sheet, save_picture
 from mra.common.sharding import cut_batches
 
@@ -194,12 +195,12 @@ def describe(summary: dict[str, Any], has_sheet: bool = True) -> str:
         f"Limits come from {summary['target_images']:,} images of the target set unless the configuration sets them. "
         "Models look only at what passed the checks before them.",
         "",
-        "| check | limit | looked at | first reason | any reason |",
-        "| --- | --- | ---: | ---: | ---: |",
     ]
-    for check, counts in summary["checks"].items():
-        numbers = " | ".join(f"{counts[name]:,}" for name in ("looked_at", "first_reason", "any_reason"))
-        lines.append(f"| {check} | {counts['limit'] or ''} | {numbers} |")
+    rows = [
+        [check, counts["limit"] or "", *(f"{counts[name]:,}" for name in ("looked_at", "first_reason", "any_reason"))]
+        for check, counts in summary["checks"].items()
+    ]
+    lines.append(markdown_table(["check", "limit", "looked at", "first reason", "any reason"], rows, text_columns=2))
     return "\n".join([*lines, "", *(["![Dropped images by reason](dropped.jpg)", ""] if has_sheet else [])])
 
 

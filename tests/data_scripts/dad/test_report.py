@@ -8,7 +8,7 @@ from PIL import Image
 from data_scripts.dad.config import load_config
 from data_scripts.dad.files import to_lines, write_whole
 from data_scripts.dad.report import describe_captions, describe_regions
-from data_scripts.dad.reporting.report_page import Figure, Heading, Paragraph, Table, to_html, to_markdown
+from data_scripts.dad.reporting.report_page import Heading, Paragraph, Picture, Table, to_html, to_markdown
 from tests.helpers.dad_readers import draw_person, make_sources, run, write_config, write_generated
 
 
@@ -76,7 +76,12 @@ def test_words_and_boxes_are_counted():
 
 
 def test_blocks_in_both_languages():
-    blocks = [Heading("A & B", 1), Paragraph("x < y", True), Table(["a", "n"], [["p|q", "1"]]), Figure("f.jpg", "pic")]
+    blocks = [
+        Heading("A & B", 1),
+        Paragraph("x < y", True),
+        Table(["a", "n"], [["p|q", "1"]]),
+        Picture("f.jpg", "pic"),
+    ]
     assert to_markdown(blocks) == (
         "# A & B\n\n> **Note.** x < y\n\n| a | n |\n| --- | ---: |\n| p\\|q | 1 |\n\n![pic](f.jpg)\n\n*pic*\n"
     )

@@ -8,12 +8,9 @@ The architecture is read off the tensors and the configuration stored with them.
 configuration, code, model card and, with a tokenizer, the processor. The way back gives the same tensors, bit for bit.
 """
 
-import contextlib
 import json
 import logging
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from mra.common.arguments import parse_arguments
@@ -21,20 +18,20 @@ from mra.training.arguments import ConversionArguments, HubArguments
 
 
 if __name__ == "__main__":
-    parse_arguments([ConversionArguments], description=__doc__, config=False)  # --help before the slow imports
+    # Answer --help and refuse a typo before the imports below, which take seconds.
+    parse_arguments([ConversionArguments], description=__doc__, config=False)
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
-from mra.common.command_line import plain_errors
+from mra.common.command_line import plain_errors, try_folder, writing_to
+from mra.common.files import whole_file, whole_folder
 from mra.common.weight_files import load_tensors
-from mra.training.checkpointing import replace_folder
 from mra.training.model_card import build_converted_card, push_folder
 from mra.training.published_layout import (
     describe_config,
@@ -105,7 +102,8 @@ def convert_to_folder(
     """
     checkpoint, output = Path(checkpoint), Path(output)
     _check_folder(output, overwrite)
-    with _unfinished(output) as folder:
+    try_folder(output.parent, "`output`")
+    with writing_to(output), whole_folder(output) as folder:
         state_dict, stored = read_checkpoint(checkpoint)
         try:
             config = infer_config(state_dict, stored, image_size, num_attention_heads)
@@ -287,7 +285,8 @@ def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool
         raise ValueError(f"`output`: {str(output)!r} exists: {fix}")
     if not (folder / "config.json").is_file():
         raise ValueError(f"`checkpoint`: {str(folder)!r} is no folder with a config.json.")
-    with _unfinished(output, is_file=True) as unfinished:
+    try_folder(output.parent, "`output`")
+    with writing_to(output), whole_file(output) as unfinished:
         config = MRAConfig.from_pretrained(folder)
         published = folder / PUBLISHED_CONFIG
         stored = json.loads(published.read_text(encoding="utf-8")) if published.is_file() else describe_config(config)
@@ -348,28 +347,6 @@ def _check_folder(output: Path, overwrite: bool) -> None:
     known = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type")
     if known != MRAConfig.model_type:
         raise ValueError(f"`output`: {str(output)!r} is no MRA folder and is not replaced: give another name.")
-
-
-@contextlib.contextmanager
-def _unfinished(output: Path, is_file: bool = False) -> Iterator[Path]:
-    """
-    Give a folder or file beside the output that takes its name when everything is in it, and is removed otherwise.
-
-    It is made before the work, so that a place that cannot be written to is known then.
-
-    Raises:
-        ValueError: if it cannot be written, or not to its end.
-    """
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.touch() if is_file else unfinished.mkdir()
-        yield unfinished
-        os.replace(unfinished, output) if is_file else replace_folder(unfinished, output)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"`output`: {str(output)!r} cannot be written ({error})") from error
-    finally:
-        unfinished.unlink(missing_ok=True) if is_file else shutil.rmtree(unfinished, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,8 @@ from mra.retrieval.arguments import RetrievalArguments
 
 
 if __name__ == "__main__":
-    parse_arguments(
-        [RetrievalArguments], description=__doc__
-    )  # answers --help and refuses a typo before the slow imports
+    # Answer --help and refuse a typo before the imports below, which take seconds.
+    parse_arguments([RetrievalArguments], description=__doc__)
 
 import torch
 from accelerate import PartialState
@@ -35,6 +34,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 
 from mra.common.command_line import plain_errors, try_folder
+from mra.common.files import whole_file
 from mra.common.loading import load_model, load_processor
 from mra.common.tables import load_split
 from mra.retrieval import (
@@ -151,12 +151,8 @@ def save_result(
 
     def write(name: str, save: Callable[[Path], object]) -> None:
         path = folder / name
-        temporary = folder / f".{os.getpid()}.{name}"
-        try:
-            save(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as unfinished:
+            save(unfinished)
         written.append(path)
 
     # The figures first: a disk that is full, or a picture that cannot be drawn, must not lose them.

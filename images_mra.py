@@ -43,7 +43,8 @@ _TIFF_PIXELS |= {*range(512, 522), *range(529, 533)}
 _SHORT = 3  # type of a TIFF tag
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"eXIf")
+# What Pillow parses of a PNG beside its pixels and frames.
+_PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"iCCP", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tRNS")
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 
 _JPEG_START = b"\xff\xd8"
@@ -70,7 +71,7 @@ def open_picture(source: bytes | str | Path) -> Image.Image:
             allows.
     """
     content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    content = _texts_before_pixels(content)
+    content = _metadata_before_pixels(content)
     try:
         image = Image.open(io.BytesIO(content))
         if image.format == "TIFF":
@@ -321,17 +322,17 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         position += 12 + length
 
 
-def _texts_before_pixels(content: bytes) -> bytes:
-    """Move texts and EXIF of a PNG to the front: behind the pixels, Pillow reads them only after decoding."""
+def _metadata_before_pixels(content: bytes) -> bytes:
+    """Move metadata of a PNG to the front: behind the pixels, Pillow reads them only as it decodes, and fails there."""
     if not content.startswith(_PNG_START):
         return content
     tail = content.rfind(b"IDAT")
-    if not any(kind in content[tail:] for kind in _PNG_TEXTS):
+    if not any(kind in content[tail:] for kind in _PNG_METADATA):
         return content
     chunks = list(_png_chunks(content))
     first = next((place for place, (kind, _) in enumerate(chunks) if kind == b"IDAT"), len(chunks))
-    moved = [chunk for kind, chunk in chunks[first:] if kind in _PNG_TEXTS]
-    stay = [chunk for kind, chunk in chunks[first:] if kind not in _PNG_TEXTS]
+    moved = [chunk for kind, chunk in chunks[first:] if kind in _PNG_METADATA]
+    stay = [chunk for kind, chunk in chunks[first:] if kind not in _PNG_METADATA]
     return b"".join([content[: len(_PNG_START)], *(chunk for _, chunk in chunks[:first]), *moved, *stay])
 
 

@@ -19,7 +19,8 @@ from mra.training.arguments import FINETUNING as THEMES
 
 
 if __name__ == "__main__":
-    parse_arguments(THEMES, description=__doc__)  # answers --help and refuses a typo before the slow imports
+    # Answer --help and refuse a typo before the imports below, which take seconds.
+    parse_arguments(THEMES, description=__doc__)
 
 import torch
 from accelerate.logging import get_logger
@@ -27,6 +28,7 @@ from accelerate.utils import set_seed
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from mra.common.command_line import plain_errors
 from mra.common.streaming import make_streaming
 from mra.common.tables import load_split
 from mra.training.augmentation import create_augmenter
@@ -212,4 +214,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors("train_finetune.py", from_libraries=False):
+        main()

@@ -1,5 +1,5 @@
 """
-Times the input of training: from the bytes of a JPEG to a masked batch, image by image with Pillow against `mra.training`.
+Time the input of training: from the bytes of a JPEG to a masked batch, image by image with Pillow against `mra.training`.
 
     python benchmarks/data.py --full_size --json
 
@@ -46,7 +46,7 @@ SOURCES = {
 
 @dataclass
 class DataBenchmark:
-    """Options."""
+    """Options of this benchmark."""
 
     full_size: bool = option(False, "384 x 256 pixels instead of 64 x 32, sources too")
     json: bool = option(False, "end with one line that holds the result as JSON")
@@ -57,7 +57,7 @@ class DataBenchmark:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the costs of each kind of source, their ratios, and how far the pixels lie apart."""
+    """Print the costs of each kind of source, their ratios, and how far the pixels lie apart."""
     (args,) = parse_arguments([DataBenchmark], description=__doc__, argv=argv, config=False)
     datasets.disable_progress_bars()
     torch.set_num_threads(args.threads)

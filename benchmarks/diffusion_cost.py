@@ -1,5 +1,5 @@
 """
-Counts the operations and parameters of the models that the factory is meant for, without their weights.
+Count the operations and parameters of the models that the factory is meant for, without their weights.
 
     python -m benchmarks.diffusion_cost
     python -m benchmarks.diffusion_cost --teraflops 125 --bandwidth 2.0
@@ -149,14 +149,14 @@ def hours(cost: Cost, teraflops: float, bandwidth: float) -> float:
 
 @dataclass
 class DiffusionCosts:
-    """Options."""
+    """Options of this benchmark."""
 
     teraflops: float | None = option(None, "that the card does a second")
     bandwidth: float = option(1.0, "of its memory in TB/s")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the table."""
+    """Print the table."""
     (options,) = parse_arguments([DiffusionCosts], description=__doc__, argv=argv, config=False)
     timed = options.teraflops is not None
     print("| | parameters | TFLOP |" + (" 100,000 images |" if timed else ""))

@@ -1,5 +1,5 @@
 """
-Opens and reads a set of SDA's size: seconds until the first batch, and memory then and after many batches.
+Open and read a set of SDA's size: seconds until the first batch, and memory then and after many batches.
 
     python benchmarks/large_set.py --rows 1217750 --batches 2000 --json
 
@@ -45,7 +45,7 @@ ROWS_OF_A_FILE, ROWS_OF_A_GROUP = 50_000, 1000
 
 @dataclass
 class LargeSetBenchmark:
-    """Options."""
+    """Options of this benchmark."""
 
     rows: int = option(20_000, "1217750 in SDA")
     batches: int = option(20, "to read in each way")
@@ -59,7 +59,7 @@ class LargeSetBenchmark:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints what each way of reading takes."""
+    """Print what each way of reading takes."""
     (args,) = parse_arguments([LargeSetBenchmark], description=__doc__, argv=argv, config=False)
     results = {name: getattr(args, name) for name in ("rows", "batches", "batch_size", "num_workers")}
     with tempfile.TemporaryDirectory() as temporary:
@@ -126,7 +126,7 @@ def anonymous_memory() -> float:
 
 
 def write_set(folder: Path, rows: int) -> None:
-    """Writes Parquet files of SDA's columns, each picture 8 x 16 pixels of one colour."""
+    """Write Parquet files of SDA's columns, each picture 8 x 16 pixels of one colour."""
     folder.mkdir(parents=True)
     count = -(-rows // ROWS_OF_A_FILE)
     for number in range(count):

@@ -64,7 +64,7 @@ class Cost:
 
     @contextlib.contextmanager
     def measured(self, device: torch.device) -> Iterator[None]:
-        """Adds what the block takes, the work that it leaves to an accelerator included."""
+        """Add what the block takes, the work that it leaves to an accelerator included."""
         synchronize(device)
         seconds, cpu_seconds = time.perf_counter(), time.process_time()
         yield
@@ -89,7 +89,7 @@ def caption_lengths(count: int, longest: int) -> torch.Tensor:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until an accelerator has done what it was given."""
+    """Wait until an accelerator has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -129,7 +129,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Starts the count of an accelerator's peak memory anew; a process's own cannot be."""
+    """Start the count of an accelerator's peak memory anew; a process's own cannot be."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -142,7 +142,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def show(results: dict, as_json: bool) -> None:
-    """Prints named results, and with `as_json` one line of JSON after them."""
+    """Print named results, and with `as_json` one line of JSON after them."""
     width = max(map(len, results))
     for name, value in results.items():
         print(f"{name:<{width}}  {value:.6g}" if isinstance(value, float) else f"{name:<{width}}  {value}")

@@ -1,5 +1,5 @@
 """
-Counts the peak memory of a recipe's training step from its tensors' sizes: no accelerator is needed, nothing is computed.
+Count the peak memory of a recipe's training step from its tensors' sizes: no accelerator is needed, nothing is computed.
 
     python benchmarks/memory.py --recipe recipes/pretrain_sda.yaml --gradient_checkpointing vision --json
 
@@ -28,7 +28,8 @@ from benchmarks.measure import caption_lengths, show
 from configuration_mra import MRAConfig
 from losses_mra import MatchingPairs
 from modeling_mra import MRAForPreTraining
-from mra.common.arguments import option, parse_arguments, read_mapping
+from mra.common.arguments import option, parse_arguments
+from mra.common.recipes import read_mapping
 
 
 GIB = 2**30
@@ -39,7 +40,7 @@ PHRASE_LENGTH = 6  # tokens of a phrase with its [CLS] and [SEP]
 
 @dataclass
 class MemoryBenchmark:
-    """Options."""
+    """Options of this benchmark."""
 
     recipe: Path | None = option(
         None, "of pretraining or fine-tuning the published architecture; a tiny model when left out"
@@ -58,7 +59,7 @@ class MemoryBenchmark:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the peak of the recipe's batch, its parts, and the largest batch that fits cards of some sizes."""
+    """Print the peak of the recipe's batch, its parts, and the largest batch that fits cards of some sizes."""
     (args,) = parse_arguments([MemoryBenchmark], description=__doc__, argv=argv, config=False)
     recipe = args.read_recipe()
     batch_size = args.batch_size or recipe.get("per_device_batch_size", 4)
@@ -146,7 +147,7 @@ def peak_of_step(
 
 
 def forget_values(model: torch.nn.Module, mode: FakeTensorMode) -> None:
-    """Puts fake tensors in place of weights and buffers; what is tied stays so."""
+    """Put fake tensors in place of weights and buffers; what is tied stays so."""
     fakes = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

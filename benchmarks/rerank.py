@@ -38,7 +38,7 @@ from tests.oracle.plain import plain_rerank
 
 @dataclass
 class RerankBenchmark(ModelBenchmark):
-    """Options."""
+    """Options of this benchmark."""
 
     queries: int | None = option(None, "48 at full size")
     gallery: int | None = option(None, "images, 8 at full size")
@@ -48,7 +48,7 @@ class RerankBenchmark(ModelBenchmark):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints both costs, their ratio and the largest difference of scores."""
+    """Print both costs, their ratio and the largest difference of scores."""
     (args,) = parse_arguments([RerankBenchmark], description=__doc__, argv=argv, config=False)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     torch.set_num_threads(args.threads)

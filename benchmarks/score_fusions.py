@@ -24,7 +24,7 @@ FIXED = ("similarity", "single", "published", "posterior 1")
 
 @dataclass
 class ScoreFusionBenchmark:
-    """Options."""
+    """Options of this benchmark."""
 
     models: list[str] = option(help="model folders")
     dataset: str = option(help="prepared set with the splits validation and test")

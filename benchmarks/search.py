@@ -45,7 +45,7 @@ WRITTEN_AT_ONCE = 2000
 
 @dataclass
 class SearchBenchmark(ModelBenchmark):
-    """Options."""
+    """Options of this benchmark."""
 
     vectors: int = option(1000, "synthetic vectors in the index, 0 for none")
     dim: int = option(2048, "their width")
@@ -57,7 +57,7 @@ class SearchBenchmark(ModelBenchmark):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints both parts as one result."""
+    """Print both parts as one result."""
     (args,) = parse_arguments([SearchBenchmark], description=__doc__, argv=argv, config=False)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

@@ -45,7 +45,7 @@ VARIANTS = ("plain", "ours")
 
 @dataclass
 class TrainStepBenchmark(ModelBenchmark):
-    """Options."""
+    """Options of this benchmark."""
 
     batch_size: int = option(8, "rows of a step")
     steps: int = option(1, "of each kind that are timed")
@@ -56,7 +56,7 @@ class TrainStepBenchmark(ModelBenchmark):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the costs of both steps, of matching and masked language alone, the ratios and the difference of losses."""
+    """Print the costs of both steps, of matching and masked language alone, the ratios and the difference of losses."""
     (args,) = parse_arguments([TrainStepBenchmark], description=__doc__, argv=argv, config=False)
     device = torch.device(args.device)
     torch.set_num_threads(args.threads)

@@ -201,7 +201,8 @@ class PedesBuilder(AnnotationBuilder):
     def _example(self, image: AnnotatedImage, captions: list[str]) -> dict:
         field = image.layout.image
         content = self.root.read(image.path, field)
-        if len({self.root.locate(spelling, field) for spelling in image.spellings}) > 1:
+        spellings = image.spellings if len(image.spellings) > 1 else ()  # of one, reading has located it
+        if len({self.root.locate(spelling, field) for spelling in spellings}) > 1:
             problem = (
                 f"{' and '.join(sorted(image.spellings))} are two files, and differ only in how the path is written"
             )

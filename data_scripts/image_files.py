@@ -1,6 +1,7 @@
 """Image files below a root: where the paths of an annotation file lead, and whether what lies there is an image."""
 
 import filecmp
+import functools
 import os
 import warnings
 from collections import Counter
@@ -94,14 +95,23 @@ class ImageRoot:
     example: str = ""
     follow_symlinks: bool = False
 
+    @functools.cached_property
+    def _resolved(self) -> str:
+        """The folder without links: as costly to find out as to decode a small image."""
+        return os.path.realpath(self.folder)
+
+    @functools.cached_property
+    def _endings(self) -> set[tuple[str, ...]]:
+        """The folders that lead to this one, by its name and without links."""
+        return {Path(place).parts[1:] for place in (os.path.abspath(self.folder), self._resolved)}
+
     def rules_for(self, readings: list[tuple[str, ...]]) -> Iterator[PathRule]:
         """Yield the rules that a path could be read by, the plainest first: leading folders only where `--images` ends so."""
-        ends = {Path(place(self.folder)).parts[1:] for place in (os.path.abspath, os.path.realpath)}
         stripped = {
             parts[:count]: None
             for parts in readings
             for count in range(1, len(parts))
-            if any(parts[:count] == end[-count:] for end in ends)
+            if any(parts[:count] == end[-count:] for end in self._endings)
         }
         for front in ((), *stripped):
             for subfolder in ("", *self.subfolders):
@@ -130,9 +140,8 @@ class ImageRoot:
             parts = readings[-1]
             located = os.path.join(self.folder, self.rule.apply(parts) or os.path.join(*parts))
         if not self.follow_symlinks:
-            root = os.path.realpath(self.folder)
             target = os.path.realpath(located)
-            if os.path.commonpath([root, target]) != root:
+            if os.path.commonpath([self._resolved, target]) != self._resolved:
                 raise RowError(
                     field,
                     "path leaves the image root",

@@ -1,18 +1,16 @@
-"""
-Writes the sample set: drawn pedestrians in the source layouts of SDA and CUHK-PEDES.
+"""Write the sample set: drawn pedestrians in the source layouts of SDA and CUHK-PEDES.
 
-    python -m data_scripts.make_sample --output data/sample
-    python -m data_scripts.make_sample --train_tokenizer data_scripts/sample/tokenizer
+python -m data_scripts.make_sample --output data/sample
+python -m data_scripts.make_sample --train_tokenizer data_scripts/sample/tokenizer
 """
 
-import argparse
 import json
 import os
 import random
-import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,7 +20,9 @@ if __name__ == "__main__" and not __package__:  # run as `python data_scripts/ma
 
 from data_scripts.sample.plan import PEDES_FOLDER, Crop, SampleConfig, plan_pedes, plan_sda, shard_name
 from data_scripts.sample.scenes import render
-from mra.common.command_line import plain_errors
+from mra.common.arguments import option, parse_arguments, require
+from mra.common.command_line import plain_errors, try_folder
+from mra.common.files import whole_folder
 
 
 MANIFEST = "sample.json"
@@ -186,8 +186,9 @@ def make_sample(
     """
     config = config or SampleConfig()
     output = Path(output).absolute()
+    try_folder(output.parent, "`output`")
     if num_proc < 1:
-        raise ValueError(f"`num_proc` must be 1 or more, got {num_proc}.")
+        raise ValueError(f"`num_proc` must be 1 or more, got {num_proc}")
     if output.exists() and not overwrite:
         manifest = _read_manifest(output)
         if manifest and {key: manifest.get(key) for key in ("format", "arguments")} == _manifest(config):
@@ -196,17 +197,9 @@ def make_sample(
         raise ValueError(
             f"`output` {output} exists and {what}; expected a new folder. Pass --overwrite to replace it."
         )
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with whole_folder(output) as unfinished:
         counts = _write_all(unfinished, config, num_proc)
         _write_json(unfinished / MANIFEST, {**_manifest(config), "images": counts})
-        if output.exists():
-            shutil.rmtree(output) if output.is_dir() else output.unlink()
-        unfinished.rename(output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return True
 
 
@@ -260,38 +253,29 @@ def train_tokenizer(folder: str | Path, config: SampleConfig | None = None) -> i
 # Command line
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(prog="make_sample", description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--output", help="folder to write the sample set to")
-    defaults = SampleConfig()
-    helps = {
-        "sda_pairs": "image-caption pairs of the pretraining domain",
-        "sda_shard_size": "prompts a shard of it",
-        "train_ids": "people of the training split",
-        "val_ids": "people of the validation split",
-        "test_ids": "people of the test split",
-        "images_per_id": "crops a person, give or take one",
-        "twin_share": "share of people who differ from another in one attribute only",
-        "seed": "gives another set of the same kind",
-    }
-    for name, text in helps.items():
-        value = getattr(defaults, name)
-        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"{text} (default: {value})")
-    parser.add_argument("--num_proc", type=int, default=os.cpu_count() or 1, help="processes that draw")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output folder and all that is in it")
-    parser.add_argument("--train_tokenizer", metavar="DIR", help="write a tokenizer trained on the captions to DIR")
-    options = parser.parse_args(arguments)
-    if not options.output and not options.train_tokenizer:
-        parser.error("give --output, --train_tokenizer or both")
-    return options
+@dataclass
+class SampleArguments:
+    """Options of the command."""
+
+    output: str | None = option(None, "folder to write the sample set to")
+    train_tokenizer: str | None = option(
+        None, "folder to write a tokenizer trained on the captions to", metavar="FOLDER"
+    )
+    num_proc: int = option(os.cpu_count() or 1, "processes that draw")
+    overwrite: bool = option(False, "replace the output folder and all that is in it")
+
+    def __post_init__(self) -> None:
+        require(self.num_proc > 0, "num_proc", "1 or more", self.num_proc)
+        if not self.output and not self.train_tokenizer:
+            raise ValueError("give --output, --train_tokenizer or both")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Writes what the command line asks for and says what was written."""
-    options = parse_arguments(arguments)
+def main(argv: list[str] | None = None) -> None:
+    """Write what the command line asks for and say what was written."""
+    options, config = parse_arguments(
+        [SampleArguments, SampleConfig], prog="make_sample", description=__doc__, argv=argv, config=False
+    )
     with plain_errors("make_sample", options.output or options.train_tokenizer):
-        config = SampleConfig(**{name: getattr(options, name) for name in SampleConfig.__dataclass_fields__})
         if options.train_tokenizer:
             print(f"{options.train_tokenizer}: {train_tokenizer(options.train_tokenizer, config)} tokens")
         if not options.output:

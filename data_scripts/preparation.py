@@ -3,10 +3,8 @@
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ from data_scripts.arguments import REJECTED, PreparationArguments
 from data_scripts.dataset_card import TITLES, write_card
 from data_scripts.published_sizes import PUBLISHED, Size, compare_with_published
 from mra.common.command_line import plain_errors, try_folder
+from mra.common.files import whole_folder
 
 
 _SHARDS = "data/*.parquet"
@@ -57,9 +56,9 @@ def prepare(
         _create_repository(options.push_to_hub, options.private)
     output = Path(options.output).absolute()
     started = time.monotonic()
-    with _unfinished(output, options.overwrite) as work:
-        folder = work / "set"
-        (work / "rejected").mkdir()
+    with _unfinished(output, options.overwrite) as folder:
+        work = folder / ".work"
+        (work / "rejected").mkdir(parents=True)
         rejected = RejectedRows(work / "rejected", options.on_error)
         builder = make_builder(rejected, work)
         builder.prepare(work / "shards", options.max_shard_size, options.num_proc)
@@ -73,7 +72,7 @@ def prepare(
         repository = options.push_to_hub or options.output
         digests = {split: builder.digest(split) for split in splits}
         write_card(folder, dataset, builder.FEATURES, splits, sizes, repository, digests, sum(counts.values()))
-        _replace(output, folder, work)
+        shutil.rmtree(work)
     _report(dataset, options, sizes, counts, builder.notes, seconds)
     if options.push_to_hub:
         _upload(output, options.push_to_hub)
@@ -103,13 +102,10 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
             )  # unlike flock, not inherited by processes that outlive us
         except OSError:
             raise ValueError(f"--output {output}: another run is writing it. Wait for it, or stop it.") from None
-        for left in output.parent.glob(f".{output.name}.unfinished-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{output.name}.unfinished-", dir=output.parent))
         try:
-            yield work
+            with whole_folder(output) as unfinished:
+                yield unfinished
         finally:
-            shutil.rmtree(work, ignore_errors=True)
             lock_path.unlink(missing_ok=True)
 
 
@@ -146,13 +142,6 @@ def _measure(folder: Path, split: str) -> Size:
         captions += pc.sum(pc.list_value_length(table["captions"])).as_py() if "captions" in names else len(table)
         people.append(np.unique(table["image_id"].to_numpy()))
     return Size(images, captions, len(np.unique(np.concatenate(people))))
-
-
-def _replace(output: Path, folder: Path, work: Path) -> None:
-    folder.chmod(0o755)
-    if output.exists():
-        os.rename(output, work / "replaced")
-    os.rename(folder, output)
 
 
 def _report(dataset: str, options, sizes: dict[str, Size], counts: Counter, notes: list[str], seconds: float) -> None:

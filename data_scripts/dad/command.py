@@ -1,4 +1,4 @@
-"""The command line around a stage: what the user can mend ends it with one line."""
+"""The command line around a stage: user errors exit with a one-line message."""
 
 import logging
 import sys
@@ -19,14 +19,13 @@ def run_stage(
     sections: Sequence[str],
     argv: list[str] | None = None,
 ) -> None:
-    """
-    Runs one stage as `python -m data_scripts.dad.<module>`.
+    """Run one stage as `python -m data_scripts.dad.<module>`.
 
     Args:
         name: of the module.
-        run: does the stage's work.
+        run: the stage's work.
         description: shown by `--help`.
-        sections: of the configuration that the stage reads beside `common`.
+        sections: of the configuration that the stage reads besides `common`.
         argv: arguments; the process's own when absent.
     """
     config = FactoryConfig(
@@ -34,15 +33,15 @@ def run_stage(
             SECTIONS, prog=name, description=f"{description}{_MORE}", argv=argv, shown=("common", *sections)
         )
     )
-    with_plain_errors(name, lambda: run(config))
+    with_plain_errors(name, lambda: run(config), config.common.work_dir)
 
 
-def with_plain_errors(name: str, work: Callable[[], None], output: str | None = None) -> None:
-    """Do some work; bad input, or a disk that `output` fills, ends the process with a message and no traceback."""
+def with_plain_errors(name: str, work: Callable[[], None], output: str) -> None:
+    """Do some work; bad input, or a full disk under `output`, ends the process with a message and no traceback."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         with plain_errors(name, output):
             work()
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print(f"{name}: interrupted; the same command continues where it stopped", file=sys.stderr)
         raise SystemExit(130) from None

@@ -1,13 +1,13 @@
 """A trained ControlNet as a folder with a card, whole or not at all."""
 
-import shutil
 from pathlib import Path
 
 import yaml
 from huggingface_hub import ModelCardData
 
 from mra.common.cards import fill_card
-from mra.training.checkpointing import replace_folder
+from mra.common.command_line import writing_to
+from mra.common.files import whole_folder
 
 
 _TEMPLATE = Path(__file__).parent / "templates" / "controlnet_card.md"
@@ -60,9 +60,7 @@ def save_controlnet(accelerator, controlnet, folder: str | Path, card: str) -> N
     """
     folder = Path(folder)
     if accelerator.is_main_process:
-        unfinished = folder.with_name(f"unfinished-{folder.name}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        accelerator.unwrap_model(controlnet).save_pretrained(unfinished)
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
-        replace_folder(unfinished, folder)
+        with writing_to(folder), whole_folder(folder) as unfinished:
+            accelerator.unwrap_model(controlnet).save_pretrained(unfinished)
+            (unfinished / "README.md").write_text(card, encoding="utf-8")
     accelerator.wait_for_everyone()

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from images_mra import read_picture
+from mra.common.extras import extra_needed
 
 
 _EMBEDDING_CHANNELS = (16, 32, 96, 256)  # of the published ControlNet, one halving between two of them
@@ -24,13 +25,12 @@ def import_diffusers() -> Any:
     Imports the optional library.
 
     Raises:
-        ValueError: if it is not installed.
+        ValueError: if it cannot be imported.
     """
     try:
         import diffusers
-    except ImportError:
-        raise ValueError("The data factory needs diffusers: pip install 'mra-retrieval[dad]'.") from None
-    diffusers.utils.logging.set_verbosity_error()
+    except ImportError as error:
+        raise extra_needed("the data factory", "dad", error) from error
     diffusers.utils.logging.disable_progress_bar()
     return diffusers
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_scripts.dad.files import to_lines, write_whole
+from mra.common.command_line import writing_to
 from mra.common.sharding import Shard
 
 
@@ -37,10 +38,12 @@ class RowParts:
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Adds rows, for good once this returns."""
-        if self._file is None:
-            self._open()
-        self._file.write(to_lines(rows).encode())
-        self._file.flush()
+        with writing_to(self._part):
+            if self._file is None:
+                self._open()
+            left = memoryview(to_lines(rows).encode())
+            while left:  # a disk that is almost full takes a part
+                left = left[self._file.write(left) :]
 
     def close(self) -> None:
         """Closes this process's part."""
@@ -61,7 +64,7 @@ class RowParts:
 
     def _open(self):
         self._part.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._part, "ab")  # noqa: SIM115 (open as long as the process works)
+        self._file = open(self._part, "ab", buffering=0)  # noqa: SIM115 (open as long as the process works)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf ends when any reader closes the file
         except OSError:

@@ -1,10 +1,9 @@
-"""
-Runs the data factory: a target set with captions in, SDA-like annotations and images out.
+"""Run the data factory: a target set with captions in, SDA-like annotations and images out.
 
     python -m data_scripts.dad.run --config recipes/dad/sample.yaml
     accelerate launch --multi_gpu --num_processes 8 -m data_scripts.dad.run --config recipes/dad/cuhk.yaml
 
-The same command goes on after it was stopped; finished stages are passed over.
+The same command continues after an interruption; finished stages are skipped.
 """
 
 import importlib
@@ -16,7 +15,7 @@ from data_scripts.dad.config import SECTIONS, STAGES, FactoryConfig
 from mra.common.arguments import option, parse_arguments
 
 
-MODULES = {"train": "train_dad", "augment": "augment_captions"}  # the others are called like their stage
+MODULES = {"train": "train_dad", "augment": "augment_captions"}  # the others are named after their stage
 
 
 @dataclass
@@ -50,7 +49,9 @@ def main(argv: list[str] | None = None) -> None:
 
     process_state()  # before training makes one that waits less
     config = FactoryConfig(*sections)
-    with_plain_errors("data_scripts.dad.run", lambda: run_stages(config, chosen.stages.split(",")))
+    with_plain_errors(
+        "data_scripts.dad.run", lambda: run_stages(config, chosen.stages.split(",")), config.common.work_dir
+    )
 
 
 if __name__ == "__main__":

@@ -93,14 +93,16 @@ class TrainSection:
     save_total_limit: int = option(2, "Checkpoints that are kept, the newest.", decides=False)
     resume: str = option(
         "latest",
-        "`latest` to go on from the newest checkpoint (a damaged one is an error), `latest_whole` to pass over damaged "
+        "`latest` to continue from the newest checkpoint (a damaged one is an error), `latest_whole` to skip damaged "
         "ones with a warning, or a checkpoint's path.",
         decides=False,
     )
     resume_without_manifest: bool = option(
-        False, "Go on from a checkpoint without manifest.json, as earlier versions saved them.", decides=False
+        False, "Continue from a checkpoint without manifest.json, as earlier versions saved them.", decides=False
     )
-    validation_steps: int | None = option(1000, "Optimizer steps between two validations; the last step always is.")
+    validation_steps: int | None = option(
+        1000, "Optimizer steps between two validations; the final step is always validated."
+    )
     validation_pairs: int = option(64, "Pairs of the validation split whose error is measured; 0 for none.")
     validation_draws: int = option(2, "Noises and timesteps per pair, the same at every validation.")
     validation_images: int = option(4, "Pictures drawn at every validation; 0 for none.")
@@ -256,14 +258,14 @@ class ReportSection:
 
 
 def at_least(least: int, section: str, values: Any, *names: str) -> None:
-    """Checks numbers that have a least value; None is left alone."""
+    """Check numbers that have a smallest value; None passes."""
     for name in names:
         value = getattr(values, name)
         require(value is None or value >= least, f"{section}.{name}", f"at least {least}", value)
 
 
 def share(section: str, values: Any, *names: str) -> None:
-    """Checks numbers that lie from 0 to 1."""
+    """Check numbers that lie from 0 to 1."""
     for name in names:
         value = getattr(values, name)
         require(0 <= value <= 1, f"{section}.{name}", "from 0 to 1", value)

@@ -1,5 +1,5 @@
 """
-Trains a ControlNet that pulls a frozen Stable Diffusion towards the target set (paper, section on domain-aligned data).
+Train a ControlNet that pulls a frozen Stable Diffusion towards the target set (paper, section on domain-aligned data).
 
 One process, or the eight GPUs of a machine:
 

@@ -2,9 +2,11 @@
 
 import random
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from data_scripts.sample.captions import Caption, write_caption, write_two_captions
 from data_scripts.sample.people import CAMERAS, VIEWS, Person, Scene, draw_identities, draw_person, draw_scene
+from mra.common.arguments import option
 
 
 PEDES_FOLDER = "CUHK-PEDES"
@@ -12,36 +14,32 @@ PEDES_FOLDER = "CUHK-PEDES"
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """
-    What a sample set holds.
+    """What a sample set holds."""
 
-    `sda_pairs` image-caption pairs of the pretraining domain in shards of `sda_shard_size` prompts;
-    `train_ids`, `val_ids` and `test_ids` people with about `images_per_id` crops each, two captions a crop;
-    `twin_share` of the people differ from another of their split in one attribute only.
-    """
+    theme_name: ClassVar[str] = "sample set"
 
-    sda_pairs: int = 10000
-    sda_shard_size: int = 5000
-    train_ids: int = 2500
-    val_ids: int = 200
-    test_ids: int = 200
-    images_per_id: int = 4
-    twin_share: float = 0.15
-    seed: int = 0
+    sda_pairs: int = option(10000, "image-caption pairs of the pretraining domain")
+    sda_shard_size: int = option(5000, "prompts in a shard of it")
+    train_ids: int = option(2500, "people in the training split")
+    val_ids: int = option(200, "people in the validation split")
+    test_ids: int = option(200, "people in the test split")
+    images_per_id: int = option(4, "crops of a person, give or take one, each with two captions")
+    twin_share: float = option(0.15, "share of people who differ from another of their split in one attribute only")
+    seed: int = option(0, "another one gives another set of the same kind")
 
     def __post_init__(self):
         for name in ("sda_pairs", "train_ids", "val_ids", "test_ids", "seed"):
             value = getattr(self, name)
             if value < 0:
-                raise ValueError(f"`{name}` must be 0 or more, got {value}.")
+                raise ValueError(f"`{name}` must be 0 or more, got {value}")
         if self.sda_pairs + self.train_ids + self.val_ids + self.test_ids == 0:
-            raise ValueError("The sample set would be empty: give `sda_pairs` or one of the `*_ids` a value above 0.")
+            raise ValueError("The sample set would be empty: give `sda_pairs` or one of the `*_ids` a value above 0")
         if self.sda_shard_size < 1:
-            raise ValueError(f"`sda_shard_size` must be 1 or more, got {self.sda_shard_size}.")
+            raise ValueError(f"`sda_shard_size` must be 1 or more, got {self.sda_shard_size}")
         if not 2 <= self.images_per_id <= len(CAMERAS) - 1:
-            raise ValueError(f"`images_per_id` must lie in 2..{len(CAMERAS) - 1}, got {self.images_per_id}.")
+            raise ValueError(f"`images_per_id` must lie in 2..{len(CAMERAS) - 1}, got {self.images_per_id}")
         if not 0 <= self.twin_share < 1:
-            raise ValueError(f"`twin_share` must lie in 0..1 (1 excluded), got {self.twin_share}.")
+            raise ValueError(f"`twin_share` must lie in 0..1 (1 excluded), got {self.twin_share}")
 
 
 @dataclass

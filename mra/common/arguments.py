@@ -31,16 +31,13 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import jsonargparse
-import yaml
 
+from mra.common.recipes import RecipeText, read_mapping
+from mra.common.type_hints import as_number, as_written, choices_of, expected_words, is_list, is_optional, plain_type
 
-# First and last line of a recipe that a run saved: all arguments are in it, so one that was cut short would lack some.
-RECIPE_START = "# Every argument of a run, as resolved."
-RECIPE_END = "# End of the arguments."
 
 _SWITCHED = {"true": "true", "yes": "true", "1": "true", "false": "false", "no": "false", "0": "false"}
 
@@ -130,7 +127,7 @@ class _Recipe:
     )
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows each option once, with its default."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
@@ -142,10 +139,9 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return f"{action.option_strings[0]} {action.metavar}{off}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        shown = action.default not in (None, [], "", argparse.SUPPRESS) and not getattr(action, "_required", False)
-        if not shown:
-            return action.help
         default = action.default
+        if default in (None, [], "", argparse.SUPPRESS):
+            return action.help
         if isinstance(default, bool):
             default = str(default).lower()
         elif isinstance(default, list):
@@ -180,9 +176,11 @@ class _Reader:
             self._add_theme("", _Recipe)
         for section, theme in self.themes:
             self._add_theme(section, theme, hidden=shown is not None and section not in shown)
-        positional = [f" [{item.name.upper()} ...]" for item in self.fields.values() if _is_positional(item)]
-        recipe = " [--config RECIPE.yaml]" if config else ""
-        self.parser.usage = f"%(prog)s{recipe} [--OPTION VALUE ...]{''.join(positional)}"
+        positional = [name for name, item in self.fields.items() if _is_positional(item)]
+        self.has_positional = bool(positional)
+        words = ["%(prog)s", *(["[--config RECIPE.yaml]"] if config else []), "[--OPTION VALUE ...]"]
+        words += [f"[{name.upper()} ...]" if is_list(self.hints[name]) else name.upper() for name in positional]
+        self.parser.usage = " ".join(words)
 
     def read(self, argv: Sequence[str], config: str | Path | None = None) -> tuple[Any, ...]:
         """Return an instance of each dataclass.
@@ -194,11 +192,14 @@ class _Reader:
         if self.has_config and "config" in options:
             config = options["config"][0]
         recipe = self._read_recipe(config) if config is not None else None
-        words = [f"--{name}={self._to_yaml(name, given)}" for name, given in options.items()]
+        cleared = [name for name, given in options.items() if self._is_cleared(name, given)]
+        words = [f"--{name}={self._to_yaml(name, options[name])}" for name in options if name not in cleared]
         try:
             values = self.parser.parse_args([*words, *rest], namespace=recipe)
-        except (argparse.ArgumentError, TypeError) as error:
+        except argparse.ArgumentError as error:
             raise ValueError(self._explain(str(error), options)) from None
+        for name in cleared:
+            values[name] = None
         return tuple(
             theme(**{item.name: values[_join(section, item.name)] for item in init_fields(theme)})
             for section, theme in self.themes
@@ -223,12 +224,12 @@ class _Reader:
 
     def _add_field(self, group: Any, key: str, item: dataclasses.Field, hint: Any, hidden: bool) -> None:
         help = argparse.SUPPRESS if hidden else item.metadata.get("help", "").replace("%", "%%")
-        settings: dict[str, Any] = {"help": help, "type": hint}
+        settings: dict[str, Any] = {"help": help, "type": plain_type(hint)}
         default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
         required = default is dataclasses.MISSING
         if _is_positional(item):
-            if _is_list(hint):
-                settings |= {"type": get_args(_plain(hint))[0], "nargs": "+" if required else "*"}
+            if is_list(hint):
+                settings |= {"type": get_args(plain_type(hint))[0], "nargs": "+" if required else "*"}
             elif not required:
                 settings["nargs"] = "?"
             if not required:
@@ -256,18 +257,20 @@ class _Reader:
                 rest.append(text)
                 continue
             if name not in self.hints:  # --no_NAME
+                if equals:
+                    raise ValueError(f"`--{name}` takes no value, got {value!r}")
                 options[_without_no(name)] = ["false"]
                 continue
             hint, is_repeated = self.hints[name], _is_repeated(self.fields[name])
             given = [value] if equals else []
-            most = len(words) if _is_list(hint) and not is_repeated else 1
+            most = len(words) if is_list(hint) and not is_repeated else 1
             while not equals and len(given) < most and words and not self._is_option(words[0]):
-                if hint is bool and words[0].lower() not in _SWITCHED:
+                if hint is bool and words[0].lower() not in _SWITCHED and self.has_positional:
                     break
                 given.append(words.pop(0))
             if hint is bool and not given:
                 given = ["true"]
-            if not given and (is_repeated or not _is_list(hint)):
+            if not given and (is_repeated or not is_list(hint)):
                 raise ValueError(f"`--{name}` lacks a value")
             options[name] = [*options.get(name, []), *given] if is_repeated else given
         return options, rest
@@ -285,22 +288,27 @@ class _Reader:
                 return name
         return None
 
+    def _is_cleared(self, name: str, given: list[str]) -> bool:
+        """Return whether the words of an option stand for no value."""
+        hint = self.hints[name]
+        return given in (["none"], ["null"]) and is_optional(hint) and given[0] not in choices_of(hint)
+
     def _to_yaml(self, name: str, given: list[str]) -> str:
         """Return the words of an option as jsonargparse reads them."""
         hint = self.hints[name]
-        if given == ["none"] and _is_optional(hint) and "none" not in _choices(hint):
-            return "null"
-        if _is_list(hint):
+        if is_list(hint):
             is_yaml = len(given) == 1 and given[0].startswith("[") and not _is_repeated(self.fields[name])
             return given[0] if is_yaml else json.dumps(given, ensure_ascii=False)
-        return _SWITCHED.get(given[0].lower(), given[0]) if hint is bool else given[0]
+        if hint is bool:
+            return _SWITCHED.get(given[0].lower(), given[0])
+        return as_number(given[0]) if plain_type(hint) is float else given[0]
 
     def _explain(self, message: str, options: Mapping[str, list[str]]) -> str:
         """Return what jsonargparse says of the command line as one sentence in the words of this project."""
         found = re.match(r'Parser key "([^"]+)"', message)
         if found and found[1] in options:
             name = found[1]
-            return f"`--{name}` must be {_expected(self.hints[name])}, got {' '.join(options[name])!r}"
+            return f"`--{name}` must be {expected_words(self.hints[name])}, got {' '.join(options[name])!r}"
         if found := re.match(r"[Uu]nrecognized arguments: (\S+)", message):
             text = found[1].partition("=")[0]
             nearest = self._nearest(text.removeprefix("--").replace("-", "_"), sign="--")
@@ -321,81 +329,50 @@ class _Reader:
     # -------- the recipe
 
     def _read_recipe(self, path: str | Path) -> jsonargparse.Namespace:
-        values = dict(self._flatten(path, read_mapping(path)))
+        values = dict(self._flatten(path, read_mapping(path), read_mapping(path, RecipeText)))
         try:
             return self.parser.parse_object(values, defaults=False)
-        except (argparse.ArgumentError, TypeError, ValueError):
+        except argparse.ArgumentError:
             for key, value in values.items():
                 try:
                     self.parser.parse_object({key: value}, defaults=False)
-                except (argparse.ArgumentError, TypeError, ValueError):
-                    expected = _expected(self.hints[key])
+                except argparse.ArgumentError:
+                    expected = expected_words(self.hints[key])
                     raise ValueError(f"{path}: `{key}` must be {expected}, got {value!r}") from None
             raise
 
-    def _flatten(self, path: str | Path, recipe: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield each key and value of a recipe, the key with its section."""
+    def _flatten(self, path: str | Path, recipe: dict[str, Any], written: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Yield each key and value of a recipe, the key with its section; `written` holds the values as text."""
         for name, value in recipe.items():
+            text = written.get(str(name))
             if name in self.sections:
                 if not isinstance(value, dict | None):
                     raise ValueError(f"{path}: section {name!r} must be a mapping of arguments, got {value!r}")
+                texts = text if isinstance(text, dict) else {}
                 for key, entry in (value or {}).items():
                     if _join(name, str(key)) not in self.fields:
                         nearest = self._nearest(str(key), name)
                         raise ValueError(f"{path}, section {name!r}: unknown key {key!r}{nearest}")
-                    yield _join(name, key), self._check(path, _join(name, key), entry)
+                    yield _join(name, key), self._check(path, _join(name, key), entry, texts.get(key))
             elif name in self.fields and name != "config":
-                yield name, self._check(path, name, value)
+                yield name, self._check(path, name, value, text)
             else:
                 kind = "section" if self.sections else "key"
                 raise ValueError(f"{path}: unknown {kind} {name!r}{self._nearest(str(name))}")
 
-    def _check(self, path: str | Path, key: str, value: Any) -> Any:
+    def _check(self, path: str | Path, key: str, value: Any, text: Any) -> Any:
         """Return a value of a recipe as its author wrote it; jsonargparse would take null for any type."""
-        if value is None and not _is_optional(self.hints[key]):
-            raise ValueError(f"{path}: `{key}` must be {_expected(self.hints[key])}, got null")
-        return _as_written(value, self.hints[key])
+        if value is None and not is_optional(self.hints[key]):
+            raise ValueError(f"{path}: `{key}` must be {expected_words(self.hints[key])}, got null")
+        return as_written(value, text, self.hints[key])
 
 
-# ---------------------------------------------------------------- recipes
-
-
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping; comments alone are an empty one.
-
-    Raises:
-        ValueError: if the file is missing, empty, not YAML or not a mapping, or lacks the end of a recipe that a run saved.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"`config`: no recipe at {str(path)!r}")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        first = text.split("\n", 1)[0]
-        is_saved = first == RECIPE_START or (first == text and RECIPE_START.startswith(text))
-        if text and is_saved and RECIPE_END not in text:
-            raise ValueError(
-                f"{path}: cut short, its last line is not {RECIPE_END!r}; take the recipe of a checkpoint"
-            )
-        recipe = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as YAML in UTF-8 ({' '.join(str(error).split())})") from None
-    if not text:
-        raise ValueError(f"{path}: the file is empty, expected a mapping of arguments to values")
-    recipe = {} if recipe is None else recipe
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path}: a recipe is a mapping of arguments to values, got a {type(recipe).__name__}")
-    return recipe
+# ---------------------------------------------------------------- instances and fields
 
 
 def resolved_recipe(*themes: Any) -> dict[str, Any]:
     """Return the value of every argument, a mapping that can be saved and read as a recipe again."""
     return {item.name: getattr(theme, item.name) for theme in themes for item in init_fields(theme)}
-
-
-def format_recipe(recipe: Mapping[str, Any]) -> str:
-    """Return a resolved recipe as YAML whose first and last line show that it is whole."""
-    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
-    return f"{RECIPE_START}\n{text}{RECIPE_END}\n"
 
 
 def require(holds: bool, name: str, expected: str, got: Any) -> None:
@@ -405,7 +382,7 @@ def require(holds: bool, name: str, expected: str, got: Any) -> None:
         ValueError: naming it, what was expected and what came.
     """
     if not holds:
-        raise ValueError(f"`{name}` must be {expected}, got {got!r}: set it with --{name} or in the recipe")
+        raise ValueError(f"`{name}` must be {expected}, got {got!r}: set it with --{name}")
 
 
 def init_fields(theme: Any) -> list[dataclasses.Field]:
@@ -413,30 +390,7 @@ def init_fields(theme: Any) -> list[dataclasses.Field]:
     return [item for item in dataclasses.fields(theme) if item.init]
 
 
-# ---------------------------------------------------------------- types
-
-
-def _plain(hint: Any) -> Any:
-    """Return the type of a value that is there."""
-    options = [each for each in _options(hint) if each is not NoneType]
-    return options[0] if len(options) == 1 else hint
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def _is_optional(hint: Any) -> bool:
-    return NoneType in _options(hint)
-
-
-def _is_list(hint: Any) -> bool:
-    return get_origin(_plain(hint)) is list
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    plain = _plain(hint)
-    return get_args(plain) if get_origin(plain) is Literal else ()
+# ---------------------------------------------------------------- names
 
 
 def _is_positional(item: dataclasses.Field) -> bool:
@@ -456,40 +410,14 @@ def _without_no(name: str) -> str:
     return f"{section}{dot}{key.removeprefix('no_')}"
 
 
-def _as_written(value: Any, hint: Any) -> Any:
-    """Return a value of a recipe as its author wrote it: `no` and numbers where the argument is text."""
-    if value is False and "no" in _choices(hint):
-        return "no"
-    if _is_list(hint) and isinstance(value, list):
-        return [_as_written(item, get_args(_plain(hint))[0]) for item in value]
-    if _plain(hint) is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    return value
-
-
 def _metavar(item: dataclasses.Field, hint: Any) -> str | None:
     if hint is bool:
         return "[true|false]"
-    if choices := _choices(hint):
+    if choices := choices_of(hint):
         return f"{{{','.join(map(str, choices))}}}"
     name = item.name.upper()
-    if _is_list(hint) and not _is_repeated(item):
-        inner = _choices(get_args(_plain(hint))[0])
+    if is_list(hint) and not _is_repeated(item):
+        inner = choices_of(get_args(plain_type(hint))[0])
         name = f"{{{','.join(map(str, inner))}}}" if inner else name
         return f"{name} [{name} ...]"
     return name
-
-
-def _expected(hint: Any) -> str:
-    """Return what an argument takes, in words."""
-    if choices := _choices(hint):
-        return f"one of {', '.join(map(str, choices))}"
-    if hint is bool:
-        return "true or false"
-    plain = _plain(hint)
-    if get_origin(plain) is list:
-        return f"a list, each item {_expected(get_args(plain)[0])}"
-    options = [each for each in _options(hint) if each is not NoneType]
-    if len(options) > 1:
-        return " or ".join(map(_expected, options))
-    return f"of type {getattr(plain, '__name__', plain)}"

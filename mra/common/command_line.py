@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,9 @@ _SIGNS = (
     "Disk quota exceeded",
     "File too large",
     "PytorchStreamWriter failed writing file",
+    "inline_container.cc",  # of the same writer, whose file is shorter than what it wrote
 )
+_PROJECT = ("__main__", "mra", "data_scripts", "train_pretrain", "train_finetune")
 _BLOCK = 1 << 16  # bytes: more than a file system keeps beside its blocks
 
 
@@ -63,7 +66,10 @@ def writing_to(output: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain_errors(
-    program: str, output: str | Path | None = None, errors: tuple[type[Exception], ...] = (ValueError, OSError)
+    program: str,
+    output: str | Path | None = None,
+    errors: tuple[type[Exception], ...] = (ValueError, OSError),
+    from_libraries: bool = True,
 ) -> Iterator[None]:
     """
     End a command with one sentence where its user can do something about an error.
@@ -71,7 +77,9 @@ def plain_errors(
     Args:
         program: name in front of the sentence.
         output: what the command writes; named where the disk is full.
-        errors: kinds whose message is the sentence. A full disk is told in one, whatever the kind.
+        errors: kinds whose message is the sentence. A full disk is reported in one, whatever the kind.
+        from_libraries: False leaves an error that a library raised, and no code of this project passed on as its own, to
+            its traceback: after hours of training it is not one of the arguments.
 
     Raises:
         SystemExit: with the sentence.
@@ -80,7 +88,8 @@ def plain_errors(
         with writing_to(output) if output is not None else contextlib.nullcontext():
             yield
     except Exception as error:
-        if not isinstance(error, (*errors, FullDiskError)):
+        is_plain = isinstance(error, errors) and (from_libraries or _is_raised_here(error))
+        if not is_plain and not isinstance(error, FullDiskError):
             raise
         raise SystemExit(f"{program}: {str(error) or repr(error)}") from None
 
@@ -134,6 +143,13 @@ def try_file(file: str | Path, option: str, suffixes: tuple[str, ...] = ()) -> N
     if not file.parent.is_dir():
         raise ValueError(f"{option} {file} cannot be written: there is no folder {file.parent}")
     try_folder(file.parent, option)
+
+
+def _is_raised_here(error: BaseException) -> bool:
+    """Return whether code of this project raised an error, a built-in function that it called included."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = frames[-1].f_globals.get("__name__", "").split(".")[0]
+    return module in _PROJECT or module.endswith("_mra")
 
 
 def _free_space(output: str | Path) -> str:

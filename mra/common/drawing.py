@@ -1,6 +1,5 @@
 """Text and labelled tiles on pictures: one layout engine, and the pictures of ranked results that it draws."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from images_mra import to_rgb
-from mra.common.files import write_whole
+from mra.common.files import whole_file
 
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
@@ -240,10 +239,8 @@ def draw_sheet(rows: Sequence[TileRow], style: SheetStyle, title: str = "") -> I
 
 def save_picture(image: Image.Image, path: str | Path) -> None:
     """Save a picture in the format that its name asks for, whole or not at all."""
-    path = Path(path)
-    buffer = io.BytesIO()
-    image.save(buffer, Image.registered_extensions()[path.suffix.lower()], quality=QUALITY)
-    write_whole(path, buffer.getvalue())
+    with whole_file(path) as unfinished:
+        image.save(unfinished, Image.registered_extensions()[Path(path).suffix.lower()], quality=QUALITY)
 
 
 def wrap_text(text: str, font: ImageFont.ImageFont, width: int, max_lines: int) -> list[str]:

@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 
 import numpy as np
 
+from mra.common.extras import extra_needed
 from mra.gallery.store import Record
 from mra.gallery.where import Where
 
@@ -35,8 +36,6 @@ SEARCH_PARAMETERS = {"flat": {}, "hnsw": {"ef": 512}, "ivf": {"nprobe": 32}}
 
 # gRPC's largest interval: a ping within this machine has nothing to keep alive.
 NEVER_MS = 2**31 - 1
-
-_NEEDS = "searching needs the extra [search]: pip install '.[search]'"
 
 
 class MilvusStore:
@@ -70,7 +69,7 @@ class MilvusStore:
                     self._client.load_collection(name)
         except Exception as error:
             self.close()
-            raise _readable(error, uri) from None
+            raise _readable(error, uri) from error
 
     @property
     def is_exact(self) -> bool:
@@ -279,8 +278,8 @@ def is_server(uri: str) -> bool:
 def _connect(uri: str, token: str | None):
     try:
         from pymilvus import MilvusClient
-    except ImportError:
-        raise ValueError(_NEEDS) from None
+    except ImportError as error:
+        raise extra_needed("searching a gallery on a disk or a server", "search", error) from error
     for name in ("pymilvus", "grpc._server"):  # they log every refused request with a traceback, beside raising it
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -288,7 +287,7 @@ def _connect(uri: str, token: str | None):
         options = {} if is_server(uri) else {"grpc_options": {"grpc.keepalive_time_ms": NEVER_MS}}
         return MilvusClient(uri, token=token or "", **options)
     except Exception as error:
-        raise _readable(error, uri) from None
+        raise _readable(error, uri) from error
 
 
 def _readable(error: Exception, uri: str) -> ValueError:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from images_mra import open_picture
+from mra.common.files import whole_file
 
 
 COPIES = "images"
@@ -24,10 +25,10 @@ class FileStore:
         """Keep the bytes of an image file; returns their path relative to the folder."""
         path = self.root / content[:2] / (content + _suffix(data))
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{os.getpid()}.{path.name}")
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
+            with whole_file(
+                path, flush=False
+            ) as unfinished:  # its name is the hash of its content, which every reader checks
+                unfinished.write_bytes(data)
         return path.relative_to(self.folder).as_posix()
 
     def is_copy(self, path: str) -> bool:

@@ -1,5 +1,6 @@
 """Image tokens on disk: one memory-mapped file of fixed slots, bounded, rebuilt where it is absent or of another model."""
 
+import errno
 import fcntl
 import json
 import logging
@@ -21,7 +22,7 @@ SLOT_HEADER = 64
 _SLOT = np.dtype([("content", "V32"), ("used", "<u8"), ("checksum", "<u4"), ("padding", "V20")])
 _EMPTY = bytes(32)
 
-# Slots that the file grows by: it is sparse, so that none takes space before it is written.
+# Slots that the file grows by: it is sparse, and a slot takes space on the disk when it is first written.
 SLOTS_PER_GROWTH = 256
 
 
@@ -33,7 +34,7 @@ class TokenCache:
 
     Args:
         path: the file; None for no cache.
-        fingerprint: of the model; a file of another one is started anew.
+        fingerprint: of the model; a file of another one starts empty.
         token_shape: (views, 1 + patches, hidden) of an image.
         max_bytes: most bytes of the file.
         dtype: "float32" or "float16".
@@ -53,7 +54,8 @@ class TokenCache:
         self.capacity = max(0, (max_bytes - FILE_HEADER) // self._slot_bytes)
         self._slots: dict[bytes, int] = {}
         self._free: list[int] = []
-        self._file = self._map = None
+        self._file = self._whole = self._map = None
+        self._disk_is_full = False
         self._clock = 0
         if path is not None and self.capacity:
             self._open(path, {"fingerprint": fingerprint, "shape": list(self.shape), "dtype": dtype})
@@ -90,12 +92,15 @@ class TokenCache:
     def write(self, content: str, tokens: torch.Tensor, replace: bool = True) -> None:
         """Hold the tokens of an image; without `replace` only where there is room.
 
-        Nothing is kept where the capacity is 0 or another process holds the file.
+        Nothing is kept where the capacity is 0, another process holds the file or the disk is full.
         """
         name = bytes.fromhex(content)
         if self._map is None or name in self._slots or (self.is_full and not replace):
             return
         slot = self._take_slot()
+        if not self._allocate(slot):
+            self._free.append(slot)
+            return
         data = np.ascontiguousarray(tokens.numpy().astype(self.dtype)).view(np.uint8).ravel()
         self._map[slot, SLOT_HEADER:] = data
         self._clock += 1
@@ -122,18 +127,19 @@ class TokenCache:
     def flush(self) -> None:
         """Write everything to the file."""
         if self._map is not None:
-            self._map.base.flush()
+            self._whole.flush()
 
     def close(self) -> None:
         """Write everything to the file and let go of it."""
         if self._map is not None:
             self.flush()
-            self._map = None
+            self._whole = self._map = None
             self._file.close()
             self._slots = {}
 
     def _open(self, path: Path, description: dict) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -144,6 +150,9 @@ class TokenCache:
         header = json.dumps(description, sort_keys=True).encode().ljust(FILE_HEADER, b"\0")
         if self._file.read(FILE_HEADER) != header:
             self._file.truncate(0)
+            if not self._allocate_bytes(0, FILE_HEADER):
+                self._file.close()
+                return
             self._file.seek(0)
             self._file.write(header)
         self._resize(min((path.stat().st_size - FILE_HEADER) // self._slot_bytes, self.capacity))
@@ -157,10 +166,28 @@ class TokenCache:
 
     def _resize(self, num_slots: int) -> None:
         size = FILE_HEADER + num_slots * self._slot_bytes
-        self._map = None
+        self._whole = self._map = None
         self._file.truncate(size)
-        whole = np.memmap(self._file, np.uint8, "r+", shape=(size,))
-        self._map = whole[FILE_HEADER:].reshape(num_slots, self._slot_bytes)
+        self._whole = np.memmap(self._file, np.uint8, "r+", shape=(size,))
+        self._map = self._whole[FILE_HEADER:].reshape(num_slots, self._slot_bytes)
+
+    def _allocate(self, slot: int) -> bool:
+        """Take the disk space of a slot: a write through the map kills the process where the disk turns out to be full."""
+        return not self._disk_is_full and self._allocate_bytes(FILE_HEADER + slot * self._slot_bytes, self._slot_bytes)
+
+    def _allocate_bytes(self, start: int, length: int) -> bool:
+        try:
+            os.posix_fallocate(self._file.fileno(), start, length)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            self._disk_is_full = True
+            logger.warning(
+                "%s cannot grow (%s): tokens of further images are not cached, and a search encodes them when it needs them",
+                self._path, os.strerror(error.errno),
+            )  # fmt: skip
+            return False
+        return True
 
     def _header(self, slot: int) -> np.ndarray:
         return self._map[slot, :SLOT_HEADER].view(_SLOT)

@@ -3,9 +3,6 @@
 import contextlib
 import importlib.metadata
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ import torch
 from torch import nn
 
 from mra.common.command_line import try_folder
+from mra.common.files import whole_folder
 from mra.common.loading import load_model, load_processor
 from mra.retrieval.arguments import ExportArguments
 from mra.retrieval.encoders import model_fingerprint
@@ -261,16 +259,8 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
         raise ValueError(f"--output {output} is no earlier export and is not replaced: give another folder")
     try_folder(output.parent, "--output")
     output.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.unfinished-", dir=output.parent))
-    try:
-        folder = work / "export"
-        folder.mkdir()
+    with whole_folder(output) as folder:
         yield folder
-        if output.exists():
-            os.rename(output, work / "replaced")
-        os.rename(folder, output)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def export(arguments: ExportArguments) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from mra.common.extras import extra_needed
 from mra.common.loading import load_processor
 from mra.common.sharding import cut_batches
 from mra.retrieval.encode import ImageEncodings, TextEncodings, read_row, undecoded
@@ -122,15 +123,15 @@ class OnnxEncoder:
 
 
 def import_onnxruntime():
-    """Imports onnxruntime.
+    """Import onnxruntime.
 
     Raises:
-        ValueError: if it is not installed.
+        ValueError: if it cannot be imported.
     """
     try:
         import onnxruntime
     except ImportError as error:
-        raise ValueError(f"ONNX needs onnx, onnxruntime and onnxscript ({error}): pip install '.[search]'") from error
+        raise extra_needed("ONNX", "search", error) from error
     return onnxruntime
 
 

@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 from transformers.utils import cached_file
 
+from mra.common.files import write_whole
 from mra.retrieval.evaluation import RetrievalResult, below_similarity
 from mra.retrieval.metrics import retrieval_metrics
 from mra.retrieval.rerank_depth import COMPARED, TOLERANCE, choose_rerank_depth, compared
@@ -193,12 +193,7 @@ class RetrievalChoice:
     def save(self, folder: str | Path) -> Path:
         """Write retrieval.json into a model folder, in one move."""
         path = Path(folder) / FILE_NAME
-        temporary = path.with_name(f".{os.getpid()}.{FILE_NAME}")
-        try:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
         return path
 
     @classmethod

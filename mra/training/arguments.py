@@ -20,7 +20,7 @@ PARTS = ("cross_attention", "late_vision_stages", "late_text_layers", "late_fusi
 
 @dataclass
 class ModelArguments:
-    """Where the weights come from and what of the architecture the run changes."""
+    """Where the weights come from, and changes to the architecture."""
 
     theme_name: ClassVar[str] = "model"
 
@@ -61,8 +61,8 @@ class ModelArguments:
     )
     gradient_checkpointing: Literal["none", "vision", "all"] = option(
         "none",
-        "Layers whose activations are computed again in the backward pass, for less memory: those of the image "
-        "encoder, which hold most of it, or all.",
+        "Layers whose activations are recomputed in the backward pass to save memory: those of the image encoder, "
+        "which hold most of it, or all.",
     )
     torch_compile: bool = option(False, "Compile the layers of Swin, BERT and fusion with TorchInductor.")
 
@@ -73,10 +73,10 @@ class ModelArguments:
                 if getattr(self, name) is not None:
                     raise ValueError(
                         f"`{name}` initialises a new model, but `model_name_or_path` is {self.model_name_or_path!r}, "
-                        "which brings its own weights: leave one of them out."
+                        "which has its own weights: leave one of them out"
                     )
         elif self.tokenizer_name is None:
-            raise ValueError("Set `model_name_or_path` to start from a model, or `tokenizer_name` to build a new one.")
+            raise ValueError("Set `model_name_or_path` to start from a model, or `tokenizer_name` to build a new one")
 
 
 @dataclass
@@ -103,7 +103,7 @@ class ObjectiveArguments:
     )
 
     def overrides(self) -> dict[str, Any]:
-        """The fields of `MRAConfig` that this theme sets."""
+        """Return the fields of `MRAConfig` that these arguments set."""
         return dataclasses.asdict(self)
 
 
@@ -155,11 +155,11 @@ class DataArguments:
     flip_probability: float = option(0.5, "Chance of mirroring an image.")
     erasing_probability: float = option(0.6, "Chance of erasing a rectangle of an image.")
     mlm_probability: float = option(0.25, "Share of a caption's tokens to mask.")
-    mlm_max_masked: int = option(10, "Most tokens to mask in a caption.")
+    mlm_max_masked: int = option(10, "Largest number of tokens to mask in a caption.")
     mlm_mask_padding: bool = option(False, "Let padding and [SEP] be masked, as the published code does.")
     whole_word_masking: bool = option(True, "Mask all pieces of a word together.")
     skipgram_probability: float = option(0.2, "Chance of masking several words in a row.")
-    skipgram_max_length: int = option(3, "Most words masked in a row.")
+    skipgram_max_length: int = option(3, "Largest number of words masked in a row.")
 
     def __post_init__(self):
         require(self.dataset is not None, "dataset", "a folder or Hub id of a prepared set", self.dataset)
@@ -326,11 +326,11 @@ class RunArguments:
     )
     resume_without_manifest: bool = option(
         False,
-        "Resume from a checkpoint without manifest.json, as earlier versions saved them; only what its files "
-        "tell of themselves is verified.",
+        "Resume from a checkpoint without manifest.json, as earlier versions saved them; only what "
+        "the files themselves allow is verified.",
     )
     overwrite_output_dir: bool = option(
-        False, "Start anew in an output_dir that holds another run, whose files are removed; not with `resume`."
+        False, "Restart in an output_dir that holds another run, whose files are removed; not with `resume`."
     )
 
     def __post_init__(self):
@@ -349,7 +349,7 @@ class EvaluationArguments:
 
     theme_name: ClassVar[str] = "evaluation"
 
-    eval_every_epochs: int = option(1, "Epochs between two evaluations; the last always is.")
+    eval_every_epochs: int = option(1, "Epochs between two evaluations; the final epoch is always evaluated.")
     eval_rerank_k: int = option(128, "Images re-ranked for each query; 0 chooses by the similarity alone.")
     eval_flip: bool = option(True, "Average each image with its mirror image.")
     eval_batch_size: int = option(64, "Images or captions encoded at a time.")
@@ -360,7 +360,7 @@ class EvaluationArguments:
     )
     eval_score_fusion: Literal["auto", "single", "published", "posterior"] = option(
         "auto",
-        "How matching scores and similarity are put together: `auto` chooses fusion and weight on the "
+        "How matching scores and similarity are combined: `auto` chooses fusion and weight on the "
         "validation split at each evaluation, and saves them with the model.",
     )
     eval_match_weight: float | None = option(
@@ -410,8 +410,10 @@ class ConversionArguments:
     checkpoint: str = option(help="Released .pth file; with --to_published, a folder.")
     output: str = option(help="Folder to write; with --to_published, a .pth file.")
     to_published: bool = option(False, "Convert a folder back to the published layout.")
-    image_size: list[int] | None = option(None, "Height and width, for a checkpoint that does not tell.")
-    num_attention_heads: int | None = option(None, "Heads of each BERT layer, for a checkpoint that does not tell.")
+    image_size: list[int] | None = option(None, "Height and width, where the checkpoint does not record them.")
+    num_attention_heads: int | None = option(
+        None, "Heads of each BERT layer, where the checkpoint does not record them."
+    )
     tokenizer: str | None = option(None, "Hub id or folder (bert-base-uncased for the released ones).")
     overwrite: bool = option(False, "Replace what is at --output.")
     push_to_hub: str | None = option(None, "Repository to push the folder to, user/name.")
@@ -423,7 +425,7 @@ class ConversionArguments:
                 "`to_published` writes a .pth alone: leave out tokenizer, push_to_hub, image_size and num_attention_heads"
             )
         if self.image_size is not None and len(self.image_size) != 2:
-            raise ValueError(f"`image_size` must be height and width, got {self.image_size}.")
+            raise ValueError(f"`image_size` must be height and width, got {self.image_size}")
 
 
 def _read_model_config(value) -> dict[str, Any]:
@@ -434,14 +436,14 @@ def _read_model_config(value) -> dict[str, Any]:
     text = value
     if not value.lstrip().startswith("{"):
         if not Path(value).is_file():
-            raise ValueError(f"`model_config` must be a mapping, JSON text or the path of a JSON file, got {value!r}.")
+            raise ValueError(f"`model_config` must be a mapping, JSON text or the path of a JSON file, got {value!r}")
         text = Path(value).read_text(encoding="utf-8")
     try:
         parsed = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"`model_config` is no valid JSON: {error}.") from None
+        raise ValueError(f"`model_config` is not valid JSON: {error}") from None
     if not isinstance(parsed, dict):
-        raise ValueError(f"`model_config` must be a mapping of MRAConfig fields, got a {type(parsed).__name__}.")
+        raise ValueError(f"`model_config` must be a mapping of MRAConfig fields, got a {type(parsed).__name__}")
     return parsed
 
 

@@ -12,10 +12,10 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 
-from mra.common.arguments import format_recipe, read_mapping
 from mra.common.command_line import writing_to
 from mra.common.environment import write_environment
-from mra.common.files import flush_folder, flush_tree, write_whole
+from mra.common.files import clean_folder, flush_tree, replace_folder, unfinished_path, whole_folder, write_whole
+from mra.common.recipes import format_recipe, read_mapping
 from mra.retrieval import RetrievalChoice
 from mra.training.checkpoint_manifest import (
     DamagedCheckpointError,
@@ -35,9 +35,8 @@ CHECKPOINTS = "checkpoints"
 RECIPE_FILE = "recipe.yaml"
 EARLIER_BEST = "earlier_best"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
-_UNFINISHED = "unfinished-"
-_REPLACED = ".replaced"
 _SET_ASIDE = "set-aside-"
+_TOKEN = "run"  # all processes of a run write into one unfinished checkpoint
 _SCHEDULE_FILE, _STATE_FILE = "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"  # in the order of registration
 # Arguments that say nothing about the run itself.
 _OF_THE_CALL = ("resume", "resume_without_manifest", "overwrite_output_dir", "output_dir")
@@ -160,7 +159,7 @@ class Checkpointer:
         """
         accelerator = self.accelerator
         target = self.folder / f"checkpoint-{step}"
-        unfinished = self.folder / f"{_UNFINISHED}{target.name}"
+        unfinished = unfinished_path(target, _TOKEN)
         if accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
@@ -175,6 +174,7 @@ class Checkpointer:
                     shutil.copyfile(metrics, unfinished / METRICS_FILE)
             accelerator.wait_for_everyone()
             write_manifest(accelerator, unfinished, step)
+            accelerator.wait_for_everyone()  # each machine flushes the whole folder, in which nothing may be moved meanwhile
             if accelerator.is_local_main_process:
                 flush_tree(unfinished)
             accelerator.wait_for_everyone()
@@ -378,25 +378,8 @@ def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bo
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     (output_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     for folder in (output_dir, output_dir / CHECKPOINTS):
-        for path in sorted(folder.iterdir()):
-            if path.name.startswith(_UNFINISHED):
-                logger.warning(f"Removing {path}, which an interrupted run left unfinished.")
-                shutil.rmtree(path)
-            elif path.name.endswith(_REPLACED):
-                original = path.with_name(path.name.removesuffix(_REPLACED))
-                shutil.rmtree(path) if original.exists() else path.rename(original)
-
-
-def replace_folder(source: Path, target: Path) -> None:
-    """Flush a finished folder to the disk and give it its name, over an older one of that name if there is one."""
-    flush_tree(source)
-    replaced = target.with_name(target.name + _REPLACED)
-    shutil.rmtree(replaced, ignore_errors=True)
-    if target.exists():
-        target.rename(replaced)
-    source.rename(target)
-    flush_folder(target.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+        for path in clean_folder(folder):
+            logger.warning(f"Cleaned up {path}, which an interrupted run left")
 
 
 def keep_aside(accelerator, output_dir: str | Path, epoch: int) -> Path:
@@ -467,7 +450,6 @@ def save_model(
         choice: how to rank with this model, as chosen on validation.
     """
     folder = Path(folder)
-    unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
     unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
     if accelerator.is_fsdp2:  # its modules are of other classes
         unwrapped = whole_model(unwrapped)
@@ -475,24 +457,22 @@ def save_model(
     else:
         state_dict = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)
         state_dict = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict.items()}  # torch.compile
         for name in unwrapped._tied_weights_keys:  # DeepSpeed copies what is tied
             state_dict.pop(name, None)
-        with writing_to(folder):
+        with writing_to(folder), whole_folder(folder) as unfinished:
             unwrapped.save_pretrained(unfinished, state_dict=state_dict)
             processor.save_pretrained(unfinished)
             if card is not None:
                 (unfinished / "README.md").write_text(card, encoding="utf-8")
             if choice is not None:
                 choice.save(unfinished)
-            replace_folder(unfinished, folder)
     accelerator.wait_for_everyone()
 
 
 def _remove(folder: Path) -> None:
     """Removes a checkpoint so that one half removed never looks finished."""
-    unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
+    unfinished = unfinished_path(folder)
     folder.rename(unfinished)
     shutil.rmtree(unfinished)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 
+from mra.common.command_line import writing_to
 from mra.common.files import write_whole
 
 
@@ -167,7 +168,7 @@ class MetricsLog:
         record = {"step": state.step, "epoch": state.epoch, "samples": state.samples_seen, **record}
         state.log_lines += 1
         if self.accelerator.is_main_process:
-            with self.path.open("a", encoding="utf-8") as file:
+            with writing_to(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

@@ -11,11 +11,12 @@ from pathlib import Path
 from accelerate import Accelerator, DistributedType
 from accelerate.logging import get_logger
 
+from mra.common.files import unfinished_path
+
 
 logger = get_logger(__name__)
 
 _STATES = "pytorch_model"  # folder in which `accelerator.save_state` lets DeepSpeed write
-_PREFIX = "unfinished-recut-"  # an interrupted run's is removed like any unfinished folder
 
 
 def is_cut_for_others(accelerator: Accelerator, checkpoint: Path | None) -> bool:
@@ -40,7 +41,7 @@ def fit_to_processes(accelerator: Accelerator, checkpoint: Path) -> Iterator[Pat
     if not is_cut_for_others(accelerator, checkpoint):
         yield checkpoint
         return
-    folder = checkpoint.with_name(f"{_PREFIX}{checkpoint.name}")
+    folder = unfinished_path(checkpoint, "recut")  # an interrupted run's is removed like any unfinished folder
     if accelerator.is_main_process:
         logger.info(f"Merging the ZeRO states of {checkpoint}, which another number of processes saved.")
         shutil.rmtree(folder, ignore_errors=True)

@@ -268,6 +268,17 @@ def test_equal_rows_give_equal_names(cuhk):
     assert (first / "README.md").read_text().replace("one", "two") == (second / "README.md").read_text()
 
 
+def test_other_pixels_of_equal_size_give_another_name(cuhk):
+    name = official_rows("cuhk")[0]["file_path"]
+    (image,) = [path for path in cuhk.rglob(Path(name).name) if path.as_posix().endswith(name)]
+    content, names = image.read_bytes(), []
+    for end in (b"\0", b"\1"):  # behind the pixels, where readers do not look
+        image.write_bytes(content + end)
+        folder = prepare(cuhk, "cuhk", "raw", "--overwrite")
+        names.append({path.name for path in (folder / "data").iterdir()})
+    assert len(names[0] - names[1]) == 1
+
+
 def test_what_is_printed(cuhk, capsys):
     prepare(cuhk, "cuhk", "raw")
     printed = capsys.readouterr()

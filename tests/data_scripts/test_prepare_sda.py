@@ -463,7 +463,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(source, num_proc):
     command += ["--images", str(root / "images/SDA"), "--output", str(output), "--num_proc", num_proc]
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
-    while not list(output.parent.glob(".sda.unfinished-*/**/*.parquet")):
+    while not list(output.parent.glob(".unfinished-*-sda/**/*.parquet")):
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     with pytest.raises(SystemExit, match="another run is writing it"):

@@ -1,7 +1,9 @@
 """The token cache: what goes in comes out, bounded, by least recent use, and never of another model or half written."""
 
+import errno
 import hashlib
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -114,3 +116,46 @@ def test_no_room_is_no_cache(tmp_path):
         assert cache.read(NAMES[0]) is None and len(cache) == 0
         cache.close()
     assert not (tmp_path / "t.bin").exists()
+
+
+@pytest.mark.parametrize("cut", [0, 10, FILE_HEADER, FILE_HEADER + 7])
+def test_a_cache_without_slots_opens_flushes_and_holds_tokens_again(tmp_path, cut):
+    path = tmp_path / "t.bin"
+    cache = open_cache(path)
+    cache.write(NAMES[0], TOKENS[0])
+    cache.close()
+    with path.open("r+b") as file:
+        file.truncate(cut)
+    cache = open_cache(path)
+    cache.flush()
+    assert len(cache) == 0 and cache.read(NAMES[0]) is None
+    cache.write(NAMES[0], TOKENS[0])
+    assert torch.equal(cache.read(NAMES[0]), TOKENS[0])
+    cache.close()
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_a_full_disk_stops_the_caching_and_nothing_else(tmp_path, monkeypatch, caplog, room):
+    """`room` is how often space can be had: for the header, then for a slot each."""
+    allocate, asked = os.posix_fallocate, []
+
+    def limited(*arguments):
+        asked.append(arguments)
+        if len(asked) > room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return allocate(*arguments)
+
+    monkeypatch.setattr(os, "posix_fallocate", limited)
+    cache = open_cache(tmp_path / "t.bin")
+    for name, tokens in zip(NAMES[:3], TOKENS, strict=False):
+        cache.write(name, tokens)
+    assert len(cache) == max(0, room - 1) and len(asked) == room + 1
+    assert [record.message for record in caplog.records if "No space left on device" in record.message] != []
+    assert len(caplog.records) == 1
+    cache.close()
+    monkeypatch.undo()
+    cache = open_cache(tmp_path / "t.bin")
+    assert len(cache) == max(0, room - 1)
+    cache.write(NAMES[2], TOKENS[2])
+    assert torch.equal(cache.read(NAMES[2]), TOKENS[2])
+    cache.close()

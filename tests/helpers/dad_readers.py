@@ -11,13 +11,13 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
-from data_scripts.dad.config import FactoryConfig, load_config
+from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.files import to_lines, write_whole
 from data_scripts.dad.row_parts import RowParts
 from data_scripts.dad.run import run_stages
 from data_scripts.dad.stage_folders import begin_stage, image_path
 from data_scripts.dad.tiny.make_readers import make_readers
-from tests.helpers.dad import fork
+from tests.helpers.dad import fork, load_config
 
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 160, 60), "blue": (40, 60, 200), "yellow": (220, 200, 60)}

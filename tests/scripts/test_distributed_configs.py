@@ -142,7 +142,7 @@ def test_config_trains_resumes_and_exports(root, one_process, config):
     assert "the random states are those of 2 processes and the run has 1 now" in shown
     compare(read_metrics(root / f"{config}-one"), records)
     compare_weights(root / f"{config}-one", weights)
-    assert not list((root / f"{config}-one" / "checkpoints").glob("unfinished*"))
+    assert not list((root / f"{config}-one" / "checkpoints").glob(".unfinished*"))
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -100,7 +100,7 @@ def test_killed_and_stopped_run_gives_the_same_losses(reference, root, stage, nu
 
     codes = run_forked(script, *arguments, num_processes=num_processes, fault=(victim, killed, signal.SIGKILL))
     assert codes[victim] == -signal.SIGKILL and 0 not in codes, last  # the other may see it die and fail first
-    (output_dir / "checkpoints" / "unfinished-checkpoint-99").mkdir()
+    (output_dir / "checkpoints" / ".unfinished-run-checkpoint-99").mkdir()
     resume = [*arguments, "--resume", "latest"]
     codes = run_forked(script, *resume, num_processes=num_processes, fault=(victim, stopped, signal.SIGTERM))
     assert codes == [0] * num_processes, last
@@ -110,7 +110,7 @@ def test_killed_and_stopped_run_gives_the_same_losses(reference, root, stage, nu
     assert run_forked(script, *resume, num_processes=num_processes) == [0] * num_processes
 
     assert read_metrics(output_dir) == read_metrics(expected), last
-    assert not list((output_dir / "checkpoints").glob("unfinished*"))
+    assert not list((output_dir / "checkpoints").glob(".unfinished*"))
     ours, theirs = (load_file(folder / "final" / "model.safetensors") for folder in (output_dir, expected))
     assert all(ours[name].equal(theirs[name]) for name in theirs), last
 

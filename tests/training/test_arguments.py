@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from mra.common.arguments import format_recipe, parse_arguments, resolved_recipe
+from mra.common.arguments import parse_arguments, resolved_recipe
+from mra.common.recipes import format_recipe
 from mra.training.arguments import (
     DataArguments,
     ModelArguments,
@@ -15,12 +16,13 @@ from mra.training.arguments import (
 
 
 THEMES = (ModelArguments, ObjectiveArguments, DataArguments, OptimizationArguments, RunArguments)
-NEEDED = "tokenizer_name: words\ndataset: data/x\noutput_dir: runs/x\n"
+NEEDED = {"tokenizer_name": "words", "dataset": "data/x", "output_dir": "runs/x"}
 
 
 def parse(tmp_path, recipe="", *argv):
     path = tmp_path / "recipe.yaml"
-    path.write_text(NEEDED + recipe)
+    needed = [f"{name}: {value}\n" for name, value in NEEDED.items() if f"{name}:" not in recipe]
+    path.write_text("".join(needed) + recipe)
     return parse_arguments(THEMES, argv=["--config", str(path), *argv])
 
 

@@ -14,8 +14,9 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import save_file
 
 from modeling_mra import MRAForPreTraining
-from mra.common.arguments import read_mapping
 from mra.common.command_line import FullDiskError
+from mra.common.recipes import read_mapping
+from mra.training import checkpointing
 from mra.training.checkpoint_manifest import DamagedCheckpointError, read_manifest
 from mra.training.checkpointing import (
     Checkpointer,
@@ -24,7 +25,6 @@ from mra.training.checkpointing import (
     find_checkpoint,
     list_checkpoints,
     prepare_output_dir,
-    replace_folder,
     save_model,
     set_newer_aside,
     start_output_dir,
@@ -141,16 +141,11 @@ def test_another_run_is_not_overwritten_unasked(checkpointer, tmp_path):
     assert list_checkpoints(tmp_path) == [] and (tmp_path / "notes.txt").exists()
 
 
-def test_replacing_a_folder_survives_a_kill_between_its_moves(tmp_path):
-    for name, text in (("best", "old"), ("unfinished-best", "new")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "weights").write_text(text)
-    replace_folder(tmp_path / "unfinished-best", tmp_path / "best")
-    assert (tmp_path / "best" / "weights").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["best"]
-    (tmp_path / "best").rename(tmp_path / "best.replaced")  # killed after the first move
+def test_a_folder_survives_a_kill_between_its_moves(tmp_path):
+    (tmp_path / ".replaced-0-best").mkdir()
+    (tmp_path / ".replaced-0-best" / "weights").write_text("old")
     prepare_output_dir(tmp_path, "latest", False)
-    assert (tmp_path / "best" / "weights").read_text() == "new"
+    assert (tmp_path / "best" / "weights").read_text() == "old"
 
 
 def test_changed_arguments_are_named(tmp_path):
@@ -419,8 +414,26 @@ def test_everything_is_flushed_before_the_folder_gets_its_name(tmp_path, monkeyp
     (tmp_path / "metrics.jsonl").write_text("")
     target = Checkpointer(fake_accelerator(), tmp_path, {}).save(2)
     before = {Path(path).name for path, names in flushed if str(target) not in names}
-    assert before >= {*FILES, "unfinished-checkpoint-2"}
+    assert before >= {*FILES, ".unfinished-run-checkpoint-2"}
     assert (str(target.parent), [str(target)]) in flushed
+
+
+def test_no_machine_flushes_while_another_writes_the_manifest(tmp_path, monkeypatch):
+    """Each machine flushes the whole folder, also what the main process is about to rename."""
+    accelerator, events = fake_accelerator(), []
+    accelerator.wait_for_everyone = lambda: events.append("wait")
+    for name in ("write_manifest", "flush_tree"):
+        original = getattr(checkpointing, name)
+
+        def note(*arguments, name=name, original=original):
+            events.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(checkpointing, name, note)
+    prepare_output_dir(tmp_path, None, False)
+    Checkpointer(accelerator, tmp_path, {}).save(2)
+    begin, end = events.index("write_manifest"), events.index("flush_tree")
+    assert "wait" in events[begin:end] and "wait" in events[end:]
 
 
 def test_recipe_of_a_run_shows_that_it_was_cut(tmp_path):

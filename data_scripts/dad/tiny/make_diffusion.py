@@ -168,7 +168,7 @@ def read_images(folder: str | Path, image_size: Sequence[int], seed: int) -> tor
     """
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not paths:
-        raise ValueError(f"--images {folder} holds no .jpg or .png file.")
+        raise ValueError(f"--images {folder} holds no .jpg or .png file")
     paths = random.Random(seed).sample(paths, min(_IMAGES, len(paths)))
     return torch.stack([to_pixels(read_picture(path), list(image_size)) for path in paths])
 
@@ -204,7 +204,7 @@ def build(
 
 @dataclass
 class DiffusionArguments:
-    """Options."""
+    """Options of the command."""
 
     output: str = option(help="folder to write")
     images: str | None = option(None, "folder of images to fit the autoencoder to; random if left out")
@@ -221,7 +221,7 @@ class DiffusionArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Builds what the command line names."""
+    """Build what the command line names."""
     (options,) = parse_arguments(
         [DiffusionArguments], prog="tiny_diffusion", description=__doc__, argv=argv, config=False
     )
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
         build(options.output, images, options.channels, options.steps, options.prediction_type, options.seed)
         print(f"{options.output}: a small Stable Diffusion for images of {options.image_size}")
 
-    with_plain_errors("tiny_diffusion", work)
+    with_plain_errors("tiny_diffusion", work, options.output)
 
 
 if __name__ == "__main__":

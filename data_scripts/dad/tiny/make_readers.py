@@ -200,7 +200,7 @@ MAKERS: dict[str, Callable[..., None]] = {
 
 
 def make_readers(folder: str | Path, names=tuple(MAKERS), seed: int = 0) -> None:
-    """Writes the named models, each into a folder of its name."""
+    """Write the named models, each into a folder of its name."""
     for name in names:
         MAKERS[name](Path(folder) / name, seed)
 
@@ -251,7 +251,7 @@ def _save(folder: str | Path, seed: int, make_model: Callable, processor) -> Non
 
 @dataclass
 class ReaderArguments:
-    """Options."""
+    """Options of the command."""
 
     output: str = option(help="folder to write")
     models: list[Literal[tuple(MAKERS)]] = option(list(MAKERS), "models to write")
@@ -261,7 +261,7 @@ class ReaderArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Writes what the command line names."""
+    """Write what the command line names."""
     (options,) = parse_arguments([ReaderArguments], prog="tiny_readers", description=__doc__, argv=argv, config=False)
     make_readers(options.output, options.models, options.seed)
     if options.captions and "blip" in options.models:

@@ -7,7 +7,7 @@ from transformers import AutoProcessor, BlipForConditionalGeneration
 
 from data_scripts.dad.caption import run as run_caption
 from data_scripts.dad.captioners import Captioner, clean_style
-from data_scripts.dad.config import load_config
+from tests.helpers.dad import load_config
 from tests.helpers.dad_readers import (
     draw_person,
     files_of,

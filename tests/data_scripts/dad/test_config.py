@@ -1,13 +1,15 @@
 """The factory's configuration: sections, casts, overrides, and the recipes that ship."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from data_scripts.dad.config import SECTIONS, load_config
+from data_scripts.dad.config import SECTIONS
 from mra.common.arguments import parse_arguments
+from tests.helpers.dad import load_config
 
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -102,3 +104,11 @@ def test_the_papers_settings():
     assert config.caption.prompt == "Describe the image in English"
     assert config.ground.box_threshold == config.ground.text_threshold == 0.35
     assert config.common.base_model is None  # named by the user, who accepts its licence
+
+
+def test_options_that_the_docs_show_exist():
+    text = "".join((ROOT / name).read_text() for name in ("docs/dad.md", "recipes/dad/cuhk.yaml"))
+    shown = set(re.findall(r"(?<!\S)`?--(\w+\.\w+) ", text))
+    known = {f"{name}.{item.name}" for name, section in SECTIONS.items() for item in dataclasses.fields(section)}
+    assert len(shown) > 10 and shown - {"section.key"} <= known
+    assert not re.search(rf"(?<![-.\w])({'|'.join(SECTIONS)})\.\w+=", text)  # `section.key=value` is not read

@@ -6,7 +6,6 @@ import multiprocessing
 import datasets
 import pytest
 
-from data_scripts.dad.config import load_config
 from data_scripts.dad.files import write_whole
 from data_scripts.dad.row_parts import RowParts
 from data_scripts.dad.stage_folders import (
@@ -19,6 +18,7 @@ from data_scripts.dad.stage_folders import (
     shard_name,
 )
 from mra.common.sharding import Shard
+from tests.helpers.dad import load_config
 
 
 def configure(tmp_path, *overrides):

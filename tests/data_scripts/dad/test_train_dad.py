@@ -234,9 +234,9 @@ _PUSH_TWICE = """
 import sys
 from data_scripts.dad import train_dad
 from data_scripts.dad.command import with_plain_errors
-from data_scripts.dad.config import load_config
+from tests.helpers.dad import load_config
 
 config = load_config(sys.argv[1], ["--train.push_to_hub=true", "--train.hub_model_id=user/dad"])
 for _ in range(2):
-    with_plain_errors("train_dad", lambda: train_dad.run(config))
+    with_plain_errors("train_dad", lambda: train_dad.run(config), config.common.work_dir)
 """

@@ -224,7 +224,7 @@ def test_same_arguments_give_the_same_bytes_with_any_number_of_processes(folder,
 
 def test_interrupted_run_leaves_nothing_and_the_next_one_works(tmp_path, monkeypatch):
     config = SampleConfig(sda_pairs=4, train_ids=0, val_ids=0, test_ids=0)
-    stale = tmp_path / ".set.unfinished"
+    stale = tmp_path / ".unfinished-0-set"
     stale.mkdir()
     (stale / "rubbish").touch()
     drawn = []

@@ -30,13 +30,13 @@ if __name__ == "__main__":
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from safetensors.torch import save_file
 
 from mra.common.command_line import plain_errors, try_folder
 from mra.common.files import whole_file
 from mra.common.loading import load_model, load_processor
-from mra.common.tables import load_table
+from mra.common.tables import load_split
 from mra.retrieval import (
     RankedQuery,
     RetrievalResult,
@@ -73,10 +73,10 @@ def main(argv: list[str] | None = None, program: str = "eval_retrieval.py") -> N
         if state.is_main_process:
             try_folder(args.output_dir, "--output_dir")
         with state.main_process_first():
-            dataset = load_split(args.dataset, args.split)
+            dataset = load_split(args.dataset, args.split, argument="--dataset")
         model = load_model(args.model, args.attn_implementation).to(state.device)
         processor = load_processor(args.model)
-        ranking = find_ranking(model, processor, args, options, load_split)
+        ranking = find_ranking(model, processor, args, options)
         weight = 1.0 if ranking.match_weight is None else ranking.match_weight
         options |= {"rerank_k": ranking.rerank_k, "score_fusion": ranking.score_fusion, "match_weight": weight}
         result = evaluate_retrieval(model, processor, dataset, **options)
@@ -122,25 +122,6 @@ def start_processes() -> PartialState:
             "set ACCELERATE_USE_CPU=true"
         )
     return state
-
-
-def load_split(path: str, split: str) -> Dataset:
-    """Load one split of a dataset folder or Hub dataset.
-
-    Raises:
-        ValueError: if there is no such dataset or split.
-    """
-    try:
-        dataset = load_table(path)
-    except Exception as error:
-        known = "a folder" if Path(path).exists() else "neither a folder nor a dataset on the Hub"
-        raise ValueError(
-            f"--dataset {path} is {known} that load_dataset cannot read ({type(error).__name__}: {error}); "
-            "expected what `mra prepare pedes` writes"
-        ) from error
-    if not isinstance(dataset, DatasetDict) or split not in dataset:
-        raise ValueError(f"--split {split} is not in {path}: expected one of {', '.join(dataset)}")
-    return dataset[split]
 
 
 def save_result(

@@ -29,6 +29,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from mra.common.command_line import plain_errors
+from mra.common.streaming import make_streaming
+from mra.common.tables import load_split
 from mra.training.augmentation import create_augmenter
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra.training.collator import TrainingCollator
@@ -50,8 +52,7 @@ from mra.training.runtime import (
     show_banner,
     start_trackers,
 )
-from mra.training.splits import hold_out_identities, load_split
-from mra.training.streaming import make_streaming
+from mra.training.splits import hold_out_identities
 from mra.training.validation import record_best, validate
 
 
@@ -61,7 +62,7 @@ logger = get_logger(__name__)
 def build_datasets(data, processor, config, seed):
     """The training set, with augmented captions if they count, and what to validate on, if anything."""
     train = load_split(data.dataset, "train", make_streaming(data))
-    validation = load_split(data.dataset, "validation")
+    validation = load_split(data.dataset, "validation", optional=True)
     if validation is None:
         train, validation = hold_out_identities(train, data.validation_fraction, seed)
     elif data.validation_fraction > 0:

@@ -29,6 +29,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from mra.common.command_line import plain_errors
+from mra.common.streaming import make_streaming
+from mra.common.tables import load_split
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra.training.collator import TrainingCollator
 from mra.training.data import build_pretraining_dataset
@@ -49,8 +51,6 @@ from mra.training.runtime import (
     show_banner,
     start_trackers,
 )
-from mra.training.splits import load_split
-from mra.training.streaming import make_streaming
 from mra.training.validation import record_best, validate
 
 
@@ -73,7 +73,7 @@ def build_datasets(data, processor, config, seed):
     )
     if data.validation_dataset is None:
         return dataset, None
-    validation = load_split(data.validation_dataset, "validation")
+    validation = load_split(data.validation_dataset, "validation", argument="validation_dataset", optional=True)
     if validation is None:
         raise ValueError(f"`validation_dataset`: {data.validation_dataset!r} has no validation split.")
     return dataset, validation

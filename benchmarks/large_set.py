@@ -33,11 +33,11 @@ from benchmarks.data import make_processor
 from benchmarks.measure import MIB, make_config, show
 from data_scripts.builders import SDA_FEATURES
 from mra.common.arguments import option, parse_arguments, require
+from mra.common.streaming import Streaming
+from mra.common.tables import load_split
 from mra.training.collator import TrainingCollator
 from mra.training.data import build_pretraining_dataset
 from mra.training.order import make_sampler
-from mra.training.splits import load_split
-from mra.training.streaming import Streaming
 
 
 ROWS_OF_A_FILE, ROWS_OF_A_GROUP = 50_000, 1000

@@ -13,7 +13,7 @@ from typing import Literal
 
 from mra.common.arguments import option, parse_arguments
 from mra.common.loading import load_model, load_processor
-from mra.common.tables import load_table
+from mra.common.tables import load_split
 from mra.retrieval import choose_retrieval, evaluate_retrieval
 from mra.retrieval.evaluation import RetrievalResult
 
@@ -35,7 +35,7 @@ class ScoreFusionBenchmark:
 def main(argv: list[str] | None = None) -> None:
     """Evaluate every model on both splits and print the mean metrics of each fusion and their difference to the chosen one."""
     (args,) = parse_arguments([ScoreFusionBenchmark], description=__doc__, argv=argv, config=False)
-    splits = load_table(args.dataset)
+    splits = {split: load_split(args.dataset, split, argument="--dataset") for split in ("validation", "test")}
     runs, choices = [], {}
     for model in args.models:
         validation = choose_retrieval(evaluate(model, splits["validation"], args), f"{args.dataset} validation")

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from mra.common.command_line import try_folder
-from mra.common.tables import load_table
+from mra.common.tables import load_split
 from mra.gallery.arguments import (
     CalibrationArguments,
     EncoderArguments,
@@ -130,12 +130,7 @@ def verify(place: PlaceArguments) -> None:
 def calibrate(calibration: CalibrationArguments, place: PlaceArguments, encoder: EncoderArguments) -> None:
     """Choose the threshold on a labelled split."""
     name = f"{calibration.dataset} {calibration.split}"
-    try:
-        dataset = load_table(calibration.dataset, calibration.split)
-    except Exception as error:
-        raise ValueError(
-            f"--dataset {calibration.dataset}, split {calibration.split}, cannot be loaded ({error})"
-        ) from None
+    dataset = load_split(calibration.dataset, calibration.split, argument="--dataset")
     with open_gallery(place, encoder) as gallery:
         result = gallery.calibrate(
             dataset, rerank=calibration.rerank, max_false_alarms=calibration.max_false_alarms, name=name

@@ -15,7 +15,7 @@ from mra.common.loading import load_model, load_processor
 from mra.retrieval.arguments import ExplanationArguments
 from mra.retrieval.encode import encode_images, encode_texts, forward_context
 from mra.retrieval.matching import match_pairs
-from mra.retrieval.overlay import Tile, draw_tiles
+from mra.retrieval.overlay import HeatmapTile, draw_tiles
 from mra.retrieval.score_fusion import require_finite
 
 
@@ -218,8 +218,8 @@ def cross_attention(
 
 def draw_explanation(image: Image.Image, explanation: Explanation, columns: int = 6) -> Image.Image:
     """Draws the image, the whole sentence and every word as overlays; words that name nothing visible are faint."""
-    tiles = [Tile("image"), Tile("all words", scale_heatmap(explanation.sentence))]
-    tiles += [Tile(word.word, scale_heatmap(word.heatmap), word.is_stop_word) for word in explanation.words]
+    tiles = [HeatmapTile("image"), HeatmapTile("all words", scale_heatmap(explanation.sentence))]
+    tiles += [HeatmapTile(word.word, scale_heatmap(word.heatmap), word.is_stop_word) for word in explanation.words]
     return draw_tiles(image, f"{explanation.match_probability:.1%} match: {explanation.text}", tiles, columns)
 
 

@@ -4,21 +4,19 @@ import hashlib
 import math
 import random
 
-import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Image, IterableDatasetDict, LargeList, List, Value
 
+from mra.common.streaming import StreamedTable, arrow_column
+from mra.common.tables import Table
 from mra.training.augmentation import CaptionAugmenter
 from mra.training.crops import open_image, upright_size
 from mra.training.order import Key, key_to_seed
 from mra.training.regions import WHOLE_IMAGE, box_to_pixels, region_attention_mask
-from mra.training.streaming import StreamedTable, arrow_column
 from mra.training.transforms import TrainingImageTransform
 
-
-Table = datasets.Dataset | StreamedTable
 
 SDA_COLUMNS = "image (Image), image_id (integer), caption (string), boxes (list of 4 floats), phrases (list of string)"
 PEDES_COLUMNS = "image (Image), image_id (integer), captions (list of string)"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from mra.training.streaming import StreamedTable
+from mra.common.streaming import StreamedTable
 
 
 Key = tuple[int, int]

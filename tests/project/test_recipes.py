@@ -216,7 +216,7 @@ def test_published_architecture_of_the_recipes(folder):
 
 def test_every_argument_is_consumed():
     """A setting that nothing reads is refused here, as an unknown one is refused by the parser."""
-    sources = [path.read_text() for path in (ROOT / "mra" / "training").glob("*.py")]
+    sources = [path.read_text() for path in [*(ROOT / "mra/training").glob("*.py"), ROOT / "mra/common/streaming.py"]]
     sources += [(ROOT / f"{script.__name__}.py").read_text() for script in SCRIPTS.values()]
     code = "\n".join(source.split("# ------")[0] if "class RunArguments" in source else source for source in sources)
     known = MRAConfig().to_dict()

@@ -24,13 +24,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from data_scripts.dad.command import with_plain_errors
 from data_scripts.dad.diffusion import import_diffusers, to_pixels
+from data_scripts.dad.language.word_list import ATTRIBUTES_FILE
 from images_mra import read_picture
 from mra.common.arguments import option, parse_arguments, require
 
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 SUFFIX = "</w>"
-WORDS_FILE = Path(__file__).parents[1] / "language" / "vocabulary" / "attributes.yaml"
 _LETTERS = "a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 8 9 . , ; : ' - ! ? ( ) / &"
 _SENTENCE = "a an the and with in of on is has wears wearing dressed carrying holding walking standing photo person"
 _LEARNING_RATE = 1.2e-2  # peak
@@ -39,7 +39,7 @@ _IMAGES = 2000  # of the folder, at most: the autoencoder sees no more in its fe
 
 def make_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer whose pieces are learnt from the factory's own vocabulary."""
-    words = re.findall(r"[a-z]+", WORDS_FILE.read_text(encoding="utf-8"))
+    words = re.findall(r"[a-z]+", ATTRIBUTES_FILE.read_text(encoding="utf-8"))
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=SUFFIX, unk_token=END))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -44,8 +44,8 @@ from transformers import (
 
 from images_mra import read_picture
 from mra.common.arguments import option, parse_arguments, require
+from mra.common.tables import load_split
 from mra.retrieval.encode import undecoded
-from mra.training.splits import load_split
 
 
 SAMPLE_TOKENIZER = Path(__file__).resolve().parents[2] / "sample" / "tokenizer"

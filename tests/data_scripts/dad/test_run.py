@@ -16,7 +16,7 @@ from data_scripts.dad.training_validation import read_errors
 from data_scripts.make_sample import main as make_sample
 from data_scripts.prepare_pedes import main as prepare_pedes
 from data_scripts.prepare_sda import main as prepare_sda
-from mra.training.splits import load_split
+from mra.common.tables import load_split
 from tests.helpers.dad import launch_module, tree, write_config, write_sources
 from tests.helpers.sources import read_set
 
@@ -130,7 +130,7 @@ def test_finished_stages_are_passed_over(root, monkeypatch):
         (["--generate.batch_sise=3"], "did you mean '--generate.batch_size'", 2),
         (["--stages", "generate"], "stage 'train' was not run. Run it first: --stages train.", 1),
         (["--stages", "train", "--common.base_model=none"], "`common.base_model` is not set", 1),
-        (["--stages", "augment", "--common.dataset=/nowhere"], "is no prepared set", 1),
+        (["--stages", "augment", "--common.dataset=/nowhere"], "there is no such folder; expected a prepared set", 1),
     ],
 )
 def test_bad_input_ends_the_command(root, capsys, arguments, said, code):

@@ -1,4 +1,4 @@
-"""The encoder of a gallery in onnxruntime, from a folder that `mra.retrieval.export` wrote."""
+"""The encoder of a gallery in onnxruntime, from a folder that `mra export` wrote."""
 
 import json
 from collections.abc import Sequence

@@ -15,6 +15,7 @@ An interrupted run goes on with --resume latest. SIGTERM to the training process
 from pathlib import Path
 
 from mra.common.arguments import parse_arguments, resolved_recipe
+from mra.common.tables import files_digest
 from mra.training.arguments import FINETUNING as THEMES
 
 
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     # Prepare
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     scheduler = LambdaLR(optimizer, schedule)  # over what DeepSpeed put in place; prepared, it would step per process
-    state = TrainingState()
+    state = TrainingState(data=files_digest(data.dataset) or "")
     accelerator.register_for_checkpointing(scheduler, state)
     set_seed(run.seed, device_specific=True)
     negatives = torch.Generator(device=accelerator.device)

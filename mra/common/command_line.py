@@ -154,5 +154,5 @@ def _is_raised_here(error: BaseException) -> bool:
 
 def _free_space(output: str | Path) -> str:
     """Return how much is free on the disk of an output, which need not exist."""
-    folder = next(folder for folder in (Path(output).absolute(), *Path(output).absolute().parents) if folder.exists())
+    folder = next(folder for folder in (Path(output).absolute(), *Path(output).absolute().parents) if folder.is_dir())
     return f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB free in {folder}"

@@ -15,7 +15,6 @@ An interrupted run goes on with --resume latest. SIGTERM to the training process
 from pathlib import Path
 
 from mra.common.arguments import parse_arguments, resolved_recipe
-from mra.common.tables import files_digest
 from mra.training.arguments import PRETRAINING as THEMES
 
 
@@ -31,7 +30,7 @@ from torch.utils.data import DataLoader
 
 from mra.common.command_line import plain_errors
 from mra.common.streaming import make_streaming
-from mra.common.tables import load_split
+from mra.common.tables import files_digest, load_split
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra.training.collator import TrainingCollator
 from mra.training.data import build_pretraining_dataset

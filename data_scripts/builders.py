@@ -12,8 +12,8 @@ from data_scripts.annotation_builder import AnnotationBuilder, Chunk
 from data_scripts.image_files import ImageRoot, RootSearch, with_slashes
 from data_scripts.json_rows import json_files, read_rows
 from data_scripts.pedes_layouts import CSV, DATASETS, AnnotatedImage, camera_of, find_sources, read_images
+from data_scripts.row_checks import RowError, check_identity, check_object, check_regions, check_text
 from data_scripts.text_files import UnreadableFile
-from data_scripts.validation import RowError, check_identity, check_object, check_regions, check_text
 
 
 SDA_FEATURES = datasets.Features(

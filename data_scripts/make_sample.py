@@ -18,7 +18,7 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:  # run as `python data_scripts/make_sample.py`
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_scripts.sample.plan import PEDES_FOLDER, Crop, SampleConfig, plan_pedes, plan_sda, shard_name
+from data_scripts.sample.plan import PEDES_FOLDER, PlannedPicture, SampleConfig, plan_pedes, plan_sda, shard_name
 from data_scripts.sample.scenes import render
 from mra.common.arguments import option, parse_arguments, require
 from mra.common.command_line import plain_errors, try_folder
@@ -34,7 +34,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Writing
 
 
-def _draw_and_save(task: tuple[str, Crop]) -> dict[str, tuple[float, ...]]:
+def _draw_and_save(task: tuple[str, PlannedPicture]) -> dict[str, tuple[float, ...]]:
     folder, crop = task
     image, parts = render(crop.person, crop.scene)
     options = {"quality": 90} if crop.path.endswith(".jpg") else {}
@@ -42,7 +42,7 @@ def _draw_and_save(task: tuple[str, Crop]) -> dict[str, tuple[float, ...]]:
     return parts
 
 
-def _draw_all(crops: list[Crop], folder: Path, num_proc: int) -> None:
+def _draw_all(crops: list[PlannedPicture], folder: Path, num_proc: int) -> None:
     from tqdm.auto import tqdm
 
     for parent in sorted({Path(crop.path).parent for crop in crops}):
@@ -84,7 +84,7 @@ def box_of(edges, rng: random.Random, jitter: float = 0.008) -> list[float]:
     ]
 
 
-def sda_row(crop: Crop) -> dict:
+def sda_row(crop: PlannedPicture) -> dict:
     """Builds a row of an SDA shard; about one in a hundred has no boxes."""
     rng = random.Random(f"{crop.scene.seed}/boxes")
     boxes, logits, phrases = [], [], []
@@ -110,7 +110,7 @@ def _tokens(text: str) -> list[str]:
     return "".join(c if c.isalnum() or c in "-'" else " " for c in text.lower()).split()
 
 
-def _pedes_rows(crops: list[Crop]) -> Iterator[tuple[str, list[dict]]]:
+def _pedes_rows(crops: list[PlannedPicture]) -> Iterator[tuple[str, list[dict]]]:
     official = []
     processed: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
     for crop in crops:

@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from tqdm.auto import tqdm
 
 from data_scripts.dad.command import run_stage
-from data_scripts.dad.files import to_lines, write_whole
+from data_scripts.dad.json_files import to_lines
 from data_scripts.dad.language.attribute_edits import AttributeEditor
 from data_scripts.dad.language.word_list import load_vocabulary
 from data_scripts.dad.sections import AugmentSection
 from data_scripts.dad.stage_folders import begin_stage
 from data_scripts.dad.target_set import load_target
+from mra.common.files import write_whole
 from mra.training.augmentation import CaptionAugmenter
 from mra.training.order import key_to_seed
 

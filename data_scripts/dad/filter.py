@@ -15,7 +15,6 @@ from datasets import Dataset
 
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.detectors import PersonDetector
-from data_scripts.dad.files import read_json, to_lines, write_json, write_whole
 from data_scripts.dad.filter_rules import (
     CALIBRATED,
     CHECKS,
@@ -26,6 +25,7 @@ from data_scripts.dad.filter_rules import (
     describe_limits,
 )
 from data_scripts.dad.image_checks import load_picture, measure_image, perceptual_hash
+from data_scripts.dad.json_files import read_json, to_lines, write_json
 from data_scripts.dad.reading import DTYPES, choose_rows, open_picture, read_batches
 from data_scripts.dad.sections import FilterSection
 from data_scripts.dad.stage_folders import Stage, begin_stage, read_stage_rows
@@ -33,6 +33,7 @@ from data_scripts.dad.target_set import load_target, read_target
 from data_scripts.dad.text_scores import TextScorer
 from mra.common.cards import markdown_table
 from mra.common.drawing import CONTACT_SHEET, Tile, TileRow, draw_sheet, save_picture
+from mra.common.files import write_whole
 from mra.common.sharding import cut_batches
 
 

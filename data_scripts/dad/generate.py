@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.diffusion import Conditions, import_diffusers, load_base
-from data_scripts.dad.files import write_whole
 from data_scripts.dad.reading import DTYPES
 from data_scripts.dad.sampling import draw, load_safety_checker, make_pipeline
 from data_scripts.dad.stage_folders import begin_stage, image_path, read_stage_rows
 from data_scripts.dad.target_pairs import warn_of_cut
+from mra.common.files import write_whole
 from mra.common.sharding import cut_batches
 from mra.training.order import key_to_seed
 

@@ -16,12 +16,12 @@ from torchvision.ops import box_convert, box_iou, nms
 
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.detectors import PhraseBoxes, PhraseDetector
-from data_scripts.dad.files import write_whole
 from data_scripts.dad.language.noun_phrases import NounPhrase, find_noun_phrases, specificity
 from data_scripts.dad.reading import DTYPES, open_picture, read_batches
 from data_scripts.dad.sections import GroundSection
 from data_scripts.dad.stage_folders import Stage, begin_stage, read_stage_rows, shard_name
 from mra.common.arguments import require
+from mra.common.files import write_whole
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import numpy as np
 from datasets import Dataset
 
 from data_scripts.dad.command import run_stage
-from data_scripts.dad.files import read_json, write_json, write_whole
 from data_scripts.dad.image_checks import load_picture
+from data_scripts.dad.json_files import read_json, write_json
 from data_scripts.dad.language.noun_phrases import find_noun_phrases
 from data_scripts.dad.reading import choose_rows, open_picture
 from data_scripts.dad.reporting.domain_distance import FeatureExtractor, load_extractor, measure_distance
@@ -27,6 +27,7 @@ from data_scripts.dad.reporting.report_page import to_html, to_markdown
 from data_scripts.dad.stage_folders import WorkFolder, process_state, read_finished, read_stage_rows
 from data_scripts.dad.target_set import load_target
 from mra.common.drawing import CONTACT_SHEET, Tile, TileRow, draw_sheet, save_picture
+from mra.common.files import write_whole
 
 
 _NEEDED = ("augment", "generate", "filter", "caption", "ground")

@@ -32,7 +32,7 @@ import torch
 from accelerate import PartialState
 
 from data_scripts.dad.config import FactoryConfig
-from data_scripts.dad.files import read_json, write_json
+from data_scripts.dad.json_files import read_json, write_json
 from data_scripts.dad.row_parts import RowParts
 from data_scripts.json_rows import UnreadableJson, read_rows
 from mra.common.environment import ENVIRONMENT_FILE, describe_environment

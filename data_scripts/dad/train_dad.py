@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.controlnet_card import build_controlnet_card, save_controlnet
 from data_scripts.dad.diffusion import Conditions, create_controlnet, load_base, to_latents, training_target
-from data_scripts.dad.files import write_whole
 from data_scripts.dad.stage_folders import begin_stage
 from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs, warn_of_cut
 from data_scripts.dad.target_set import load_target
 from data_scripts.dad.training_validation import Validation, read_errors
+from mra.common.files import write_whole
 from mra.training.arguments import OptimizationArguments, RunArguments
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, start_output_dir
 from mra.training.metrics_log import LossWindow, MetricsLog

@@ -43,7 +43,7 @@ class SampleConfig:
 
 
 @dataclass
-class Crop:
+class PlannedPicture:
     """One picture of the set: who and how, what is said of it, and where it goes below `images/`."""
 
     path: str
@@ -55,9 +55,9 @@ class Crop:
     parts: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
-def plan_sda(config: SampleConfig) -> list[Crop]:
+def plan_sda(config: SampleConfig) -> list[PlannedPicture]:
     """Plans the pretraining domain: each prompt one person, view and caption, and one picture or now and then two."""
-    crops: list[Crop] = []
+    crops: list[PlannedPicture] = []
     prompt = 0
     while len(crops) < config.sda_pairs:
         name = f"{config.seed}/sda/{prompt}"
@@ -67,17 +67,17 @@ def plan_sda(config: SampleConfig) -> list[Crop]:
         first = draw_scene(rng, person, view=view, camera=None, seed=f"{name}/0")
         caption = write_caption(person, first, rng, "prompt")
         folder = shard_name(prompt, config.sda_shard_size, "c")
-        crops.append(Crop(f"SDA/{folder}/{prompt}_0.jpg", person, first, [caption], prompt, "sda"))
+        crops.append(PlannedPicture(f"SDA/{folder}/{prompt}_0.jpg", person, first, [caption], prompt, "sda"))
         if rng.random() < 0.08 and len(crops) < config.sda_pairs and first.shoes_visible:
             second = draw_scene(rng, person, view=view, camera=None, seed=f"{name}/1")
-            crops.append(Crop(f"SDA/{folder}/{prompt}_1.jpg", person, second, [caption], prompt, "sda"))
+            crops.append(PlannedPicture(f"SDA/{folder}/{prompt}_1.jpg", person, second, [caption], prompt, "sda"))
         prompt += 1
     return crops
 
 
-def plan_pedes(config: SampleConfig) -> list[Crop]:
+def plan_pedes(config: SampleConfig) -> list[PlannedPicture]:
     """Plans the target domain: identities counted from 1 over train, val and test, each seen by several cameras."""
-    crops: list[Crop] = []
+    crops: list[PlannedPicture] = []
     identity = 0
     for split, number in (("train", config.train_ids), ("val", config.val_ids), ("test", config.test_ids)):
         people = draw_identities(random.Random(f"{config.seed}/{split}"), number, config.twin_share)
@@ -94,7 +94,7 @@ def plan_pedes(config: SampleConfig) -> list[Crop]:
                 captions = write_two_captions(person, scene, rng)
                 extension = rng.choices(("jpg", "png", "bmp"), (88, 8, 4))[0]
                 path = f"{PEDES_FOLDER}/imgs/{camera}/{identity:05d}_{index}.{extension}"
-                crops.append(Crop(path, person, scene, captions, identity, split))
+                crops.append(PlannedPicture(path, person, scene, captions, identity, split))
     return crops
 
 

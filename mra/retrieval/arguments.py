@@ -14,7 +14,7 @@ class RetrievalArguments:
     model: str = option(help="Model folder or Hub id; any MRA model with its processor.")
     dataset: str = option(help="Dataset folder or Hub id with columns image, captions and image_id.")
     output_dir: str = option(help="Folder for metrics.json, ranking.png and scores.safetensors.")
-    split: str = option("test", "Split to evaluate.")
+    split: str = option("test", "Split to evaluate, or a slice of it such as test[:200].")
     rerank_k: int | Literal["auto"] = option(
         512,
         "Images re-ranked for each query, at most the whole gallery; 0 = similarity alone; auto = the least "

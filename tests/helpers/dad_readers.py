@@ -12,11 +12,12 @@ from PIL import Image as PILImage
 from PIL import ImageDraw
 
 from data_scripts.dad.config import FactoryConfig
-from data_scripts.dad.files import to_lines, write_whole
+from data_scripts.dad.json_files import to_lines
 from data_scripts.dad.row_parts import RowParts
 from data_scripts.dad.run import run_stages
 from data_scripts.dad.stage_folders import begin_stage, image_path
 from data_scripts.dad.tiny.make_readers import make_readers
+from mra.common.files import write_whole
 from tests.helpers.dad import fork, load_config
 
 

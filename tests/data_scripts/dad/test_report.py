@@ -5,9 +5,10 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from data_scripts.dad.files import to_lines, write_whole
+from data_scripts.dad.json_files import to_lines
 from data_scripts.dad.report import describe_captions, describe_regions
 from data_scripts.dad.reporting.report_page import Heading, Paragraph, Picture, Table, to_html, to_markdown
+from mra.common.files import write_whole
 from tests.helpers.dad import load_config
 from tests.helpers.dad_readers import draw_person, make_sources, run, write_config, write_generated
 

@@ -6,7 +6,6 @@ import multiprocessing
 import datasets
 import pytest
 
-from data_scripts.dad.files import write_whole
 from data_scripts.dad.row_parts import RowParts
 from data_scripts.dad.stage_folders import (
     WorkFolder,
@@ -17,6 +16,7 @@ from data_scripts.dad.stage_folders import (
     read_stage_rows,
     shard_name,
 )
+from mra.common.files import write_whole
 from mra.common.sharding import Shard
 from tests.helpers.dad import load_config
 

@@ -5,7 +5,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := .venv/bin
 SAMPLE := data/sample
 RUNS := outputs/sample
-CODE := configuration_mra.py images_mra.py layers_mra.py losses_mra.py modeling_mra.py processing_mra.py train_pretrain.py train_finetune.py \
+CODE := batching_mra.py configuration_mra.py images_mra.py layers_mra.py losses_mra.py modeling_mra.py processing_mra.py train_pretrain.py train_finetune.py \
 	eval_retrieval.py convert_checkpoint.py app.py docs/site_hooks.py mra data_scripts metrics benchmarks tests
 
 .DEFAULT_GOAL := help

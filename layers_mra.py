@@ -1,8 +1,5 @@
-"""Parts that the MRA models are made of: pooling of tokens, packing of texts, attention, layers, vision and text tower."""
+"""Parts that the MRA models are made of: pooling of tokens, attention, layers, vision and text tower."""
 
-from collections.abc import Sequence
-
-import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -21,10 +18,12 @@ from transformers.models.bert.modeling_bert import (
 
 
 try:
+    from .batching_mra import LayerRoute, Packing
     from .configuration_mra import MRATextConfig, MRAVisionConfig
 except ImportError:  # run from the repository root
     if __package__:
         raise
+    from batching_mra import LayerRoute, Packing
     from configuration_mra import MRATextConfig, MRAVisionConfig
 
 
@@ -36,7 +35,7 @@ NUM_PARTS = 3  # reference notes: AdaptiveAvgPool1d(3) over the tokens
 
 def pool_parts(tokens: torch.Tensor, mask: torch.Tensor | None = None, num_parts: int = NUM_PARTS) -> torch.Tensor:
     """
-    Splits the (visible) tokens in order into parts and averages each, as `AdaptiveAvgPool1d` does.
+    Split the (visible) tokens in order into parts and average each, as `AdaptiveAvgPool1d` does.
 
     Args:
         tokens: `(batch, length, width)`.
@@ -60,49 +59,10 @@ def pool_parts(tokens: torch.Tensor, mask: torch.Tensor | None = None, num_parts
 
 
 def masked_mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Averages `(batch, length, width)` tokens where `(batch, length)` `mask` is 1, to `(batch, width)`."""
+    """Average `(batch, length, width)` tokens where `(batch, length)` `mask` is 1, to `(batch, width)`."""
     weights = mask.to(tokens.dtype)
     weights = weights / weights.sum(dim=1, keepdim=True)
     return (weights[:, None] @ tokens).squeeze(1)
-
-
-class Packing:
-    """
-    Rows of padded sequences side by side, so that linear layers do not run on padding.
-
-    Args:
-        rows: sequences.
-        length: positions of each.
-        device: of the states.
-        lengths: positions of each row that count, from the first on, known without asking the device; all when absent.
-            Packing and unpacking are then mere views.
-    """
-
-    def __init__(self, rows: int, length: int, device: torch.device, lengths: Sequence[int] | None = None):
-        self.shape, self.device = (rows, length), device
-        self.lengths = None if lengths is None or min(lengths) == length else np.asarray(lengths)
-        self.index = None
-        if self.lengths is not None:
-            index = np.flatnonzero(np.arange(length) < self.lengths[:, None])
-            self.index = torch.from_numpy(index).to(device, non_blocking=True)
-
-    def starts(self) -> torch.Tensor:
-        """Where each row begins among the tokens, `(rows,)`."""
-        rows, length = self.shape
-        starts = np.arange(rows) * length if self.lengths is None else self.lengths.cumsum() - self.lengths
-        return torch.from_numpy(starts).to(self.device, non_blocking=True)
-
-    def pack(self, states: torch.Tensor) -> torch.Tensor:
-        """Takes what counts, `(tokens, ...)`, out of `(rows, length, ...)`."""
-        states = states.flatten(0, 1)
-        return states if self.index is None else states.index_select(0, self.index)
-
-    def unpack(self, states: torch.Tensor) -> torch.Tensor:
-        """Puts `(tokens, width)` back to where they were in `(rows, length, width)`; elsewhere is 0."""
-        rows, length = self.shape
-        if self.index is not None:
-            states = states.new_zeros(rows * length, states.shape[1]).index_copy(0, self.index, states)
-        return states.view(rows, length, -1)
 
 
 # ---------------------------------------------------------------- attention
@@ -110,7 +70,7 @@ class Packing:
 
 def visibility_mask(mask: torch.Tensor | None, dtype: torch.dtype, attn_implementation: str) -> torch.Tensor | None:
     """
-    Widens `(batch, length)` 1 = visible to what attention takes, `(batch, 1, 1, length)`, without asking the device.
+    Widen `(batch, length)` 1 = visible to what attention takes, `(batch, 1, 1, length)`, without asking the device.
 
     Args:
         mask: `(batch, length)`, or `None` where everything is visible.
@@ -126,7 +86,7 @@ def visibility_mask(mask: torch.Tensor | None, dtype: torch.dtype, attn_implemen
 
 
 def split_heads(attention: BertAttention, states: torch.Tensor) -> torch.Tensor:
-    """Cuts projected `(batch, length, width)` into `(batch, heads, length, width of a head)`."""
+    """Cut projected `(batch, length, width)` into `(batch, heads, length, width of a head)`."""
     return states.unflatten(-1, (-1, attention.self.attention_head_size)).transpose(1, 2)
 
 
@@ -134,7 +94,7 @@ def keys_and_values(
     attention: BertAttention, states: torch.Tensor, packing: Packing | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Projects states to keys and values.
+    Project states to keys and values.
 
     Args:
         attention: the block.
@@ -157,7 +117,7 @@ def mix_values(
     values: torch.Tensor,
     mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Averages the values for each of the projected `(batch, queries, width)` queries, whose shape the result has."""
+    """Average the values for each of the projected `(batch, queries, width)` queries, whose shape the result has."""
     inner = attention.self
     run = ALL_ATTENTION_FUNCTIONS.get_interface(inner.config._attn_implementation, eager_attention_forward)
     dropout = inner.dropout.p if inner.training else 0.0
@@ -175,7 +135,7 @@ def attend(
     mask: torch.Tensor | None,
 ) -> torch.Tensor:
     """
-    Runs a BERT attention block to keys and values that are already there.
+    Run a BERT attention block on keys and values that are already there.
 
     Args:
         attention: the block.
@@ -202,7 +162,7 @@ class MRATextLayer(GradientCheckpointingLayer):
         self.output = BertOutput(config)
 
     def forward(self, hidden_states: torch.Tensor, packing: Packing, mask: torch.Tensor | None) -> torch.Tensor:
-        """Maps `(tokens, width)` to `(tokens, width)`; `mask` is from [`visibility_mask`]."""
+        """Map `(tokens, width)` to `(tokens, width)`; `mask` is from [`visibility_mask`]."""
         keys, values = keys_and_values(self.attention, hidden_states, packing)
         hidden_states = attend(self.attention, hidden_states, packing, keys, values, mask)
         return self.output(self.intermediate(hidden_states), hidden_states)
@@ -223,44 +183,35 @@ class MRAFusionLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        packing: Packing,
-        self_mask: torch.Tensor | None,
         image_keys: torch.Tensor,
         image_values: torch.Tensor,
+        self_mask: torch.Tensor | None,
         cross_mask: torch.Tensor | None,
-        image_index: torch.Tensor | None = None,
-        text_index: torch.Tensor | None = None,
-        pair_packing: Packing | None = None,
-        positions: torch.Tensor | None = None,
-        position_packing: Packing | None = None,
+        route: LayerRoute,
     ) -> torch.Tensor:
         """
-        Runs the layer on pairs of text and image.
+        Run the layer on pairs of text and image.
 
         Args:
-            hidden_states: `(tokens, width)` of the texts, packed.
-            packing: where they belong, `(texts, length)`.
-            self_mask: mask of the texts, from [`visibility_mask`].
+            hidden_states: `(tokens, width)` of the texts, packed as the route says.
             image_keys, image_values: `(images, heads, image tokens, width of a head)`.
+            self_mask: mask of the texts, from [`visibility_mask`].
             cross_mask: mask of the pairs' images.
-            image_index: `(pairs,)` image of each pair; row i with row i when absent.
-            text_index: `(pairs,)` text of each pair, where the texts attend to themselves before they are paired.
-            pair_packing: of the pairs' texts, goes with `text_index`.
-            positions: `(queries,)` packed tokens at which the output is computed; everywhere when absent.
-            position_packing: where these belong, `(texts, n)`.
+            route: which text meets which image, and where the result is read.
 
         Returns:
             `(tokens, width)` of the pairs, or `(queries, width)`.
         """
+        packing = route.packing
         keys, values = keys_and_values(self.attention, hidden_states, packing)
-        if positions is not None:
-            hidden_states, packing = hidden_states.index_select(0, positions), position_packing
+        if route.positions is not None:
+            hidden_states, packing = hidden_states.index_select(0, route.positions), route.position_packing
         hidden_states = attend(self.attention, hidden_states, packing, keys, values, self_mask)
-        if text_index is not None:
-            hidden_states = pair_packing.pack(packing.unpack(hidden_states).index_select(0, text_index))
-            packing = pair_packing
-        if image_index is not None:
-            image_keys, image_values = (part.index_select(0, image_index) for part in (image_keys, image_values))
+        if route.text_index is not None:
+            hidden_states = route.pair_packing.pack(packing.unpack(hidden_states).index_select(0, route.text_index))
+            packing = route.pair_packing
+        if route.image_index is not None:
+            image_keys, image_values = (p.index_select(0, route.image_index) for p in (image_keys, image_values))
         hidden_states = attend(self.crossattention, hidden_states, packing, image_keys, image_values, cross_mask)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
@@ -291,7 +242,7 @@ class MRALanguageHead(nn.Module):
         self.bias.data = F.pad(self.bias.data, (0, size - len(self.bias)))  # a negative width cuts
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Maps `(..., hidden_size)` to logits `(..., vocab_size)`."""
+        """Map `(..., hidden_size)` to logits `(..., vocab_size)`."""
         return self.decoder(self.transform(hidden_states)) + self.bias
 
 
@@ -373,7 +324,7 @@ class MRAVisionModel(nn.Module):
         return torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
 
     def set_fused_attention(self, fused: bool) -> None:
-        """Chooses between `scaled_dot_product_attention` and plain matrix products in every window."""
+        """Choose between `scaled_dot_product_attention` and plain matrix products in every window."""
         for module in self.swin.modules():
             if isinstance(module, WindowAttention):
                 module.fused_attn = fused
@@ -389,7 +340,7 @@ class MRATextModel(nn.Module):
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
 
     def forward(self, input_ids: torch.Tensor, mask: torch.Tensor | None, packing: Packing) -> torch.Tensor:
-        """Encodes `(texts, length)` tokens to `(tokens, hidden_size)`, packed; `mask` is from [`visibility_mask`]."""
+        """Encode `(texts, length)` tokens to `(tokens, hidden_size)`, packed; `mask` is from [`visibility_mask`]."""
         hidden_states = packing.pack(self.embeddings(input_ids=input_ids))
         for layer in self.encoder["layer"]:
             hidden_states = layer(hidden_states, packing, mask)

@@ -1,7 +1,7 @@
 """MRA for text-based person retrieval: Swin vision encoder, BERT text layers, BERT fusion layers (arXiv 2507.10195)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,26 @@ from transformers.utils import ModelOutput, logging
 
 
 try:
+    from . import losses_mra as losses
+    from .batching_mra import (
+        FusionRows,
+        ImageTokens,
+        MatchingPairs,
+        Packing,
+        TextBatch,
+        TextLengths,
+        check_pairing,
+        check_texts,
+        check_training_batch,
+        forward_method,
+        gather_constant,
+        gather_features,
+        has_values,
+        own_rows,
+        place_rows,
+        plan_routes,
+        raise_first,
+    )
     from .configuration_mra import MRAConfig
     from .layers_mra import (
         NUM_PARTS,
@@ -21,35 +41,35 @@ try:
         MRAPartProjection,
         MRATextModel,
         MRAVisionModel,
-        Packing,
         keys_and_values,
         masked_mean,
         pool_parts,
         visibility_mask,
     )
-    from .losses_mra import (
+    from .losses_mra import weighted_sum  # also tells the Hub's loader that this file is needed
+except ImportError:  # run from the repository root
+    if __package__:
+        raise
+    import losses_mra as losses
+    from batching_mra import (
+        FusionRows,
+        ImageTokens,
         MatchingPairs,
+        Packing,
         TextBatch,
+        TextLengths,
         check_pairing,
         check_texts,
         check_training_batch,
-        choose_hard_negatives,
-        contrastive_loss,
         forward_method,
         gather_constant,
         gather_features,
         has_values,
-        join_rows,
-        masked_language_loss,
-        masked_rows,
-        matching_loss,
-        matching_rows,
         own_rows,
+        place_rows,
+        plan_routes,
         raise_first,
     )
-except ImportError:  # run from the repository root
-    if __package__:
-        raise
     from configuration_mra import MRAConfig
     from layers_mra import (
         NUM_PARTS,
@@ -58,32 +78,12 @@ except ImportError:  # run from the repository root
         MRAPartProjection,
         MRATextModel,
         MRAVisionModel,
-        Packing,
         keys_and_values,
         masked_mean,
         pool_parts,
         visibility_mask,
     )
-    from losses_mra import (
-        MatchingPairs,
-        TextBatch,
-        check_pairing,
-        check_texts,
-        check_training_batch,
-        choose_hard_negatives,
-        contrastive_loss,
-        forward_method,
-        gather_constant,
-        gather_features,
-        has_values,
-        join_rows,
-        masked_language_loss,
-        masked_rows,
-        matching_loss,
-        matching_rows,
-        own_rows,
-        raise_first,
-    )
+    from losses_mra import weighted_sum
 
 
 logger = logging.get_logger(__name__)
@@ -114,6 +114,8 @@ class MRAPreTrainingOutput(ModelOutput):
     """
     Output of [`MRAForPreTraining`]; a term whose inputs were not passed is `None`.
 
+    Terms added to `forward` are in it under their names too.
+
     Args:
         loss: weighted sum of the terms below, with the weights of the configuration.
         itc_loss, itm_loss, mlm_loss: contrastive, matching and masked-language losses of image and caption.
@@ -132,6 +134,16 @@ class MRAPreTrainingOutput(ModelOutput):
     region_itm_loss: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
+
+    @classmethod
+    def from_terms(cls, terms: Mapping[str, tuple[float, torch.Tensor | None]], **embeds) -> "MRAPreTrainingOutput":
+        """Return the weighted sum of terms, see [`weighted_sum`], the terms that were computed, and embeddings."""
+        computed = {name: term for name, (_, term) in terms.items() if term is not None}
+        declared = {field.name: computed.pop(field.name) for field in fields(cls) if field.name in computed}
+        output = cls(weighted_sum(terms), **declared, **embeds)
+        for name, term in computed.items():
+            output[name] = term
+        return output
 
 
 @dataclass
@@ -186,7 +198,7 @@ class MRAPreTrainedModel(PreTrainedModel):
             init.constant_(module.temperature, module.config.temperature)
 
     def set_attn_implementation(self, attn_implementation: str, **kwargs):
-        """Sets the attention implementation, `sdpa` or `eager`, of the BERT layers and of the Swin windows."""
+        """Set the attention implementation, `sdpa` or `eager`, of the BERT layers and of the Swin windows."""
         implementation = self.get_correct_attn_implementation(attn_implementation)
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
@@ -201,7 +213,7 @@ class MRAPreTrainedModel(PreTrainedModel):
 
 
 def _sync_attention(model: PreTrainedModel) -> None:
-    """timm keeps its own switch for fused attention: set it as the configuration says."""
+    """Set timm's own switch for fused attention as the configuration says."""
     for module in model.modules():
         if isinstance(module, MRAVisionModel):
             module.set_fused_attention(model.config.vision_config._attn_implementation == "sdpa")
@@ -253,15 +265,15 @@ class MRAModel(MRAPreTrainedModel):
             init.uniform_(module.bias, -bound, bound)
 
     def get_input_embeddings(self):
-        """Word embeddings of the text encoder."""
+        """Return the word embeddings of the text encoder."""
         return self.text_model.embeddings.word_embeddings
 
     def set_input_embeddings(self, value):
-        """Replaces the word embeddings of the text encoder."""
+        """Replace the word embeddings of the text encoder."""
         self.text_model.embeddings.word_embeddings = value
 
     def get_image_hidden_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Encodes `(batch, 3, height, width)` to `(batch, 1 + patches, vision hidden_size)`; token 0 is the mean."""
+        """Encode `(batch, 3, height, width)` to `(batch, 1 + patches, vision hidden_size)`; token 0 is the mean."""
         return self.vision_model(pixel_values)
 
     def get_text_hidden_states(
@@ -284,7 +296,7 @@ class MRAModel(MRAPreTrainedModel):
         Raises:
             ValueError: if ids or mask have another shape or type, or a value that the model cannot read.
         """
-        problems = check_texts(self.config.text_config, {"": (input_ids, attention_mask)})
+        problems = check_texts(self.config.text_config, [TextBatch("caption", input_ids, attention_mask)])
         if lengths is None:
             raise_first(problems)
             self._warn_without_mask(input_ids, attention_mask)
@@ -294,7 +306,7 @@ class MRAModel(MRAPreTrainedModel):
 
     def get_image_keys_values(self, image_hidden_states: torch.Tensor) -> ImageKeysValues:
         """
-        Projects images once for all texts that will meet them in [`fuse`].
+        Project images once for all texts that will meet them in [`fuse`].
 
         Args:
             image_hidden_states: `(images, length, vision hidden_size)`.
@@ -309,7 +321,7 @@ class MRAModel(MRAPreTrainedModel):
         self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
-        Embeds images, from pixels or from hidden states that are already there.
+        Embed images, from pixels or from hidden states that are already there.
 
         Args:
             pixel_values: `(batch, 3, height, width)`.
@@ -334,7 +346,7 @@ class MRAModel(MRAPreTrainedModel):
         text_hidden_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        Embeds captions, from tokens or from hidden states that are already there.
+        Embed captions, from tokens or from hidden states that are already there.
 
         Args:
             input_ids, attention_mask: `(batch, length)`; shorter ones are padded to `max_text_length`, because
@@ -362,7 +374,7 @@ class MRAModel(MRAPreTrainedModel):
 
         Longer ones are left alone, with a warning where they are pooled. Without a mask every position is a token.
         """
-        check_texts(self.config.text_config, {"": (input_ids, attention_mask)})
+        check_texts(self.config.text_config, [TextBatch("caption", input_ids, attention_mask)])
         self._warn_without_mask(input_ids, attention_mask)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -422,18 +434,12 @@ class MRAModel(MRAPreTrainedModel):
         image_hidden_states: torch.Tensor | None = None,
         image_attention_mask: torch.Tensor | None = None,
         image_keys_values: ImageKeysValues | None = None,
-        text_index: torch.Tensor | None = None,
-        image_index: torch.Tensor | None = None,
-        positions: torch.Tensor | None = None,
-        text_lengths: Sequence[int] | None = None,
-        pair_lengths: Sequence[int] | None = None,
-        position_counts: Sequence[int] | None = None,
+        rows: FusionRows | None = None,
     ) -> torch.Tensor:
         """
-        Lets texts attend to images in the fusion layers.
+        Let texts attend to images in the fusion layers.
 
-        What depends on the text or on the image alone is computed once for each. Lengths and counts are plain numbers,
-        known without asking the device: linear layers then skip what lies behind them, and the result is 0 there.
+        What depends on the text or on the image alone is computed once for each.
 
         Args:
             text_hidden_states: `(texts, length, text hidden_size)` of the text-only layers.
@@ -441,57 +447,38 @@ class MRAModel(MRAPreTrainedModel):
             image_hidden_states: `(images, image tokens, vision hidden_size)`.
             image_attention_mask: `(pairs, image tokens)`, 1 = visible; all when absent.
             image_keys_values: what [`get_image_keys_values`] gave for the images, instead of their hidden states.
-            text_index, image_index: `(pairs,)`, text and image of each pair; row i with row i when absent.
-            positions: `(pairs, n)`, text positions to return; all when absent. The last layer computes no others.
-            text_lengths: tokens of each text.
-            pair_lengths: tokens of each pair's text; those of `text_lengths` where `text_index` is absent.
-            position_counts: how many of the n positions of each pair to compute, from the first on.
+            rows: which text meets which image and what is read of the result; when absent, text i meets image i and
+                every position is read.
 
         Returns:
-            `(pairs, length or n, text hidden_size)`; length is the longest of the given lengths.
+            `(pairs, length or n, text hidden_size)`; length is the longest of the given lengths, n the positions of the rows.
 
         Raises:
             ValueError: if the texts, their mask, the images and the pairs differ in number or shape.
         """
+        rows = rows or FusionRows()
         images = image_hidden_states if image_keys_values is None else image_keys_values[0][0]
-        check_pairing(
-            text_hidden_states, attention_mask, images, image_attention_mask, text_index, image_index, positions,
-            read_values=text_lengths is None and pair_lengths is None,
-        )  # fmt: skip
-        text_hidden_states = text_hidden_states.to(self.dtype)
+        check_pairing(text_hidden_states, attention_mask, images, image_attention_mask, rows)
         if image_keys_values is None:
             image_keys_values = self.get_image_keys_values(image_hidden_states)
-        if text_lengths is not None or pair_lengths is not None:
-            longest = max(*(text_lengths or ()), *(pair_lengths or ()))
-            text_hidden_states = text_hidden_states[:, :longest]
-            attention_mask = None if attention_mask is None else attention_mask[:, :longest]
-        implementation, device = self.config.text_config._attn_implementation, text_hidden_states.device
-        layers, dtype = self.fusion_layers, text_hidden_states.dtype
-        self_mask = visibility_mask(attention_mask, dtype, implementation)
-        cross_mask = visibility_mask(image_attention_mask, dtype, implementation)
-        if len(layers) == 1 and text_index is not None:
+        longest = rows.longest(text_hidden_states.shape[1])
+        hidden_states = text_hidden_states.to(self.dtype)[:, :longest]
+        attention_mask = None if attention_mask is None else attention_mask[:, :longest]
+        implementation = self.config.text_config._attn_implementation
+        self_mask = visibility_mask(attention_mask, hidden_states.dtype, implementation)
+        cross_mask = visibility_mask(image_attention_mask, hidden_states.dtype, implementation)
+        if len(self.fusion_layers) == 1 and rows.text_index is not None:
             # One layer cannot pair texts and pick positions of the pairs: they are paired before.
-            text_hidden_states = text_hidden_states.index_select(0, text_index)
-            self_mask = None if self_mask is None else self_mask.index_select(0, text_index)
-            text_index, text_lengths = None, pair_lengths
-        texts, length = text_hidden_states.shape[:2]
-        packing = pair_packing = Packing(texts, length, device, text_lengths)
-        if text_index is not None:
-            pair_packing = Packing(len(text_index), length, device, pair_lengths)
-        at, position_packing = None, None
-        if positions is not None:
-            position_packing = Packing(*positions.shape, device, position_counts)
-            at = position_packing.pack(positions + pair_packing.starts()[:, None])
-        hidden_states = packing.pack(text_hidden_states)
-        for index, (layer, (keys, values)) in enumerate(zip(layers, image_keys_values, strict=True)):
-            pairing = (text_index, pair_packing) if index == 0 and text_index is not None else (None, None)
-            picking = (at, position_packing) if index == len(layers) - 1 else (None, None)
-            hidden_states = layer(
-                hidden_states, packing, self_mask, keys, values, cross_mask, image_index, *pairing, *picking
-            )
-            if index == 0 and text_index is not None:  # from here on there is one row a pair
-                packing, self_mask = pair_packing, None if self_mask is None else self_mask.index_select(0, text_index)
-        return (pair_packing if positions is None else position_packing).unpack(hidden_states)
+            hidden_states, self_mask = _take(hidden_states, rows.text_index), _take(self_mask, rows.text_index)
+            rows = replace(rows, text_index=None, text_lengths=rows.pair_lengths)
+        shape = hidden_states.shape[:2]
+        routes, result = plan_routes(rows, *shape, hidden_states.device, len(self.fusion_layers))
+        hidden_states = routes[0].packing.pack(hidden_states)
+        for layer, (keys, values), route in zip(self.fusion_layers, image_keys_values, routes, strict=True):
+            hidden_states = layer(hidden_states, keys, values, self_mask, cross_mask, route)
+            if route.text_index is not None:  # from here on there is one row a pair
+                self_mask = _take(self_mask, route.text_index)
+        return result.unpack(hidden_states)
 
     def match_logits(
         self,
@@ -503,13 +490,21 @@ class MRAModel(MRAPreTrainedModel):
         text_index: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Scores pairs of text and image, given as to [`fuse`]: `(pairs, 2)` logits, class 1 being "match"."""
+        """
+        Score pairs of text and image, given as to [`fuse`].
+
+        Args:
+            text_index, image_index: `(pairs,)`, text and image of each pair; row i with row i when absent.
+
+        Returns:
+            `(pairs, 2)` logits, class 1 being "match".
+        """
         pairs = text_hidden_states if text_index is None else text_index
         first = torch.zeros(len(pairs), 1, dtype=torch.long, device=text_hidden_states.device)
+        rows = FusionRows(text_index, image_index, first)
         fused = self.fuse(
-            text_hidden_states, attention_mask, image_hidden_states, image_attention_mask, image_keys_values,
-            text_index, image_index, first,
-        )  # fmt: skip
+            text_hidden_states, attention_mask, image_hidden_states, image_attention_mask, image_keys_values, rows
+        )
         return self.match_head(fused[:, 0])
 
     @forward_method
@@ -543,7 +538,7 @@ class MRAModel(MRAPreTrainedModel):
 
 
 class MRAEncodersMixin:
-    """Offers the encoders of the inner [`MRAModel`] on the models that wrap one."""
+    """Offer the encoders of the inner [`MRAModel`] on the models that wrap one."""
 
     def get_image_hidden_states(self, *args, **kwargs):
         """See [`MRAModel.get_image_hidden_states`]."""
@@ -600,7 +595,7 @@ class MRAForImageTextRetrieval(MRAEncodersMixin, MRAPreTrainedModel):
         Args:
             pixel_values: `(images, 3, height, width)`.
             input_ids, attention_mask: `(texts, length)`, padded to `max_text_length` if shorter.
-            return_match_logits: also runs every pair through the fusion layers.
+            return_match_logits: also run every pair through the fusion layers.
         """
         input_ids, attention_mask = self.mra.pad_captions(input_ids, attention_mask)
         encoded = self.mra(pixel_values, input_ids, attention_mask, return_dict=True)
@@ -639,11 +634,11 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         self.post_init()
 
     def get_output_embeddings(self):
-        """Decoder of the masked-language head."""
+        """Return the decoder of the masked-language head."""
         return self.mlm_head.decoder
 
     def set_output_embeddings(self, value):
-        """Replaces the decoder of the masked-language head."""
+        """Replace the decoder of the masked-language head."""
         self.mlm_head.decoder = value
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
@@ -668,11 +663,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         region_attention_mask: torch.Tensor | None = None,
         phrase_ids: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
-        caption_lengths: Sequence[int] | None = None,
-        augmented_lengths: Sequence[int] | None = None,
-        phrase_lengths: Sequence[int] | None = None,
-        mlm_lengths: Sequence[int] | None = None,
-        max_masked: int | None = None,
+        lengths: TextLengths | None = None,
     ) -> MRAPreTrainingOutput:
         """
         Compute the losses whose inputs are passed.
@@ -681,7 +672,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
             pixel_values: `(batch, 3, height, width)`.
             input_ids, attention_mask: `(batch, max_text_length)` captions. Shorter texts of any kind are padded.
             mlm_input_ids, labels: `(batch, max_text_length)` masked captions and their tokens, -100 where not masked.
-            identity_ids: `(batch,)`; rows of one identity are no negatives of each other. Every row is its own
+            identity_ids: `(batch,)`; rows of one identity are not negatives of each other. Every row is its own
                 identity when absent.
             augmented_input_ids, augmented_attention_mask: `(batch, max_text_length)` augmented captions.
             phrase_input_ids, phrase_attention_mask: `(batch, max_text_length)` phrases of one region of each image.
@@ -689,51 +680,54 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
                 `config.region_features`, whatever is passed.
             phrase_ids: `(batch,)`; equal phrases share an id.
             generator: draws the hard negatives.
-            caption_lengths, augmented_lengths, phrase_lengths: tokens of each row's text. The fusion layers then skip
-                the padding, which changes nothing but time and memory. The collator knows them without asking the
-                device.
-            mlm_lengths: how many leading positions of each masked caption hold its tokens and its labels.
-            max_masked: the most labels that a row may hold. Masked tokens are predicted at so many positions of each
-                row, again for the time alone; at every position when absent.
+            lengths: what the host knows of the texts' lengths, from the collator; padding is then skipped.
 
         Raises:
             ValueError: naming the argument that is missing, or has a shape, type or value that the model cannot read.
         """
-        texts = {
-            "region_": TextBatch(phrase_input_ids, phrase_attention_mask, phrase_lengths, phrase_ids),
-            "": TextBatch(input_ids, attention_mask, caption_lengths, identity_ids),
-            "augmented_": TextBatch(augmented_input_ids, augmented_attention_mask, augmented_lengths, identity_ids),
-            "mlm_": TextBatch(mlm_input_ids, attention_mask, mlm_lengths),
-        }
-        check_training_batch(self.config, pixel_values, texts, labels, region_attention_mask, max_masked)
-        texts = {kind: text for kind, text in texts.items() if text.input_ids is not None}
-        for text in texts.values():
-            text.input_ids, text.attention_mask = self.mra.pad_captions(text.input_ids, text.attention_mask)
-        if labels is not None:
-            labels = F.pad(labels, (0, texts["mlm_"].input_ids.shape[1] - labels.shape[1]), value=-100)
-        images = image_tokens = self.mra.get_image_hidden_states(pixel_values)
-        hidden_states = self._encode_texts(texts)
-        losses, pairs, text_embeds, visible = {}, {}, {}, None
-        # BatchNorm sees the region batch first, then the plain, then the augmented one (reference notes, "Model").
-        if "region_" in texts:
-            image_tokens, visible, region_embeds = self._regions(images, region_attention_mask)
-        for kind in (kind for kind in texts if kind != "mlm_"):
-            if kind == "":
-                image_embeds = self.mra.project_image(images)
-            text_embeds[kind] = self.mra.project_text(hidden_states[kind])
-            losses[f"{kind}itc_loss"], pairs[kind] = self._contrast(
-                region_embeds if kind == "region_" else image_embeds, text_embeds[kind], texts[kind], generator
-            )
-        losses |= self._fusion_losses(image_tokens, visible, texts, hidden_states, pairs, labels, max_masked)
-        return MRAPreTrainingOutput(
-            loss=self._weighted_sum(losses), **losses, image_embeds=image_embeds, text_embeds=text_embeds[""]
+        config, lengths = self.config, lengths or TextLengths()
+        caption = TextBatch("caption", input_ids, attention_mask, identity_ids, lengths.caption)
+        augmented = TextBatch(
+            "augmented", augmented_input_ids, augmented_attention_mask, identity_ids, lengths.augmented
         )
+        phrase = TextBatch("phrase", phrase_input_ids, phrase_attention_mask, phrase_ids, lengths.phrase)
+        masked = TextBatch("masked", mlm_input_ids, attention_mask, None, lengths.masked, labels, lengths.max_masked)
+        check_training_batch(config, pixel_values, [caption, augmented, phrase, masked], region_attention_mask)
+        texts = [text for text in (phrase, caption, augmented, masked) if text.is_given]
+
+        # Encode
+        images = self.mra.get_image_hidden_states(pixel_values)
+        self._encode_texts(texts)
+
+        # Contrast: BatchNorm sees the region batch first, then the plain, then the augmented one (reference notes, "Model")
+        image_tokens, region_embeds = self._encode_regions(images, region_attention_mask)
+        region_itc_loss = self._contrast(region_embeds, phrase, generator)
+        image_embeds = self.mra.project_image(images)
+        itc_loss = self._contrast(image_embeds, caption, generator)
+        augmented_itc_loss = self._contrast(image_embeds, augmented, generator)
+
+        # Match captions, augmented captions and phrases, and predict masked tokens
+        self._fuse_texts(texts, image_tokens)
+        region_itm_loss, itm_loss, augmented_itm_loss = map(self._match, (phrase, caption, augmented))
+        mlm_loss = self._predict_masked(masked)
+
+        # Sum
+        terms = {
+            "region_itc_loss": (config.region_weight, region_itc_loss),
+            "itc_loss": (1.0, itc_loss),
+            "augmented_itc_loss": (config.augmentation_weight, augmented_itc_loss),
+            "region_itm_loss": (config.region_weight, region_itm_loss),
+            "itm_loss": (config.itm_weight, itm_loss),
+            "augmented_itm_loss": (config.augmentation_weight, augmented_itm_loss),
+            "mlm_loss": (config.mlm_weight, mlm_loss),
+        }
+        return MRAPreTrainingOutput.from_terms(terms, image_embeds=image_embeds, text_embeds=caption.embeds)
 
     def mlm_logits(
         self, mlm_input_ids: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor
     ) -> torch.Tensor:
         """
-        Predicts the tokens of masked captions that see their image.
+        Predict the tokens of masked captions that see their image.
 
         Args:
             mlm_input_ids, attention_mask: `(batch, length)`.
@@ -745,26 +739,37 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         hidden_states = self.mra.get_text_hidden_states(mlm_input_ids, attention_mask)
         return self.mlm_head(self.mra.fuse(hidden_states, attention_mask, image_hidden_states))
 
-    def _encode_texts(self, texts: dict[str, "TextBatch"]) -> dict[str, torch.Tensor]:
-        """Hidden states of every kind of text, in one pass."""
+    def _encode_texts(self, texts: list[TextBatch]) -> None:
+        """Pad every kind of text to `max_text_length` and set its hidden states, from one pass."""
         counts = []
-        for kind, text in texts.items():
+        for text in texts:
+            text.input_ids, text.attention_mask = self.mra.pad_captions(text.input_ids, text.attention_mask)
+            if text.labels is not None:
+                text.labels = F.pad(text.labels, (0, text.input_ids.shape[1] - text.labels.shape[1]), value=-100)
             # Features pool over the padding too, so that it has to be encoded; masked captions have none.
-            reads_padding = kind != "mlm_" and self.config.projection_type == "part_pooling"
+            reads_padding = text.kind != "masked" and self.config.projection_type == "part_pooling"
             counts += text.counts(with_padding=reads_padding)
-        input_ids, attention_mask = (
-            torch.cat([getattr(text, name) for text in texts.values()]) for name in ("input_ids", "attention_mask")
-        )
+        input_ids = torch.cat([text.input_ids for text in texts])
+        attention_mask = torch.cat([text.attention_mask for text in texts])
         hidden_states = self.mra.get_text_hidden_states(input_ids, attention_mask, counts)
-        return dict(zip(texts, hidden_states.chunk(len(texts)), strict=True))
+        for text, states in zip(texts, hidden_states.chunk(len(texts)), strict=True):
+            text.hidden_states = states
 
-    def _regions(self, image_hidden_states, region_attention_mask):
+    def _encode_regions(
+        self, image_hidden_states: torch.Tensor, region_attention_mask: torch.Tensor | None
+    ) -> tuple[ImageTokens, torch.Tensor | None]:
         """
-        Tokens of images whose regions stand beside them, who sees which of them, and embeddings of the regions.
+        Add the tokens of regions to those of their images, and embed the regions.
+
+        Args:
+            image_hidden_states: `(batch, 1 + patches, vision hidden_size)`.
+            region_attention_mask: `(batch, 1 + patches)`; the images stay as they are when absent.
 
         Returns:
-            `(batch, tokens, width)`; by kind of text, `(batch, tokens)` 1 = visible; `(batch, projection_dim)`.
+            The tokens with who sees which of them, and `(batch, projection_dim)`.
         """
+        if region_attention_mask is None:
+            return ImageTokens(image_hidden_states), None
         follows_paper = self.config.region_features == "paper"
         patches, patch_mask = image_hidden_states[:, 1:], region_attention_mask[:, 1:]
         region_token = masked_mean(patches, patch_mask)[:, None]
@@ -774,106 +779,92 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         whole = torch.cat([torch.ones_like(patch_mask[:, :1]), torch.ones_like(patch_mask)], dim=1)
         region = torch.cat([torch.zeros_like(patch_mask[:, :1]), patch_mask], dim=1)
         if not follows_paper:
-            return image_hidden_states, {"region_": region, "": whole}, embeds
+            return ImageTokens(image_hidden_states, region, whole), embeds
         # One more token, which the region alone sees: keys and values of all others serve region and image.
         tokens = torch.cat([image_hidden_states, region_token], dim=1)
-        return tokens, {"region_": F.pad(region, (0, 1), value=1), "": F.pad(whole, (0, 1), value=0)}, embeds
+        return ImageTokens(tokens, F.pad(region, (0, 1), value=1), F.pad(whole, (0, 1), value=0)), embeds
 
-    def _contrast(self, image_embeds, text_embeds, texts, generator) -> tuple[torch.Tensor, MatchingPairs]:
-        """Contrastive loss over all processes, and pairs to match: negatives are of this process or of all."""
-        config = self.config
-        all_images, all_texts = (gather_features(x, config.itc_gradient) for x in (image_embeds, text_embeds))
-        every = torch.arange(len(all_images), device=image_embeds.device)
-        identities = every if texts.identity_ids is None else gather_constant(texts.identity_ids)
-        itc_loss = contrastive_loss(
-            all_images, all_texts, identities, self.temperature, config.label_smoothing, config.itc_chunk_size
-        )
-        if config.itm_negatives == "local":
-            every, identities = every[: len(image_embeds)], own_rows(identities)
-            all_images, all_texts = image_embeds, text_embeds
-        with torch.no_grad():
-            similarity = all_images @ all_texts.t() / self.temperature
-        drawn = every, *choose_hard_negatives(similarity.t(), identities, generator)
-        drawn = *drawn, *choose_hard_negatives(similarity, identities, generator)
-        if config.itm_negatives == "all":
-            drawn = map(own_rows, drawn)
-        every, negative_images, has_image, negative_texts, has_text = drawn
-        # Matched, (text, negative image), (negative text, image)
-        labels = torch.cat([torch.ones_like(every), (~has_image).long() * -100, (~has_text).long() * -100])
-        texts_of_pairs, images_of_pairs = [every, every, negative_texts], [every, negative_images, every]
-        return itc_loss, MatchingPairs(torch.cat(texts_of_pairs), torch.cat(images_of_pairs), labels)
-
-    def _fusion_losses(
-        self,
-        image_tokens: torch.Tensor,
-        visible: dict[str, torch.Tensor] | None,
-        texts: dict[str, TextBatch],
-        text_hidden_states: dict[str, torch.Tensor],
-        pairs: dict[str, MatchingPairs],
-        labels: torch.Tensor | None,
-        max_masked: int | None,
-    ) -> dict[str, torch.Tensor]:
+    def _contrast(
+        self, image_embeds: torch.Tensor | None, text: TextBatch, generator: torch.Generator | None
+    ) -> torch.Tensor | None:
         """
-        Matching losses of each kind of text and the masked-language loss, from one pass through the fusion layers.
+        Embed a kind of text, contrast it with images over all processes, and draw the pairs to match.
 
         Args:
-            image_tokens: `(batch, tokens, vision hidden_size)`.
-            visible: `(batch, tokens)` 1 = visible, to regions (`region_`) and to all others; all when absent.
-            texts, text_hidden_states: of each kind.
-            pairs: of each kind but `mlm_`, whose captions meet their own images.
-            labels, max_masked: as passed to [`forward`].
+            image_embeds: `(batch, projection_dim)`, L2-normalised.
+            text: with its hidden states; its `embeds` and `pairs` are set.
+            generator: draws the hard negatives.
+
+        Returns:
+            The contrastive loss, or `None` where no texts of this kind were passed.
         """
-        takes_all, size = self.config.itm_negatives == "all", len(image_tokens)
-        gather, own = (gather_constant, own_rows) if takes_all else (_unchanged, _unchanged)
-        states = torch.cat(list(text_hidden_states.values()))
-        attention_mask = gather(torch.cat([text.attention_mask for text in texts.values()]))
-        if takes_all:
-            image_tokens, states = gather_features(image_tokens), gather_features(states)
-        every_image = torch.arange(len(image_tokens), device=image_tokens.device)
-        every_text = torch.arange(len(states), device=image_tokens.device).view(-1, len(texts), size)
-        is_local = len(image_tokens) == size  # lengths of other processes' texts are not known here
-
-        rows = {}
-        for kind, kind_texts in zip(texts, every_text.unbind(dim=1), strict=True):  # processes, batch
-            if kind == "mlm_":
-                rows[kind] = masked_rows(texts[kind], own(kind_texts.flatten()), own(every_image), labels, max_masked)
-            else:
-                rows[kind] = matching_rows(texts[kind], kind_texts.flatten(), pairs[kind], is_local)
-        image_mask = None
-        if visible is not None:
-            region, whole = gather(visible["region_"]), gather(visible[""])
-            image_mask = torch.cat([(region if k == "region_" else whole)[r.images] for k, r in rows.items()])
-        lengths = [length for text in texts.values() for length in text.counts()]
-        fused = self.mra.fuse(
-            states, attention_mask, image_tokens, image_mask, text_lengths=lengths if is_local else None,
-            **join_rows(list(rows.values())),
-        )  # fmt: skip
-        losses = {}
-        parts = fused.split([len(of_kind.texts) for of_kind in rows.values()])
-        for (kind, of_kind), states in zip(rows.items(), parts, strict=True):
-            if kind == "mlm_":
-                logits = self.mlm_head(states[:, : of_kind.positions.shape[1]])
-                losses["mlm_loss"] = masked_language_loss(logits.flatten(0, 1), of_kind.labels.flatten())
-            else:
-                losses[f"{kind}itm_loss"] = matching_loss(self.mra.match_head(states[:, 0]), of_kind.labels)
-        return losses
-
-    def _weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        if not text.is_given:
+            return None
         config = self.config
-        weights = {
-            "itc_loss": 1.0,
-            "itm_loss": config.itm_weight,
-            "mlm_loss": config.mlm_weight,
-            "augmented_itc_loss": config.augmentation_weight,
-            "augmented_itm_loss": config.augmentation_weight,
-            "region_itc_loss": config.region_weight,
-            "region_itm_loss": config.region_weight,
-        }
-        return sum(weights[name] * loss for name, loss in losses.items())
+        text.embeds = self.mra.project_text(text.hidden_states)
+        all_images, all_texts = (gather_features(x, config.itc_gradient) for x in (image_embeds, text.embeds))
+        if text.identity_ids is None:
+            identities = torch.arange(len(all_images), device=image_embeds.device)
+        else:
+            identities = gather_constant(text.identity_ids)
+        loss = losses.contrastive_loss(
+            all_images, all_texts, identities, self.temperature, config.label_smoothing, config.itc_chunk_size
+        )
+        if config.itm_negatives == "all":
+            text.pairs = self._draw_pairs(all_images, all_texts, identities, generator, own_rows)
+        else:
+            text.pairs = self._draw_pairs(image_embeds, text.embeds, own_rows(identities), generator)
+        return loss
+
+    @torch.no_grad()
+    def _draw_pairs(self, image_embeds, text_embeds, identity_ids, generator, take_own=None) -> MatchingPairs:
+        """Draw a hard negative image for each text, then a text for each image; `take_own` picks rows of this process."""
+        similarity = image_embeds @ text_embeds.t() / self.temperature
+        negative_images, has_image = losses.choose_hard_negatives(similarity.t(), identity_ids, generator)
+        negative_texts, has_text = losses.choose_hard_negatives(similarity, identity_ids, generator)
+        rows = torch.arange(len(identity_ids), device=image_embeds.device)
+        drawn = (rows, negative_images, has_image, negative_texts, has_text)
+        return MatchingPairs.join(*(drawn if take_own is None else map(take_own, drawn)))
+
+    def _fuse_texts(self, texts: list[TextBatch], images: ImageTokens) -> None:
+        """
+        Set `rows` and `fused` of every kind of text, from one pass through the fusion layers.
+
+        Args:
+            texts: with hidden states and `pairs`; masked captions meet their own images.
+            images: tokens of this process.
+        """
+        states = torch.cat([text.hidden_states for text in texts])
+        attention_mask = torch.cat([text.attention_mask for text in texts])
+        if self.config.itm_negatives == "all":
+            images, states, attention_mask = (
+                images.gathered(),
+                gather_features(states),
+                gather_constant(attention_mask),
+            )
+        rows = place_rows(texts, len(images.tokens))
+        fused = self.mra.fuse(states, attention_mask, images.tokens, images.mask_of(texts), rows=rows)
+        parts = fused.split([len(text.rows.text_index) for text in texts])
+        for text, part in zip(texts, parts, strict=True):
+            text.fused = part[:, : text.rows.positions.shape[1]]
+
+    def _match(self, text: TextBatch) -> torch.Tensor | None:
+        """Return the matching loss of a kind of text, `None` where it was not passed."""
+        if not text.is_given:
+            return None
+        return losses.matching_loss(self.mra.match_head(text.fused[:, 0]), text.pairs.labels)
+
+    def _predict_masked(self, text: TextBatch) -> torch.Tensor | None:
+        """Return the masked-language loss, `None` where no masked captions were passed."""
+        if not text.is_given:
+            return None
+        labels = text.labels.gather(1, text.rows.positions)
+        return losses.masked_language_loss(self.mlm_head(text.fused).flatten(0, 1), labels.flatten())
 
 
-def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
+def _take(tensor: torch.Tensor | None, index: torch.Tensor) -> torch.Tensor | None:
+    """Pick rows of a tensor that may be absent."""
+    return None if tensor is None else tensor.index_select(0, index)
 
 
 MRAModel.register_for_auto_class("AutoModel")

@@ -17,16 +17,15 @@ if __name__ == "__main__" and not __package__:  # run as `python benchmarks/memo
 
 from dataclasses import dataclass
 from typing import Literal
-from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers.initialization import no_init_weights
 
+from batching_mra import TextLengths
 from benchmarks.measure import caption_lengths, show
 from configuration_mra import MRAConfig
-from losses_mra import MatchingPairs
 from modeling_mra import MRAForPreTraining
 from mra.common.arguments import option, parse_arguments
 from mra.common.recipes import read_mapping
@@ -121,11 +120,9 @@ def peak_of_step(
         model.mra.vision_model.swin.set_grad_checkpointing()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     forget_values(model, mode)
-    # The drawn texts' lengths are known to a host that is the device, which a card's is not, and fake tensors have none.
-    unknown = mock.patch.object(MatchingPairs, "knows_drawn_texts", False)
     batch = make_batch(config, with_regions, batch_size)
     batch = {name: mode.from_tensor(value) if torch.is_tensor(value) else value for name, value in batch.items()}
-    with mode, unknown:
+    with mode:
         optimizer = torch.optim.AdamW(model.parameters())
         tracker = MemTracker()
         tracker.track_external(model, optimizer)
@@ -172,17 +169,19 @@ def make_batch(config: MRAConfig, with_regions: bool, batch_size: int) -> dict:
         "mlm_input_ids": tokens,
         "labels": tokens,
         "identity_ids": rows,
-        "caption_lengths": lengths,
-        "mlm_lengths": lengths,
-        "max_masked": 10,
+        "lengths": TextLengths(
+            caption=lengths,
+            augmented=None if with_regions else lengths,
+            phrase=[PHRASE_LENGTH] * batch_size if with_regions else None,
+            masked=lengths,
+            max_masked=10,
+        ),
     }
     if not with_regions:
-        names = "augmented_input_ids", "augmented_attention_mask", "augmented_lengths"
-        return batch | dict(zip(names, (tokens, mask, lengths), strict=True))
+        return batch | {"augmented_input_ids": tokens, "augmented_attention_mask": mask}
     return batch | {
         "phrase_input_ids": tokens,
         "phrase_attention_mask": mask,
-        "phrase_lengths": [PHRASE_LENGTH] * batch_size,
         "phrase_ids": rows,
         "region_attention_mask": torch.ones(batch_size, 1 + config.vision_config.num_patches),
     }

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from batching_mra import ImageTokens, TextBatch
 from benchmarks.measure import (
     MIB,
     Cost,
@@ -31,7 +32,6 @@ from benchmarks.measure import (
     peak_memory,
     show,
 )
-from losses_mra import TextBatch
 from modeling_mra import MRAForPreTraining
 from mra.common.arguments import option, parse_arguments
 from mra.training.collator import TrainingCollator
@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> None:
         print(max(peak_memory(device) - before, 1))
         return
     results = {"device": describe_device(device), "dtype": args.dtype, "batch_size": args.batch_size}
-    results |= {name: bench.batch[name] for name in ("caption_lengths", "max_masked")}
+    lengths = bench.batch["lengths"]
+    results |= {"caption_lengths": lengths.caption, "max_masked": lengths.max_masked}
     if device.type != "cpu":
         for variant in VARIANTS:
             bench.step(variant), bench.fusion_step(variant)
@@ -168,23 +169,26 @@ class Benchmark:
         return loss
 
     def fusion_loss(self, images, texts, image_embeds, text_embeds, generator) -> torch.Tensor:
-        """What `MRAForPreTraining.forward` does once images and captions are encoded; the contrastive loss comes along."""
-        model, batch = self.model, self.batch
+        """What `MRAForPreTraining.forward` does once images and captions are encoded, without the contrastive loss."""
+        model, batch, lengths = self.model, self.batch, self.batch["lengths"]
         mask, identities = batch["attention_mask"], batch["identity_ids"]
-        kinds = {
-            "": TextBatch(batch["input_ids"], mask, batch["caption_lengths"], identities),
-            "augmented_": TextBatch(
-                batch["augmented_input_ids"], batch["augmented_attention_mask"], batch["augmented_lengths"], identities
-            ),
-            "mlm_": TextBatch(batch["mlm_input_ids"], mask, batch["mlm_lengths"]),
-        }
-        states = dict(zip(("", "augmented_"), texts, strict=True)) | model._encode_texts({"mlm_": kinds["mlm_"]})
-        pairs = {
-            kind: model._contrast(image_embeds, embeds, kinds[kind], generator)[1]
-            for kind, embeds in zip(("", "augmented_"), text_embeds, strict=True)
-        }
-        losses = model._fusion_losses(images, None, kinds, states, pairs, batch["labels"], batch["max_masked"])
-        return sum(losses.values())
+        caption = TextBatch("caption", batch["input_ids"], mask, identities, lengths.caption)
+        augmented = TextBatch(
+            "augmented",
+            batch["augmented_input_ids"],
+            batch["augmented_attention_mask"],
+            identities,
+            lengths.augmented,
+        )
+        masked = TextBatch(
+            "masked", batch["mlm_input_ids"], mask, None, lengths.masked, batch["labels"], lengths.max_masked
+        )
+        model._encode_texts([masked])
+        for text, states, embeds in zip((caption, augmented), texts, text_embeds, strict=True):
+            text.hidden_states = states
+            text.pairs = model._draw_pairs(image_embeds, embeds, identities, generator)
+        model._fuse_texts([caption, augmented, masked], ImageTokens(images))
+        return model._match(caption) + model._match(augmented) + model._predict_masked(masked)
 
     def difference(self) -> float:
         """Largest difference between the losses of both kinds, with every dropout off."""

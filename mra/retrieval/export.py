@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from batching_mra import FusionRows
 from mra.common.command_line import try_folder
 from mra.common.files import whole_folder
 from mra.common.loading import load_model, load_processor
@@ -58,9 +59,8 @@ class Matcher(nn.Module):
 
     def forward(self, text_hidden_states, attention_mask, image_hidden_states, text_index, image_index):
         # `match_logits` asks for [CLS] alone with `take_along_dim`, whose tracing fixes every size: take it afterwards.
-        fused = self.model.fuse(
-            text_hidden_states, attention_mask, image_hidden_states, text_index=text_index, image_index=image_index
-        )
+        rows = FusionRows(text_index, image_index)
+        fused = self.model.fuse(text_hidden_states, attention_mask, image_hidden_states, rows=rows)
         return self.model.match_head(fused[:, 0])
 
 

@@ -1,15 +1,26 @@
 """Collation: examples of a training set become the keyword arguments of `MRAForPreTraining.forward`."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from batching_mra import TEXT_ARGUMENTS, TextLengths
+from mra.training.data import ExampleBatch
 from mra.training.masking import TokenMasker
+
+
+FIELDS = {
+    "caption": "caption",
+    "augmented": "augmented_caption",
+    "phrase": "phrase",
+}  # kind of text: field of an example
 
 
 class TrainingCollator:
     """
-    Stacks images, tokenises texts and masks captions; runs in the workers of the data loader.
+    Stack images, tokenise texts and mask captions; runs in the workers of the data loader.
 
     The masks of an example depend on its `mask_seed` alone, so neither batch size nor the number of workers or
     processes changes them.
@@ -49,19 +60,19 @@ class TrainingCollator:
             skipgram_max_length,
         )
 
-    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[dict]) -> dict[str, torch.Tensor | TextLengths]:
         """
-        Collates a batch.
+        Collate a batch.
 
         Args:
-            examples: items of a [`~mra.training.data.TrainingDataset`], all with the same fields.
+            examples: items of a [`~mra.training.data.TrainingDataset`], all with the same fields. Those of an
+                [`~mra.training.data.ExampleBatch`] have their images stacked already.
 
         Returns:
             `pixel_values` `(batch, 3, height, width)` float32; `input_ids`, `attention_mask`, `mlm_input_ids`, `labels`
-            `(batch, max_text_length)` int64; `identity_ids` `(batch,)` int64; `caption_lengths`, a list of
-            the captions' tokens; `mlm_lengths`, the same, unless padding may be masked; `max_masked`, the most labels of
-            a row. With augmented captions also `augmented_input_ids`, `augmented_attention_mask` and
-            `augmented_lengths`; with regions also `phrase_input_ids`, `phrase_attention_mask`, `phrase_lengths`,
+            `(batch, max_text_length)` int64; `identity_ids` `(batch,)` int64; `lengths`, a `TextLengths` (that of masked
+            captions is left out where padding may be masked). With augmented captions also `augmented_input_ids` and
+            `augmented_attention_mask`; with regions also `phrase_input_ids`, `phrase_attention_mask`,
             `region_attention_mask` `(batch, 1 + patches)` and `phrase_ids` `(batch,)`.
 
         Raises:
@@ -76,30 +87,26 @@ class TrainingCollator:
                     f"Examples of a batch must have the same fields, got {sorted(fields)} and {sorted(example)}: "
                     "do not mix training sets with and without regions or augmented captions."
                 )
-        kinds = {"caption": ""}
-        if "augmented_caption" in fields:
-            kinds["augmented_caption"] = "augmented_"
-        if "phrase" in fields:
-            kinds["phrase"] = "phrase_"
-
-        batch = {"pixel_values": _stack([example["pixel_values"] for example in examples])}
-        for field, prefix in kinds.items():
-            batch.update(self._encode([example[field] for example in examples], prefix))
+        batch = {"pixel_values": _stack(examples)}
+        lengths = {"max_masked": self.masker.max_masked}
+        for kind, field in FIELDS.items():
+            if field in fields:
+                encoded, lengths[kind] = self._encode([example[field] for example in examples], kind)
+                batch.update(encoded)
+        if not self.masker.mask_padding:
+            lengths["masked"] = lengths["caption"]
+        batch["lengths"] = TextLengths(**lengths)
         seeds = np.array([example["mask_seed"] for example in examples], dtype=np.uint64)
         masked, labels = self.masker(batch["input_ids"].numpy(), seeds)
         batch["mlm_input_ids"], batch["labels"] = torch.from_numpy(masked), torch.from_numpy(labels)
         batch["identity_ids"] = torch.tensor([example["identity_id"] for example in examples])
-        for prefix in kinds.values():
-            batch[f"{prefix or 'caption_'}lengths"] = batch[f"{prefix}attention_mask"].sum(dim=1).tolist()
-        batch["max_masked"] = self.masker.max_masked
-        if not self.masker.mask_padding:
-            batch["mlm_lengths"] = batch["caption_lengths"]
         if "phrase" in fields:
             batch["region_attention_mask"] = torch.stack([example["region_attention_mask"] for example in examples])
             batch["phrase_ids"] = torch.tensor([example["phrase_id"] for example in examples])
         return batch
 
-    def _encode(self, texts: list[str], prefix: str) -> dict[str, torch.Tensor]:
+    def _encode(self, texts: list[str], kind: str) -> tuple[dict[str, torch.Tensor], list[int]]:
+        """Tokenise one kind of text: its arguments of `forward`, and the tokens of each row."""
         encoded = self.tokenizer(
             texts,
             padding="max_length",
@@ -108,17 +115,12 @@ class TrainingCollator:
             return_token_type_ids=False,
             return_tensors="pt",
         )
-        return {f"{prefix}{name}": encoded[name] for name in ("input_ids", "attention_mask")}
+        names, mask = TEXT_ARGUMENTS[kind], encoded["attention_mask"]
+        return {names.input_ids: encoded["input_ids"], names.attention_mask: mask}, mask.sum(dim=1).tolist()
 
 
-def _stack(images: list[torch.Tensor]) -> torch.Tensor:
-    """Stacks images; those that were written side by side (`TrainingDataset.__getitems__`) are taken as they lie."""
-    base = images[0]._base
-    if (
-        base is None
-        or base.shape != (len(images), *images[0].shape)
-        or any(image._base is not base for image in images)
-    ):
-        return torch.stack(images)
-    in_order = all(image.data_ptr() == row.data_ptr() for image, row in zip(images, base, strict=True))
-    return base if in_order else torch.stack(images)
+def _stack(examples: Sequence[dict]) -> torch.Tensor:
+    """Return the images of a batch as one tensor; those of an `ExampleBatch` are one already."""
+    if isinstance(examples, ExampleBatch):
+        return examples.pixel_values
+    return torch.stack([example["pixel_values"] for example in examples])

@@ -3,6 +3,8 @@
 import hashlib
 import math
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.compute as pc
@@ -26,6 +28,28 @@ def phrase_to_id(phrase: str) -> int:
     """Identity of a phrase: a 63-bit hash of its lower-case words, so equal phrases share it on every process."""
     words = " ".join(phrase.lower().split())
     return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little") >> 1
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleBatch(Sequence):
+    """
+    Examples of a batch and their images as one tensor: new memory for a stack costs more than resizing.
+
+    It cannot be reordered; a slice is a plain list, whose images have to be stacked again.
+
+    Args:
+        examples: items of a [`TrainingDataset`]; `pixel_values` of item i is row i of the tensor.
+        pixel_values: `(batch, 3, height, width)` float32, in shared memory in a worker of a data loader.
+    """
+
+    examples: list[dict]
+    pixel_values: torch.Tensor
+
+    def __getitem__(self, index):
+        return self.examples[index]
+
+    def __len__(self) -> int:
+        return len(self.examples)
 
 
 class TrainingDataset(torch.utils.data.Dataset):
@@ -84,8 +108,8 @@ class TrainingDataset(torch.utils.data.Dataset):
     def __getitem__(self, key: Key) -> dict:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: list[Key]) -> list[dict]:
-        """Items of a batch, whose rows are read in one go."""
+    def __getitems__(self, keys: list[Key]) -> ExampleBatch:
+        """Return the items of a batch, whose rows are read in one go and whose images are written into one tensor."""
         for key in keys:
             if not isinstance(key, tuple) or len(key) != 2:
                 raise ValueError(
@@ -94,12 +118,12 @@ class TrainingDataset(torch.utils.data.Dataset):
         image_rows = [int(self.image_rows[pair]) for _, pair in keys]
         columns = self.dataset[image_rows]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        # One tensor for all, which `TrainingCollator` takes as it is: new memory costs more than resizing.
         pixels = _new_batch(len(keys), 3, *self.transform.image_size)
-        return [
+        examples = [
             self._checked(row, image_row, *key, out)
             for row, image_row, key, out in zip(rows, image_rows, keys, pixels, strict=True)
         ]
+        return ExampleBatch(examples, pixels)
 
     def _checked(self, row: dict, image_row: int, epoch: int, pair: int, out: torch.Tensor) -> dict:
         try:

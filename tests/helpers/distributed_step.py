@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
+from batching_mra import TextLengths
 from mra.training.runtime import configure_deepspeed, group_factor
 from tests.helpers.fsdp_on_cpu import pretend_to_have_accelerators
 from tests.helpers.tiny import tiny_batch, tiny_config, tiny_model
@@ -19,6 +20,9 @@ def take_step(accelerator, rows: slice) -> dict[str, torch.Tensor]:
     model = tiny_model(config)  # in eval mode: no dropout, and BatchNorm does not see how the batch is cut
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batch = {name: value[rows] for name, value in tiny_batch(config, ROWS).items()}
+    kinds = {"caption": "", "augmented": "augmented_", "phrase": "phrase_"}
+    lengths = {kind: batch[f"{prefix}attention_mask"].sum(dim=1).tolist() for kind, prefix in kinds.items()}
+    batch["lengths"] = TextLengths(**lengths, max_masked=10)  # on the host: every library has to pass it on as it is
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     size = len(batch["pixel_values"])
     loader = torch.utils.data.DataLoader(list(range(size)), batch_size=size)  # tells DeepSpeed the size of a batch

@@ -4,7 +4,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from losses_mra import contrastive_loss, gather_constant, gather_features
+from batching_mra import gather_constant, gather_features
+from losses_mra import contrastive_loss
 
 
 def make_pair(seed: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:

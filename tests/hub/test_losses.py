@@ -10,8 +10,6 @@ from losses_mra import (
     choose_hard_negatives,
     contrastive_loss,
     contrastive_targets,
-    gather_constant,
-    gather_features,
     masked_language_loss,
     matching_loss,
 )
@@ -70,13 +68,6 @@ def test_targets_are_distributions(smoothing):
     targets = contrastive_targets(torch.tensor([5, 5, 2]), smoothing)
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(3))
     assert targets[0, 0] == targets[0, 1] > targets[0, 2]
-
-
-def test_one_process_gathers_nothing():
-    features, identities = torch.randn(3, 4), torch.arange(3)
-    assert gather_features(features) is features
-    assert gather_features(features, "published") is features
-    assert gather_constant(identities) is identities
 
 
 def test_matching_loss_leaves_out_pairs_without_a_negative():

@@ -17,7 +17,8 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import nn
 from transformers import pipeline
 
-from layers_mra import MRAFusionLayer, MRATextLayer, Packing, masked_mean, pool_parts
+from batching_mra import FusionRows, TextLengths
+from layers_mra import MRAFusionLayer, MRATextLayer, masked_mean, pool_parts
 from modeling_mra import MRAForImageTextRetrieval, MRAForPreTraining, MRAModel, MRAVisionModel
 from tests.helpers.tiny import tiny_batch, tiny_config, tiny_model, tiny_processor
 from tests.oracle.plain import plain_fuse, plain_match_logits
@@ -162,7 +163,7 @@ def test_a_batch_of_one_identity_has_no_negatives(model, batch):
 def test_matching_pairs_and_labels(model, batch, monkeypatch):
     """Matched pairs, then (text, negative image), then (negative text, image): the loss is the mean over all of them."""
     drawn = iter([torch.tensor([1, 2, 3, 0]), torch.tensor([2, 3, 0, 1])])
-    monkeypatch.setattr("modeling_mra.choose_hard_negatives", lambda s, *_: (next(drawn), torch.ones(4).bool()))
+    monkeypatch.setattr("losses_mra.choose_hard_negatives", lambda s, *_: (next(drawn), torch.ones(4).bool()))
     output = model(**{name: batch[name] for name in PLAIN})
     images = model.get_image_hidden_states(batch["pixel_values"])
     texts = model.get_text_hidden_states(batch["input_ids"], batch["attention_mask"])
@@ -185,7 +186,7 @@ def test_negative_images_are_drawn_first_and_by_text(model, batch, monkeypatch):
         seen.append(similarity)
         return torch.tensor([2, 3, 0, 1]), torch.ones(4).bool()
 
-    monkeypatch.setattr("modeling_mra.choose_hard_negatives", choose)
+    monkeypatch.setattr("losses_mra.choose_hard_negatives", choose)
     output = model(**{name: batch[name] for name in PLAIN})
     text_to_image = output.text_embeds @ output.image_embeds.t() / model.temperature
     torch.testing.assert_close(seen[0], text_to_image)
@@ -212,31 +213,16 @@ def test_skipping_padding_changes_nothing(projection, batch):
     for prefix in ("", "augmented_", "phrase_"):
         keep = keep.roll(1, dims=0)
         short |= {f"{prefix}{name}": batch[f"{prefix}{name}"] * keep for name in ("input_ids", "attention_mask")}
-        short[f"{prefix or 'caption_'}lengths"] = short[f"{prefix}attention_mask"].sum(dim=1).tolist()
         if not prefix:
             short |= {
                 "mlm_input_ids": batch["mlm_input_ids"] * keep,
                 "labels": torch.where(keep, batch["labels"], -100),
             }
-    lengths = {name: short.pop(name) for name in ("caption_lengths", "augmented_lengths", "phrase_lengths")}
-    whole, packed = run(model, short), run(model, short | lengths, mlm_lengths=lengths["caption_lengths"])
+    names = {"caption": "", "augmented": "augmented_", "phrase": "phrase_"}
+    tokens = {kind: short[f"{prefix}attention_mask"].sum(dim=1).tolist() for kind, prefix in names.items()}
+    whole, packed = run(model, short), run(model, short, lengths=TextLengths(**tokens, masked=tokens["caption"]))
     for name in TERMS:
         torch.testing.assert_close(packed[name], whole[name])
-
-
-def test_packing_takes_tokens_out_and_puts_them_back():
-    states = torch.arange(1.0, 19).view(3, 3, 2)
-    packing = Packing(3, 3, states.device, [2, 3, 1])
-    packed = packing.pack(states)
-    assert torch.equal(packed, torch.cat([states[0, :2], states[1], states[2, :1]]))
-    assert torch.equal(packed[packing.starts()], states[:, 0])
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
-    assert torch.equal(packing.unpack(packed), states * mask[..., None])
-    for lengths in (None, [3, 3, 3]):
-        packing = Packing(3, 3, states.device, lengths)
-        assert packing.pack(states).data_ptr() == states.data_ptr()  # a view
-        assert torch.equal(packing.pack(states)[packing.starts()], states[:, 0])
-        assert torch.equal(packing.unpack(packing.pack(states)), states)
 
 
 @torch.no_grad()
@@ -316,7 +302,7 @@ def test_region_features(choice, projection, batch, monkeypatch):
     seen = {}
 
     def record(*args, f=model.mra.fuse, **kwargs):
-        seen.update(tokens=args[2], mask=args[3], **kwargs)
+        seen.update(tokens=args[2], mask=args[3], image_index=kwargs["rows"].image_index)
         return f(*args, **kwargs)
 
     projected = []
@@ -369,16 +355,16 @@ def test_fusion_of_pairs_equals_the_plain_layers(model, batch):
     regions[:, 0] = 1
     regions = regions[image_index]
     expected = plain_fuse(model.mra, texts[text_index], mask[text_index], images[image_index], regions)
-    pairs = {"text_index": text_index, "image_index": image_index}
-    fused = model.fuse(texts, mask, images, regions, **pairs)
+    fused = model.fuse(texts, mask, images, regions, rows=FusionRows(text_index, image_index))
     torch.testing.assert_close(fused, expected, rtol=0, atol=1e-5)
     keys_values = model.get_image_keys_values(images)
     positions = torch.tensor([[0, 3], [1, 1], [1, 1], [4, 2], [0, 5]])
-    fused = model.fuse(texts, mask, None, regions, keys_values, **pairs, positions=positions)
+    fused = model.fuse(texts, mask, None, regions, keys_values, FusionRows(text_index, image_index, positions))
     expected = expected.gather(1, positions[..., None].expand(-1, -1, expected.shape[-1]))
     torch.testing.assert_close(fused, expected, rtol=0, atol=1e-5)
     counts = [2, 1, 2, 1, 2]
-    fused = model.fuse(texts, mask, None, regions, keys_values, **pairs, positions=positions, position_counts=counts)
+    rows = FusionRows(text_index, image_index, positions, position_counts=counts)
+    fused = model.fuse(texts, mask, None, regions, keys_values, rows)
     expected[[1, 3], 1] = 0
     torch.testing.assert_close(fused, expected, rtol=0, atol=1e-5)
     expected = plain_match_logits(model.mra, texts, mask, images)
@@ -398,7 +384,7 @@ def test_one_fusion_layer_is_first_and_last(batch):
 
 
 def test_masked_tokens_are_predicted_alike_at_few_positions(model, batch):
-    few = run(model, batch, max_masked=int((batch["labels"] != -100).sum(dim=1).max()))
+    few = run(model, batch, lengths=TextLengths(max_masked=int((batch["labels"] != -100).sum(dim=1).max())))
     torch.testing.assert_close(few.mlm_loss, run(model, batch).mlm_loss)
 
 
@@ -852,10 +838,10 @@ def test_wrong_inputs_of_the_encoders_are_named(model, batch):
         model.fuse(texts, mask, images[:3])
     with pytest.raises(ValueError, match="`image_index` must be from 0 to 2"):
         model.match_logits(texts, mask, images[:3], image_index=torch.arange(4))
-    with pytest.raises(ValueError, match="`max_masked`, 1"):
-        run(model, batch, max_masked=1)
-    with pytest.raises(ValueError, match="`caption_lengths`"):
-        run(model, batch, caption_lengths=[3, 4])
+    with pytest.raises(ValueError, match=r"`lengths\.max_masked`, 1"):
+        run(model, batch, lengths=TextLengths(max_masked=1))
+    with pytest.raises(ValueError, match=r"`lengths\.caption` must hold 4 numbers"):
+        run(model, batch, lengths=TextLengths([3, 4]))
 
 
 @torch.no_grad()

@@ -19,12 +19,10 @@ PLAIN = {
     "mlm_input_ids",
     "labels",
     "identity_ids",
-    "caption_lengths",
-    "mlm_lengths",
-    "max_masked",
+    "lengths",
 }
-AUGMENTED = {"augmented_input_ids", "augmented_attention_mask", "augmented_lengths"}
-REGION = {"phrase_input_ids", "phrase_attention_mask", "region_attention_mask", "phrase_ids", "phrase_lengths"}
+AUGMENTED = {"augmented_input_ids", "augmented_attention_mask"}
+REGION = {"phrase_input_ids", "phrase_attention_mask", "region_attention_mask", "phrase_ids"}
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +80,19 @@ def test_labels_restore_the_caption(processor):
 def test_lengths_hold_every_token(processor):
     examples = make_examples(processor, augment=True)
     batch = TrainingCollator(processor.tokenizer, 56)(examples)
-    for prefix, name in (("", "caption"), ("augmented_", "augmented"), ("phrase_", "phrase")):
-        mask, lengths = batch[f"{prefix}attention_mask"], batch[f"{name}_lengths"]
+    for prefix, kind in (("", "caption"), ("augmented_", "augmented"), ("phrase_", "phrase")):
+        mask, lengths = batch[f"{prefix}attention_mask"], getattr(batch["lengths"], kind)
         assert len(lengths) == len(examples)
         for row, length in zip(mask.tolist(), lengths, strict=True):
             assert all(row[:length]) and not any(row[length:])
-    assert batch["mlm_lengths"] == batch["caption_lengths"]
+    assert batch["lengths"].masked == batch["lengths"].caption and batch["lengths"].max_masked == 10
 
 
 def test_published_masking(processor):
     batch = TrainingCollator(processor.tokenizer, 56, mlm_mask_padding=True)(make_examples(processor))
     chosen = batch["labels"] != -100
     assert chosen.shape == (8, 56)
+    assert batch["lengths"].masked is None  # labels lie in the padding too
     assert (chosen.sum(1) == 10).all() and (chosen & (batch["attention_mask"] == 0)).any()
 
 
@@ -102,14 +101,12 @@ def test_masks_do_not_depend_on_the_batch(processor):
     whole = collate(examples)
     parts = [collate(examples[start : start + 2]) for start in (0, 2, 4, 6)]
     for name, value in whole.items():
-        if isinstance(value, int):
-            assert value == max(part[name] for part in parts)
-            continue
-        cut = [part[name] for part in parts]
-        if isinstance(value, list):
-            assert value == [length for part in cut for length in part], name
-        else:
-            assert torch.equal(value, torch.cat(cut)), name
+        if name != "lengths":
+            assert torch.equal(value, torch.cat([part[name] for part in parts])), name
+    for kind in ("caption", "phrase", "masked"):
+        cut = [getattr(part["lengths"], kind) for part in parts]
+        assert getattr(whole["lengths"], kind) == [length for part in cut for length in part], kind
+    assert whole["lengths"].augmented is None
 
 
 def test_images_side_by_side_are_taken_as_they_lie(processor):
@@ -117,9 +114,10 @@ def test_images_side_by_side_are_taken_as_they_lie(processor):
     collate = TrainingCollator(processor.tokenizer, 56)
     examples = dataset.__getitems__([(0, row) for row in range(6)])
     stacked = collate(examples)["pixel_values"]
-    assert stacked.data_ptr() == examples[0]["pixel_values"].data_ptr() and stacked.shape == (6, 3, *SIZE)
+    assert stacked is examples.pixel_values and stacked.shape == (6, 3, *SIZE)
     alone = torch.stack([dataset[(0, row)]["pixel_values"] for row in range(6)])
     assert torch.equal(stacked, alone)
+    assert torch.equal(collate(examples[:2])["pixel_values"], alone[:2])  # a slice is a plain list
     for order in ([1, 0, 2, 3, 4, 5], [0, 1, 2], [0, 0, 2, 3, 4, 5]):
         moved = collate([examples[row] for row in order])["pixel_values"]
         assert torch.equal(moved, alone[order]) and moved.data_ptr() != stacked.data_ptr()

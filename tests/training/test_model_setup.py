@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from batching_mra import TextLengths
 from mra.training.arguments import ModelArguments, PretrainObjectiveArguments
 from mra.training.model_setup import compile_layers, create_config, create_model, create_processor
 from tests.helpers.runs import PRETRAIN
@@ -120,13 +121,12 @@ def test_compiled_layers_settle_after_two_batches():
     generator, graphs = torch.Generator().manual_seed(0), []
 
     def loss():
-        return model(**batch, **lengths, max_masked=10, generator=torch.Generator().manual_seed(0)).loss
+        return model(**batch, lengths=lengths, generator=torch.Generator().manual_seed(0)).loss
 
     with torch.no_grad():
         for _ in range(4):
-            names = ("caption_lengths", "augmented_lengths", "phrase_lengths")
-            lengths = {name: torch.randint(12, 56, (4,), generator=generator).tolist() for name in names}
-            lengths["mlm_lengths"] = lengths["caption_lengths"]
+            caption, augmented, phrase = (torch.randint(12, 56, (4,), generator=generator).tolist() for _ in range(3))
+            lengths = TextLengths(caption, augmented, phrase, masked=caption, max_masked=10)
             plain = loss()
             compile_layers(model, backend=counter)
             torch.testing.assert_close(loss(), plain)

@@ -20,8 +20,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 @strict
 class MRAVisionConfig(PreTrainedConfig):
-    r"""
-    Architecture of the Swin vision encoder.
+    r"""Architecture of the Swin vision encoder.
 
     Args:
         image_size (`list[int]`, *optional*, defaults to `[384, 256]`):
@@ -109,8 +108,7 @@ class MRAVisionConfig(PreTrainedConfig):
 
 @strict
 class MRATextConfig(BertConfig):
-    r"""
-    Architecture of the BERT layers: the first ones read text alone, the last `num_fusion_layers` add cross-attention.
+    r"""Architecture of the BERT layers: the first ones read text alone, the last `num_fusion_layers` add cross-attention.
 
     Args:
         num_hidden_layers (`int`, *optional*, defaults to 12):
@@ -145,8 +143,7 @@ class MRATextConfig(BertConfig):
 
 @strict
 class MRAConfig(PreTrainedConfig):
-    r"""
-    Configuration of [`MRAModel`], [`MRAForPreTraining`] and [`MRAForImageTextRetrieval`].
+    r"""Configuration of [`MRAModel`], [`MRAForPreTraining`] and [`MRAForImageTextRetrieval`].
 
     Args:
         vision_config (`dict` or `MRAVisionConfig`, *optional*):

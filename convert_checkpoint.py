@@ -81,8 +81,7 @@ def convert_to_folder(
     repository: str | None = None,
     num_attention_heads: int | None = None,
 ) -> MRAConfig:
-    """
-    Write a released checkpoint of MRA or APTM as a folder for `from_pretrained`, whole or not at all.
+    """Write a released checkpoint of MRA or APTM as a folder for `from_pretrained`, whole or not at all.
 
     Args:
         checkpoint: a `.pth` as [`read_checkpoint`] takes it.
@@ -126,8 +125,7 @@ def convert_to_folder(
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict | None]:
-    """
-    Read the tensors of a released checkpoint and its stored configuration, if it has one.
+    """Read the tensors of a released checkpoint and its stored configuration, if it has one.
 
     The file holds a state dict, bare or as its `model`, `state_dict` or `model_state_dict`, with a `config` beside it or not.
     Names may carry the prefix of DistributedDataParallel or torch.compile. Nothing but tensors, plain values and NumPy's
@@ -177,8 +175,7 @@ def _strip_prefixes(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def _plain(value, name: str):
-    """
-    Turn NumPy's and torch's numbers, arrays and dtypes in a stored configuration into what JSON can hold.
+    """Turn NumPy's and torch's numbers, arrays and dtypes in a stored configuration into what JSON can hold.
 
     Raises:
         ValueError: naming the entry that is anything else.
@@ -206,8 +203,7 @@ def _refuse_infinite(path: Path, state_dict: Mapping[str, torch.Tensor]) -> None
 
 
 def assemble(config: MRAConfig, state_dict: Mapping[str, torch.Tensor]) -> MRAForPreTraining:
-    """
-    Builds a model around tensors that are there already, in the precision they have and without a copy of them.
+    """Builds a model around tensors that are there already, in the precision they have and without a copy of them.
 
     It can be saved and renamed but not run: buffers that are not saved hold no data.
     """
@@ -219,8 +215,7 @@ def assemble(config: MRAConfig, state_dict: Mapping[str, torch.Tensor]) -> MRAFo
 
 
 def build_processor(config: MRAConfig, stored: Mapping, tokenizer: str) -> MRAProcessor:
-    """
-    Builds the processor of a converted model.
+    """Builds the processor of a converted model.
 
     Args:
         config: of the model.
@@ -268,8 +263,7 @@ def describe_architecture(config: MRAConfig) -> dict[str, str]:
 
 
 def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool = False) -> None:
-    """
-    Writes a folder as a `.pth` in the published layout, whole or not at all.
+    """Writes a folder as a `.pth` in the published layout, whole or not at all.
 
     Args:
         folder: of an `MRAForPreTraining`, converted or trained here.
@@ -295,8 +289,7 @@ def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool
 
 
 def read_folder(folder: Path) -> dict[str, torch.Tensor]:
-    """
-    Reads the safetensors of a folder, in one file or several, each tensor in the precision it was saved in.
+    """Reads the safetensors of a folder, in one file or several, each tensor in the precision it was saved in.
 
     Raises:
         ValueError: if there are none.

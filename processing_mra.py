@@ -24,8 +24,7 @@ _NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
 
 
 def normalize_caption(caption: str, style: str = "plain", max_words: int | None = 56) -> str:
-    """
-    Prepare a caption for the tokenizer as the published code does.
+    """Prepare a caption for the tokenizer as the published code does.
 
     Args:
         caption: any text with at least one character.
@@ -69,8 +68,7 @@ class MRAImageProcessor(TorchvisionBackend):
 
 
 class MRAProcessor(ProcessorMixin):
-    r"""
-    Wraps an [`MRAImageProcessor`] and a BERT tokenizer.
+    r"""Wraps an [`MRAImageProcessor`] and a BERT tokenizer.
 
     Args:
         image_processor ([`MRAImageProcessor`]): for the crops.
@@ -83,7 +81,7 @@ class MRAProcessor(ProcessorMixin):
         ValueError: if `caption_style` is unknown.
     """
 
-    def __init__(self, image_processor, tokenizer, max_text_length=56, caption_style="plain", **kwargs):
+    def __init__(self, image_processor, tokenizer, max_text_length=56, caption_style="plain", **kwargs) -> None:
         if caption_style not in CAPTION_STYLES:
             raise ValueError(f"`caption_style` must be one of {', '.join(CAPTION_STYLES)}, got {caption_style!r}.")
         self.max_text_length = max_text_length
@@ -91,8 +89,7 @@ class MRAProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(self, images=None, text=None, return_tensors="pt", **kwargs) -> BatchFeature:
-        """
-        Prepare images, texts or both.
+        """Prepare images, texts or both.
 
         Args:
             images: one image or a list, as [`MRAImageProcessor`] takes them.

@@ -1,5 +1,4 @@
-"""
-Fine-tune MRA on one person-retrieval set: the losses of pretraining on captions and on augmented captions.
+"""Fine-tune MRA on one person-retrieval set: the losses of pretraining on captions and on augmented captions.
 
 One machine of four GPUs, as published:
 

@@ -1,5 +1,4 @@
-"""
-Pretrain MRA on SDA: contrastive, matching and masked-language losses on captions, and the first two on regions.
+"""Pretrain MRA on SDA: contrastive, matching and masked-language losses on captions, and the first two on regions.
 
 One machine of four GPUs, as published:
 

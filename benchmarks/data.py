@@ -1,5 +1,4 @@
-"""
-Time the input of training: from the bytes of a JPEG to a masked batch, image by image with Pillow against `mra.training`.
+"""Time the input of training: from the bytes of a JPEG to a masked batch, image by image with Pillow against `mra.training`.
 
     python benchmarks/data.py --full_size --json
 
@@ -103,8 +102,7 @@ def make_processor(config) -> MRAProcessor:
 
 
 def compare(folder: Path, rows, processor, config, seed: int, batch_size: int) -> tuple[dict, dict]:
-    """
-    Makes every batch of one source in each way.
+    """Makes every batch of one source in each way.
 
     Returns:
         CPU-seconds by way, and the differences: of pixels in 8-bit steps, largest and mean with `tensor`, largest with
@@ -161,8 +159,7 @@ def token_difference(ours: dict, plain: dict) -> float:
 
 
 def write_source(folder: Path, sizes, count: int, max_text_length: int, seed: int) -> list[dict]:
-    """
-    Draws pictures of one kind of source and writes them as files and as a prepared Parquet file.
+    """Draws pictures of one kind of source and writes them as files and as a prepared Parquet file.
 
     Args:
         folder: where to write.

@@ -1,5 +1,4 @@
-"""
-Count the operations and parameters of the models that the factory is meant for, without their weights.
+"""Count the operations and parameters of the models that the factory is meant for, without their weights.
 
     python -m benchmarks.diffusion_cost
     python -m benchmarks.diffusion_cost --teraflops 125 --bandwidth 2.0
@@ -136,8 +135,7 @@ def text_scorers() -> dict[str, Cost]:
 
 
 def hours(cost: Cost, teraflops: float, bandwidth: float) -> float:
-    """
-    Hours for 100,000 images.
+    """Hours for 100,000 images.
 
     Args:
         cost: of an image.

@@ -1,5 +1,4 @@
-"""
-Open and read a set of SDA's size: seconds until the first batch, and memory then and after many batches.
+"""Open and read a set of SDA's size: seconds until the first batch, and memory then and after many batches.
 
     python benchmarks/large_set.py --rows 1217750 --batches 2000 --json
 
@@ -77,8 +76,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(folder: Path, cache: Path, streamed: bool, args) -> dict[str, float]:
-    """
-    Opens the set and reads batches from it.
+    """Opens the set and reads batches from it.
 
     Returns:
         Seconds until the set is open and until the first batch is there; memory in MiB before opening, when open, after a

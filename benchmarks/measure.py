@@ -51,8 +51,7 @@ class ModelBenchmark:
 
 @dataclass
 class Cost:
-    """
-    What some work took.
+    """What some work took.
 
     Attributes:
         seconds: on the clock.
@@ -95,8 +94,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 3) -> float:
-    """
-    Multiply-adds a second that one large matrix product reaches; on a CPU a CPU-second.
+    """Multiply-adds a second that one large matrix product reaches; on a CPU a CPU-second.
 
     The best of some repeats, and on a CPU in float32 of the two libraries there, MKL and oneDNN, which differ by half on some
     processors.

@@ -1,5 +1,4 @@
-"""
-Count the peak memory of a recipe's training step from its tensors' sizes: no accelerator is needed, nothing is computed.
+"""Count the peak memory of a recipe's training step from its tensors' sizes: no accelerator is needed, nothing is computed.
 
     python benchmarks/memory.py --recipe recipes/pretrain_sda.yaml --gradient_checkpointing vision --json
 
@@ -87,8 +86,7 @@ def tiny_config() -> MRAConfig:
 
 
 def read_recipe(recipe: dict) -> tuple[MRAConfig, bool]:
-    """
-    The published architecture under a recipe's changes, and whether it trains on regions, as what starts anew does.
+    """The published architecture under a recipe's changes, and whether it trains on regions, as what starts anew does.
 
     What a model folder that a recipe starts from says of its architecture is not read.
     """
@@ -102,8 +100,7 @@ def read_recipe(recipe: dict) -> tuple[MRAConfig, bool]:
 def peak_of_step(
     config: MRAConfig, with_regions: bool, batch_size: int, checkpointing: str, dtype: torch.dtype
 ) -> dict[str, int]:
-    """
-    Bytes alive at the peak of the second step, by kind of tensor.
+    """Bytes alive at the peak of the second step, by kind of tensor.
 
     Args:
         config: of the model.

@@ -1,8 +1,7 @@
-"""
-Times re-ranking: pairs of query and image, padded and one query at a time, against `mra.retrieval.rerank`.
+"""Times re-ranking: pairs of query and image, padded and one query at a time, against `mra.retrieval.rerank`.
 
-    python benchmarks/rerank.py --full_size --json
-    python benchmarks/rerank.py --full_size --json --device cuda --dtype bfloat16 --queries 512 --gallery 256 --k 128
+python benchmarks/rerank.py --full_size --json
+python benchmarks/rerank.py --full_size --json --device cuda --dtype bfloat16 --queries 512 --gallery 256 --k 128
 """
 
 import sys
@@ -124,8 +123,7 @@ def make_model(config: MRAConfig) -> MRAModel:
 
 
 def make_encodings(config, queries: int, gallery: int, image_batch_size: int, dtype: torch.dtype):
-    """
-    Random encodings of captions of different lengths and of images with one view.
+    """Random encodings of captions of different lengths and of images with one view.
 
     Returns:
         `(queries, max_text_length, hidden)` padded hidden states and their mask, the same texts without padding, and the
@@ -142,8 +140,7 @@ def make_encodings(config, queries: int, gallery: int, image_batch_size: int, dt
 
 
 def multiply_adds(config: MRAConfig, lengths: torch.Tensor, gallery: int, k: int) -> tuple[float, float]:
-    """
-    Counts the multiply-adds of the fusion layers' matrix products for one pair, on average.
+    """Counts the multiply-adds of the fusion layers' matrix products for one pair, on average.
 
     Args:
         config: of the model.

@@ -1,9 +1,8 @@
-"""
-Times searching: a gallery of drawn pictures built and asked through a model, and an index of synthetic vectors of any size.
+"""Times searching: a gallery of drawn pictures built and asked through a model, and an index of synthetic vectors of any size.
 
-    python benchmarks/search.py --vectors 20000 --index hnsw --json
-    python benchmarks/search.py --vectors 200000 --pictures 0 --json
-    python benchmarks/search.py --full_size --vectors 0 --pictures 32 --json
+python benchmarks/search.py --vectors 20000 --index hnsw --json
+python benchmarks/search.py --vectors 200000 --pictures 0 --json
+python benchmarks/search.py --full_size --vectors 0 --pictures 32 --json
 """
 
 import sys

@@ -1,8 +1,7 @@
-"""
-Times one step of fine-tuning with augmented captions: as published, plainly, against `MRAForPreTraining`.
+"""Times one step of fine-tuning with augmented captions: as published, plainly, against `MRAForPreTraining`.
 
-    python benchmarks/train_step.py --full_size --json
-    python benchmarks/train_step.py --full_size --json --device cuda --dtype bfloat16 --batch_size 32
+python benchmarks/train_step.py --full_size --json
+python benchmarks/train_step.py --full_size --json --device cuda --dtype bfloat16 --batch_size 32
 """
 
 import json
@@ -92,8 +91,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 class Benchmark:
-    """
-    A random model and a batch, and both ways to take a step.
+    """A random model and a batch, and both ways to take a step.
 
     Args:
         full_size: the published architecture instead of a tiny one.
@@ -103,7 +101,9 @@ class Benchmark:
         checkpointing: what of ours is computed again in the backward pass: `none`, `vision` or `all`.
     """
 
-    def __init__(self, full_size: bool, batch_size: int, device: torch.device, dtype: torch.dtype, checkpointing: str):
+    def __init__(
+        self, full_size: bool, batch_size: int, device: torch.device, dtype: torch.dtype, checkpointing: str
+    ) -> None:
         self.device, self.dtype, self.checkpointing = device, dtype, checkpointing
         self.model = MRAForPreTraining(make_config(full_size)).to(device).train()
         batch = make_batch(self.model.config, batch_size)

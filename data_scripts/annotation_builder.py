@@ -51,8 +51,7 @@ os.register_at_fork(after_in_child=_start_watching)
 
 
 class RejectedRows:
-    """
-    What becomes of rows that cannot be used: an error, or a line of a log.
+    """What becomes of rows that cannot be used: an error, or a line of a log.
 
     The log is a folder, in which every chunk of rows has its own file, so that processes share it and its order does
     not depend on them.
@@ -62,13 +61,12 @@ class RejectedRows:
         on_error: `raise` or `skip`.
     """
 
-    def __init__(self, folder: str | Path, on_error: str):
+    def __init__(self, folder: str | Path, on_error: str) -> None:
         self.folder = str(folder)
         self.on_error = on_error
 
     def add(self, chunk: str, file: str, row: int, image: Any, error: RowError) -> None:
-        """
-        Notes a row.
+        """Notes a row.
 
         Raises:
             ValueError: in place of the note, with `on_error="raise"`.
@@ -97,8 +95,7 @@ class Chunk:
 
 
 class AnnotationBuilder(datasets.GeneratorBasedBuilder):
-    """
-    Base of the two builders: writes `chunks`, each row checked, in as many processes as there are.
+    """Base of the two builders: writes `chunks`, each row checked, in as many processes as there are.
 
     Args:
         rejected: what becomes of rows that cannot be used.
@@ -108,7 +105,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
     DEFAULT_WRITER_BATCH_SIZE = 200  # rows in memory, and in a row group
     FEATURES: ClassVar[datasets.Features]
 
-    def __init__(self, rejected: RejectedRows, scratch: str | Path):
+    def __init__(self, rejected: RejectedRows, scratch: str | Path) -> None:
         self.rejected = rejected
         self.failure = os.path.join(scratch, "failure.txt")
         self._digests = Path(scratch, "digests")
@@ -123,8 +120,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
         raise NotImplementedError
 
     def leave_out_rest(self, chunk: str, error: UnreadableFile) -> None:
-        """
-        List a file that cannot be read from some row on, and note it for the summary.
+        """List a file that cannot be read from some row on, and note it for the summary.
 
         Args:
             chunk: behind which it is listed.
@@ -143,8 +139,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
         )
 
     def prepare(self, folder: str | Path, max_shard_size: str, num_proc: int) -> None:
-        """
-        Writes Parquet shards.
+        """Writes Parquet shards.
 
         Raises:
             ValueError: with the message for the first row that cannot be used, or if there are no rows.
@@ -167,8 +162,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
             raise
 
     def digest(self, split: str) -> str:
-        """
-        Name the content of a prepared split: equal for equal rows, whatever the number of processes and shards.
+        """Name the content of a prepared split: equal for equal rows, whatever the number of processes and shards.
 
         Args:
             split: one of `chunks`.
@@ -217,7 +211,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
                     file.write(str(error.__cause__))
             raise
 
-    def _stop_with_the_others(self):
+    def _stop_with_the_others(self) -> None:
         if os.getpid() != self.main_process and os.path.exists(self.failure):
             raise RuntimeError("another process has stopped")
 

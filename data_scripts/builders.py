@@ -40,8 +40,7 @@ _EXAMPLES = 40  # images of SDA looked for to find the root; each row is held to
 
 
 class SdaBuilder(AnnotationBuilder):
-    """
-    SDA: JSON files with a row an image, however large.
+    """SDA: JSON files with a row an image, however large.
 
     Args:
         annotations: a JSON file or a folder of them.
@@ -55,7 +54,7 @@ class SdaBuilder(AnnotationBuilder):
 
     FEATURES = SDA_FEATURES
 
-    def __init__(self, annotations, images, rejected, scratch, follow_symlinks: bool = False):
+    def __init__(self, annotations, images, rejected, scratch, follow_symlinks: bool = False) -> None:
         super().__init__(rejected, scratch)
         self._num_chunks = 0
         self._open_rows: tuple[str, int, Iterator] | None = None
@@ -142,8 +141,7 @@ def _check_is_sda(file: Path, row: Any) -> None:
 
 
 class PedesBuilder(AnnotationBuilder):
-    """
-    CUHK-PEDES, ICFG-PEDES and RSTPReid, from official or processed files.
+    """CUHK-PEDES, ICFG-PEDES and RSTPReid, from official or processed files.
 
     Args:
         dataset: `cuhk`, `icfg` or `rstp`.
@@ -158,7 +156,7 @@ class PedesBuilder(AnnotationBuilder):
 
     FEATURES = PEDES_FEATURES
 
-    def __init__(self, dataset, annotations, images, rejected, scratch, follow_symlinks: bool = False):
+    def __init__(self, dataset, annotations, images, rejected, scratch, follow_symlinks: bool = False) -> None:
         super().__init__(rejected, scratch)
         self.sources = find_sources(annotations, dataset)
         for error in self.sources.unreadable:

@@ -8,8 +8,7 @@ from data_scripts.text_files import SAVE_AS_UTF8, UnreadableFile, name_bad_byte,
 
 
 def read_csv_rows(path: str | Path, required: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """
-    Yield the rows of a comma-separated file, empty lines left out, each without its empty cells.
+    """Yield the rows of a comma-separated file, empty lines left out, each without its empty cells.
 
     Args:
         path: of the file, in UTF-8.

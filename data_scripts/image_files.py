@@ -17,8 +17,7 @@ from images_mra import storable_picture
 
 
 def path_readings(path: Any, field: str) -> list[tuple[str, ...]]:
-    """
-    Split the path of an image; it may not lead out of the image root.
+    """Split the path of an image; it may not lead out of the image root.
 
     Args:
         path: as the annotations give it, its folders separated by `/`, or by the backslashes of Windows.
@@ -53,8 +52,7 @@ def with_slashes(path: str) -> str:
 
 @dataclass(frozen=True)
 class PathRule:
-    """
-    How the paths of the annotations lie to `--images`.
+    """How the paths of the annotations lie to `--images`.
 
     Args:
         subfolder: of `--images`, in which the paths start.
@@ -78,8 +76,7 @@ class PathRule:
 
 @dataclass(frozen=True)
 class ImageRoot:
-    """
-    The folder below which images are looked for.
+    """The folder below which images are looked for.
 
     Args:
         folder: as the user named it; nothing outside it is read.
@@ -126,8 +123,7 @@ class ImageRoot:
         return None
 
     def locate(self, path: Any, field: str = "image") -> str:
-        """
-        Return the file that a path names, whether it exists or not.
+        """Return the file that a path names, whether it exists or not.
 
         Raises:
             RowError: if the path leads out of the root, or is found by another rule than the paths of other rows.
@@ -162,8 +158,7 @@ class ImageRoot:
             raise RowError(field, "another path rule", f"{here}; {there}", mend)
 
     def read(self, path: Any, field: str = "image") -> bytes:
-        """
-        Read an image file and decode it once; returns the bytes to store, as `decode` gives them.
+        """Read an image file and decode it once; returns the bytes to store, as `decode` gives them.
 
         Raises:
             RowError: if it is missing, unreadable or corrupt, or the path leads out of the root.
@@ -189,8 +184,7 @@ class ImageRoot:
 
 
 def decode(content: bytes) -> bytes:
-    """
-    Decode all of an image, and return the bytes to store: as they are, or [`storable_picture`]'s.
+    """Decode all of an image, and return the bytes to store: as they are, or [`storable_picture`]'s.
 
     Raises:
         OSError: if it is not an image, or a broken one.
@@ -202,8 +196,7 @@ def decode(content: bytes) -> bytes:
 
 
 class RootSearch:
-    """
-    Finds out how the paths of an annotation file lie to `--images`.
+    """Finds out how the paths of an annotation file lie to `--images`.
 
     The user may name the folder of all sets (`images`), of one set (`images/CUHK-PEDES`) or of its images
     (`images/CUHK-PEDES/imgs`), and the paths may start at any of these. The rule that finds most of the paths looked at is
@@ -221,7 +214,7 @@ class RootSearch:
 
     def __init__(
         self, folder: str | Path, names: tuple[str, ...], field: str = "image", follow_symlinks: bool = False
-    ):
+    ) -> None:
         folder = str(folder)
         if not os.path.isdir(folder):
             found = "is a file" if os.path.exists(folder) else "does not exist"
@@ -253,8 +246,7 @@ class RootSearch:
                 self._examples.setdefault(rule, f"{file}, row {row}")
 
     def choose(self) -> ImageRoot:
-        """
-        Return the root with the rule that found most, of equals the plainest.
+        """Return the root with the rule that found most, of equals the plainest.
 
         Raises:
             ValueError: if none of the files was found.

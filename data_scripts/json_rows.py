@@ -16,8 +16,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class UnreadableJson(UnreadableFile):
-    """
-    A file that stops being JSON at some row.
+    """A file that stops being JSON at some row.
 
     Args:
         path: of the file.
@@ -28,14 +27,16 @@ class UnreadableJson(UnreadableFile):
 
     reason = "unreadable JSON"
 
-    def __init__(self, path: str | Path, row: int, problem: str, mend: str = "download or unpack the file again"):
+    def __init__(
+        self, path: str | Path, row: int, problem: str, mend: str = "download or unpack the file again"
+    ) -> None:
         super().__init__(path, row, problem, "a JSON list of objects", mend)
 
 
 class _Text:
     """A file's text, of which only a window is in memory."""
 
-    def __init__(self, file):
+    def __init__(self, file) -> None:
         self.file = file
         self.window = ""
         self.start = 0
@@ -60,8 +61,7 @@ class _Text:
 
 
 def read_rows(path: str | Path) -> Iterator[Any]:
-    """
-    Yield the elements of a JSON list, or of a file with one JSON object a line.
+    """Yield the elements of a JSON list, or of a file with one JSON object a line.
 
     Whole numbers of a thousand digits or more come as floats, which may be infinite.
 
@@ -136,8 +136,7 @@ def is_json_name(path: Path) -> bool:
 
 
 def json_files(path: str | Path, argument: str = "--annotations") -> list[Path]:
-    """
-    Lists the JSON files that a path names, numbers in their names in order of value.
+    """Lists the JSON files that a path names, numbers in their names in order of value.
 
     Args:
         path: a file, or a folder with `*.json` or `*.jsonl` files right in it.

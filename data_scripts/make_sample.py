@@ -60,8 +60,7 @@ def _draw_all(crops: list[Crop], folder: Path, num_proc: int) -> None:
 
 
 def box_of(edges, rng: random.Random, jitter: float = 0.008) -> list[float]:
-    """
-    Words a part's extent as a detector would.
+    """Words a part's extent as a detector would.
 
     Args:
         edges: left, top, right, bottom in 0..1.
@@ -169,8 +168,7 @@ def _manifest(config: SampleConfig) -> dict:
 def make_sample(
     output: str | Path, config: SampleConfig | None = None, *, num_proc: int = 1, overwrite: bool = False
 ) -> bool:
-    """
-    Writes a sample set, whole or not at all.
+    """Writes a sample set, whole or not at all.
 
     Args:
         output: the folder to make; `sda/`, `pedes/`, `finetune/` and `images/` go below it.
@@ -215,8 +213,7 @@ def sample_texts(config: SampleConfig | None = None) -> Iterator[str]:
 
 
 def train_vocabulary(texts, size: int = VOCABULARY_SIZE) -> list[str]:
-    """
-    Trains an uncased WordPiece vocabulary that can spell any lower-case ASCII word.
+    """Trains an uncased WordPiece vocabulary that can spell any lower-case ASCII word.
 
     Args:
         texts: what to learn from.

@@ -32,8 +32,7 @@ _FILE_NAMES = {
 
 @dataclass(frozen=True)
 class Layout:
-    """
-    Names of the fields of one kind of annotation file.
+    """Names of the fields of one kind of annotation file.
 
     Args:
         name: `official`, `processed` or `csv`.
@@ -91,8 +90,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Sources:
-    """
-    What `--annotations` holds for one set.
+    """What `--annotations` holds for one set.
 
     Args:
         files: to read.
@@ -106,8 +104,7 @@ class Sources:
 
 
 def camera_of(path: str) -> str | None:
-    """
-    Reads the camera off an image's path, where the set's naming has it.
+    """Reads the camera off an image's path, where the set's naming has it.
 
     CUHK-PEDES: folder `cam_a`, ...; RSTPReid: `0000_c5_0022.jpg`; ICFG-PEDES: named as in MSMT17.
     """
@@ -122,8 +119,7 @@ def camera_of(path: str) -> str | None:
 
 
 def find_sources(annotations: str | Path, dataset: str) -> Sources:
-    """
-    Find the files of one set: the official one, or the processed ones.
+    """Find the files of one set: the official one, or the processed ones.
 
     Args:
         annotations: a file, or a folder that may hold files of other sets and other files too.
@@ -214,8 +210,7 @@ def _named_dataset(file: Path) -> str | None:
 
 
 def _examine(file: Path, dataset: str) -> Source | None:
-    """
-    Tell what a file is by its first rows; None for one that holds no annotations of persons.
+    """Tell what a file is by its first rows; None for one that holds no annotations of persons.
 
     Raises:
         UnreadableFile: if it breaks before that is clear, has no row, or names its fields otherwise.
@@ -268,8 +263,7 @@ def _guess_dataset(file: Path, paths: list[str]) -> str | None:
 
 
 def split_of(source: Source) -> str:
-    """
-    Gives the split of a processed file: validation and test look alike, so the name must say which it is.
+    """Gives the split of a processed file: validation and test look alike, so the name must say which it is.
 
     Raises:
         ValueError: if neither name nor content tells.
@@ -286,8 +280,7 @@ def split_of(source: Source) -> str:
 
 
 def read_images(source: Source, rejected) -> Iterator[tuple[str, AnnotatedImage]]:
-    """
-    Read a file, rows of the same image joined; images are looked for later.
+    """Read a file, rows of the same image joined; images are looked for later.
 
     Args:
         source: of [`find_sources`].

@@ -41,8 +41,7 @@ def run(program: str, prepare: Callable[[], None], output: str) -> None:
 def prepare(
     dataset: str, options: PreparationArguments, make_builder: Callable[[RejectedRows, Path], AnnotationBuilder]
 ) -> None:
-    """
-    Writes a set, whole or not at all, says what it holds, and uploads it if asked to.
+    """Writes a set, whole or not at all, says what it holds, and uploads it if asked to.
 
     Args:
         dataset: `sda`, `cuhk`, `icfg`, `rstp` or `csv`.

@@ -1,8 +1,7 @@
-"""
-Turn the annotations and images of a person-search set, or of one's own, into a folder that `datasets.load_dataset` reads.
+"""Turn the annotations and images of a person-search set, or of one's own, into a folder that `datasets.load_dataset` reads.
 
-    mra prepare pedes --dataset cuhk --annotations data/finetune --images images --output data/arrow/cuhk
-    mra prepare pedes --dataset csv --annotations people.csv --images crops --output data/arrow/people
+mra prepare pedes --dataset cuhk --annotations data/finetune --images images --output data/arrow/cuhk
+mra prepare pedes --dataset csv --annotations people.csv --images crops --output data/arrow/people
 """
 
 import sys

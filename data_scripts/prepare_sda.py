@@ -1,7 +1,6 @@
-"""
-Turn the annotations and images of SDA into a folder that `datasets.load_dataset` reads.
+"""Turn the annotations and images of SDA into a folder that `datasets.load_dataset` reads.
 
-    mra prepare sda --annotations data/sda --images images/SDA --output data/arrow/sda --num_proc 8
+mra prepare sda --annotations data/sda --images images/SDA --output data/arrow/sda --num_proc 8
 """
 
 import sys

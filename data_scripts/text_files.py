@@ -21,8 +21,7 @@ _LOOKED_AT = 1024
 
 
 class UnreadableFile(ValueError):
-    """
-    A file that cannot be read from some row on.
+    """A file that cannot be read from some row on.
 
     Args:
         path: of the file.
@@ -37,7 +36,7 @@ class UnreadableFile(ValueError):
 
     def __init__(
         self, path: str | Path, row: int, problem: str, expected: str, mend: str, counting: str = "counting from 0"
-    ):
+    ) -> None:
         super().__init__(
             f"{path}: row {row} ({counting}) cannot be read: {problem}; expected {expected}; {mend}, or pass --on_error "
             "skip to leave out what cannot be read"
@@ -48,8 +47,7 @@ class UnreadableFile(ValueError):
 
 
 def open_text(path: str | Path, newline: str | None = None) -> IO[str]:
-    """
-    Open a text file in UTF-8, with or without a byte order mark.
+    """Open a text file in UTF-8, with or without a byte order mark.
 
     Args:
         path: of the file.
@@ -68,8 +66,7 @@ def name_bad_byte(text: str) -> str | None:
 
 
 def name_other_kind(path: str | Path) -> tuple[str, str] | None:
-    """
-    Tell by its first bytes that a file is not text in UTF-8.
+    """Tell by its first bytes that a file is not text in UTF-8.
 
     Returns:
         What it is and what to do about it; None where nothing speaks against text.

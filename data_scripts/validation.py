@@ -11,8 +11,7 @@ OVERHANG = 0.02  # detectors place edges a few pixels outside the image; further
 
 
 class RowError(ValueError):
-    """
-    A row that cannot be used.
+    """A row that cannot be used.
 
     Args:
         field: of the row.
@@ -21,7 +20,7 @@ class RowError(ValueError):
         mend: what to do about it, before leaving the row out.
     """
 
-    def __init__(self, field: str, reason: str, problem: str, mend: str = "Correct the row"):
+    def __init__(self, field: str, reason: str, problem: str, mend: str = "Correct the row") -> None:
         super().__init__(problem)
         self.field = field
         self.reason = reason
@@ -49,8 +48,7 @@ def shorten(value: Any, length: int = 120) -> str:
 
 
 def check_object(row: Any, required: tuple[str, ...]) -> None:
-    """
-    Refuses what is no object, or lacks a field.
+    """Refuses what is no object, or lacks a field.
 
     Raises:
         RowError: naming the field.
@@ -65,8 +63,7 @@ def check_object(row: Any, required: tuple[str, ...]) -> None:
 
 
 def check_unicode(text: str, field: str) -> None:
-    """
-    Refuse text that no file can hold: half of a surrogate pair, which JSON lets `\\ud83d` stand for.
+    """Refuse text that no file can hold: half of a surrogate pair, which JSON lets `\\ud83d` stand for.
 
     Raises:
         RowError: naming the field.
@@ -79,8 +76,7 @@ def check_unicode(text: str, field: str) -> None:
 
 
 def check_text(text: Any, field: str) -> str:
-    """
-    Refuses a caption or phrase without a letter or digit; gives back the others unchanged.
+    """Refuses a caption or phrase without a letter or digit; gives back the others unchanged.
 
     Raises:
         RowError: naming the field.
@@ -95,8 +91,7 @@ def check_text(text: Any, field: str) -> str:
 
 
 def check_captions(captions: Any, field: str) -> list[str]:
-    """
-    Refuses a list of captions that is empty or has an empty one.
+    """Refuses a list of captions that is empty or has an empty one.
 
     Raises:
         RowError: naming the field.
@@ -109,8 +104,7 @@ def check_captions(captions: Any, field: str) -> list[str]:
 
 
 def check_identity(value: Any, field: str) -> int:
-    """
-    Refuses what is no integer that 64 bits hold.
+    """Refuses what is no integer that 64 bits hold.
 
     Raises:
         RowError: naming the field.
@@ -121,8 +115,7 @@ def check_identity(value: Any, field: str) -> int:
 
 
 def check_regions(row: dict) -> tuple[list[list[float]], list[float], list[str]]:
-    """
-    Checks `boxes`, `logits` and `phrases` of an SDA row; all three may be absent, which is a row without regions.
+    """Checks `boxes`, `logits` and `phrases` of an SDA row; all three may be absent, which is a row without regions.
 
     A coordinate outside 0..1 by at most [`ROUNDING`] is moved to the border. Edges may hang over the image by at most
     [`OVERHANG`] of its side: training cuts them there.
@@ -149,8 +142,7 @@ def check_regions(row: dict) -> tuple[list[list[float]], list[float], list[str]]
 
 
 def check_number(value: Any, field: str) -> float:
-    """
-    Refuse what is not a finite number of 32 bits.
+    """Refuse what is not a finite number of 32 bits.
 
     Raises:
         RowError: naming the field.
@@ -161,8 +153,7 @@ def check_number(value: Any, field: str) -> float:
 
 
 def check_box(box: Any, field: str) -> list[float]:
-    """
-    Checks one box; see [`check_regions`].
+    """Checks one box; see [`check_regions`].
 
     Raises:
         RowError: naming the field.

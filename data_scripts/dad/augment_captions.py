@@ -1,5 +1,4 @@
-"""
-Makes prompts from the captions of the target set: each caption, and changed copies of it.
+"""Makes prompts from the captions of the target set: each caption, and changed copies of it.
 
     python -m data_scripts.dad.augment_captions --config recipes/dad/cuhk.yaml
 
@@ -31,8 +30,7 @@ _ATTEMPTS = 5  # for each prompt, to find one that the caption does not have yet
 
 
 class PromptMaker:
-    """
-    Turns a caption into prompts.
+    """Turns a caption into prompts.
 
     Args:
         section: mode, number and strength.
@@ -42,7 +40,7 @@ class PromptMaker:
         ValueError: if `eda` needs WordNet and it is not installed.
     """
 
-    def __init__(self, section: AugmentSection, seed: int):
+    def __init__(self, section: AugmentSection, seed: int) -> None:
         self.section, self.seed = section, seed
         if section.mode == "attributes":
             self.editor = AttributeEditor(load_vocabulary())
@@ -59,8 +57,7 @@ class PromptMaker:
                 ) from None
 
     def __call__(self, caption: str, number: int) -> list[tuple[str, list[dict]]]:
-        """
-        The prompts of a caption, itself first, no two alike, each with its changes.
+        """The prompts of a caption, itself first, no two alike, each with its changes.
 
         Args:
             caption: as it stands in the set.
@@ -88,8 +85,7 @@ class PromptMaker:
 
 
 def make_rows(captions: list[list[str]], persons: list[int], maker: PromptMaker, most: int | None) -> Iterator[dict]:
-    """
-    Rows of `prompts.jsonl`.
+    """Rows of `prompts.jsonl`.
 
     Args:
         captions: of each row of the train split.

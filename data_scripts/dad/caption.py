@@ -1,5 +1,4 @@
-"""
-Describes every image that was kept, whatever its prompt said.
+"""Describes every image that was kept, whatever its prompt said.
 
     python -m data_scripts.dad.caption --config recipes/dad/cuhk.yaml
 

@@ -18,8 +18,7 @@ _SCRAPS = re.compile(r"</?[a-z_]+>|\[[A-Z]+\]|<\|[^|]*\|>")
 
 
 class Captioner:
-    """
-    A model of `AutoModelForImageTextToText` that describes pictures.
+    """A model of `AutoModelForImageTextToText` that describes pictures.
 
     How it is asked follows from the model: through its chat template where its processor has one; by a task token such
     as `<DETAILED_CAPTION>` for Florence-2; else with the prompt as the beginning of the text, or without any.
@@ -42,7 +41,7 @@ class Captioner:
         device: str | torch.device = "cpu",
         max_new_tokens: int = 60,
         num_beams: int = 1,
-    ):
+    ) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.model = load_pretrained(AutoModelForImageTextToText, name, "caption.model", dtype=dtype).to(device).eval()
@@ -121,8 +120,7 @@ def _shared_start(asked: torch.Tensor, output: torch.Tensor) -> int:
 
 
 def clean_style(text: str) -> str:
-    """
-    Gives a caption the style of SDA's: its first sentence, in lower case, without a closing stop or a speaker's name.
+    """Gives a caption the style of SDA's: its first sentence, in lower case, without a closing stop or a speaker's name.
 
     Args:
         text: as the model gave it.

@@ -19,8 +19,7 @@ _RECORDED = 0.1  # weaker detections of persons are not worth a note
 
 @dataclass
 class PhraseBoxes:
-    """
-    What a detector says of one image.
+    """What a detector says of one image.
 
     Attributes:
         boxes: (boxes, 4) cx, cy, w, h in 0..1 of the image, cut at its edges; some may be empty.
@@ -34,8 +33,7 @@ class PhraseBoxes:
 
 
 class PhraseDetector:
-    """
-    A model of `AutoModelForZeroShotObjectDetection` that is asked for phrases: Grounding DINO, OWL-ViT and their kin.
+    """A model of `AutoModelForZeroShotObjectDetection` that is asked for phrases: Grounding DINO, OWL-ViT and their kin.
 
     Args:
         name: folder or Hub id.
@@ -46,7 +44,7 @@ class PhraseDetector:
         ValueError: if there is no such model, or its scores cannot be told apart by phrase.
     """
 
-    def __init__(self, name: str, argument: str, dtype=torch.float32, device: str | torch.device = "cpu"):
+    def __init__(self, name: str, argument: str, dtype=torch.float32, device: str | torch.device = "cpu") -> None:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
         model = load_pretrained(AutoModelForZeroShotObjectDetection, name, argument, dtype=dtype)
@@ -59,8 +57,7 @@ class PhraseDetector:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[PhraseBoxes]:
-        """
-        Looks for phrases in images.
+        """Looks for phrases in images.
 
         Args:
             images: RGB.
@@ -108,8 +105,7 @@ class PhraseDetector:
 
 
 def find_token_spans(phrases: Sequence[str], offsets: Sequence[Sequence[int]]) -> list[list[int]]:
-    """
-    Tells which tokens of "first phrase. second phrase." each phrase is made of.
+    """Tells which tokens of "first phrase. second phrase." each phrase is made of.
 
     Args:
         phrases: in the order of the text.
@@ -136,8 +132,7 @@ def cut_at_edges(boxes: torch.Tensor) -> torch.Tensor:
 
 
 class PersonDetector:
-    """
-    Finds persons, with a detector of fixed classes (DETR, YOLOS, RT-DETR) or one that is asked for phrases.
+    """Finds persons, with a detector of fixed classes (DETR, YOLOS, RT-DETR) or one that is asked for phrases.
 
     Args:
         name: folder or Hub id of either.
@@ -147,7 +142,7 @@ class PersonDetector:
         ValueError: if there is no such model, or it does not know persons.
     """
 
-    def __init__(self, name: str, dtype=torch.float32, device: str | torch.device = "cpu"):
+    def __init__(self, name: str, dtype=torch.float32, device: str | torch.device = "cpu") -> None:
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
         argument = "filter.person_model"
@@ -165,8 +160,7 @@ class PersonDetector:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> list[list[list[float]]]:
-        """
-        Finds the persons of every image.
+        """Finds the persons of every image.
 
         Returns:
             For each image a list of [score, cx, cy, w, h], best first, boxes in 0..1 of the image.

@@ -21,8 +21,7 @@ CONDITION_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def import_diffusers() -> Any:
-    """
-    Imports the optional library.
+    """Imports the optional library.
 
     Raises:
         ValueError: if it cannot be imported.
@@ -37,8 +36,7 @@ def import_diffusers() -> Any:
 
 @dataclass
 class BaseModel:
-    """
-    A Stable Diffusion without its safety checker, all of it frozen.
+    """A Stable Diffusion without its safety checker, all of it frozen.
 
     Attributes:
         unet: the denoiser.
@@ -72,8 +70,7 @@ class BaseModel:
 
 
 def load_base(name: str | None, revision: str | None = None) -> BaseModel:
-    """
-    Loads what training needs of a Stable Diffusion pipeline.
+    """Loads what training needs of a Stable Diffusion pipeline.
 
     Args:
         name: folder or Hub id.
@@ -117,8 +114,7 @@ def _not_a_pipeline(name: str, error: Exception) -> str:
 
 
 def create_controlnet(base: BaseModel, condition: str) -> Any:
-    """
-    Makes a ControlNet from the base's UNet: a copy of its encoder and middle block with zero convolutions.
+    """Makes a ControlNet from the base's UNet: a copy of its encoder and middle block with zero convolutions.
 
     With `condition: none` the embedding of the condition image is frozen. Its last layer is zero, so it adds exactly
     nothing, whatever the image, before training and after it.
@@ -139,8 +135,7 @@ def create_controlnet(base: BaseModel, condition: str) -> Any:
 
 
 class Conditions:
-    """
-    Condition images of a kind.
+    """Condition images of a kind.
 
     Args:
         kind: `none` (zeros), `white` (ones) or `folder`.
@@ -151,7 +146,7 @@ class Conditions:
         ValueError: if the folder does not exist.
     """
 
-    def __init__(self, kind: str, image_size: list[int], folder: str | None = None):
+    def __init__(self, kind: str, image_size: list[int], folder: str | None = None) -> None:
         self.kind = kind
         self.image_size = list(image_size)
         self.folder = None if folder is None else Path(folder)
@@ -159,8 +154,7 @@ class Conditions:
             raise ValueError(f"`common.condition_dir` {folder!r} is no folder.")
 
     def require(self, rows: Iterable[int]) -> None:
-        """
-        Looks for the images of rows before work begins.
+        """Looks for the images of rows before work begins.
 
         Raises:
             ValueError: if one is missing.
@@ -170,8 +164,7 @@ class Conditions:
                 self._find(row)
 
     def __call__(self, row: int) -> torch.Tensor:
-        """
-        The condition of a row of the train split: `(3, height, width)` in 0..1.
+        """The condition of a row of the train split: `(3, height, width)` in 0..1.
 
         Raises:
             ValueError: if the folder has no image for it.
@@ -201,8 +194,7 @@ def to_pixels(image: Image.Image, image_size: list[int]) -> torch.Tensor:
 
 
 def to_latents(vae, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """
-    Draws the latents of images.
+    """Draws the latents of images.
 
     Args:
         vae: the autoencoder.
@@ -214,8 +206,7 @@ def to_latents(vae, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def training_target(scheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """
-    What the denoiser is to predict, by the scheduler's `prediction_type`.
+    """What the denoiser is to predict, by the scheduler's `prediction_type`.
 
     Raises:
         ValueError: if the type is not one of Stable Diffusion's.

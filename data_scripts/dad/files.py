@@ -14,8 +14,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """
-    Read one JSON value.
+    """Read one JSON value.
 
     Raises:
         ValueError: naming the file, if it is damaged.

@@ -1,5 +1,4 @@
-"""
-Scores every generated image and keeps those that look like pictures of the target set, each of one person.
+"""Scores every generated image and keeps those that look like pictures of the target set, each of one person.
 
     python -m data_scripts.dad.filter --config recipes/dad/cuhk.yaml
 
@@ -70,7 +69,7 @@ def run(config) -> None:
 class _Scorer:
     """All scores of an image."""
 
-    def __init__(self, section: FilterSection, stage: Stage):
+    def __init__(self, section: FilterSection, stage: Stage) -> None:
         self.section = section
         self.images = stage.work.images
         options = {"dtype": DTYPES[section.dtype], "device": stage.state.device}

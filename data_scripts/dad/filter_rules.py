@@ -38,8 +38,7 @@ _SHOWN_QUANTILES = (0.0, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 0.9, 0.95, 0.
 
 
 def calibrate(target: Sequence[dict[str, float]], section: FilterSection) -> dict[str, Any]:
-    """
-    Sets the thresholds.
+    """Sets the thresholds.
 
     Args:
         target: measures of the target images, with `text_score` where a model gives one.
@@ -116,8 +115,7 @@ def _outside(row: dict[str, Any], thresholds: dict[str, Any], with_models: bool)
 
 @dataclass
 class Decision:
-    """
-    What becomes of scored images.
+    """What becomes of scored images.
 
     Attributes:
         reasons: of each row, in the order of `CHECKS`; none for what is kept.
@@ -137,8 +135,7 @@ class Decision:
 
 
 def decide(rows: Sequence[dict[str, Any]], thresholds: dict[str, Any], section: FilterSection) -> Decision:
-    """
-    Decides which images are kept.
+    """Decides which images are kept.
 
     Args:
         rows: of `scores.jsonl`, in the order of their prompts: of near-duplicates the first is kept.

@@ -1,5 +1,4 @@
-"""
-Draws one image for each prompt, with the base model and the trained ControlNet.
+"""Draws one image for each prompt, with the base model and the trained ControlNet.
 
     python -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml --common.base_model FOLDER_OR_ID
     accelerate launch --multi_gpu --num_processes 8 -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml ...
@@ -26,8 +25,7 @@ from mra.training.order import key_to_seed
 
 
 def choose_prompts(rows: list[dict], num_images: int | None) -> list[dict]:
-    """
-    The prompts to draw, spread evenly over all.
+    """The prompts to draw, spread evenly over all.
 
     Raises:
         ValueError: if there are none, or fewer than asked for.
@@ -39,8 +37,7 @@ def choose_prompts(rows: list[dict], num_images: int | None) -> list[dict]:
 
 
 def load_pipeline(config, controlnet: str | Path, device: torch.device):
-    """
-    Loads what draws the images.
+    """Loads what draws the images.
 
     Raises:
         ValueError: if base model or ControlNet cannot be loaded.

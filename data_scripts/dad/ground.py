@@ -1,5 +1,4 @@
-"""
-Finds the box of every noun phrase of the captions, and writes the annotations of a set like SDA.
+"""Finds the box of every noun phrase of the captions, and writes the annotations of a set like SDA.
 
     python -m data_scripts.dad.ground --config recipes/dad/cuhk.yaml
 
@@ -99,8 +98,7 @@ def _ground_batch(stage: Stage, detector: PhraseDetector, batch: list[dict], sec
 
 
 def choose_regions(phrases: Sequence[NounPhrase], found: PhraseBoxes, section: GroundSection) -> list[Region]:
-    """
-    Gives each phrase one box at most.
+    """Gives each phrase one box at most.
 
     The candidates of a phrase are the boxes above both thresholds and the smallest side, the weaker of two that overlap
     left out. The person takes the best of its own, and shares it with anyone. The other phrases choose in the order of

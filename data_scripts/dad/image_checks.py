@@ -23,8 +23,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 @dataclass(frozen=True)
 class ImageMeasures:
-    """
-    What the cheap checks read of one picture.
+    """What the cheap checks read of one picture.
 
     Attributes:
         width, height: pixels.
@@ -70,8 +69,7 @@ def measure_image(image: Image.Image) -> dict[str, float]:
 
 
 def load_picture(source: Any) -> Image.Image:
-    """
-    Gives the RGB picture of a PIL image, a row with an "image", or a path, decoded whole.
+    """Gives the RGB picture of a PIL image, a row with an "image", or a path, decoded whole.
 
     Raises:
         OSError: if the file is missing.
@@ -84,8 +82,7 @@ def load_picture(source: Any) -> Image.Image:
 
 
 def perceptual_hash(image: Image.Image) -> str:
-    """
-    Hashes what a picture looks like: 256 signs of its luma's low frequencies, then a grid of mean colours.
+    """Hashes what a picture looks like: 256 signs of its luma's low frequencies, then a grid of mean colours.
 
     The signs are those of the 16 x 16 lowest coefficients of the cosine transform about their median, and change little
     when a picture is scaled, re-encoded or slightly blurred. The colours tell apart what differs in hue alone.
@@ -102,8 +99,7 @@ def perceptual_hash(image: Image.Image) -> str:
 
 
 def find_near_duplicates(hashes: Sequence[str], max_bits: int = 15, max_colour: float = 24.0) -> dict[int, int]:
-    """
-    Finds the pictures that look like an earlier one which is no near-duplicate itself.
+    """Finds the pictures that look like an earlier one which is no near-duplicate itself.
 
     Two hashes that differ in at most `max_bits` bits agree in one of `max_bits + 1` bands at least, so that comparing
     the pictures that share a band finds every such pair without looking at all pairs.

@@ -1,5 +1,4 @@
-"""
-Writes one page about what the factory made: what was kept, how captions and boxes look, how far from the target it is.
+"""Writes one page about what the factory made: what was kept, how captions and boxes look, how far from the target it is.
 
     python -m data_scripts.dad.report --config recipes/dad/cuhk.yaml
 

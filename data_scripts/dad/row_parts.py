@@ -12,8 +12,7 @@ from mra.common.sharding import Shard
 
 
 class RowParts:
-    """
-    Rows of a stage that several processes make, each appending to a file of its own.
+    """Rows of a stage that several processes make, each appending to a file of its own.
 
     Args:
         path: of the whole file, which [`merge`] writes, for example `images/generated.jsonl`.
@@ -24,7 +23,7 @@ class RowParts:
         ValueError: on the first `append`, if another run has the part open.
     """
 
-    def __init__(self, path: str | Path, shard: Shard, key: str = "prompt_id"):
+    def __init__(self, path: str | Path, shard: Shard, key: str = "prompt_id") -> None:
         self.path = Path(path)
         self.key = key
         self._part = self.path.with_name(f"{self.path.stem}-{shard.rank:05d}-of-{shard.world_size:05d}.jsonl")
@@ -62,7 +61,7 @@ class RowParts:
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.path.stem}-*-of-*.jsonl"))
 
-    def _open(self):
+    def _open(self) -> None:
         self._part.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self._part, "ab", buffering=0)  # noqa: SIM115 (open as long as the process works)
         try:

@@ -18,8 +18,7 @@ _SCHEDULERS = {
 
 
 def make_pipeline(base: BaseModel, controlnet: Any, scheduler: str, safety_checker: Any = None, extractor: Any = None):
-    """
-    Puts the parts together for drawing.
+    """Puts the parts together for drawing.
 
     Args:
         base: the base model.
@@ -46,8 +45,7 @@ def make_pipeline(base: BaseModel, controlnet: Any, scheduler: str, safety_check
 
 
 def load_safety_checker(name: str, revision: str | None) -> tuple[Any, Any]:
-    """
-    Loads the safety checker of a base model and its image processor.
+    """Loads the safety checker of a base model and its image processor.
 
     Raises:
         ValueError: if the model brings none.
@@ -69,8 +67,7 @@ def load_safety_checker(name: str, revision: str | None) -> tuple[Any, Any]:
 def draw(
     pipeline, prompts: list[str], seeds: list[int], conditions: torch.Tensor, section: GenerateSection
 ) -> list[Image.Image]:
-    """
-    Draws one image a prompt, each from a generator of its own.
+    """Draws one image a prompt, each from a generator of its own.
 
     Args:
         pipeline: of [`make_pipeline`].

@@ -1,5 +1,4 @@
-"""
-The work folder of the factory: names, whole files, rows in parts, and what each stage was made with.
+"""The work folder of the factory: names, whole files, rows in parts, and what each stage was made with.
 
     WORK/controlnet/manifest.json, checkpoints/, final/, validation/, metrics.jsonl
     WORK/prompts/manifest.json, prompts.jsonl    {prompt_id, prompt, source_caption, source_image_id, source_row, edits}
@@ -160,8 +159,7 @@ def process_state() -> PartialState:
 
 @dataclass
 class Stage:
-    """
-    One stage of a run, begun by [`begin_stage`].
+    """One stage of a run, begun by [`begin_stage`].
 
     Attributes:
         name: of the stage.
@@ -199,8 +197,7 @@ class Stage:
         self.state.wait_for_everyone()
 
     def finish_rows(self, rows: RowParts, expected: int, name: str) -> bool:
-        """
-        Merges the parts and marks the stage as complete once no row is missing; every process must call this.
+        """Merges the parts and marks the stage as complete once no row is missing; every process must call this.
 
         Args:
             rows: of [`Stage.rows`].
@@ -216,8 +213,7 @@ class Stage:
         return complete
 
     def merge_rows(self, rows: RowParts, expected: int) -> bool:
-        """
-        Makes one file of the parts once no row is missing; every process must call this.
+        """Makes one file of the parts once no row is missing; every process must call this.
 
         Args:
             rows: of [`Stage.rows`].
@@ -237,8 +233,7 @@ class Stage:
 
 
 def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
-    """
-    Opens a stage for a first run or for going on; every process must call this.
+    """Opens a stage for a first run or for going on; every process must call this.
 
     Args:
         config: the whole configuration.
@@ -277,8 +272,7 @@ def _holds_work(folder: Path) -> bool:
 
 
 def read_finished(work: WorkFolder, name: str) -> dict[str, Any]:
-    """
-    The manifest of a stage that another builds on.
+    """The manifest of a stage that another builds on.
 
     Raises:
         ValueError: if it is missing or unfinished.
@@ -292,8 +286,7 @@ def read_finished(work: WorkFolder, name: str) -> dict[str, Any]:
 
 
 def read_stage_rows(path: str | Path) -> list[dict[str, Any]]:
-    """
-    All rows of a finished stage's JSONL file.
+    """All rows of a finished stage's JSONL file.
 
     Raises:
         ValueError: naming file and row, if one cannot be read or lacks a field.

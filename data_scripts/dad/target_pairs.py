@@ -19,8 +19,7 @@ _SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 
 def list_pairs(captions: list[list[str]], fraction: float = 1.0, seed: int = 0) -> list[tuple[int, int]]:
-    """
-    Pairs (row, caption of the row) of a set in order.
+    """Pairs (row, caption of the row) of a set in order.
 
     Args:
         captions: of each row.
@@ -41,8 +40,7 @@ def list_pairs(captions: list[list[str]], fraction: float = 1.0, seed: int = 0) 
 
 
 class DenoisingPairs(torch.utils.data.Dataset):
-    """
-    Pairs with the noise and the timestep that a step takes them with.
+    """Pairs with the noise and the timestep that a step takes them with.
 
     An item is asked for by its key (epoch, pair) and is a dict: `pixel_values` `(3, height, width)` in 0..1,
     `conditions` likewise, `input_ids` `(77,)`, `latent_noise` (the draw from the autoencoder) and `noise`
@@ -69,7 +67,7 @@ class DenoisingPairs(torch.utils.data.Dataset):
         purpose: str = "train",
         caption_dropout: float = 0.0,
         flip_probability: float = 0.0,
-    ):
+    ) -> None:
         self.dataset = dataset
         self.pairs = pairs
         self.tokenizer = base.tokenizer

@@ -10,8 +10,7 @@ from data_scripts.dad.reading import load_pretrained
 
 
 class TextScorer:
-    """
-    Cosine of an image's and its text's embeddings.
+    """Cosine of an image's and its text's embeddings.
 
     Args:
         name: folder or Hub id.
@@ -21,7 +20,7 @@ class TextScorer:
         ValueError: if there is no such model, or it has no common space.
     """
 
-    def __init__(self, name: str, dtype=torch.float32, device: str | torch.device = "cpu"):
+    def __init__(self, name: str, dtype=torch.float32, device: str | torch.device = "cpu") -> None:
         from transformers import AutoModel, AutoProcessor
 
         argument = "filter.score_model"

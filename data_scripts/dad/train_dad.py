@@ -1,5 +1,4 @@
-"""
-Train a ControlNet that pulls a frozen Stable Diffusion towards the target set (paper, section on domain-aligned data).
+"""Train a ControlNet that pulls a frozen Stable Diffusion towards the target set (paper, section on domain-aligned data).
 
 One process, or the eight GPUs of a machine:
 
@@ -90,8 +89,7 @@ def build_loader(dataset, sampler, train, seed):
 
 
 def denoising_errors(controlnet, base, batch):
-    """
-    Squared error of each pair's prediction, meant over its latents: `(batch,)`.
+    """Squared error of each pair's prediction, meant over its latents: `(batch,)`.
 
     Args:
         controlnet: the prepared model.
@@ -116,7 +114,7 @@ def denoising_errors(controlnet, base, batch):
     return F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
 
 
-def push_once(stage, config):
+def push_once(stage, config) -> None:
     """Pushes the trained ControlNet where that is asked for and was not done, also when it was trained before."""
     train, finished = config.train, stage.manifest["finished"]
     if not train.push_to_hub or finished.get("pushed_to") == train.hub_model_id:

@@ -22,8 +22,7 @@ logger = get_logger(__name__)
 
 
 class Validation:
-    """
-    Measures pairs of the validation split, spread evenly over it, at the same noises and timesteps every time.
+    """Measures pairs of the validation split, spread evenly over it, at the same noises and timesteps every time.
 
     Where the set has no validation split, or the folder of condition images none for it (`validation/<row>.png`),
     nothing is measured and a warning says so.
@@ -36,7 +35,7 @@ class Validation:
         errors: gives each pair's error from ControlNet, base and batch.
     """
 
-    def __init__(self, accelerator, base, config, folder, errors):
+    def __init__(self, accelerator, base, config, folder, errors) -> None:
         self.accelerator, self.base, self.config, self.errors = accelerator, base, config, errors
         self.folder = Path(folder)
         self.dataset = self._make_dataset()

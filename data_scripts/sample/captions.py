@@ -78,8 +78,7 @@ PATTERN_WORDS = {
 
 @dataclass
 class Caption:
-    """
-    A caption and what it says.
+    """A caption and what it says.
 
     `phrases` names the noun phrase of each part that the caption speaks of; `facts` maps an attribute to the values
     that the caption leaves possible.
@@ -107,7 +106,7 @@ def _article(phrase: str) -> str:
 class _Teller:
     """Words one caption of one crop: chooses what to leave out and how to call the rest."""
 
-    def __init__(self, person: Person, scene: Scene, rng: random.Random):
+    def __init__(self, person: Person, scene: Scene, rng: random.Random) -> None:
         self.person, self.scene, self.rng = person, scene, rng
         self.caption = Caption()
 
@@ -330,8 +329,7 @@ def _prompt_sentence(person: Person, scene: Scene, told: dict, rng: random.Rando
 
 
 def write_caption(person: Person, scene: Scene, rng: random.Random, style: str = "street") -> Caption:
-    """
-    Writes a caption of one crop.
+    """Writes a caption of one crop.
 
     Args:
         person: who is in it.

@@ -87,8 +87,7 @@ TOLD_ATTRIBUTES = tuple(field.name for field in fields(Person) if field.name not
 
 @dataclass(frozen=True)
 class Scene:
-    """
-    How one crop is taken.
+    """How one crop is taken.
 
     `size` is (width, height) in pixels; `top` and `height` place the figure in shares of the crop's height, `centre` in
     shares of its width; `stride`, `arms` and `knee` are the pose in -1..1; `seed` draws what has no name.
@@ -218,8 +217,7 @@ def draw_twin(rng: random.Random, person: Person) -> Person:
 
 
 def draw_identities(rng: random.Random, number: int, twin_share: float) -> list[Person]:
-    """
-    Draws people who all differ in what captions tell.
+    """Draws people who all differ in what captions tell.
 
     Args:
         rng: where the draws come from.
@@ -243,8 +241,7 @@ def draw_identities(rng: random.Random, number: int, twin_share: float) -> list[
 
 
 def draw_scene(rng: random.Random, person: Person, *, view: str, camera: str | None, seed: str) -> Scene:
-    """
-    Draws how a crop is taken.
+    """Draws how a crop is taken.
 
     Args:
         rng: where the draws come from.

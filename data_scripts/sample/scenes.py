@@ -70,7 +70,7 @@ def _camera_background(rng: random.Random, scene: Scene) -> Image.Image:
     return image
 
 
-def _floor(draw, rng, style, floor, edge, size):
+def _floor(draw, rng, style, floor, edge, size) -> None:
     width, height = size
     if style == "park":
         x = rng.uniform(-0.3, 0.5) * width
@@ -171,8 +171,7 @@ def _light(image: Image.Image, figure: Image.Image, rng: random.Random, noise: n
 
 
 def render(person: Person, scene: Scene) -> tuple[Image.Image, dict[str, tuple[float, float, float, float]]]:
-    """
-    Draws one crop.
+    """Draws one crop.
 
     Args:
         person: who is in it.

@@ -28,8 +28,7 @@ _NO_LOCKS = (errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def whole_file(path: str | Path, flush: bool = True) -> Iterator[Path]:
-    """
-    Give a path to write to, with the suffix of the target, which takes the target's name once everything is in it.
+    """Give a path to write to, with the suffix of the target, which takes the target's name once everything is in it.
 
     Args:
         path: of the file; its folder is made, an older file is replaced.
@@ -57,8 +56,7 @@ def whole_file(path: str | Path, flush: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """
-    Give an empty folder that takes the name of the target, over an older folder or file, once everything is in it.
+    """Give an empty folder that takes the name of the target, over an older folder or file, once everything is in it.
 
     Args:
         path: of the folder; the folder above is made.
@@ -103,8 +101,7 @@ def replace_folder(source: str | Path, target: str | Path) -> None:
 
 
 def unfinished_path(path: str | Path, token: str | None = None) -> Path:
-    """
-    Return the path beside a target to write it under.
+    """Return the path beside a target to write it under.
 
     Args:
         path: of the target.
@@ -118,8 +115,7 @@ def unfinished_path(path: str | Path, token: str | None = None) -> Path:
 
 
 def clean(path: str | Path) -> list[Path]:
-    """
-    Remove what killed processes left of a target, and give a replaced folder its name back where it has none.
+    """Remove what killed processes left of a target, and give a replaced folder its name back where it has none.
 
     What a living process writes stays.
 

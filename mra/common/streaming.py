@@ -22,8 +22,7 @@ _OPENING_THREADS = 16
 
 @dataclass(frozen=True)
 class Streaming:
-    """
-    How a set is streamed; see [`~mra.training.order.LaneSampler`].
+    """How a set is streamed; see [`~mra.training.order.LaneSampler`].
 
     Attributes:
         lanes: parts of an epoch that are read side by side.
@@ -42,8 +41,7 @@ class Streaming:
 
 
 def make_streaming(args) -> Streaming | None:
-    """
-    Gives the streaming of a run with the processes that `accelerate` started, or None where it is off.
+    """Gives the streaming of a run with the processes that `accelerate` started, or None where it is off.
 
     Args:
         args: a `DataArguments`.
@@ -63,8 +61,7 @@ def make_streaming(args) -> Streaming | None:
 
 
 class StreamedTable:
-    """
-    Rows of Parquet files, read when they are asked for; a stand-in for `datasets.Dataset` in training.
+    """Rows of Parquet files, read when they are asked for; a stand-in for `datasets.Dataset` in training.
 
     Opening reads the files' footers alone. Every process that reads rows opens the files for itself, and keeps the row
     groups that it used last: those of about `buffer` rows over all readers, and a row group or two for each lane.
@@ -78,7 +75,7 @@ class StreamedTable:
         ValueError: if there is no file, one is no Parquet file, or the files differ in columns.
     """
 
-    def __init__(self, files: list[str], streaming: Streaming, features: datasets.Features | None = None):
+    def __init__(self, files: list[str], streaming: Streaming, features: datasets.Features | None = None) -> None:
         if not files or not all(str(file).endswith(".parquet") for file in files):
             raise ValueError(
                 f"`streaming` reads Parquet files, got {', '.join(map(str, files[:3])) or 'none'}: prepare the set with "

@@ -19,8 +19,7 @@ NUMPY_GLOBALS = [
 
 
 def load_tensors(path: Path, argument: str) -> Any:
-    """
-    Read a `.pth` or `.bin` file of tensors and plain values; tensors of a zip archive stay on disk until they are used.
+    """Read a `.pth` or `.bin` file of tensors and plain values; tensors of a zip archive stay on disk until they are used.
 
     Args:
         path: the file.

@@ -244,7 +244,7 @@ def read_row(rows: Sequence, row: int) -> PILImage.Image:
 class _Images(Dataset):
     """RGB images of a sequence of PIL images or of rows with an "image"; what cannot be read is the error."""
 
-    def __init__(self, images: Sequence):
+    def __init__(self, images: Sequence) -> None:
         self.images = undecoded(images)
 
     def __len__(self) -> int:
@@ -260,7 +260,7 @@ class _Images(Dataset):
 class _ImageCollator:
     """Processes a batch of images in the worker that decoded them."""
 
-    def __init__(self, processor):
+    def __init__(self, processor) -> None:
         self.processor = processor
 
     def __call__(self, images: list) -> torch.Tensor | ValueError:

@@ -33,8 +33,7 @@ _WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 
 @dataclass(frozen=True)
 class WordAttention:
-    """
-    Where one word of a caption looks.
+    """Where one word of a caption looks.
 
     Attributes:
         word: as it stands in the caption, its word pieces joined.
@@ -51,8 +50,7 @@ class WordAttention:
 
 @dataclass(frozen=True)
 class Explanation:
-    """
-    What the fusion layers read off an image for a caption.
+    """What the fusion layers read off an image for a caption.
 
     Attributes:
         text: the caption as the tokenizer got it.
@@ -84,8 +82,7 @@ def explain_pair(
     image_hidden_states: torch.Tensor | None = None,
     num_layers: int | None = None,
 ) -> Explanation:
-    """
-    Tells which words of a text look where in an image.
+    """Tells which words of a text look where in an image.
 
     The maps are the cross-attention of the last fusion layers, each weight multiplied by the length of the vector that it
     lets through (Kobayashi et al. 2020, arXiv 2004.10102): heads with nothing to look for rest on patches that add next to
@@ -138,8 +135,7 @@ def phrase_scores(
     *,
     image_hidden_states: torch.Tensor | None = None,
 ) -> list[PhraseScore]:
-    """
-    Scores phrases such as "black backpack" against an image, each on its own.
+    """Scores phrases such as "black backpack" against an image, each on its own.
 
     Args:
         model: an MRAModel or a model whose `.mra` is one, in eval mode.
@@ -166,8 +162,7 @@ def phrase_scores(
 
 @dataclass(frozen=True)
 class CrossAttention:
-    """
-    What text tokens attend to in images, all float32.
+    """What text tokens attend to in images, all float32.
 
     Attributes:
         weights: (fusion layers, pairs, heads, text tokens, 1 + patches), which sum to 1 over the image tokens.
@@ -184,8 +179,7 @@ class CrossAttention:
 def cross_attention(
     model, text_hidden_states: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor
 ) -> CrossAttention:
-    """
-    Runs the fusion layers and computes what each text token attends to in the image.
+    """Runs the fusion layers and computes what each text token attends to in the image.
 
     The weights follow from queries and keys, so that any attention implementation will do: `sdpa` never returns them.
 
@@ -224,8 +218,7 @@ def draw_explanation(image: Image.Image, explanation: Explanation, columns: int 
 
 
 def scale_heatmap(heatmap: torch.Tensor) -> torch.Tensor:
-    """
-    Stretches shares of patches to 0..1 for a picture: 0 is an even share or less, 1 the largest, which counts as at least
+    """Stretches shares of patches to 0..1 for a picture: 0 is an even share or less, 1 the largest, which counts as at least
     four even shares, so that a word that looks everywhere does not look sharp.
     """
     even = 1 / heatmap.numel()
@@ -233,8 +226,7 @@ def scale_heatmap(heatmap: torch.Tensor) -> torch.Tensor:
 
 
 def word_positions(tokenizer, caption: str, max_length: int) -> list[tuple[str, list[int]]]:
-    """
-    Finds the tokens of each word of a caption.
+    """Finds the tokens of each word of a caption.
 
     Args:
         tokenizer: a fast one, as every MRAProcessor has.

@@ -28,7 +28,7 @@ VERSIONS_OF = ("torch", "onnx", "onnxruntime", "onnxscript", "timm", "transforme
 class ImageEncoder(nn.Module):
     """Pixels (batch, 3, height, width) -> hidden states (batch, 1 + patches, hidden) and embeddings (batch, projection_dim)."""
 
-    def __init__(self, model):
+    def __init__(self, model) -> None:
         super().__init__()
         self.model = model
 
@@ -40,7 +40,7 @@ class ImageEncoder(nn.Module):
 class TextEncoder(nn.Module):
     """Tokens and mask (batch, max_text_length) -> hidden states (batch, max_text_length, hidden) and embeddings."""
 
-    def __init__(self, model):
+    def __init__(self, model) -> None:
         super().__init__()
         self.model = model
 
@@ -52,7 +52,7 @@ class TextEncoder(nn.Module):
 class Matcher(nn.Module):
     """Hidden states of texts (with their mask) and of images, and text and image of each pair -> logits (pairs, 2)."""
 
-    def __init__(self, model):
+    def __init__(self, model) -> None:
         super().__init__()
         self.model = model
 
@@ -66,8 +66,7 @@ class Matcher(nn.Module):
 
 @dataclass(frozen=True)
 class Graph:
-    """
-    One of the three files.
+    """One of the three files.
 
     Attributes:
         name: key of `FILES`.
@@ -85,8 +84,7 @@ class Graph:
 def export_model(
     model: str, output: str | Path, opset: int | None = None, overwrite: bool = False
 ) -> dict[str, float]:
-    """
-    Writes a model as ONNX with its configuration and processor, whole or not at all.
+    """Writes a model as ONNX with its configuration and processor, whole or not at all.
 
     Args:
         model: folder or Hub id of any MRA model.
@@ -145,8 +143,7 @@ def make_graphs(model) -> Iterator[Graph]:
 
 
 def write_graph(graph: Graph, model, folder: Path, opset: int | None) -> int:
-    """
-    Exports a graph with dynamic dimensions.
+    """Exports a graph with dynamic dimensions.
 
     Returns:
         The opset of the file.
@@ -180,8 +177,7 @@ def write_graph(graph: Graph, model, folder: Path, opset: int | None) -> int:
 
 
 def check_graph(graph: Graph, model, path: Path) -> float:
-    """
-    Compares a file with PyTorch at several batch sizes and lengths.
+    """Compares a file with PyTorch at several batch sizes and lengths.
 
     Returns:
         The largest difference.
@@ -217,8 +213,7 @@ def check_graph(graph: Graph, model, path: Path) -> float:
 
 
 def example_inputs(name: str, model, *sizes) -> tuple[torch.Tensor, ...]:
-    """
-    Makes random inputs of a graph, texts of different lengths among them.
+    """Makes random inputs of a graph, texts of different lengths among them.
 
     Args:
         name: of the graph.

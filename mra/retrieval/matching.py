@@ -43,7 +43,7 @@ class PairMatcher:
         dtype: dtype of the forward passes (autocast); None for that of the weights.
     """
 
-    def __init__(self, model, dtype: torch.dtype | None = None):
+    def __init__(self, model, dtype: torch.dtype | None = None) -> None:
         self.model = getattr(model, "mra", model)
         parameter = next(self.model.parameters())
         self.device, self.dtype = parameter.device, dtype or parameter.dtype
@@ -209,7 +209,7 @@ def cut_by_length(lengths: torch.Tensor, batch_size: int) -> list[range]:
 class _PackedLayer:
     """An `MRAFusionLayer` in eval mode whose projections of the same input are one product each."""
 
-    def __init__(self, layer: MRAFusionLayer, dtype: torch.dtype):
+    def __init__(self, layer: MRAFusionLayer, dtype: torch.dtype) -> None:
         self.layer = layer
         self.attention, self.crossattention = layer.attention, layer.crossattention
         own, cross = layer.attention.self, layer.crossattention.self
@@ -269,7 +269,7 @@ class _PackedLinear:
     fifth faster at these sizes: no product lays the weight out anew, and bias and GELU need no pass of their own.
     """
 
-    def __init__(self, linears: list[nn.Linear], dtype: torch.dtype, activation: nn.Module | None = None):
+    def __init__(self, linears: list[nn.Linear], dtype: torch.dtype, activation: nn.Module | None = None) -> None:
         self.weight = torch.cat([linear.weight for linear in linears]).to(dtype)
         self.bias = torch.cat([linear.bias for linear in linears]).to(dtype)
         self.activation = activation

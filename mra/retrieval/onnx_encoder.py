@@ -32,7 +32,7 @@ class OnnxEncoder:
         ValueError: if the folder is no export, or onnxruntime is not installed or cannot load it.
     """
 
-    def __init__(self, folder: str | Path, device: str | torch.device | None = None, batch_size: int = 32):
+    def __init__(self, folder: str | Path, device: str | torch.device | None = None, batch_size: int = 32) -> None:
         onnxruntime = import_onnxruntime()
         folder = Path(folder)
         missing = [name for name in (DESCRIPTION, *FILES.values()) if not (folder / name).is_file()]

@@ -46,8 +46,7 @@ def split_words(text: str) -> list[str]:
 
 
 class WordNetSynonyms:
-    """
-    Look up synonyms in WordNet through nltk; every process opens the database for itself.
+    """Look up synonyms in WordNet through nltk; every process opens the database for itself.
 
     Args:
         keep_numerals: list a synonym without letters (`2` for "two") as the empty text that cleaning leaves of it.
@@ -56,7 +55,7 @@ class WordNetSynonyms:
         ValueError: if WordNet is not installed where nltk looks for it, or damaged.
     """
 
-    def __init__(self, keep_numerals: bool = False):
+    def __init__(self, keep_numerals: bool = False) -> None:
         self.keep_numerals = keep_numerals
         self._root = _find_wordnet()
         self._process = None
@@ -85,8 +84,7 @@ class WordNetSynonyms:
 
 
 class CaptionAugmenter:
-    """
-    Change a caption by one operation of easy data augmentation, chosen at random (`eda_style: content_words`).
+    """Change a caption by one operation of easy data augmentation, chosen at random (`eda_style: content_words`).
 
     Function words are neither replaced nor a source of insertions, an inserted word is any synonym of its source, and it
     may stand anywhere. [`PublishedCaptionAugmenter`] follows the published code.
@@ -112,7 +110,7 @@ class CaptionAugmenter:
         insertion_strength: float = 0.1,
         swap_strength: float = 0.1,
         deletion_probability: float = 0.1,
-    ):
+    ) -> None:
         unknown = sorted(set(operations) - set(OPERATIONS))
         if unknown or not operations:
             raise ValueError(
@@ -130,8 +128,7 @@ class CaptionAugmenter:
         self._synonyms = self._open_synonyms() if set(operations) & set(WORDNET_OPERATIONS) else None
 
     def __call__(self, caption: str, rng: random.Random) -> str:
-        """
-        Augment one caption.
+        """Augment one caption.
 
         Args:
             caption: any text, cleaned but not yet cut.
@@ -185,8 +182,7 @@ class CaptionAugmenter:
 
 
 class PublishedCaptionAugmenter(CaptionAugmenter):
-    """
-    Change a caption as the published code does (`eda_style: published`), which calls EDA with strengths of 0.1.
+    """Change a caption as the published code does (`eda_style: published`), which calls EDA with strengths of 0.1.
 
     Source: `eda_call` of the reference file `published_configs.json`, and the code of Wei and Zou for what it leaves out:
     the list of stop words, synonyms that are numerals and vanish, and the last draw, which comes to nothing. The published
@@ -238,8 +234,7 @@ AUGMENTERS = {"content_words": CaptionAugmenter, "published": PublishedCaptionAu
 
 
 def create_augmenter(args) -> CaptionAugmenter:
-    """
-    Build the augmenter that a recipe describes.
+    """Build the augmenter that a recipe describes.
 
     Args:
         args: a `FinetuneDataArguments`.
@@ -291,7 +286,7 @@ def _open_wordnet(root):
     class EnglishWordNet(WordNetCorpusReader):
         """Reads the English database without the tables for other languages, which take most of the opening time."""
 
-        def map_wn(self, version="wordnet"):
+        def map_wn(self, version="wordnet") -> None:
             return None
 
     try:

@@ -44,8 +44,7 @@ _OF_THE_CALL = ("resume", "resume_without_manifest", "overwrite_output_dir", "ou
 
 @dataclass
 class TrainingState:
-    """
-    Place in a run; everything else that a resumed run needs follows from it or is saved by `accelerate`.
+    """Place in a run; everything else that a resumed run needs follows from it or is saved by `accelerate`.
 
     Attributes:
         step: optimizer steps done.
@@ -76,8 +75,7 @@ class TrainingState:
         return asdict(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """
-        Restore the attributes.
+        """Restore the attributes.
 
         Raises:
             ValueError: if one is missing, unknown or of another type. Checkpoints of older versions lack `best_measure`.
@@ -108,8 +106,7 @@ class TrainingState:
 
 
 class Checkpointer:
-    """
-    Decides when a checkpoint is due and writes it under `output_dir/checkpoints`.
+    """Decides when a checkpoint is due and writes it under `output_dir/checkpoints`.
 
     Args:
         accelerator: holds what `prepare` returned and the registered `TrainingState`.
@@ -120,7 +117,9 @@ class Checkpointer:
         save_total_limit: newest checkpoints to keep.
     """
 
-    def __init__(self, accelerator, output_dir, recipe, save_steps=None, save_minutes=None, save_total_limit=2):
+    def __init__(
+        self, accelerator, output_dir, recipe, save_steps=None, save_minutes=None, save_total_limit=2
+    ) -> None:
         self.accelerator = accelerator
         self.folder = Path(output_dir) / CHECKPOINTS
         self.recipe = recipe
@@ -135,8 +134,7 @@ class Checkpointer:
         return self.save_steps is not None and step % self.save_steps == 0
 
     def agree(self, step: int, stop: bool) -> tuple[bool, bool]:
-        """
-        Decides together with the other processes; every process must call this on the same steps.
+        """Decides together with the other processes; every process must call this on the same steps.
 
         Args:
             step: optimizer steps done.
@@ -152,8 +150,7 @@ class Checkpointer:
         return (late or stop or self.is_step_due(step)) and step != self.last_step, stop
 
     def save(self, step: int) -> Path:
-        """
-        Write `checkpoint-<step>` under another name, with its manifest last; rename it, drop the oldest.
+        """Write `checkpoint-<step>` under another name, with its manifest last; rename it, drop the oldest.
 
         Everything is flushed to the disk before the folder gets its name.
         """
@@ -209,8 +206,7 @@ def _list_steps(folder: Path, prefix: str = "") -> list[Path]:
 
 
 def find_checkpoint(resume: str | None, output_dir: str | Path) -> Path | None:
-    """
-    Finds the checkpoint to continue from.
+    """Finds the checkpoint to continue from.
 
     Args:
         resume: `latest`, `latest_whole`, the path of a checkpoint, or None.
@@ -239,8 +235,7 @@ def find_checkpoint(resume: str | None, output_dir: str | Path) -> Path | None:
 def start_output_dir(
     accelerator, args, recipe: Mapping[str, Any], option: Callable[[str, str], str] = "--{} {}".format
 ) -> Path | None:
-    """
-    Prepare the folder of a run, with its resolved arguments and environment in it; every process must call this.
+    """Prepare the folder of a run, with its resolved arguments and environment in it; every process must call this.
 
     Args:
         accelerator: of the run.
@@ -271,8 +266,7 @@ def start_output_dir(
 
 
 def find_whole_checkpoint(accelerator, args, option: Callable[[str, str], str] = "--{} {}".format) -> Path | None:
-    """
-    Find the checkpoint to continue from and verify it; every process must call this and gets the same answer.
+    """Find the checkpoint to continue from and verify it; every process must call this and gets the same answer.
 
     Args:
         accelerator: of the run.
@@ -315,8 +309,7 @@ def find_whole_checkpoint(accelerator, args, option: Callable[[str, str], str] =
 
 
 def _check_contents(checkpoint: Path) -> None:
-    """
-    Read the small files that say how the run goes on.
+    """Read the small files that say how the run goes on.
 
     Raises:
         ValueError: naming the file that does not hold what it should.
@@ -344,8 +337,7 @@ def _check_contents(checkpoint: Path) -> None:
 
 
 def set_newer_aside(output_dir: str | Path, checkpoint: Path) -> None:
-    """
-    Rename checkpoints of later steps than the one that a run goes on from, so that they are not taken for its own.
+    """Rename checkpoints of later steps than the one that a run goes on from, so that they are not taken for its own.
 
     The run removes them when it has come as far.
     """
@@ -358,8 +350,7 @@ def set_newer_aside(output_dir: str | Path, checkpoint: Path) -> None:
 
 
 def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bool) -> None:
-    """
-    Makes the folder of a run and mends what an interrupted run left in it; for the main process alone.
+    """Makes the folder of a run and mends what an interrupted run left in it; for the main process alone.
 
     Raises:
         ValueError: if it holds another run that is neither resumed nor to be overwritten.
@@ -383,8 +374,7 @@ def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bo
 
 
 def keep_aside(accelerator, output_dir: str | Path, epoch: int) -> Path:
-    """
-    Move `best` to `earlier_best`, from where no later best model takes its place; every process must call this.
+    """Move `best` to `earlier_best`, from where no later best model takes its place; every process must call this.
 
     Args:
         accelerator: of the run.
@@ -404,8 +394,7 @@ def keep_aside(accelerator, output_dir: str | Path, epoch: int) -> Path:
 
 
 def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState, scheduler, samples_per_batch) -> None:
-    """
-    Restores a run and warns of arguments that differ from those it was saved with.
+    """Restores a run and warns of arguments that differ from those it was saved with.
 
     Args:
         accelerator: holds what `prepare` returned, `state` and `scheduler`.
@@ -438,8 +427,7 @@ def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState,
 def save_model(
     accelerator, model, processor, folder: str | Path, card: str | None = None, choice: RetrievalChoice | None = None
 ) -> None:
-    """
-    Writes model, processor and code as one folder for `from_pretrained`, whole or not at all.
+    """Writes model, processor and code as one folder for `from_pretrained`, whole or not at all.
 
     Args:
         accelerator: collects the weights, whatever way the model is distributed; every process must call this.

@@ -29,8 +29,7 @@ def phrase_to_id(phrase: str) -> int:
 
 
 class TrainingDataset(torch.utils.data.Dataset):
-    """
-    Image-caption pairs, transformed and augmented as their key says; see the two builders below.
+    """Image-caption pairs, transformed and augmented as their key says; see the two builders below.
 
     An item is a dict: `pixel_values` `(3, height, width)` float32, `caption` (normalised text), `identity_id`,
     `mask_seed` (63 bits, for the collator), `augmented_caption` with an augmenter, and `phrase`, `phrase_id` (63 bits)
@@ -61,7 +60,7 @@ class TrainingDataset(torch.utils.data.Dataset):
         augmenter: CaptionAugmenter | None = None,
         crop_to_regions: bool = False,
         grid_size: tuple[int, int] | None = None,
-    ):
+    ) -> None:
         self.dataset = dataset
         self.processor = processor
         self.transform = transform
@@ -163,8 +162,7 @@ def build_pretraining_dataset(
     erasing_probability: float = 0.6,
     image_backend: str = "tensor",
 ) -> TrainingDataset:
-    """
-    Builds the training set of pretraining: images cropped around one of their boxes, captions, phrases.
+    """Builds the training set of pretraining: images cropped around one of their boxes, captions, phrases.
 
     SDA rows (one `caption`) and PEDES rows (`captions`, each a pair) are accepted. A row without boxes takes the whole
     image as its region and the caption as its phrase.
@@ -229,8 +227,7 @@ def build_finetuning_dataset(
     erasing_probability: float = 0.6,
     image_backend: str = "tensor",
 ) -> TrainingDataset:
-    """
-    Builds the training set of fine-tuning: one row for each (image, caption), persons numbered from 0 on.
+    """Builds the training set of fine-tuning: one row for each (image, caption), persons numbered from 0 on.
 
     Args:
         dataset: one split of a PEDES set, from `load_split`.

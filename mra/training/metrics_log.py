@@ -26,21 +26,20 @@ class NonFiniteLossError(RuntimeError):
 
 
 class LossWindow:
-    """
-    Keeps the loss terms of each batch on the device until they are logged, so that no step waits for the host.
+    """Keeps the loss terms of each batch on the device until they are logged, so that no step waits for the host.
 
     Args:
         accelerator: averages over processes.
         output_dir: folder for the diagnostic of a loss that is not finite.
     """
 
-    def __init__(self, accelerator, output_dir: str | Path):
+    def __init__(self, accelerator, output_dir: str | Path) -> None:
         self.accelerator = accelerator
         self.output_dir = Path(output_dir)
         self.history = deque(maxlen=_HISTORY)
         self._clear()
 
-    def _clear(self):
+    def _clear(self) -> None:
         self.names, self.values, self.steps, self.places, self.identity_ids = None, [], [], [], []
         self.samples, self.learning_rate, self.start = 0, None, time.perf_counter()
 
@@ -49,8 +48,7 @@ class LossWindow:
         self.start = time.perf_counter()
 
     def add(self, outputs, batch: dict[str, torch.Tensor], state, samples: int, learning_rate: float) -> None:
-        """
-        Takes the terms of one batch.
+        """Takes the terms of one batch.
 
         Args:
             outputs: an `MRAPreTrainingOutput`.
@@ -72,8 +70,7 @@ class LossWindow:
         self.learning_rate = learning_rate
 
     def flush(self) -> dict[str, float]:
-        """
-        Averages the window over batches and processes and empties it; every process must call this on the same steps.
+        """Averages the window over batches and processes and empties it; every process must call this on the same steps.
 
         Returns:
             Each term, `learning_rate` of the last step and `samples_per_second`.
@@ -122,8 +119,7 @@ class LossWindow:
 
 
 class MetricsLog:
-    """
-    Appends records to `metrics.jsonl` and hands them to the trackers.
+    """Appends records to `metrics.jsonl` and hands them to the trackers.
 
     Args:
         accelerator: holds the trackers; the main process alone writes.
@@ -131,14 +127,13 @@ class MetricsLog:
         state: the `TrainingState`, whose `log_lines` counts the records.
     """
 
-    def __init__(self, accelerator, output_dir: str | Path, state):
+    def __init__(self, accelerator, output_dir: str | Path, state) -> None:
         self.accelerator = accelerator
         self.path = Path(output_dir) / METRICS_FILE
         self.state = state
 
     def cut_back(self, checkpoint: Path | None) -> None:
-        """
-        Drop, in one move, the records written after the checkpoint that `state` was loaded from.
+        """Drop, in one move, the records written after the checkpoint that `state` was loaded from.
 
         A checkpoint holds the records before it, so that they are whole whatever became of the file. One that was saved
         by an earlier version does not: then the file's own lines stay, as far as they can be read.
@@ -177,8 +172,7 @@ class MetricsLog:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """
-    Read the records of a `metrics.jsonl`; none where there is no file.
+    """Read the records of a `metrics.jsonl`; none where there is no file.
 
     Raises:
         ValueError: naming the line that is not a record.

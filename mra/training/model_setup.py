@@ -19,8 +19,7 @@ _SMALLEST_DEVIATION = 1e-4  # of projection weights that learn with clipped grad
 
 
 def create_config(args, objective: Mapping[str, Any]) -> MRAConfig:
-    """
-    Resolves the configuration of a run's model.
+    """Resolves the configuration of a run's model.
 
     Args:
         args: a `ModelArguments`.
@@ -41,8 +40,7 @@ def create_config(args, objective: Mapping[str, Any]) -> MRAConfig:
 
 
 def create_model(args, config: MRAConfig, max_grad_norm: float | None = None) -> MRAForPreTraining:
-    """
-    Build the model of a run, or load the one it starts from under the resolved configuration.
+    """Build the model of a run, or load the one it starts from under the resolved configuration.
 
     Args:
         args: a `ModelArguments`.
@@ -72,8 +70,7 @@ def create_model(args, config: MRAConfig, max_grad_norm: float | None = None) ->
 
 
 def check_clipping(model: MRAForPreTraining, max_grad_norm: float | None) -> None:
-    """
-    Refuse to clip the gradients of projections that still have the published start of deviation 1e-5.
+    """Refuse to clip the gradients of projections that still have the published start of deviation 1e-5.
 
     Args:
         model: before the first step.
@@ -94,8 +91,7 @@ def check_clipping(model: MRAForPreTraining, max_grad_norm: float | None) -> Non
 
 
 def compile_layers(model: MRAForPreTraining, **options) -> None:
-    """
-    Compiles each layer of Swin, BERT and fusion in place, so that layers of one kind share what is compiled.
+    """Compiles each layer of Swin, BERT and fusion in place, so that layers of one kind share what is compiled.
 
     Names of the weights stay as they are. Swin's layers differ in width and drop rate and texts in length, so that a kind
     of layer is compiled more often than TorchDynamo's own limit of 8. Lengths become dynamic with the second batch.
@@ -111,8 +107,7 @@ def compile_layers(model: MRAForPreTraining, **options) -> None:
 
 
 def create_processor(args, config: MRAConfig) -> MRAProcessor:
-    """
-    Builds the processor of a run, the starting model's or a new one, for the model's image size and caption length.
+    """Builds the processor of a run, the starting model's or a new one, for the model's image size and caption length.
 
     Args:
         args: a `ModelArguments`.

@@ -19,8 +19,7 @@ def key_to_seed(purpose: str, *key: int) -> int:
 
 
 class KeyedSampler(torch.utils.data.Sampler):
-    """
-    Yields the keys (epoch, row) of one epoch, from any position on.
+    """Yields the keys (epoch, row) of one epoch, from any position on.
 
     The order is a function of seed and epoch alone. Every process iterates all of it; sharing it out is the work of
     accelerate's `BatchSamplerShard`.
@@ -33,7 +32,7 @@ class KeyedSampler(torch.utils.data.Sampler):
         ValueError: if there are no rows.
     """
 
-    def __init__(self, num_rows: int, seed: int):
+    def __init__(self, num_rows: int, seed: int) -> None:
         if num_rows < 1:
             raise ValueError(f"`num_rows` must be 1 or more, got {num_rows}: the training set is empty.")
         self.num_rows = num_rows
@@ -42,8 +41,7 @@ class KeyedSampler(torch.utils.data.Sampler):
         self.start = 0
 
     def set_position(self, epoch: int, start: int = 0) -> None:
-        """
-        Chooses what the next iteration yields.
+        """Chooses what the next iteration yields.
 
         Args:
             epoch: number of the epoch, from 0.
@@ -79,8 +77,7 @@ class KeyedSampler(torch.utils.data.Sampler):
 
 
 class LaneSampler(KeyedSampler):
-    """
-    Orders the rows so that they can be read from files piece by piece, yet come shuffled.
+    """Orders the rows so that they can be read from files piece by piece, yet come shuffled.
 
     An epoch puts the row groups of the files into random order and cuts their rows, one after the other, into lanes of
     equal length. Within a lane, runs of `buffer // lanes` rows are shuffled. Batches take turns: batch b comes from lane
@@ -99,7 +96,7 @@ class LaneSampler(KeyedSampler):
         ValueError: if there are no rows or a number is below 1.
     """
 
-    def __init__(self, row_groups: np.ndarray, seed: int, batch_size: int, lanes: int, buffer: int):
+    def __init__(self, row_groups: np.ndarray, seed: int, batch_size: int, lanes: int, buffer: int) -> None:
         super().__init__(len(row_groups), seed)
         for name, value in (("batch_size", batch_size), ("lanes", lanes), ("buffer", buffer)):
             if value < 1:
@@ -125,8 +122,7 @@ class LaneSampler(KeyedSampler):
 
 
 def make_sampler(dataset, seed: int, batch_size: int) -> KeyedSampler:
-    """
-    Gives the order of a training set: any permutation, or for a streamed one such as can be read from files in pieces.
+    """Gives the order of a training set: any permutation, or for a streamed one such as can be read from files in pieces.
 
     Args:
         dataset: a [`~mra.training.data.TrainingDataset`].

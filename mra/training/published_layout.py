@@ -83,8 +83,7 @@ def shift_downsample(name: str, by: int) -> str:
 
 
 def to_mra_name(name: str, num_text_layers: int) -> str:
-    """
-    Translates a published parameter name.
+    """Translates a published parameter name.
 
     Raises:
         ValueError: if the name belongs to no part of the published layout.
@@ -103,8 +102,7 @@ def to_mra_name(name: str, num_text_layers: int) -> str:
 
 
 def to_published_name(name: str, num_text_layers: int, has_norm: bool) -> str:
-    """
-    Translates one of our parameter names back.
+    """Translates one of our parameter names back.
 
     Args:
         name: as in `MRAForPreTraining.state_dict()`.
@@ -135,8 +133,7 @@ def infer_config(
     image_size: Sequence[int] | None = None,
     num_attention_heads: int | None = None,
 ) -> MRAConfig:
-    """
-    Read the architecture off the tensors of a released checkpoint and its stored configuration.
+    """Read the architecture off the tensors of a released checkpoint and its stored configuration.
 
     Args:
         state_dict: tensors by published name.
@@ -222,8 +219,7 @@ def _infer_image_size(state_dict, stored, details, image_size, windows, patch_si
 
 
 def _image_size_from_masks(state_dict, windows: list[int], patch_size: int) -> tuple[int, int] | None:
-    """
-    Reads the image size off a shift mask `(windows, area, area)`.
+    """Reads the image size off a shift mask `(windows, area, area)`.
 
     Windows are counted row by row and only those of the last row and column are masked, so the first masked window
     ends the first row.
@@ -283,8 +279,7 @@ def _infer_heads(stored: int | None, given: int | None, hidden_size: int) -> int
 
 
 def refuse_other_layouts(names: Iterable[str]) -> None:
-    """
-    Refuse the weights of other models by name; those of MRA and APTM pass, and what is unknown too.
+    """Refuse the weights of other models by name; those of MRA and APTM pass, and what is unknown too.
 
     Raises:
         ValueError: naming the model whose layout the names show, and what to do with it.
@@ -356,8 +351,7 @@ def derived_buffers(config: MRAConfig) -> dict[str, torch.Tensor]:
 
 
 def from_published(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) -> dict[str, torch.Tensor]:
-    """
-    Renames the tensors of a released checkpoint for `MRAForPreTraining(config)`.
+    """Renames the tensors of a released checkpoint for `MRAForPreTraining(config)`.
 
     Raises:
         ValueError: listing every tensor that is unknown, missing, of another shape, unlike the one it is tied to, or,
@@ -396,8 +390,7 @@ def from_published(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) ->
 
 
 def to_published(model: MRAForPreTraining) -> dict[str, torch.Tensor]:
-    """
-    Renames the tensors of a model for the published code, its index and mask buffers included.
+    """Renames the tensors of a model for the published code, its index and mask buffers included.
 
     The names come in the published order, on which the published resizing of the bias tables depends.
     """
@@ -430,8 +423,7 @@ def to_published(model: MRAForPreTraining) -> dict[str, torch.Tensor]:
 
 
 def resize_bias_table(table: torch.Tensor, window_size: int) -> torch.Tensor:
-    """
-    Resizes a relative-position table with a cubic spline over geometrically spaced distances.
+    """Resizes a relative-position table with a cubic spline over geometrically spaced distances.
 
     The source distances grow by a ratio found by bisection in 1.01..1.5 so that they span the target (reference file
     `resize_tables.json`), which keeps near positions finer than far ones.

@@ -34,8 +34,7 @@ class Crop:
 
 
 def box_to_pixels(box: Box, width: int, height: int) -> Box:
-    """
-    Turns a relative box into pixels, rounded as published: centre and sides are cut to whole pixels, then clipped.
+    """Turns a relative box into pixels, rounded as published: centre and sides are cut to whole pixels, then clipped.
 
     Args:
         box: centre x, centre y, width and height, each relative to the image (0 to 1).
@@ -66,8 +65,7 @@ def box_to_pixels(box: Box, width: int, height: int) -> Box:
 
 
 def crop_ranges(box: Box, width: int, height: int) -> list[tuple[int, int]]:
-    """
-    Gives the ranges from which the corners of a crop that contains the box are drawn, both ends included.
+    """Gives the ranges from which the corners of a crop that contains the box are drawn, both ends included.
 
     Args:
         box: left, top, width and height in pixels.
@@ -92,8 +90,7 @@ def draw_crop(box: Box, width: int, height: int, rng: random.Random) -> Crop:
 
 
 def move_box(box: Box, crop: Crop, flip: bool, height: int, width: int) -> Box:
-    """
-    Carries a box along with crop, mirroring and resizing, in this order.
+    """Carries a box along with crop, mirroring and resizing, in this order.
 
     Args:
         box: left, top, width and height in pixels of the original image.
@@ -114,8 +111,7 @@ def move_box(box: Box, crop: Crop, flip: bool, height: int, width: int) -> Box:
 
 
 def region_attention_mask(box: Box, image_size: tuple[int, int], grid_size: tuple[int, int]) -> torch.Tensor:
-    """
-    Marks the image tokens that a box overlaps: 1 inside, 0 outside, and 1 for the global token at index 0.
+    """Marks the image tokens that a box overlaps: 1 inside, 0 outside, and 1 for the global token at index 0.
 
     Args:
         box: left, top, width and height in pixels of the model's input.

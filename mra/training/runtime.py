@@ -33,8 +33,7 @@ _PATIENCE = timedelta(hours=2)  # others wait while one process downloads, decod
 
 
 def create_accelerator(args) -> Accelerator:
-    """
-    Sets up devices and processes as `accelerate launch` was told, precision and trackers as the recipe says.
+    """Sets up devices and processes as `accelerate launch` was told, precision and trackers as the recipe says.
 
     Args:
         args: a `RunArguments`.
@@ -58,8 +57,7 @@ def create_accelerator(args) -> Accelerator:
 
 
 def configure_deepspeed(accelerator: Accelerator, args, checkpoint: Path | None = None) -> None:
-    """
-    Hands DeepSpeed, which steps by itself, what it has to know before `prepare`.
+    """Hands DeepSpeed, which steps by itself, what it has to know before `prepare`.
 
     Args:
         accelerator: of any kind; nothing is done for another than DeepSpeed's.
@@ -99,8 +97,7 @@ def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
 
 
 def check_trackers(names: list[str]) -> list[str]:
-    """
-    Returns the names if every tracker is installed.
+    """Returns the names if every tracker is installed.
 
     Raises:
         ValueError: naming the first that is not.
@@ -122,8 +119,7 @@ def start_trackers(accelerator: Accelerator, project_name: str, recipe: dict) ->
 
 
 def whole_model(model: nn.Module) -> nn.Module:
-    """
-    Returns the unwrapped model, or a copy with all weights if ZeRO-3 or FSDP2 cut it into shares.
+    """Returns the unwrapped model, or a copy with all weights if ZeRO-3 or FSDP2 cut it into shares.
 
     Outside training the processes do not run the same number of batches, so they must not wait for each other's shares.
     Every process must call this.
@@ -150,8 +146,7 @@ def whole_model(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Plan:
-    """
-    How many steps a run takes.
+    """How many steps a run takes.
 
     Attributes:
         samples_per_batch: pairs of one batch of every process.
@@ -173,8 +168,7 @@ class Plan:
 
 
 def make_plan(num_rows: int, per_device_batch_size: int, num_processes: int, args) -> Plan:
-    """
-    Counts the steps of a run.
+    """Counts the steps of a run.
 
     Args:
         num_rows: training pairs.
@@ -201,8 +195,7 @@ def make_plan(num_rows: int, per_device_batch_size: int, num_processes: int, arg
 
 
 def group_factor(accelerator: Accelerator, index: int, num_batches: int) -> float:
-    """
-    Return what to multiply a batch's loss by, so that a step follows the mean of the batches that it accumulates.
+    """Return what to multiply a batch's loss by, so that a step follows the mean of the batches that it accumulates.
 
     Accelerate and DeepSpeed divide every loss by `gradient_accumulation_steps`, but the last step of an epoch takes the
     batches that are left. Groups start where the loader starts: a checkpoint falls on a step, never inside a group.
@@ -228,12 +221,12 @@ def seed_negatives(generator: torch.Generator, seed: int, micro_step: int, proce
 class StopSignal:
     """Remembers that SIGTERM arrived, so that the loop can save and leave; a second one ends the process at once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received = False
         self._process = os.getpid()
         signal.signal(signal.SIGTERM, self._handle)
 
-    def _handle(self, signum, frame):
+    def _handle(self, signum, frame) -> None:
         self.received = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if os.getpid() != self._process:  # a forked worker: whoever ends it waits for it

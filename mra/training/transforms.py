@@ -24,8 +24,7 @@ def draw_erasing(
     scale: tuple[float, float] = ERASING_SCALE,
     ratio: tuple[float, float] = ERASING_RATIO,
 ) -> Crop | None:
-    """
-    Draws the rectangle of random erasing (Zhong et al. 2020), as person re-identification usually sets it.
+    """Draws the rectangle of random erasing (Zhong et al. 2020), as person re-identification usually sets it.
 
     Args:
         height: of the image, in pixels.
@@ -48,8 +47,7 @@ def draw_erasing(
 
 
 def render(image: Image.Image, crop: Crop | None, flip: bool, height: int, width: int, backend: str) -> torch.Tensor:
-    """
-    Crops, mirrors and resizes an image; a pure function of choices that were drawn before.
+    """Crops, mirrors and resizes an image; a pure function of choices that were drawn before.
 
     Args:
         image: an RGB image.
@@ -72,8 +70,7 @@ def render(image: Image.Image, crop: Crop | None, flip: bool, height: int, width
 
 
 class TrainingImageTransform:
-    """
-    Turns a pedestrian crop into the model's input, every random choice drawn from the generator that is passed.
+    """Turns a pedestrian crop into the model's input, every random choice drawn from the generator that is passed.
 
     Args:
         image_size: height and width of the result, in pixels.
@@ -100,7 +97,7 @@ class TrainingImageTransform:
         erasing_scale: tuple[float, float] = ERASING_SCALE,
         erasing_ratio: tuple[float, float] = ERASING_RATIO,
         image_backend: str = "tensor",
-    ):
+    ) -> None:
         if image_backend not in IMAGE_BACKENDS:
             raise ValueError(f"`image_backend` must be one of {', '.join(IMAGE_BACKENDS)}, got {image_backend!r}.")
         for name, value in (("flip_probability", flip_probability), ("erasing_probability", erasing_probability)):
@@ -121,8 +118,7 @@ class TrainingImageTransform:
     def __call__(
         self, image: Image.Image, rng: random.Random, box: Box | None = None, out: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Box | None]:
-        """
-        Transforms one image, and the box on it if there is one.
+        """Transforms one image, and the box on it if there is one.
 
         Args:
             image: from [`~mra.training.crops.open_image`], not decoded yet, or any Pillow image.

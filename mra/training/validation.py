@@ -17,8 +17,7 @@ logger = get_logger(__name__)
 def validate(
     accelerator, model, processor, dataset, args, evaluated_on: str, num_workers: int = 0
 ) -> tuple[RetrievalResult, RetrievalChoice | None]:
-    """
-    Evaluate the model under training; every process must call this, and all get the same figures.
+    """Evaluate the model under training; every process must call this, and all get the same figures.
 
     Args:
         accelerator: the one that prepared the model.
@@ -74,8 +73,7 @@ def describe_selection(args) -> str:
 
 
 def record_best(accelerator, state: TrainingState, result: RetrievalResult, args, output_dir: str | Path) -> bool:
-    """
-    Decide whether a validated model is the best so far, and remember it in the state; every process must call this.
+    """Decide whether a validated model is the best so far, and remember it in the state; every process must call this.
 
     A best figure from before a resume that was measured in another way is not compared: the choice starts again, and the model
     that it chose is kept in `earlier_best`.

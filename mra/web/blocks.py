@@ -84,7 +84,7 @@ class Answers:
         names: of the fields that `search` gets, as `Query` calls them.
     """
 
-    def __init__(self, page: Page, names: list[str]):
+    def __init__(self, page: Page, names: list[str]) -> None:
         self.page, self.names = page, names
 
     def search(self, *values):
@@ -220,7 +220,7 @@ def add_indexing(page: Page, title: gr.HTML, cameras: gr.Dropdown) -> None:
 class Indexing:
     """What the events of the tab that adds images show: report, title, cameras."""
 
-    def __init__(self, page: Page):
+    def __init__(self, page: Page) -> None:
         self.page = page
 
     def upload(self, files, progress=gr.Progress()):  # noqa: B008  gradio reads the default

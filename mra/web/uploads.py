@@ -19,8 +19,7 @@ IGNORED_FOLDERS = {"__MACOSX"}
 
 @dataclass
 class Unpacked:
-    """
-    Pictures of an upload.
+    """Pictures of an upload.
 
     Attributes:
         images: their files.
@@ -34,23 +33,21 @@ class Unpacked:
 
 
 class Unpacker:
-    """
-    Collects the pictures of uploaded files in a folder.
+    """Collects the pictures of uploaded files in a folder.
 
     Args:
         folder: to write into; it exists.
         limits: for all files together.
     """
 
-    def __init__(self, folder: Path, limits: UploadLimits):
+    def __init__(self, folder: Path, limits: UploadLimits) -> None:
         self.folder, self.limits = folder, limits
         self.result = Unpacked()
         self._bytes = 0
         self._suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
 
     def unpack(self, files: Iterable[str | Path]) -> Unpacked:
-        """
-        Takes over pictures, CSV files and what is in ZIP archives.
+        """Takes over pictures, CSV files and what is in ZIP archives.
 
         Raises:
             ValueError: if a limit is passed, a name leads out of the folder, an archive is damaged or locked, there are two
@@ -117,8 +114,7 @@ class Unpacker:
 
 
 def safe_parts(name: str) -> tuple[str, ...]:
-    """
-    Splits the name of an archive's member; it may not lead out of the folder that it is unpacked into.
+    """Splits the name of an archive's member; it may not lead out of the folder that it is unpacked into.
 
     Raises:
         ValueError: if it does.
@@ -130,8 +126,7 @@ def safe_parts(name: str) -> tuple[str, ...]:
 
 
 def inside_any(path: str | Path, roots: Iterable[Path]) -> Path:
-    """
-    Resolves a folder that someone typed, links included, if it lies in one of the roots.
+    """Resolves a folder that someone typed, links included, if it lies in one of the roots.
 
     Raises:
         ValueError: if it does not, whether it exists or not.

@@ -33,8 +33,7 @@ class StatisticDistance:
 
 @dataclass(frozen=True)
 class DomainDistance:
-    """
-    Distance of a generated set from the target set.
+    """Distance of a generated set from the target set.
 
     Attributes:
         fid: Fréchet distance of the features' normal distributions. It is biased upwards where there are few pictures:
@@ -64,8 +63,7 @@ def measure_distance(
     *,
     batch_size: int = 64,
 ) -> DomainDistance:
-    """
-    Measures how far generated pictures are from those of the target set.
+    """Measures how far generated pictures are from those of the target set.
 
     Args:
         generated, target: PIL images, rows with an "image", or paths; at least two of each.
@@ -138,7 +136,7 @@ def _metrics():
 class _Given(nn.Module):
     """Stands where torchmetrics has the network, for features that are there already."""
 
-    def __init__(self, num_features: int):
+    def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
 
@@ -150,8 +148,7 @@ class _Given(nn.Module):
 
 
 class FeatureExtractor(nn.Module):
-    """
-    Base of what turns pictures into features.
+    """Base of what turns pictures into features.
 
     Attributes:
         description: a few words for the report.
@@ -178,8 +175,7 @@ class FeatureExtractor(nn.Module):
 
 
 class ColourEdgeFeatures(FeatureExtractor):
-    """
-    Colours and edges on a grid of 4 x 2 cells: no weights to download, and no notion of what the picture shows.
+    """Colours and edges on a grid of 4 x 2 cells: no weights to download, and no notion of what the picture shows.
 
     Of each cell the mean and the standard deviation of red, green and blue, and the mean strength of edges in four
     directions: 80 features. It sees palette, contrast, blur, noise and layout; not whether a person has two heads.
@@ -191,7 +187,7 @@ class ColourEdgeFeatures(FeatureExtractor):
     _GRID = (4, 2)
     _EDGE_WEIGHT = 4.0  # edges are some four times weaker than colours vary
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         horizontal = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
         diagonal = torch.tensor([[-2.0, -1.0, 0.0], [-1.0, 0.0, 1.0], [0.0, 1.0, 2.0]]) / 8
@@ -208,8 +204,7 @@ class ColourEdgeFeatures(FeatureExtractor):
 
 
 class ImageModelFeatures(FeatureExtractor):
-    """
-    Pooled features of an image model of transformers, such as CLIP's or DINOv2's.
+    """Pooled features of an image model of transformers, such as CLIP's or DINOv2's.
 
     Args:
         name: folder or Hub id.
@@ -219,7 +214,7 @@ class ImageModelFeatures(FeatureExtractor):
         ValueError: if there is no such model, or it gives no pooled features.
     """
 
-    def __init__(self, name: str, device: str | torch.device = "cpu"):
+    def __init__(self, name: str, device: str | torch.device = "cpu") -> None:
         super().__init__()
         from transformers import AutoImageProcessor, AutoModel
 
@@ -258,8 +253,7 @@ class ImageModelFeatures(FeatureExtractor):
 
 
 def load_extractor(name: str | None, device: str | torch.device = "cpu") -> FeatureExtractor:
-    """
-    Gives the extractor of a folder or Hub id, or the one that needs no model.
+    """Gives the extractor of a folder or Hub id, or the one that needs no model.
 
     Raises:
         ValueError: if the model cannot be used.

@@ -28,8 +28,7 @@ _MEASURE_NAMES = {
 
 
 def make_blocks(facts: dict[str, Any], figures: Sequence[tuple[str, str]]) -> list[Block]:
-    """
-    Words the page.
+    """Words the page.
 
     Args:
         facts: what `report.json` holds.

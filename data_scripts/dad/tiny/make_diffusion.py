@@ -1,5 +1,4 @@
-"""
-Builds a small Stable Diffusion folder from configurations, for tests and for the demo: nothing is downloaded.
+"""Builds a small Stable Diffusion folder from configurations, for tests and for the demo: nothing is downloaded.
 
     python -m data_scripts.dad.tiny.make_diffusion --output outputs/dad/base --images data/sample/images/SDA
 
@@ -56,8 +55,7 @@ def make_tokenizer() -> CLIPTokenizer:
 
 
 def make_parts(channels: Sequence[int], prediction_type: str, seed: int) -> dict:
-    """
-    The pipeline's parts with random weights.
+    """The pipeline's parts with random weights.
 
     Args:
         channels: of the UNet's blocks, multiples of 8, two at least; the autoencoder halves the image twice.
@@ -110,8 +108,7 @@ def make_parts(channels: Sequence[int], prediction_type: str, seed: int) -> dict
 
 
 def open_residual_path(unet) -> None:
-    """
-    Zeroes the last layer of every residual branch, a usual start of residual networks.
+    """Zeroes the last layer of every residual branch, a usual start of residual networks.
 
     The UNet then is a short path from its input and the ControlNet's residuals to its output. Through random branches
     that stay frozen, a ControlNet could hardly say anything.
@@ -124,8 +121,7 @@ def open_residual_path(unet) -> None:
 
 
 def fit_autoencoder(vae, images: torch.Tensor, steps: int, seed: int, batch_size: int = 8) -> float:
-    """
-    Fits the autoencoder to images and scales its latents to unit variance.
+    """Fits the autoencoder to images and scales its latents to unit variance.
 
     Args:
         vae: trained in place; its config gets the `scaling_factor`.
@@ -160,8 +156,7 @@ def fit_autoencoder(vae, images: torch.Tensor, steps: int, seed: int, batch_size
 
 
 def read_images(folder: str | Path, image_size: Sequence[int], seed: int) -> torch.Tensor:
-    """
-    Reads some images below a folder, drawn by the seed: `(images, 3, height, width)` in 0..1.
+    """Reads some images below a folder, drawn by the seed: `(images, 3, height, width)` in 0..1.
 
     Raises:
         ValueError: if there are none.
@@ -181,8 +176,7 @@ def build(
     prediction_type: str = "epsilon",
     seed: int = 0,
 ) -> Path:
-    """
-    Writes the pipeline folder.
+    """Writes the pipeline folder.
 
     Args:
         output: folder to write.
@@ -226,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
         [DiffusionArguments], prog="tiny_diffusion", description=__doc__, argv=argv, config=False
     )
 
-    def work():
+    def work() -> None:
         images = options.images and read_images(options.images, options.image_size, options.seed)
         build(options.output, images, options.channels, options.steps, options.prediction_type, options.seed)
         print(f"{options.output}: a small Stable Diffusion for images of {options.image_size}")

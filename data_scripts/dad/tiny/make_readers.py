@@ -1,5 +1,4 @@
-"""
-Models of a few thousand random weights that read images, for tests and `make demo-dad`: what they say means nothing.
+"""Models of a few thousand random weights that read images, for tests and `make demo-dad`: what they say means nothing.
 
     python -m data_scripts.dad.tiny.make_readers --output models/tiny
 
@@ -205,8 +204,7 @@ def make_readers(folder: str | Path, names=tuple(MAKERS), seed: int = 0) -> None
 
 
 def train_blip(folder: str | Path, dataset: Dataset, steps: int, seed: int = 0, batch_size: int = 32) -> list[float]:
-    """
-    Trains a BLIP of [`make_blip`] on the captions of a set, and saves it in place.
+    """Trains a BLIP of [`make_blip`] on the captions of a set, and saves it in place.
 
     Args:
         folder: of the model.

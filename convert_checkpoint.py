@@ -203,7 +203,7 @@ def _refuse_infinite(path: Path, state_dict: Mapping[str, torch.Tensor]) -> None
 
 
 def assemble(config: MRAConfig, state_dict: Mapping[str, torch.Tensor]) -> MRAForPreTraining:
-    """Builds a model around tensors that are there already, in the precision they have and without a copy of them.
+    """Build a model around existing tensors, in their precision and without copying them.
 
     It can be saved and renamed but not run: buffers that are not saved hold no data.
     """
@@ -215,7 +215,7 @@ def assemble(config: MRAConfig, state_dict: Mapping[str, torch.Tensor]) -> MRAFo
 
 
 def build_processor(config: MRAConfig, stored: Mapping, tokenizer: str) -> MRAProcessor:
-    """Builds the processor of a converted model.
+    """Build the processor of a converted model.
 
     Args:
         config: of the model.
@@ -249,7 +249,7 @@ def build_processor(config: MRAConfig, stored: Mapping, tokenizer: str) -> MRAPr
 
 
 def describe_architecture(config: MRAConfig) -> dict[str, str]:
-    """What a model card tells of the architecture."""
+    """Return what a model card says about the architecture."""
     vision, text = config.vision_config, config.text_config
     return {
         "image size": f"{vision.image_size[0]} x {vision.image_size[1]} pixels (height x width)",
@@ -263,7 +263,7 @@ def describe_architecture(config: MRAConfig) -> dict[str, str]:
 
 
 def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool = False) -> None:
-    """Writes a folder as a `.pth` in the published layout, whole or not at all.
+    """Write a folder as a `.pth` in the published layout, whole or not at all.
 
     Args:
         folder: of an `MRAForPreTraining`, converted or trained here.
@@ -289,7 +289,7 @@ def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool
 
 
 def read_folder(folder: Path) -> dict[str, torch.Tensor]:
-    """Reads the safetensors of a folder, in one file or several, each tensor in the precision it was saved in.
+    """Read the safetensors of a folder, in one file or several, each tensor in the precision it was saved in.
 
     Raises:
         ValueError: if there are none.
@@ -308,7 +308,7 @@ def read_folder(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _complete(state_dict: dict[str, torch.Tensor], config: MRAConfig, folder: Path) -> dict[str, torch.Tensor]:
-    """Adds the tied tensors, which safetensors hold once, and checks that the folder is whole."""
+    """Add the tied tensors, which safetensors hold once, and checks that the folder is whole."""
     for target, source in MRAForPreTraining._tied_weights_keys.items():
         if source in state_dict:
             state_dict.setdefault(target, state_dict[source])

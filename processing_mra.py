@@ -127,7 +127,7 @@ class MRAProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        """Loads the parts without config.json, which names code that the Auto classes would ask to trust."""
+        """Load the parts without config.json, which names code that the Auto classes would ask to trust."""
         return [
             MRAImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
             AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=BertConfig(), **kwargs),

@@ -59,7 +59,7 @@ logger = get_logger(__name__)
 
 
 def build_datasets(data, processor, config, seed):
-    """The training set, with augmented captions if they count, and what to validate on, if anything."""
+    """Build the training set, with augmented captions if they count, and the validation set, if any."""
     train = load_split(data.dataset, "train", make_streaming(data))
     validation = load_split(data.dataset, "validation", optional=True)
     if validation is None:

@@ -57,7 +57,7 @@ logger = get_logger(__name__)
 
 
 def build_datasets(data, processor, config, seed):
-    """The training set, with regions if they count, and the validation split of another set if one is named."""
+    """Build the training set, with regions if they count, and the validation split of another set if one is named."""
     dataset = build_pretraining_dataset(
         load_split(data.dataset, "train", make_streaming(data)),
         processor,

@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_processor(config) -> MRAProcessor:
-    """A processor of the model's image size, with the tokenizer of the sample set."""
+    """Return a processor of the model's image size, with the tokenizer of the sample set."""
     height, width = config.vision_config.image_size
     images = MRAImageProcessor(size={"height": height, "width": width})
     tokenizer = AutoTokenizer.from_pretrained(Path(__file__).resolve().parent.parent / TOKENIZER)
@@ -102,7 +102,7 @@ def make_processor(config) -> MRAProcessor:
 
 
 def compare(folder: Path, rows, processor, config, seed: int, batch_size: int) -> tuple[dict, dict]:
-    """Makes every batch of one source in each way.
+    """Make every batch of one source in each way.
 
     Returns:
         CPU-seconds by way, and the differences: of pixels in 8-bit steps, largest and mean with `tensor`, largest with
@@ -212,7 +212,7 @@ def draw_noise(side: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def draw_picture(width: int, height: int, noise: np.ndarray, generator: np.random.Generator) -> Image.Image:
-    """A random part of the noise with six blocks in it that have sharp edges."""
+    """Return a random part of the noise with six sharp-edged blocks in it."""
     top, left = (generator.integers(0, noise.shape[1] - side + 1) for side in (height, width))
     channels = noise[:, top : top + height, left : left + width].copy()
     for _ in range(6):

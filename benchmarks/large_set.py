@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(folder: Path, cache: Path, streamed: bool, args) -> dict[str, float]:
-    """Opens the set and reads batches from it.
+    """Open the set and reads batches from it.
 
     Returns:
         Seconds until the set is open and until the first batch is there; memory in MiB before opening, when open, after a
@@ -145,7 +145,7 @@ def write_set(folder: Path, rows: int) -> None:
 
 
 def picture(color: int) -> bytes:
-    """A PNG of one colour."""
+    """Return a PNG of one colour."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 16), (color, 255 - color, 128)).save(buffer, "PNG")
     return buffer.getvalue()

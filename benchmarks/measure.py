@@ -77,7 +77,7 @@ class Cost:
 
 
 def make_config(full_size: bool) -> MRAConfig:
-    """The published architecture for CUHK-PEDES and ICFG-PEDES, or a tiny one."""
+    """Return the published architecture for CUHK-PEDES and ICFG-PEDES, or a tiny one."""
     return MRAConfig() if full_size else MRAConfig(**SMALL)
 
 

@@ -79,14 +79,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def tiny_config() -> MRAConfig:
-    """The configuration of the other benchmarks without `--full_size`."""
+    """Return the configuration of the other benchmarks without `--full_size`."""
     from benchmarks.measure import make_config
 
     return make_config(full_size=False)
 
 
 def read_recipe(recipe: dict) -> tuple[MRAConfig, bool]:
-    """The published architecture under a recipe's changes, and whether it trains on regions, as what starts anew does.
+    """Return the published architecture with a recipe's changes, and whether it trains on regions, as for a new run.
 
     What a model folder that a recipe starts from says of its architecture is not read.
     """

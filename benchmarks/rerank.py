@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_model(config: MRAConfig) -> MRAModel:
-    """A random model whose weights are large enough that the scores of different pairs differ visibly."""
+    """Build a random model whose weights are large enough that the scores of different pairs differ visibly."""
     model = MRAModel(config).eval()
     with torch.no_grad():
         for parameter in [*model.fusion_layers.parameters(), *model.match_head.parameters()]:
@@ -140,7 +140,7 @@ def make_encodings(config, queries: int, gallery: int, image_batch_size: int, dt
 
 
 def multiply_adds(config: MRAConfig, lengths: torch.Tensor, gallery: int, k: int) -> tuple[float, float]:
-    """Counts the multiply-adds of the fusion layers' matrix products for one pair, on average.
+    """Count the multiply-adds of the fusion layers' matrix products for one pair, on average.
 
     Args:
         config: of the model.

@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure_pictures(folder: Path, model: str, args) -> dict:
-    """Building, and the stages of a search with every picture re-ranked: tokens in the cache, and encoded anew."""
+    """Time the build and the stages of a search that re-ranks every picture, with tokens cached and encoded again."""
     generator = np.random.default_rng(args.seed)
     (folder / "pictures").mkdir()
     for number in range(args.pictures):
@@ -103,7 +103,7 @@ def measure_pictures(folder: Path, model: str, args) -> dict:
 
 
 def measure_vectors(folder: Path, args) -> dict:
-    """Writing, opening and searching an embedded index, compared with exact search."""
+    """Time writing, opening and searching an embedded index, and compare it with exact search."""
     vectors, queries = make_vectors(args.vectors, args.dim, args.queries, args.seed)
     before = peak_memory(torch.device("cpu"))
     place = Place(folder / "vectors.db", index=args.index)
@@ -150,7 +150,7 @@ def measure_vectors(folder: Path, args) -> dict:
 
 
 def make_vectors(count: int, dim: int, num_queries: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors in groups of one person, and queries near some of the persons, further off than their images."""
+    """Draw unit vectors in groups of one person, and queries near some of the persons but further off than their images."""
     generator = np.random.default_rng(seed)
 
     def unit(values: np.ndarray) -> np.ndarray:
@@ -168,7 +168,7 @@ def make_vectors(count: int, dim: int, num_queries: int, seed: int) -> tuple[np.
 
 
 def save_model(folder: Path, full_size: bool) -> str:
-    """A random model with its processor."""
+    """Build a random model with its processor."""
     config = make_config(full_size)
     MRAForImageTextRetrieval(config).save_pretrained(folder)
     height, width = config.vision_config.image_size

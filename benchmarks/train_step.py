@@ -134,7 +134,7 @@ class Benchmark:
         self.model.zero_grad()
 
     def fusion_step(self, variant: str) -> None:
-        """Matching and masked language alone, forward and backward, from images and captions that are already encoded."""
+        """Run matching and masked language alone, forward and backward, from encoded images and captions."""
         self.set_up(variant)
         encoded = self.encode()
         run = self.plain_fusion_loss if variant == "plain" else self.fusion_loss
@@ -168,7 +168,7 @@ class Benchmark:
         return loss
 
     def fusion_loss(self, images, texts, image_embeds, text_embeds, generator) -> torch.Tensor:
-        """What `MRAForPreTraining.forward` does once images and captions are encoded; the contrastive loss comes along."""
+        """Do what `MRAForPreTraining.forward` does with encoded images and captions, contrastive loss included."""
         model, batch = self.model, self.batch
         mask, identities = batch["attention_mask"], batch["identity_ids"]
         kinds = {

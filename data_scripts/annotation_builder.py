@@ -27,7 +27,7 @@ _watched_parent: int | None = None
 
 @contextlib.contextmanager
 def _children_end_with_us() -> Iterator[None]:
-    """Makes processes forked meanwhile end when this one is killed; those of a pool would wait for it for ever."""
+    """Make processes that are forked meanwhile end when this one is killed; a pool's would wait for it for ever."""
     global _watched_parent
     _watched_parent = os.getpid()
     try:
@@ -66,7 +66,7 @@ class RejectedRows:
         self.on_error = on_error
 
     def add(self, chunk: str, file: str, row: int, image: Any, error: RowError) -> None:
-        """Notes a row.
+        """Record a row.
 
         Raises:
             ValueError: in place of the note, with `on_error="raise"`.
@@ -79,7 +79,7 @@ class RejectedRows:
             log.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def read(self) -> Iterator[dict]:
-        """Yields the notes in the order of the rows."""
+        """Yield the records in the order of the rows."""
         for path in sorted(Path(self.folder).glob("*.jsonl")):
             with open(path, encoding="utf-8") as log:
                 yield from map(json.loads, log)
@@ -116,7 +116,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
         super().__init__(cache_dir=os.path.join(scratch, "cache"), dataset_name="prepared")
 
     def examples_of(self, chunk: Chunk) -> Iterator[dict]:
-        """Yields the examples of a chunk."""
+        """Yield the examples of a chunk."""
         raise NotImplementedError
 
     def leave_out_rest(self, chunk: str, error: UnreadableFile) -> None:
@@ -139,7 +139,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
         )
 
     def prepare(self, folder: str | Path, max_shard_size: str, num_proc: int) -> None:
-        """Writes Parquet shards.
+        """Write Parquet shards.
 
         Raises:
             ValueError: with the message for the first row that cannot be used, or if there are no rows.

@@ -69,7 +69,7 @@ class SdaBuilder(AnnotationBuilder):
         self._hashes = None
 
     def _scan(self, file: Path, search: RootSearch) -> Iterator[Chunk]:
-        """Reads a file through once, so that what is cut off comes to light before hours of work."""
+        """Read a file through once, so that a truncated one is found before hours of work."""
         rows, unreadable = 0, None
         try:
             for row in read_rows(file):
@@ -96,7 +96,7 @@ class SdaBuilder(AnnotationBuilder):
             self.leave_out_rest(name, unreadable)
 
     def examples_of(self, chunk: Chunk) -> Iterator[dict]:
-        """Yields the examples of a chunk."""
+        """Yield the examples of a chunk."""
         file, start = chunk.content
         for row, value in enumerate(self._rows_from(file, start, chunk.size), start):
             try:
@@ -180,7 +180,7 @@ class PedesBuilder(AnnotationBuilder):
             self.chunks[split] = [Chunk(f"{next(names):08d}", len(part), part) for part in parts]
 
     def examples_of(self, chunk: Chunk) -> Iterator[dict]:
-        """Yields the examples of a chunk."""
+        """Yield the examples of a chunk."""
         for image in chunk.content:
             captions, rows = [], []
             for row, texts in image.texts:

@@ -136,7 +136,7 @@ def is_json_name(path: Path) -> bool:
 
 
 def json_files(path: str | Path, argument: str = "--annotations") -> list[Path]:
-    """Lists the JSON files that a path names, numbers in their names in order of value.
+    """List the JSON files that a path names, numbers in their names in order of value.
 
     Args:
         path: a file, or a folder with `*.json` or `*.jsonl` files right in it.

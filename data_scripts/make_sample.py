@@ -84,7 +84,7 @@ def box_of(edges, rng: random.Random, jitter: float = 0.008) -> list[float]:
 
 
 def sda_row(crop: Crop) -> dict:
-    """Builds a row of an SDA shard; about one in a hundred has no boxes."""
+    """Build a row of an SDA shard; about one in a hundred has no boxes."""
     rng = random.Random(f"{crop.scene.seed}/boxes")
     boxes, logits, phrases = [], [], []
     caption = crop.captions[0]
@@ -168,7 +168,7 @@ def _manifest(config: SampleConfig) -> dict:
 def make_sample(
     output: str | Path, config: SampleConfig | None = None, *, num_proc: int = 1, overwrite: bool = False
 ) -> bool:
-    """Writes a sample set, whole or not at all.
+    """Write a sample set, whole or not at all.
 
     Args:
         output: the folder to make; `sda/`, `pedes/`, `finetune/` and `images/` go below it.
@@ -205,7 +205,7 @@ def make_sample(
 
 
 def sample_texts(config: SampleConfig | None = None) -> Iterator[str]:
-    """Yields the captions that a tokenizer may see: those of the pretraining domain and of the training split."""
+    """Yield the captions that a tokenizer may see: those of the pretraining domain and of the training split."""
     config = config or SampleConfig()
     for crop in plan_sda(config) + plan_pedes(config):
         if crop.split in ("sda", "train"):
@@ -236,7 +236,7 @@ def train_vocabulary(texts, size: int = VOCABULARY_SIZE) -> list[str]:
 
 
 def train_tokenizer(folder: str | Path, config: SampleConfig | None = None) -> int:
-    """Writes a tokenizer trained on the sample's captions, as a folder for `AutoTokenizer`; returns its size."""
+    """Write a tokenizer trained on the sample's captions, as a folder for `AutoTokenizer`; returns its size."""
     from transformers import BertTokenizer
 
     tokens = train_vocabulary(sample_texts(config))

@@ -104,7 +104,7 @@ class Sources:
 
 
 def camera_of(path: str) -> str | None:
-    """Reads the camera off an image's path, where the set's naming has it.
+    """Read the camera from an image's path if the set's naming has it.
 
     CUHK-PEDES: folder `cam_a`, ...; RSTPReid: `0000_c5_0022.jpg`; ICFG-PEDES: named as in MSMT17.
     """
@@ -263,7 +263,7 @@ def _guess_dataset(file: Path, paths: list[str]) -> str | None:
 
 
 def split_of(source: Source) -> str:
-    """Gives the split of a processed file: validation and test look alike, so the name must say which it is.
+    """Return the split of a processed file: validation and test look alike, so the name must say which it is.
 
     Raises:
         ValueError: if neither name nor content tells.

@@ -41,7 +41,7 @@ def run(program: str, prepare: Callable[[], None], output: str) -> None:
 def prepare(
     dataset: str, options: PreparationArguments, make_builder: Callable[[RejectedRows, Path], AnnotationBuilder]
 ) -> None:
-    """Writes a set, whole or not at all, says what it holds, and uploads it if asked to.
+    """Write a set, whole or not at all, report what it holds, and upload it if requested.
 
     Args:
         dataset: `sda`, `cuhk`, `icfg`, `rstp` or `csv`.
@@ -82,7 +82,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside the output for one run at a time; what runs that were killed have left there is removed."""
+    """Make a folder beside the output for one run at a time, without what killed runs have left there."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         if not overwrite:
             raise ValueError(f"--output {output} exists; expected a new folder. Pass --overwrite to replace it.")
@@ -131,7 +131,7 @@ def _write_rejected(rejected: RejectedRows, folder: Path) -> Counter:
 
 
 def _measure(folder: Path, split: str) -> Size:
-    """Counts what the shards of a split hold, images left unread."""
+    """Count what the shards of a split hold without reading images."""
     images = captions = 0
     people = []
     for path in sorted(folder.glob(f"{split}-*.parquet")):
@@ -185,7 +185,7 @@ def _create_repository(repository: str, private: bool) -> None:
 
 
 def _upload(folder: Path, repository: str) -> None:
-    """Uploads a prepared set in one commit, in place of what was there."""
+    """Upload a prepared set in one commit that replaces the previous content."""
     from huggingface_hub import HfApi
 
     try:

@@ -31,7 +31,7 @@ class RowError(ValueError):
         return type(self), (self.field, self.reason, self.problem, self.mend)  # on its way to another process
 
     def describe(self, file: str | Path, row: int) -> str:
-        """The message for the person who runs the preparation."""
+        """Return the message for the person who runs the preparation."""
         return (
             f"{file}, row {row} (counting from 0), field {self.field}: {self.reason}: {self.problem}. "
             f"{self.mend}, or pass --on_error skip to leave such rows out."
@@ -115,7 +115,7 @@ def check_identity(value: Any, field: str) -> int:
 
 
 def check_regions(row: dict) -> tuple[list[list[float]], list[float], list[str]]:
-    """Checks `boxes`, `logits` and `phrases` of an SDA row; all three may be absent, which is a row without regions.
+    """Check `boxes`, `logits` and `phrases` of an SDA row; all three may be absent, which is a row without regions.
 
     A coordinate outside 0..1 by at most [`ROUNDING`] is moved to the border. Edges may hang over the image by at most
     [`OVERHANG`] of its side: training cuts them there.
@@ -153,7 +153,7 @@ def check_number(value: Any, field: str) -> float:
 
 
 def check_box(box: Any, field: str) -> list[float]:
-    """Checks one box; see [`check_regions`].
+    """Check one box; see [`check_regions`].
 
     Raises:
         RowError: naming the field.

@@ -57,7 +57,7 @@ class PromptMaker:
                 ) from None
 
     def __call__(self, caption: str, number: int) -> list[tuple[str, list[dict]]]:
-        """The prompts of a caption, itself first, no two alike, each with its changes.
+        """Return the different prompts of a caption, itself first, each with its changes.
 
         Args:
             caption: as it stands in the set.
@@ -109,7 +109,7 @@ def make_rows(captions: list[list[str]], persons: list[int], maker: PromptMaker,
 
 
 def run(config) -> None:
-    """Writes the prompts that the configuration asks for, unless they are there."""
+    """Write the prompts that the configuration asks for, unless they are there."""
     stage = begin_stage(config, "augment", splits=False)
     if stage.is_finished:
         return

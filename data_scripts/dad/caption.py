@@ -41,7 +41,7 @@ def run(config) -> None:
 
 
 def _make_row(row: dict[str, Any], text: str, clean: bool) -> dict[str, Any]:
-    """A row of captions.jsonl; the caption is empty where no word came, and grounding leaves the image out."""
+    """Build a row of captions.jsonl; a caption without a word is left empty, and grounding skips its image."""
     caption = clean_style(text) if clean else text
     caption = caption if any(character.isalnum() for character in caption) else ""
     return {"file_path": row["file_path"], "caption": caption, "raw_caption": text, "prompt_id": row["prompt_id"]}

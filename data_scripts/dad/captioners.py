@@ -71,7 +71,7 @@ class Captioner:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> list[str]:
-        """Describes pictures; the texts are the model's own words without the prompt and special tokens."""
+        """Describe pictures; the texts are the model's own words without the prompt and special tokens."""
         inputs = self._inputs(list(images)).to(self.model.device)
         for key, value in inputs.items():
             if torch.is_tensor(value) and value.is_floating_point():
@@ -120,7 +120,7 @@ def _shared_start(asked: torch.Tensor, output: torch.Tensor) -> int:
 
 
 def clean_style(text: str) -> str:
-    """Gives a caption the style of SDA's: its first sentence, in lower case, without a closing stop or a speaker's name.
+    """Return a caption in SDA's style: its first sentence, in lower case, without a final stop or a speaker's name.
 
     Args:
         text: as the model gave it.

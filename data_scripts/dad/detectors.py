@@ -57,7 +57,7 @@ class PhraseDetector:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[PhraseBoxes]:
-        """Looks for phrases in images.
+        """Look for phrases in images.
 
         Args:
             images: RGB.
@@ -160,7 +160,7 @@ class PersonDetector:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> list[list[list[float]]]:
-        """Finds the persons of every image.
+        """Find the persons of every image.
 
         Returns:
             For each image a list of [score, cx, cy, w, h], best first, boxes in 0..1 of the image.

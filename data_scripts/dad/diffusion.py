@@ -21,7 +21,7 @@ CONDITION_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def import_diffusers() -> Any:
-    """Imports the optional library.
+    """Import the optional library.
 
     Raises:
         ValueError: if it cannot be imported.
@@ -63,14 +63,14 @@ class BaseModel:
         return self.vae.config.latent_channels, height, width
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "BaseModel":
-        """Moves all parts."""
+        """Move all parts."""
         for part in (self.unet, self.vae, self.text_encoder):
             part.to(device, dtype)
         return self
 
 
 def load_base(name: str | None, revision: str | None = None) -> BaseModel:
-    """Loads what training needs of a Stable Diffusion pipeline.
+    """Load what training needs of a Stable Diffusion pipeline.
 
     Args:
         name: folder or Hub id.
@@ -114,7 +114,7 @@ def _not_a_pipeline(name: str, error: Exception) -> str:
 
 
 def create_controlnet(base: BaseModel, condition: str) -> Any:
-    """Makes a ControlNet from the base's UNet: a copy of its encoder and middle block with zero convolutions.
+    """Make a ControlNet from the base's UNet: a copy of its encoder and middle block with zero convolutions.
 
     With `condition: none` the embedding of the condition image is frozen. Its last layer is zero, so it adds exactly
     nothing, whatever the image, before training and after it.
@@ -154,7 +154,7 @@ class Conditions:
             raise ValueError(f"`common.condition_dir` {folder!r} is no folder.")
 
     def require(self, rows: Iterable[int]) -> None:
-        """Looks for the images of rows before work begins.
+        """Check that the images of rows exist before work begins.
 
         Raises:
             ValueError: if one is missing.
@@ -164,7 +164,7 @@ class Conditions:
                 self._find(row)
 
     def __call__(self, row: int) -> torch.Tensor:
-        """The condition of a row of the train split: `(3, height, width)` in 0..1.
+        """Return the condition of a row of the train split: `(3, height, width)` in 0..1.
 
         Raises:
             ValueError: if the folder has no image for it.
@@ -188,7 +188,7 @@ class Conditions:
 
 
 def to_pixels(image: Image.Image, image_size: list[int]) -> torch.Tensor:
-    """An RGB image as `(3, height, width)` in 0..1, resized bicubically to the size."""
+    """Return an RGB image as `(3, height, width)` in 0..1, resized bicubically to the size."""
     resized = image.resize((image_size[1], image_size[0]), Image.Resampling.BICUBIC)
     return F.to_dtype(torch.from_numpy(np.array(resized)).permute(2, 0, 1), torch.float32, scale=True)
 
@@ -206,7 +206,7 @@ def to_latents(vae, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def training_target(scheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """What the denoiser is to predict, by the scheduler's `prediction_type`.
+    """Return what the denoiser must predict under the scheduler's `prediction_type`.
 
     Raises:
         ValueError: if the type is not one of Stable Diffusion's.

@@ -9,7 +9,7 @@ from mra.common.files import write_whole
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes one JSON value, whole or not at all."""
+    """Write one JSON value, whole or not at all."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -109,7 +109,7 @@ class _Scorer:
 
 
 def _calibrate(config, stage: Stage, scorer: _Scorer) -> dict[str, Any]:
-    """The thresholds, from the target's train images on the first run and from thresholds.json afterwards."""
+    """Return the thresholds, from the target's train images on the first run and from thresholds.json afterwards."""
     section, path = config.filter, stage.work.thresholds
     if stage.state.is_main_process and not path.exists():
         dataset = load_target(config.common.dataset)
@@ -157,7 +157,7 @@ def _write_decision(stage: Stage, rows, scores, thresholds, decision: Decision, 
 def summarise(
     decision: Decision, scores: list[dict], thresholds: dict[str, Any], section: FilterSection
 ) -> dict[str, Any]:
-    """Counts of the filter: what `report.json` holds."""
+    """Return the counts of the filter that `report.json` holds."""
     limits = describe_limits(thresholds, section)
     first, any_of = decision.count(first=True), decision.count(first=False)
     with_persons = sum(row["persons"] is not None for row in scores)
@@ -182,7 +182,7 @@ def summarise(
 
 
 def describe(summary: dict[str, Any], has_sheet: bool = True) -> str:
-    """The report in Markdown."""
+    """Return the report in Markdown."""
     images, kept = summary["images"], summary["kept"]
     share = f"{kept / images:.2%}" if images else "none"
     lines = [
@@ -221,7 +221,7 @@ def _draw_dropped(stage: Stage, rows, scores, decision: Decision, section: Filte
 
 
 def _label(check: str, place: int, scores: list[dict], decision: Decision, section: FilterSection) -> str:
-    """The prompt's number, and the score that an image was dropped for."""
+    """Return the prompt's number and the score that an image was dropped for."""
     row = scores[place]
     if check in CALIBRATED:
         why = f"{row[CALIBRATED[check][0]]:.4g}"

@@ -38,7 +38,7 @@ _SHOWN_QUANTILES = (0.0, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 0.9, 0.95, 0.
 
 
 def calibrate(target: Sequence[dict[str, float]], section: FilterSection) -> dict[str, Any]:
-    """Sets the thresholds.
+    """Set the thresholds.
 
     Args:
         target: measures of the target images, with `text_score` where a model gives one.
@@ -67,7 +67,7 @@ def calibrate(target: Sequence[dict[str, float]], section: FilterSection) -> dic
 
 
 def describe_limits(thresholds: dict[str, Any], section: FilterSection) -> dict[str, str]:
-    """What each check asks for, in words: check -> limit and where it comes from."""
+    """Describe each check: check -> limit and where it comes from."""
     person = (
         f"one of score {section.person_threshold:g} or more, {section.min_person_height:.0%} of the height or more"
     )
@@ -85,7 +85,7 @@ def describe_limits(thresholds: dict[str, Any], section: FilterSection) -> dict[
 
 
 def cheap_reasons(row: dict[str, Any], thresholds: dict[str, Any], section: FilterSection) -> list[str]:
-    """Checks that need no model, in their order: those that a scored image fails."""
+    """Return the checks without a model that a scored image fails, in their order."""
     if not row["decodes"]:
         return ["does not decode"]
     small = row["width"] < section.min_width or row["height"] < section.min_height
@@ -93,7 +93,7 @@ def cheap_reasons(row: dict[str, Any], thresholds: dict[str, Any], section: Filt
 
 
 def model_reasons(row: dict[str, Any], thresholds: dict[str, Any], section: FilterSection) -> list[str]:
-    """Checks by models: those that a scored image fails; what no model scored passes."""
+    """Return the checks by models that a scored image fails; an image without a model's score passes that check."""
     reasons = _outside(row, thresholds, with_models=True)
     if row["persons"] is not None:
         persons = [height for score, _, _, _, height in row["persons"] if score >= section.person_threshold]

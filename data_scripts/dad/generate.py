@@ -25,7 +25,7 @@ from mra.training.order import key_to_seed
 
 
 def choose_prompts(rows: list[dict], num_images: int | None) -> list[dict]:
-    """The prompts to draw, spread evenly over all.
+    """Return the prompts to draw, spread evenly over all.
 
     Raises:
         ValueError: if there are none, or fewer than asked for.
@@ -37,7 +37,7 @@ def choose_prompts(rows: list[dict], num_images: int | None) -> list[dict]:
 
 
 def load_pipeline(config, controlnet: str | Path, device: torch.device):
-    """Loads what draws the images.
+    """Load what draws the images.
 
     Raises:
         ValueError: if base model or ControlNet cannot be loaded.

@@ -60,7 +60,7 @@ def run(config) -> None:
 
 
 def write_annotations(stage: Stage, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes SDA's JSON lists, a file for each 5,000 prompts, in place of what lies there."""
+    """Write SDA's JSON lists, one file for each 5,000 prompts, and replace earlier ones."""
     stage.work.annotations.mkdir(parents=True, exist_ok=True)
     shards: dict[str, list[dict]] = {}
     for row in rows:
@@ -98,7 +98,7 @@ def _ground_batch(stage: Stage, detector: PhraseDetector, batch: list[dict], sec
 
 
 def choose_regions(phrases: Sequence[NounPhrase], found: PhraseBoxes, section: GroundSection) -> list[Region]:
-    """Gives each phrase one box at most.
+    """Assign at most one box to each phrase.
 
     The candidates of a phrase are the boxes above both thresholds and the smallest side, the weaker of two that overlap
     left out. The person takes the best of its own, and shares it with anyone. The other phrases choose in the order of

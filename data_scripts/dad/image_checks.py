@@ -69,7 +69,7 @@ def measure_image(image: Image.Image) -> dict[str, float]:
 
 
 def load_picture(source: Any) -> Image.Image:
-    """Gives the RGB picture of a PIL image, a row with an "image", or a path, decoded whole.
+    """Return the RGB picture of a PIL image, a row with an "image", or a path, fully decoded.
 
     Raises:
         OSError: if the file is missing.
@@ -99,7 +99,7 @@ def perceptual_hash(image: Image.Image) -> str:
 
 
 def find_near_duplicates(hashes: Sequence[str], max_bits: int = 15, max_colour: float = 24.0) -> dict[int, int]:
-    """Finds the pictures that look like an earlier one which is no near-duplicate itself.
+    """Find the pictures that look like an earlier one which is no near-duplicate itself.
 
     Two hashes that differ in at most `max_bits` bits agree in one of `max_bits + 1` bands at least, so that comparing
     the pictures that share a band finds every such pair without looking at all pairs.

@@ -19,7 +19,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def load_pretrained(cls, name: str, argument: str, **options: Any):
-    """Loads a model or processor from a folder or the Hub.
+    """Load a model or processor from a folder or the Hub.
 
     Raises:
         ValueError: naming the argument, if that is not possible.
@@ -34,7 +34,7 @@ def load_pretrained(cls, name: str, argument: str, **options: Any):
 
 
 def open_picture(images: Path, row: dict[str, Any]) -> Image.Image:
-    """Opens the picture of a row of `generated.jsonl`.
+    """Open the picture of a row of `generated.jsonl`.
 
     Raises:
         ValueError: naming the file, if it is missing or broken.
@@ -49,7 +49,7 @@ def open_picture(images: Path, row: dict[str, Any]) -> Image.Image:
 def read_batches(
     stage: Stage, path: Path, rows: Sequence[dict], batch_size: int, read: Callable[[list[dict]], list[dict]]
 ) -> bool:
-    """Reads rows in fixed batches and writes what comes of them, each process its share; every process must call this.
+    """Read rows in fixed batches and write the results, each process its share; every process must call this.
 
     What a batch holds depends on the rows and the batch size alone, since padding and kernels round differently with it:
     a batch of which a row is missing is read whole again, so that a killed run ends with the same file.

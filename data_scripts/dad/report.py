@@ -37,7 +37,7 @@ _WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)*")
 
 
 def run(config) -> None:
-    """Writes the page, anew at every call: the stages may have changed since the last."""
+    """Write the page again at every call, because the stages may have changed since the last one."""
     state, work = process_state(), WorkFolder(Path(config.common.work_dir))
     manifests = {name: read_finished(work, name) for name in _NEEDED}
     if state.is_main_process:
@@ -88,7 +88,7 @@ def _count_stages(work: WorkFolder, manifests: dict[str, dict]) -> dict[str, int
 
 
 def describe_captions(captions: Sequence[str]) -> dict[str, Any]:
-    """Counts words: per caption, different ones, the most frequent."""
+    """Count words: per caption, different ones, the most frequent."""
     words = [_WORD.findall(caption.lower()) for caption in captions]
     lengths = [len(own) for own in words] or [0]
     counts = Counter(word for own in words for word in own)
@@ -102,7 +102,7 @@ def describe_captions(captions: Sequence[str]) -> dict[str, Any]:
 
 
 def describe_regions(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts boxes: per image, by what they show, their size and score, and the phrases that got none."""
+    """Count boxes: per image, by what they show, their size and score, and the phrases that got none."""
     kinds, areas, scores = Counter(), {}, {}
     phrases = Counter(phrase.lower() for row in rows for phrase in row["phrases"])
     named = 0

@@ -36,7 +36,7 @@ class RowParts:
         return {row[self.key]: row for row in rows}
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Adds rows, for good once this returns."""
+        """Add rows; they are on disk when this returns."""
         with writing_to(self._part):
             if self._file is None:
                 self._open()
@@ -45,13 +45,13 @@ class RowParts:
                 left = left[self._file.write(left) :]
 
     def close(self) -> None:
-        """Closes this process's part."""
+        """Close this process's part."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def merge(self) -> int:
-        """Makes one file of the parts, in the order of the key; for one process, once all are closed. Gives its rows."""
+        """Merge the closed parts into one file in the order of the key and return its number of rows; for one process."""
         rows = self.read()
         write_whole(self.path, to_lines(rows[key] for key in sorted(rows)))
         for part in self._parts():

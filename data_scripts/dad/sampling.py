@@ -18,7 +18,7 @@ _SCHEDULERS = {
 
 
 def make_pipeline(base: BaseModel, controlnet: Any, scheduler: str, safety_checker: Any = None, extractor: Any = None):
-    """Puts the parts together for drawing.
+    """Put the parts together for drawing.
 
     Args:
         base: the base model.
@@ -45,7 +45,7 @@ def make_pipeline(base: BaseModel, controlnet: Any, scheduler: str, safety_check
 
 
 def load_safety_checker(name: str, revision: str | None) -> tuple[Any, Any]:
-    """Loads the safety checker of a base model and its image processor.
+    """Load the safety checker of a base model and its image processor.
 
     Raises:
         ValueError: if the model brings none.

@@ -93,7 +93,7 @@ class WorkFolder:
     root: Path
 
     def folder(self, stage: str) -> Path:
-        """The folder of a stage."""
+        """Return the folder of a stage."""
         return self.root / FOLDERS[stage]
 
     @property
@@ -152,7 +152,7 @@ def image_path(prompt_id: int) -> str:
 
 
 def process_state() -> PartialState:
-    """This process among those that `accelerate launch` started, on the CPU where there is nothing better."""
+    """Return this process among those that `accelerate launch` started, on the CPU if there is nothing better."""
     on_cpu = os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu" or not torch.accelerator.is_available()
     return PartialState(cpu=on_cpu, timeout=_PATIENCE)
 
@@ -185,11 +185,11 @@ class Stage:
         return self.manifest["finished"] is not None
 
     def rows(self, path: Path, key: str = "prompt_id") -> RowParts:
-        """The rows of one of the stage's files, with a part for this process."""
+        """Return the rows of one of the stage's files, with a part for this process."""
         return RowParts(path, self.shard, key)
 
     def finish(self, **counts: Any) -> None:
-        """Marks the stage as complete, with what it counted; every process must call this."""
+        """Mark the stage as complete, with what it counted; every process must call this."""
         self.state.wait_for_everyone()
         self.manifest["finished"] = counts
         if self.state.is_main_process:
@@ -197,7 +197,7 @@ class Stage:
         self.state.wait_for_everyone()
 
     def finish_rows(self, rows: RowParts, expected: int, name: str) -> bool:
-        """Merges the parts and marks the stage as complete once no row is missing; every process must call this.
+        """Merge the parts and mark the stage as complete once all rows are there; every process must call this.
 
         Args:
             rows: of [`Stage.rows`].
@@ -213,7 +213,7 @@ class Stage:
         return complete
 
     def merge_rows(self, rows: RowParts, expected: int) -> bool:
-        """Makes one file of the parts once no row is missing; every process must call this.
+        """Merge the parts into one file once all rows are there; every process must call this.
 
         Args:
             rows: of [`Stage.rows`].
@@ -233,7 +233,7 @@ class Stage:
 
 
 def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
-    """Opens a stage for a first run or for going on; every process must call this.
+    """Open a stage to start or to continue it; every process must call this.
 
     Args:
         config: the whole configuration.
@@ -272,7 +272,7 @@ def _holds_work(folder: Path) -> bool:
 
 
 def read_finished(work: WorkFolder, name: str) -> dict[str, Any]:
-    """The manifest of a stage that another builds on.
+    """Return the manifest of a stage that another builds on.
 
     Raises:
         ValueError: if it is missing or unfinished.

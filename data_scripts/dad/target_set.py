@@ -13,7 +13,7 @@ _COLUMNS = ("image", "captions", "image_id")
 
 
 def load_target(name: str, split: str = "train") -> Dataset | None:
-    """Loads a split of the target set.
+    """Load a split of the target set.
 
     Args:
         name: folder or Hub id, `common.dataset`.
@@ -36,7 +36,7 @@ def load_target(name: str, split: str = "train") -> Dataset | None:
 
 
 def read_target(rows: Dataset, row: int) -> dict[str, Any]:
-    """Reads one row, its image decoded to RGB.
+    """Read one row, its image decoded to RGB.
 
     Raises:
         ValueError: naming the row, if the image does not decode.

@@ -49,7 +49,7 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def split_arguments(train, seed, output_dir):
-    """The section as the arguments that the helpers of the training scripts take."""
+    """Return the section as the arguments that the helpers of the training scripts take."""
     run = RunArguments(
         output_dir=str(output_dir),
         num_train_epochs=train.num_train_epochs,

@@ -64,7 +64,7 @@ class Validation:
         return step == total_steps or (every is not None and step % every == 0)
 
     def run(self, controlnet, log, step: int) -> None:
-        """Logs the error and draws the pictures; every process must call this."""
+        """Log the error and draws the pictures; every process must call this."""
         if self.dataset is None:
             return
         controlnet.eval()
@@ -91,7 +91,7 @@ class Validation:
 
     @torch.no_grad()
     def draw(self, controlnet, step: int) -> None:
-        """Writes `step_<step>.png`: real images above, below them what is drawn from their captions."""
+        """Write `step_<step>.png`: real images above, below them what is drawn from their captions."""
         common, generate = self.config.common, self.config.generate
         count = min(len(self.dataset), self.config.train.validation_images)
         items = [self.dataset[0, pair] for pair in range(count)]
@@ -117,6 +117,6 @@ class Validation:
 
 
 def read_errors(output_dir: str | Path) -> dict[int, float]:
-    """The validation errors that a run has logged: optimizer step -> mean squared error."""
+    """Return the validation errors that a run has logged: optimizer step -> mean squared error."""
     records = read_records(Path(output_dir) / METRICS_FILE)
     return {record["step"]: record["validation"]["mse"] for record in records if "validation" in record}

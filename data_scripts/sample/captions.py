@@ -90,7 +90,7 @@ class Caption:
 
 
 def _describe(colour: str, name: str) -> str:
-    """Puts a colour (with its space, or empty) where it stands in English: a long green coat, a green knit hat."""
+    """Put a colour (with its space, or empty) where English puts it: a long green coat, a green knit hat."""
     first, _, rest = name.partition(" ")
     if rest and (first in ("long", "short", "open") or first.endswith("-length")):
         if rest.startswith("open "):
@@ -126,7 +126,7 @@ class _Teller:
         return self.rng.choice(names.get(colour, (colour,))) + " "
 
     def subject(self) -> tuple[str, str]:
-        """Returns the bare subject and its pronoun."""
+        """Return the bare subject and its pronoun."""
         if self.rng.random() < 0.05:
             return self.rng.choice(("person", "pedestrian")), "the person"
         gender = self.person.gender
@@ -329,7 +329,7 @@ def _prompt_sentence(person: Person, scene: Scene, told: dict, rng: random.Rando
 
 
 def write_caption(person: Person, scene: Scene, rng: random.Random, style: str = "street") -> Caption:
-    """Writes a caption of one crop.
+    """Write a caption of one crop.
 
     Args:
         person: who is in it.
@@ -355,7 +355,7 @@ def write_caption(person: Person, scene: Scene, rng: random.Random, style: str =
 
 
 def write_two_captions(person: Person, scene: Scene, rng: random.Random) -> list[Caption]:
-    """Writes two different captions of one crop, as two annotators would."""
+    """Write two different captions of one crop, as two annotators would."""
     first = write_caption(person, scene, rng)
     second = first
     while second.text == first.text:

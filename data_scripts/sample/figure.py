@@ -54,7 +54,7 @@ class Pen:
         self.extents: dict[str, list[float]] = {}
 
     def place(self, points):
-        """Maps points from figure units to canvas pixels."""
+        """Map points from figure units to canvas pixels."""
         (ox, oy), s = self.origin, self.scale
         return [(ox + self.sign * s * x, oy + s * y) for x, y in points]
 
@@ -69,7 +69,7 @@ class Pen:
         self.extents[part] = box
 
     def polygon(self, part, points, fill, rounds=0) -> None:
-        """Fills a polygon with a colour or, where `fill` is an image of the canvas's size, with what that shows."""
+        """Fill a polygon with a colour or, if `fill` is an image of the canvas's size, with that image."""
         pixels = self.place(smooth(points, rounds) if rounds else points)
         self._record(part, pixels)
         if not isinstance(fill, Image.Image):
@@ -85,13 +85,13 @@ class Pen:
         self.image.paste(fill.crop((left, top, right, bottom)), (left, top), mask)
 
     def ellipse(self, part, x, y, rx, ry, fill, start=0, end=360) -> None:
-        """Fills an ellipse, or the arc of it between two angles (degrees, clockwise from +x)."""
+        """Fill an ellipse, or the arc of it between two angles (degrees, clockwise from +x)."""
         steps = 28
         angles = [math.radians(start + (end - start) * i / steps) for i in range(steps + 1)]
         self.polygon(part, [(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles], fill)
 
     def limb(self, part, joints, fill, outline=None) -> None:
-        """Fills a limb: joints (x, y, radius) joined by tapering segments with round ends."""
+        """Fill a limb: joints (x, y, radius) joined by tapering segments with round ends."""
         if outline is not None:
             self.limb(None, [(x, y, r + 0.55) for x, y, r in joints], outline)
         for (ax, ay, ar), (bx, by, br) in itertools.pairwise(joints):

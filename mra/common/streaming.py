@@ -41,7 +41,7 @@ class Streaming:
 
 
 def make_streaming(args) -> Streaming | None:
-    """Gives the streaming of a run with the processes that `accelerate` started, or None where it is off.
+    """Return the streaming of a run with the processes that `accelerate` started, or None if it is off.
 
     Args:
         args: a `DataArguments`.
@@ -119,14 +119,14 @@ class StreamedTable:
         return np.searchsorted(self._starts, self._rows, side="right") - 1
 
     def select(self, rows: np.ndarray) -> "StreamedTable":
-        """A table of some rows of this one."""
+        """Return a table of some rows of this one."""
         selected = object.__new__(StreamedTable)
         selected.__dict__.update(self.__getstate__())
         selected._rows = self._rows[rows]
         return selected
 
     def select_columns(self, names: list[str]) -> "StreamedTable":
-        """A table of some columns of this one."""
+        """Return a table of some columns of this one."""
         selected = self.select(np.arange(len(self)))
         selected.features = datasets.Features({name: self.features[name] for name in names})
         return selected
@@ -178,7 +178,7 @@ class StreamedTable:
 
 
 def arrow_column(table: datasets.Dataset | StreamedTable, name: str):
-    """A column of either kind of table as one Arrow array, the other columns (images) untouched."""
+    """Return a column of either kind of table as one Arrow array without reading the other columns (images)."""
     if isinstance(table, StreamedTable):
         return table.column(name)
     return table.select_columns([name]).with_format("arrow")[:].column(name).combine_chunks()

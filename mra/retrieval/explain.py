@@ -179,7 +179,7 @@ class CrossAttention:
 def cross_attention(
     model, text_hidden_states: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor
 ) -> CrossAttention:
-    """Runs the fusion layers and computes what each text token attends to in the image.
+    """Run the fusion layers and computes what each text token attends to in the image.
 
     The weights follow from queries and keys, so that any attention implementation will do: `sdpa` never returns them.
 
@@ -226,7 +226,7 @@ def scale_heatmap(heatmap: torch.Tensor) -> torch.Tensor:
 
 
 def word_positions(tokenizer, caption: str, max_length: int) -> list[tuple[str, list[int]]]:
-    """Finds the tokens of each word of a caption.
+    """Find the tokens of each word of a caption.
 
     Args:
         tokenizer: a fast one, as every MRAProcessor has.

@@ -84,7 +84,7 @@ class Graph:
 def export_model(
     model: str, output: str | Path, opset: int | None = None, overwrite: bool = False
 ) -> dict[str, float]:
-    """Writes a model as ONNX with its configuration and processor, whole or not at all.
+    """Write a model as ONNX with its configuration and processor, whole or not at all.
 
     Args:
         model: folder or Hub id of any MRA model.
@@ -128,7 +128,7 @@ def export_model(
 
 
 def make_graphs(model) -> Iterator[Graph]:
-    """Yields the three graphs of an MRAModel."""
+    """Yield the three graphs of an MRAModel."""
     yield Graph("image_encoder", ImageEncoder(model), {"pixel_values": ("images",)}, ("hidden_states", "embeds"))
     texts = {"input_ids": ("texts",), "attention_mask": ("texts",)}
     yield Graph("text_encoder", TextEncoder(model), texts, ("hidden_states", "embeds"))
@@ -143,7 +143,7 @@ def make_graphs(model) -> Iterator[Graph]:
 
 
 def write_graph(graph: Graph, model, folder: Path, opset: int | None) -> int:
-    """Exports a graph with dynamic dimensions.
+    """Export a graph with dynamic dimensions.
 
     Returns:
         The opset of the file.
@@ -177,7 +177,7 @@ def write_graph(graph: Graph, model, folder: Path, opset: int | None) -> int:
 
 
 def check_graph(graph: Graph, model, path: Path) -> float:
-    """Compares a file with PyTorch at several batch sizes and lengths.
+    """Compare a file with PyTorch at several batch sizes and lengths.
 
     Returns:
         The largest difference.
@@ -213,7 +213,7 @@ def check_graph(graph: Graph, model, path: Path) -> float:
 
 
 def example_inputs(name: str, model, *sizes) -> tuple[torch.Tensor, ...]:
-    """Makes random inputs of a graph, texts of different lengths among them.
+    """Make random inputs of a graph, texts of different lengths among them.
 
     Args:
         name: of the graph.
@@ -246,7 +246,7 @@ def example_inputs(name: str, model, *sizes) -> tuple[torch.Tensor, ...]:
 
 @contextlib.contextmanager
 def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside the output that takes its name at the end; nothing but an earlier export is ever replaced."""
+    """Make a folder beside the output that takes its name at the end; only an earlier export is replaced."""
     exists = output.exists() and not (output.is_dir() and not any(output.iterdir()))
     if exists and not overwrite:
         raise ValueError(f"--output {output} exists: pass --overwrite, or another folder")

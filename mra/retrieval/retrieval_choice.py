@@ -155,7 +155,7 @@ class RetrievalChoice:
         )
 
     def describe(self) -> str:
-        """The choice of the fusion in one line."""
+        """Describe the choice of the fusion in one line."""
         how = f"chosen among {len(self.tried_fusions) - 1} fusions" if self.compares_fusions else "given"
         size = f"{self.gallery_size:,} images"
         if self.num_queries is not None:
@@ -166,7 +166,7 @@ class RetrievalChoice:
         )
 
     def describe_depth(self) -> str:
-        """The choice of the number of re-ranked images in one line."""
+        """Describe the choice of the number of re-ranked images in one line."""
         return (
             f"rerank_k {self.rerank_k} loses at most {self.tolerance} points of R@1 and mAP against {max(self.tried)} "
             f"on {self.chosen_on}"

@@ -71,7 +71,7 @@ class TrainingState:
     best_measure: str = ""
 
     def state_dict(self) -> dict[str, Any]:
-        """The attributes."""
+        """Return the attributes."""
         return asdict(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -93,14 +93,14 @@ class TrainingState:
             setattr(self, name, value)
 
     def count_batch(self, samples: int) -> None:
-        """Adds one batch of every process, `samples` pairs in all."""
+        """Add one batch of every process, `samples` pairs in all."""
         self.micro_step += 1
         self.samples_per_batch = samples
         self.samples_in_epoch += samples
         self.samples_seen += samples
 
     def end_epoch(self) -> None:
-        """Moves on to the start of the next epoch."""
+        """Move on to the start of the next epoch."""
         self.epoch += 1
         self.samples_in_epoch = 0
 
@@ -206,7 +206,7 @@ def _list_steps(folder: Path, prefix: str = "") -> list[Path]:
 
 
 def find_checkpoint(resume: str | None, output_dir: str | Path) -> Path | None:
-    """Finds the checkpoint to continue from.
+    """Find the checkpoint to continue from.
 
     Args:
         resume: `latest`, `latest_whole`, the path of a checkpoint, or None.
@@ -350,7 +350,7 @@ def set_newer_aside(output_dir: str | Path, checkpoint: Path) -> None:
 
 
 def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bool) -> None:
-    """Makes the folder of a run and mends what an interrupted run left in it; for the main process alone.
+    """Make the folder of a run and repair what an interrupted run left in it; for the main process alone.
 
     Raises:
         ValueError: if it holds another run that is neither resumed nor to be overwritten.
@@ -427,7 +427,7 @@ def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState,
 def save_model(
     accelerator, model, processor, folder: str | Path, card: str | None = None, choice: RetrievalChoice | None = None
 ) -> None:
-    """Writes model, processor and code as one folder for `from_pretrained`, whole or not at all.
+    """Write model, processor and code as one folder for `from_pretrained`, whole or not at all.
 
     Args:
         accelerator: collects the weights, whatever way the model is distributed; every process must call this.
@@ -459,7 +459,7 @@ def save_model(
 
 
 def _remove(folder: Path) -> None:
-    """Removes a checkpoint so that one half removed never looks finished."""
+    """Remove a checkpoint so that a half-removed one never looks finished."""
     unfinished = unfinished_path(folder)
     folder.rename(unfinished)
     shutil.rmtree(unfinished)

@@ -30,7 +30,7 @@ def open_image(stored: dict | None) -> Image.Image:
 
 
 def largest_reduction(crop: Crop, size: tuple[int, int], height: int, width: int) -> int:
-    """The largest reduction that leaves the crop at least as large as what it is resized to, and its edges in place.
+    """Return the largest reduction that leaves the crop at least as large as its target, and its edges in place.
 
     Args:
         crop: in pixels of the whole size.

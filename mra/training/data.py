@@ -162,7 +162,7 @@ def build_pretraining_dataset(
     erasing_probability: float = 0.6,
     image_backend: str = "tensor",
 ) -> TrainingDataset:
-    """Builds the training set of pretraining: images cropped around one of their boxes, captions, phrases.
+    """Build the training set of pretraining: images cropped around one of their boxes, captions, phrases.
 
     SDA rows (one `caption`) and PEDES rows (`captions`, each a pair) are accepted. A row without boxes takes the whole
     image as its region and the caption as its phrase.
@@ -227,7 +227,7 @@ def build_finetuning_dataset(
     erasing_probability: float = 0.6,
     image_backend: str = "tensor",
 ) -> TrainingDataset:
-    """Builds the training set of fine-tuning: one row for each (image, caption), persons numbered from 0 on.
+    """Build the training set of fine-tuning: one row for each (image, caption), persons numbered from 0 on.
 
     Args:
         dataset: one split of a PEDES set, from `load_split`.
@@ -309,7 +309,7 @@ def _is_list(feature) -> bool:
 
 
 def _raw_columns(dataset: Table) -> Table:
-    """The columns that training reads, images as `bytes` and `path`."""
+    """Return the columns that training reads, images as `bytes` and `path`."""
     wanted = ("image", "image_id", "caption", "captions", "boxes", "phrases")
     dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted])
     if isinstance(dataset, StreamedTable):
@@ -338,7 +338,7 @@ def _caption_pairs(dataset: Table, image_rows: np.ndarray) -> tuple[np.ndarray, 
 def _training_transform(
     processor, flip_probability: float, erasing_probability: float, image_backend: str
 ) -> TrainingImageTransform:
-    """The training transform that ends in the size and normalisation of a processor."""
+    """Build the training transform that ends in the size and normalisation of a processor."""
     images = processor.image_processor
     size = (images.size["height"], images.size["width"])
     return TrainingImageTransform(

@@ -22,7 +22,7 @@ TIMM_SWIN = "swin_base_patch4_window7_224.ms_in22k"
 
 
 def load_swin_weights(model: MRAForPreTraining, source: str) -> None:
-    """Fills the vision encoder from the official Swin file, its bias tables resized to the model's windows.
+    """Fill the vision encoder from the official Swin file, its bias tables resized to the model's windows.
 
     Args:
         model: changed in place.
@@ -48,7 +48,7 @@ def load_swin_weights(model: MRAForPreTraining, source: str) -> None:
 
 
 def load_bert_weights(model: MRAForPreTraining, source: str) -> None:
-    """Fills the text layers, the self-attention and feed-forward parts of the fusion layers and the masked-language head.
+    """Fill the text layers, the self-attention and feed-forward parts of the fusion layers and the masked-language head.
 
     Cross-attention has no counterpart in BERT and keeps its initialisation.
 
@@ -92,7 +92,7 @@ def load_bert_weights(model: MRAForPreTraining, source: str) -> None:
 
 
 def load_for_finetuning(source: str, **overrides) -> MRAForPreTraining:
-    """Loads a pretrained MRA under a changed configuration, its bias tables resized to the new windows.
+    """Load a pretrained MRA under a changed configuration, its bias tables resized to the new windows.
 
     Args:
         source: folder or Hub id that `from_pretrained` takes.

@@ -123,7 +123,7 @@ class TokenMasker:
         return masked, labels
 
     def _wanted(self, allowed: np.ndarray) -> np.ndarray:
-        """Number of tokens to mask in each row, `(batch,)`; every position counts when padding does."""
+        """Return the number of tokens to mask in each row, `(batch,)`; every position counts when padding does."""
         counts = allowed.sum(axis=1)
         share = np.maximum(np.rint(self.probability * counts), 1)
         return np.minimum(np.minimum(share, self.max_masked), counts).astype(np.int64)
@@ -137,7 +137,7 @@ class TokenMasker:
         skip: np.ndarray,
         skip_length: np.ndarray,
     ) -> np.ndarray:
-        """Takes whole spans in random order until every row has enough; `(batch, length)` of bool, maybe too many."""
+        """Take whole spans in random order until every row has enough; `(batch, length)` of bool, maybe too many."""
         batch, length = input_ids.shape
         positions = np.arange(length)
         lengths = 1 + np.where(

@@ -48,7 +48,7 @@ class LossWindow:
         self.start = time.perf_counter()
 
     def add(self, outputs, batch: dict[str, torch.Tensor], state, samples: int, learning_rate: float) -> None:
-        """Takes the terms of one batch.
+        """Take the terms of one batch.
 
         Args:
             outputs: an `MRAPreTrainingOutput`.
@@ -158,7 +158,7 @@ class MetricsLog:
         write_whole(self.path, text)
 
     def write(self, **record: Any) -> dict[str, Any]:
-        """Writes one record, its place in the run first, and returns it; trackers get nested mappings flattened."""
+        """Write one record, its place in the run first, and returns it; trackers get nested mappings flattened."""
         state = self.state
         record = {"step": state.step, "epoch": state.epoch, "samples": state.samples_seen, **record}
         state.log_lines += 1

@@ -19,7 +19,7 @@ _SMALLEST_DEVIATION = 1e-4  # of projection weights that learn with clipped grad
 
 
 def create_config(args, objective: Mapping[str, Any]) -> MRAConfig:
-    """Resolves the configuration of a run's model.
+    """Resolve the configuration of a run's model.
 
     Args:
         args: a `ModelArguments`.
@@ -107,7 +107,7 @@ def compile_layers(model: MRAForPreTraining, **options) -> None:
 
 
 def create_processor(args, config: MRAConfig) -> MRAProcessor:
-    """Builds the processor of a run, the starting model's or a new one, for the model's image size and caption length.
+    """Build the processor of a run, the starting model's or a new one, for the model's image size and caption length.
 
     Args:
         args: a `ModelArguments`.

@@ -84,7 +84,7 @@ def parameter_groups(
 
 
 def create_optimizer(model: nn.Module, args, fused: bool = False) -> torch.optim.AdamW:
-    """Builds AdamW with the parameter groups of an `OptimizationArguments`.
+    """Build AdamW with the parameter groups of an `OptimizationArguments`.
 
     Args:
         model: an `MRAForPreTraining`, not yet prepared.

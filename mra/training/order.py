@@ -122,7 +122,7 @@ class LaneSampler(KeyedSampler):
 
 
 def make_sampler(dataset, seed: int, batch_size: int) -> KeyedSampler:
-    """Gives the order of a training set: any permutation, or for a streamed one such as can be read from files in pieces.
+    """Return the order of a training set: any permutation, or one that a streamed set can be read in from pieces of files.
 
     Args:
         dataset: a [`~mra.training.data.TrainingDataset`].

@@ -83,7 +83,7 @@ def shift_downsample(name: str, by: int) -> str:
 
 
 def to_mra_name(name: str, num_text_layers: int) -> str:
-    """Translates a published parameter name.
+    """Translate a published parameter name.
 
     Raises:
         ValueError: if the name belongs to no part of the published layout.
@@ -102,7 +102,7 @@ def to_mra_name(name: str, num_text_layers: int) -> str:
 
 
 def to_published_name(name: str, num_text_layers: int, has_norm: bool) -> str:
-    """Translates one of our parameter names back.
+    """Translate one of our parameter names back.
 
     Args:
         name: as in `MRAForPreTraining.state_dict()`.
@@ -195,7 +195,7 @@ def _infer_vision(state_dict, stored, image_size) -> dict:
 
 
 def _sub_config(stored: Mapping, name: str) -> Mapping:
-    """A part of the stored configuration; the published recipes hold the path of a file there, which tells nothing."""
+    """Return a part of the stored configuration; published recipes hold only the path of a file there."""
     return stored[name] if isinstance(stored.get(name), Mapping) else {}
 
 
@@ -219,7 +219,7 @@ def _infer_image_size(state_dict, stored, details, image_size, windows, patch_si
 
 
 def _image_size_from_masks(state_dict, windows: list[int], patch_size: int) -> tuple[int, int] | None:
-    """Reads the image size off a shift mask `(windows, area, area)`.
+    """Read the image size from a shift mask `(windows, area, area)`.
 
     Windows are counted row by row and only those of the last row and column are masked, so the first masked window
     ends the first row.
@@ -299,7 +299,7 @@ def _require(state_dict, name: str) -> torch.Tensor:
 
 
 def describe_config(config: MRAConfig) -> dict:
-    """The published `config` entry for a model that was not converted from one: what [`infer_config`] reads from it."""
+    """Build the published `config` entry, as read by [`infer_config`], of a model that was not converted from one."""
     vision, text = config.vision_config, config.text_config
     height, width = vision.image_size
     drop = {"drop_rate": vision.drop_rate, "drop_path_rate": vision.drop_path_rate}
@@ -351,7 +351,7 @@ def derived_buffers(config: MRAConfig) -> dict[str, torch.Tensor]:
 
 
 def from_published(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) -> dict[str, torch.Tensor]:
-    """Renames the tensors of a released checkpoint for `MRAForPreTraining(config)`.
+    """Rename the tensors of a released checkpoint for `MRAForPreTraining(config)`.
 
     Raises:
         ValueError: listing every tensor that is unknown, missing, of another shape, unlike the one it is tied to, or,
@@ -390,7 +390,7 @@ def from_published(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) ->
 
 
 def to_published(model: MRAForPreTraining) -> dict[str, torch.Tensor]:
-    """Renames the tensors of a model for the published code, its index and mask buffers included.
+    """Rename the tensors of a model for the published code, its index and mask buffers included.
 
     The names come in the published order, on which the published resizing of the bias tables depends.
     """

@@ -33,7 +33,7 @@ _PATIENCE = timedelta(hours=2)  # others wait while one process downloads, decod
 
 
 def create_accelerator(args) -> Accelerator:
-    """Sets up devices and processes as `accelerate launch` was told, precision and trackers as the recipe says.
+    """Set up devices and processes from `accelerate launch`, precision and trackers from the recipe.
 
     Args:
         args: a `RunArguments`.
@@ -89,7 +89,7 @@ def configure_deepspeed(accelerator: Accelerator, args, checkpoint: Path | None 
 
 
 def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
-    """What autocast computes in during training, by whatever library it is set up; None where it is off."""
+    """Return the dtype of autocast during training, whichever library sets it up, or None if it is off."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return AUTOCAST_DTYPES.get(accelerator.mixed_precision)
     section = accelerator.state.deepspeed_plugin.deepspeed_config.get("torch_autocast", {})
@@ -97,7 +97,7 @@ def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
 
 
 def check_trackers(names: list[str]) -> list[str]:
-    """Returns the names if every tracker is installed.
+    """Return the names if every tracker is installed.
 
     Raises:
         ValueError: naming the first that is not.
@@ -113,13 +113,13 @@ def check_trackers(names: list[str]) -> list[str]:
 
 
 def start_trackers(accelerator: Accelerator, project_name: str, recipe: dict) -> None:
-    """Opens the trackers with the run's arguments, in the plain types that they take."""
+    """Open the trackers with the run's arguments, in the plain types that they take."""
     plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in recipe.items() if v is not None}
     accelerator.init_trackers(project_name, config=plain)
 
 
 def whole_model(model: nn.Module) -> nn.Module:
-    """Returns the unwrapped model, or a copy with all weights if ZeRO-3 or FSDP2 cut it into shares.
+    """Return the unwrapped model, or a copy with all weights if ZeRO-3 or FSDP2 cut it into shares.
 
     Outside training the processes do not run the same number of batches, so they must not wait for each other's shares.
     Every process must call this.
@@ -168,7 +168,7 @@ class Plan:
 
 
 def make_plan(num_rows: int, per_device_batch_size: int, num_processes: int, args) -> Plan:
-    """Counts the steps of a run.
+    """Count the steps of a run.
 
     Args:
         num_rows: training pairs.
@@ -237,14 +237,14 @@ class StopSignal:
 
 
 def show_banner(title: str, facts: dict[str, object]) -> None:
-    """Logs what is about to run, once."""
+    """Log what is about to run, once."""
     width = max(map(len, facts))
     lines = [f"  {name:<{width}}  {value}" for name, value in facts.items()]
     logger.info("\n".join([f"***** {title} *****", *lines]))
 
 
 def describe_plan(accelerator: Accelerator, model, plan: Plan, args, batch_size: int, num_rows: int) -> dict:
-    """The banner's facts about model, data, hardware and length of a run."""
+    """Collect the banner's facts about model, data, hardware and length of a run."""
     parameters = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
     return {
         "training pairs": f"{num_rows:,}",

@@ -118,7 +118,7 @@ class TrainingImageTransform:
     def __call__(
         self, image: Image.Image, rng: random.Random, box: Box | None = None, out: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Box | None]:
-        """Transforms one image, and the box on it if there is one.
+        """Transform one image, and the box on it if there is one.
 
         Args:
             image: from [`~mra.training.crops.open_image`], not decoded yet, or any Pillow image.
@@ -143,7 +143,7 @@ class TrainingImageTransform:
         return pixels, None if box is None else move_box(box, crop, flip, height, width)
 
     def _render(self, image: Image.Image, crop: Crop | None, flip: bool) -> torch.Tensor:
-        """Decodes an image, at a part of its size where that is enough and allowed, and renders it."""
+        """Decode an image, at a reduced size if that is enough and allowed, and render it."""
         height, width = self.image_size
         full_width, full_height = upright_size(image)
         reduction = 1
@@ -156,7 +156,7 @@ class TrainingImageTransform:
         return render(decoded, crop, flip, height, width, self.image_backend)
 
     def normalize(self, image: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Turns 8-bit RGB into float32 `(3, height, width)` with the mean at 0 and the deviation at 1."""
+        """Convert 8-bit RGB to float32 `(3, height, width)` with mean 0 and standard deviation 1."""
         # Channels first in memory too: stacking a batch of interleaved images takes several times as long.
         pixels = (torch.empty(image.shape) if out is None else out).copy_(image)
         return pixels.sub_(self._offset).mul_(self._scale)

@@ -29,7 +29,7 @@ def is_cut_for_others(accelerator: Accelerator, checkpoint: Path | None) -> bool
 
 @contextlib.contextmanager
 def fit_to_processes(accelerator: Accelerator, checkpoint: Path) -> Iterator[Path]:
-    """Gives a folder that `accelerator.load_state` can load on this number of processes; every process must call this.
+    """Return a folder that `accelerator.load_state` can load on this number of processes; every process must call this.
 
     States that are cut for others are merged with DeepSpeed's own converter into a copy, a "universal checkpoint", which
     is removed afterwards. The run's DeepSpeed must have been set up for it (`configure_deepspeed`).

@@ -47,7 +47,7 @@ class Unpacker:
         self._suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
 
     def unpack(self, files: Iterable[str | Path]) -> Unpacked:
-        """Takes over pictures, CSV files and what is in ZIP archives.
+        """Copy pictures, CSV files and the contents of ZIP archives.
 
         Raises:
             ValueError: if a limit is passed, a name leads out of the folder, an archive is damaged or locked, there are two
@@ -100,7 +100,7 @@ class Unpacker:
         self._copy(name, source, path)
 
     def _copy(self, name: str, source, path: Path) -> None:
-        """Counts what really comes: the sizes that an archive states are those of whoever made it."""
+        """Count the bytes that are unpacked, because the sizes in an archive can be forged."""
         size = 0
         with open(path, "xb") as target:
             while block := source.read(BLOCK):
@@ -114,7 +114,7 @@ class Unpacker:
 
 
 def safe_parts(name: str) -> tuple[str, ...]:
-    """Splits the name of an archive's member; it may not lead out of the folder that it is unpacked into.
+    """Split the name of an archive's member, which must stay inside the folder that it is unpacked into.
 
     Raises:
         ValueError: if it does.
@@ -126,7 +126,7 @@ def safe_parts(name: str) -> tuple[str, ...]:
 
 
 def inside_any(path: str | Path, roots: Iterable[Path]) -> Path:
-    """Resolves a folder that someone typed, links included, if it lies in one of the roots.
+    """Resolve a folder that someone typed, links included, if it lies in one of the roots.
 
     Raises:
         ValueError: if it does not, whether it exists or not.

@@ -86,7 +86,7 @@ SCROLL_TO_DETAIL = "() => document.getElementById('mra-detail')?.scrollIntoView(
 
 
 def show_title(stats: GalleryStats | None) -> str:
-    """The head of the page: what the gallery holds."""
+    """Render the head of the page: what the gallery holds."""
     if stats is None or not stats.images:
         said = "The gallery is empty: add images first."
     else:
@@ -98,12 +98,12 @@ def show_title(stats: GalleryStats | None) -> str:
 
 
 def show_message(text: str, kind: str = "") -> str:
-    """A line of plain text in a box; `kind` is "", "warning" or "error"."""
+    """Render a line of plain text in a box; `kind` is "", "warning" or "error"."""
     return f'<div class="mra-status{f" mra-{kind}" if kind else ""}" role="status">{html.escape(text)}</div>'
 
 
 def show_status(result: SearchResult) -> str:
-    """What a search did, and whether the person is likely to be there at all."""
+    """Render what a search did, and whether the person is likely to be in the gallery."""
     if not result.hits:
         return show_message("No image fits the filters.", "warning")
     seconds = sum(result.timings.values())
@@ -163,7 +163,7 @@ def show_detail(hit: Hit, image: Image.Image, explanation: Explanation | None) -
 
 
 def show_phrases(scores: Sequence[PhraseScore]) -> str:
-    """The matching probability of each phrase, as a bar and in percent."""
+    """Render the matching probability of each phrase, as a bar and in percent."""
     rows = [
         f'<div class="mra-phrase"><span>{html.escape(score.phrase)}</span>'
         f'<div class="mra-bar"><i style="width:{100 * score.match_probability:.1f}%"></i></div>'
@@ -174,7 +174,7 @@ def show_phrases(scores: Sequence[PhraseScore]) -> str:
 
 
 def show_report(report: BuildReport, ignored: Sequence[str] = ()) -> str:
-    """What indexing did, and what it left out and why."""
+    """Render what indexing did, and what it left out and why."""
     counts = ("added", "changed", "unchanged")
     said = ", ".join(f"{getattr(report, name):,} {name}" for name in counts if getattr(report, name)) or "nothing"
     lines = [f"<p><b>Indexed: {said}</b> in {report.seconds:.1f} s.</p>"]
@@ -190,7 +190,7 @@ def show_report(report: BuildReport, ignored: Sequence[str] = ()) -> str:
 
 
 def as_data(image: Image.Image | None, size: tuple[int, int]) -> str:
-    """A picture inside the page itself, so that no address of a file exists that could be asked for."""
+    """Embed a picture in the page itself, so that no file has an address that could be requested."""
     if image is None:
         return ""
     buffer = io.BytesIO()
@@ -203,7 +203,7 @@ def _images(count: int) -> str:
 
 
 def _readable(time: str | None) -> str | None:
-    """A time of the gallery without what says nothing: "2026-01-31 08:15"."""
+    """Format a time of the gallery without seconds and zone: "2026-01-31 08:15"."""
     return time and time.replace("T", " ").removesuffix(":00").removesuffix(" 00:00")
 
 

@@ -109,7 +109,7 @@ def measure_distance(
 
 
 def compare_statistics(generated: Sequence[dict], target: Sequence[dict]) -> dict[str, StatisticDistance]:
-    """Compares the measures of two sets, each of [`measure_image`]; see [`StatisticDistance`]."""
+    """Compare the measures of two sets, each of [`measure_image`]; see [`StatisticDistance`]."""
     distances = {}
     for name in MEASURES:
         ours, theirs = (np.array([measures[name] for measures in rows], dtype=float) for rows in (generated, target))
@@ -161,12 +161,12 @@ class FeatureExtractor(nn.Module):
     num_features: int
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Gives features (batch, num_features) of images (batch, 3, height, width) in 0..1."""
+        """Return features `(batch, num_features)` of images `(batch, 3, height, width)` in 0..1."""
         raise NotImplementedError
 
     @torch.no_grad()
     def extract(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Gives features (batch, num_features) of RGB pictures of any size."""
+        """Return features `(batch, num_features)` of RGB pictures of any size."""
         height, width = self.size
         scaled = [image.resize((width, height), Image.Resampling.BICUBIC) for image in images]
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in scaled])).permute(0, 3, 1, 2)
@@ -253,7 +253,7 @@ class ImageModelFeatures(FeatureExtractor):
 
 
 def load_extractor(name: str | None, device: str | torch.device = "cpu") -> FeatureExtractor:
-    """Gives the extractor of a folder or Hub id, or the one that needs no model.
+    """Return the extractor of a folder or Hub id, or the one that needs no model.
 
     Raises:
         ValueError: if the model cannot be used.

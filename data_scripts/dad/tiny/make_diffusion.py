@@ -37,7 +37,7 @@ _IMAGES = 2000  # of the folder, at most: the autoencoder sees no more in its fe
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer whose pieces are learnt from the factory's own vocabulary."""
+    """Train a CLIP tokenizer on the factory's own vocabulary."""
     words = re.findall(r"[a-z]+", ATTRIBUTES_FILE.read_text(encoding="utf-8"))
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=SUFFIX, unk_token=END))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -55,7 +55,7 @@ def make_tokenizer() -> CLIPTokenizer:
 
 
 def make_parts(channels: Sequence[int], prediction_type: str, seed: int) -> dict:
-    """The pipeline's parts with random weights.
+    """Build the pipeline's parts with random weights.
 
     Args:
         channels: of the UNet's blocks, multiples of 8, two at least; the autoencoder halves the image twice.
@@ -156,7 +156,7 @@ def fit_autoencoder(vae, images: torch.Tensor, steps: int, seed: int, batch_size
 
 
 def read_images(folder: str | Path, image_size: Sequence[int], seed: int) -> torch.Tensor:
-    """Reads some images below a folder, drawn by the seed: `(images, 3, height, width)` in 0..1.
+    """Read some images below a folder, drawn by the seed: `(images, 3, height, width)` in 0..1.
 
     Raises:
         ValueError: if there are none.
@@ -176,7 +176,7 @@ def build(
     prediction_type: str = "epsilon",
     seed: int = 0,
 ) -> Path:
-    """Writes the pipeline folder.
+    """Write the pipeline folder.
 
     Args:
         output: folder to write.

@@ -60,7 +60,7 @@ _VISION = _LAYERS | {"image_size": SIDE, "patch_size": PATCH}
 
 
 def make_tokenizer() -> BertTokenizer:
-    """A BERT tokenizer of the sample set's words with the special ids that Grounding DINO expects."""
+    """Build a BERT tokenizer of the sample set's words with the special ids that Grounding DINO expects."""
     words = AutoTokenizer.from_pretrained(SAMPLE_TOKENIZER).get_vocab()
     vocabulary = dict(SPECIAL_IDS) | {"[PAD]": 0}
     free = (number for number in range(1, 2000) if number not in SPECIAL_IDS.values())
@@ -74,7 +74,7 @@ def make_tokenizer() -> BertTokenizer:
 
 
 def make_blip(folder: str | Path, seed: int = 0) -> None:
-    """A BLIP captioner."""
+    """Build a BLIP captioner."""
     tokenizer = make_tokenizer()
     text = _LAYERS | {"vocab_size": len(tokenizer), "encoder_hidden_size": 32, "bos_token_id": tokenizer.cls_token_id}
     text |= {"sep_token_id": tokenizer.sep_token_id, "pad_token_id": 0, "eos_token_id": tokenizer.sep_token_id}
@@ -84,7 +84,7 @@ def make_blip(folder: str | Path, seed: int = 0) -> None:
 
 
 def make_chat(folder: str | Path, seed: int = 0) -> None:
-    """A LLaVA with a chat template."""
+    """Build a LLaVA with a chat template."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=make_tokenizer().backend_tokenizer,
         pad_token="[PAD]",
@@ -114,7 +114,7 @@ def make_chat(folder: str | Path, seed: int = 0) -> None:
 
 
 def make_florence(folder: str | Path, seed: int = 0) -> None:
-    """A Florence-2, which is asked by task tokens."""
+    """Build a Florence-2, which is prompted with task tokens."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=make_tokenizer().backend_tokenizer,
         pad_token="[PAD]",
@@ -141,7 +141,7 @@ def make_florence(folder: str | Path, seed: int = 0) -> None:
 
 
 def make_grounding(folder: str | Path, seed: int = 0) -> None:
-    """A Grounding DINO, whose scores are spread out so that some of them pass a threshold."""
+    """Build a Grounding DINO whose scores are spread out so that some of them pass a threshold."""
     tokenizer = make_tokenizer()
     swin = {"model_type": "swin", "image_size": 64, "embed_dim": 16, "depths": [1, 1, 1], "num_heads": [2, 2, 2]}
     config = GroundingDinoConfig(
@@ -162,7 +162,7 @@ def make_grounding(folder: str | Path, seed: int = 0) -> None:
 
 
 def make_detector(folder: str | Path, seed: int = 0) -> None:
-    """A YOLOS that knows persons and bicycles."""
+    """Build a YOLOS that knows persons and bicycles."""
     config = YolosConfig(
         **_LAYERS,
         image_size=[64, 64],
@@ -176,7 +176,7 @@ def make_detector(folder: str | Path, seed: int = 0) -> None:
 
 
 def make_clip(folder: str | Path, seed: int = 0) -> None:
-    """A CLIP."""
+    """Build a CLIP."""
     tokenizer = make_tokenizer()
     text = _LAYERS | {"vocab_size": len(tokenizer), "max_position_embeddings": 77, "pad_token_id": 0}
     text |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}

@@ -81,12 +81,12 @@ class MRAVisionConfig(PreTrainedConfig):
 
     @property
     def stride(self) -> int:
-        """Pixels between two image tokens."""
+        """Return the pixels between two image tokens."""
         return self.patch_size * 2 ** (len(self.depths) - 1)
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Rows and columns of the image tokens."""
+        """Return the rows and columns of the image tokens."""
         return self.image_size[0] // self.stride, self.image_size[1] // self.stride
 
     @property
@@ -137,7 +137,7 @@ class MRATextConfig(BertConfig):
 
     @property
     def num_text_layers(self) -> int:
-        """Layers that read text alone."""
+        """Return the layers that read text alone."""
         return self.num_hidden_layers - self.num_fusion_layers
 
 

@@ -331,7 +331,7 @@ def _complete(state_dict: dict[str, torch.Tensor], config: MRAConfig, folder: Pa
 
 
 def _check_folder(output: Path, overwrite: bool) -> None:
-    """Refuses to replace anything but a folder that this script or `save_pretrained` wrote, and that when told to."""
+    """Refuse to replace anything but a folder that this script or `save_pretrained` wrote, and only with `--overwrite`."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:

@@ -143,7 +143,7 @@ class MRAProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """Names that [`__call__`] may return."""
+        """Return the names that [`__call__`] may return."""
         return ["pixel_values", "input_ids", "attention_mask"]
 
 

@@ -79,7 +79,7 @@ def build_datasets(data, processor, config, seed):
 
 
 def build_loader(dataset, sampler, processor, data, seed):
-    """Batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
+    """Build a loader of batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
     collator = TrainingCollator(
         processor.tokenizer,
         processor.max_text_length,

@@ -159,7 +159,7 @@ def token_difference(ours: dict, plain: dict) -> float:
 
 
 def write_source(folder: Path, sizes, count: int, max_text_length: int, seed: int) -> list[dict]:
-    """Draws pictures of one kind of source and writes them as files and as a prepared Parquet file.
+    """Draw pictures of one kind of source and write them as files and as a prepared Parquet file.
 
     Args:
         folder: where to write.
@@ -202,7 +202,7 @@ def write_source(folder: Path, sizes, count: int, max_text_length: int, seed: in
 
 
 def draw_noise(side: int, generator: np.random.Generator) -> np.ndarray:
-    """Colours `(3, side, side)` around 128 whose amplitudes fall with the frequency, as those of photographs do."""
+    """Return colours `(3, side, side)` around 128 whose amplitudes fall with the frequency, as those of photographs do."""
     frequencies = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
     frequencies[0, 0] = 1
     phases = np.exp(2j * np.pi * generator.random((4, *frequencies.shape)))

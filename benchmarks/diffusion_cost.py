@@ -31,14 +31,14 @@ Cost = tuple[float | None, float, float]  # parameters in millions, TFLOP an ima
 
 
 def count(run: Callable[[], object]) -> float:
-    """Teraflops of a call, and of the backward passes in it."""
+    """Return the teraflops of a call, and of the backward passes in it."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() / 1e12
 
 
 def millions(model: torch.nn.Module) -> float:
-    """Parameters in millions."""
+    """Return the parameters in millions."""
     return sum(parameter.numel() for parameter in model.parameters()) / 1e6
 
 
@@ -135,7 +135,7 @@ def text_scorers() -> dict[str, Cost]:
 
 
 def hours(cost: Cost, teraflops: float, bandwidth: float) -> float:
-    """Hours for 100,000 images.
+    """Return the hours for 100,000 images.
 
     Args:
         cost: of an image.

@@ -82,7 +82,7 @@ def make_config(full_size: bool) -> MRAConfig:
 
 
 def caption_lengths(count: int, longest: int) -> torch.Tensor:
-    """Tokens of `(count,)` captions in random order: quantiles of a normal distribution, so that their mean is fixed."""
+    """Return the tokens of `(count,)` captions in random order: quantiles of a normal distribution, so that their mean is fixed."""
     quantiles = torch.distributions.Normal(MEAN_LENGTH, LENGTH_DEVIATION).icdf((torch.arange(count) + 0.5) / count)
     return quantiles[torch.randperm(count)].round().long().clamp(SHORTEST, longest)
 

@@ -100,7 +100,7 @@ def read_recipe(recipe: dict) -> tuple[MRAConfig, bool]:
 def peak_of_step(
     config: MRAConfig, with_regions: bool, batch_size: int, checkpointing: str, dtype: torch.dtype
 ) -> dict[str, int]:
-    """Bytes alive at the peak of the second step, by kind of tensor.
+    """Return the bytes alive at the peak of the second step, by kind of tensor.
 
     Args:
         config: of the model.
@@ -158,7 +158,7 @@ def forget_values(model: torch.nn.Module, mode: FakeTensorMode) -> None:
 
 
 def make_batch(config: MRAConfig, with_regions: bool, batch_size: int) -> dict:
-    """Arguments of `MRAForPreTraining.forward` with captions of realistic lengths."""
+    """Return the arguments of `MRAForPreTraining.forward` with captions of realistic lengths."""
     shape, rows = (batch_size, config.max_text_length), torch.arange(batch_size)
     tokens, mask = torch.ones(shape, dtype=torch.long), torch.ones(shape, dtype=torch.long)
     lengths = caption_lengths(batch_size, config.max_text_length).tolist()

@@ -199,7 +199,7 @@ class Benchmark:
 
 
 def make_batch(config, batch_size: int) -> dict:
-    """Captions of random words and realistic lengths through the collator of the training scripts."""
+    """Return captions of random words and realistic lengths from the collator of the training scripts."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     words = [word for word in tokenizer.get_vocab() if word.isalpha()]
 
@@ -222,7 +222,7 @@ def make_batch(config, batch_size: int) -> dict:
 
 
 def memory_in_another_process(variant: str, args) -> int:
-    """Bytes that one step adds, weights and gradients included, to a process that has only imported its libraries."""
+    """Return the bytes that one step, weights and gradients included, adds to a process that only imported its libraries."""
     names = ("batch_size", "checkpointing", "device", "dtype", "threads")
     options = [f"--{name}={getattr(args, name)}" for name in names]
     command = [sys.executable, __file__, f"--memory_of={variant}", *options]

@@ -121,7 +121,7 @@ class SdaBuilder(AnnotationBuilder):
         }
 
     def _rows_from(self, file: str, start: int, size: int) -> Iterator[Any]:
-        """Rows of a file; goes on where the last chunk ended, if that was right before."""
+        """Yield rows of a file, from where the last chunk ended if this one follows it."""
         if self._open_rows is None or self._open_rows[:2] != (file, start):
             rows = read_rows(file)
             for _ in range(start):

@@ -94,12 +94,12 @@ class ImageRoot:
 
     @functools.cached_property
     def _resolved(self) -> str:
-        """The folder without links: as costly to find out as to decode a small image."""
+        """Resolve the folder's links, which costs as much as decoding a small image."""
         return os.path.realpath(self.folder)
 
     @functools.cached_property
     def _endings(self) -> set[tuple[str, ...]]:
-        """The folders that lead to this one, by its name and without links."""
+        """Return the folders that lead to this one, by its name and without links."""
         return {Path(place).parts[1:] for place in (os.path.abspath(self.folder), self._resolved)}
 
     def rules_for(self, readings: list[tuple[str, ...]]) -> Iterator[PathRule]:
@@ -229,7 +229,7 @@ class RootSearch:
 
     @property
     def has_found(self) -> bool:
-        """Whether a file was found for any path."""
+        """Return whether a file was found for any path."""
         return bool(self._hits)
 
     def look(self, file: str, row: int, path: Any) -> None:

@@ -60,7 +60,7 @@ def _draw_all(crops: list[Crop], folder: Path, num_proc: int) -> None:
 
 
 def box_of(edges, rng: random.Random, jitter: float = 0.008) -> list[float]:
-    """Words a part's extent as a detector would.
+    """Return a part's extent in the words of a detector.
 
     Args:
         edges: left, top, right, bottom in 0..1.
@@ -213,7 +213,7 @@ def sample_texts(config: SampleConfig | None = None) -> Iterator[str]:
 
 
 def train_vocabulary(texts, size: int = VOCABULARY_SIZE) -> list[str]:
-    """Trains an uncased WordPiece vocabulary that can spell any lower-case ASCII word.
+    """Train an uncased WordPiece vocabulary that can spell any lower-case ASCII word.
 
     Args:
         texts: what to learn from.

@@ -52,7 +52,7 @@ class Layout:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Fields that every row must have."""
+        """Return the fields that every row must have."""
         return tuple(name for name in (self.image, self.captions, self.identity, self.split) if name)
 
 
@@ -192,7 +192,7 @@ def _choose(found: list[Source], annotations: str | Path, dataset: str) -> list[
 
 
 def _other_files(folder: Path, dataset: str, files: list[Path]) -> dict[str, str | UnreadableFile]:
-    """Files of the folder that are not JSON by their names; packed annotations cannot be read."""
+    """Return the files of the folder that are not JSON by their names; packed annotations cannot be read."""
     if not folder.is_dir():
         return {}
     others: dict[str, str | UnreadableFile] = {}

@@ -48,7 +48,7 @@ def shorten(value: Any, length: int = 120) -> str:
 
 
 def check_object(row: Any, required: tuple[str, ...]) -> None:
-    """Refuses what is no object, or lacks a field.
+    """Refuse a value that is not an object or lacks a field.
 
     Raises:
         RowError: naming the field.
@@ -76,7 +76,7 @@ def check_unicode(text: str, field: str) -> None:
 
 
 def check_text(text: Any, field: str) -> str:
-    """Refuses a caption or phrase without a letter or digit; gives back the others unchanged.
+    """Refuse a caption or phrase without a letter or digit; return others unchanged.
 
     Raises:
         RowError: naming the field.
@@ -91,7 +91,7 @@ def check_text(text: Any, field: str) -> str:
 
 
 def check_captions(captions: Any, field: str) -> list[str]:
-    """Refuses a list of captions that is empty or has an empty one.
+    """Refuse a list of captions that is empty or contains an empty one.
 
     Raises:
         RowError: naming the field.
@@ -104,7 +104,7 @@ def check_captions(captions: Any, field: str) -> list[str]:
 
 
 def check_identity(value: Any, field: str) -> int:
-    """Refuses what is no integer that 64 bits hold.
+    """Refuse a value that is not a 64-bit integer.
 
     Raises:
         RowError: naming the field.

@@ -85,7 +85,7 @@ class PromptMaker:
 
 
 def make_rows(captions: list[list[str]], persons: list[int], maker: PromptMaker, most: int | None) -> Iterator[dict]:
-    """Rows of `prompts.jsonl`.
+    """Return the rows of `prompts.jsonl`.
 
     Args:
         captions: of each row of the train split.

@@ -15,7 +15,7 @@ from mra.common.arguments import require
 
 
 def run(config) -> None:
-    """Captions what is missing."""
+    """Caption the images that have no caption yet."""
     section = config.caption
     require(section.model is not None, "caption.model", "a captioner's folder or Hub id", section.model)
     stage = begin_stage(config, "caption")

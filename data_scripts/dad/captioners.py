@@ -84,7 +84,7 @@ class Captioner:
         return [self._mend_spaces(self._without_prompt(_SCRAPS.sub(" ", text))) for text in texts]
 
     def _mend_spaces(self, text: str) -> str:
-        """Words one space apart, and "t-shirt" where BERT's tokenizer, which BLIP and GIT have, gives "t - shirt"."""
+        """Separate words by one space, and join "t - shirt", as BERT's tokenizer (BLIP, GIT) writes it, to "t-shirt"."""
         text = " ".join(text.split())
         return _PARTED_HYPHEN.sub("-", text) if self.parts_hyphens else text
 
@@ -104,7 +104,7 @@ class Captioner:
         return self.processor(images=images, text=[self.prompt] * len(images), padding=True, return_tensors="pt")
 
     def _without_prompt(self, text: str) -> str:
-        """Leaves out the prompt where the text begins with it, however it is spaced after tokenising."""
+        """Remove the prompt from the start of the text, however it is spaced after tokenising."""
         if self.kind == "task" or not self.prompt:
             return text
         words = [re.escape(piece) for piece in re.findall(r"\w+|[^\w\s]", self.prompt)]
@@ -112,7 +112,7 @@ class Captioner:
 
 
 def _shared_start(asked: torch.Tensor, output: torch.Tensor) -> int:
-    """How many tokens of the question all rows of the output begin with: all, all but the closing one, or none."""
+    """Count the tokens of the question that all rows of the output begin with: all, all but the closing one, or none."""
     for length in (asked.shape[1], asked.shape[1] - 1):
         if 0 < length <= output.shape[1] and torch.equal(asked[:, 1:length], output[:, 1:length]):
             return length

@@ -105,7 +105,7 @@ class PhraseDetector:
 
 
 def find_token_spans(phrases: Sequence[str], offsets: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Tells which tokens of "first phrase. second phrase." each phrase is made of.
+    """Find which tokens of "first phrase. second phrase." belong to each phrase.
 
     Args:
         phrases: in the order of the text.
@@ -127,7 +127,7 @@ def find_token_spans(phrases: Sequence[str], offsets: Sequence[Sequence[int]]) -
 
 
 def cut_at_edges(boxes: torch.Tensor) -> torch.Tensor:
-    """Cuts boxes (boxes, 4) cx, cy, w, h at the edges of the image; what lies outside gets no area."""
+    """Clip boxes `(boxes, 4)` of cx, cy, w, h at the edges of the image; a box outside gets area 0."""
     return box_convert(box_convert(boxes, "cxcywh", "xyxy").clamp(0, 1), "xyxy", "cxcywh")
 
 

@@ -54,7 +54,7 @@ class BaseModel:
 
     @property
     def latent_factor(self) -> int:
-        """Pixels to a side of a latent."""
+        """Return the pixels to a side of a latent."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def latent_shape(self, image_size: list[int]) -> tuple[int, int, int]:
@@ -194,7 +194,7 @@ def to_pixels(image: Image.Image, image_size: list[int]) -> torch.Tensor:
 
 
 def to_latents(vae, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Draws the latents of images.
+    """Draw the latents of images.
 
     Args:
         vae: the autoencoder.

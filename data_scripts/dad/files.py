@@ -28,5 +28,5 @@ def read_json(path: str | Path) -> Any:
 
 
 def to_lines(rows: Iterable[dict[str, Any]]) -> str:
-    """Rows as JSON, one a line."""
+    """Return the rows as JSON, one a line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

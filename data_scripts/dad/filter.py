@@ -40,7 +40,7 @@ _SHEET_PICTURES = 6  # of each reason
 
 
 def run(config) -> None:
-    """Scores what is missing; decides and reports once all is scored."""
+    """Score the remaining images; decide and report once all are scored."""
     section = config.filter
     stage = begin_stage(config, "filter")
     if stage.is_finished:
@@ -77,15 +77,15 @@ class _Scorer:
         self._score_texts = TextScorer(section.score_model, **options) if section.score_model else None
 
     def persons(self, images: list) -> list[list | None]:
-        """Persons of each image, None without a model."""
+        """Return the persons of each image, None without a model."""
         return self._find_persons(images) if self._find_persons and images else [None] * len(images)
 
     def text_scores(self, images: list, texts: list[str]) -> list[float | None]:
-        """How well each text fits its image, None without a model."""
+        """Score how well each text fits its image, None without a model."""
         return self._score_texts(images, texts) if self._score_texts and images else [None] * len(images)
 
     def score_batch(self, batch: list[dict[str, Any]], thresholds: dict[str, Any]) -> list[dict[str, Any]]:
-        """Rows of scores.jsonl for rows of generated.jsonl."""
+        """Return the rows of scores.jsonl for rows of generated.jsonl."""
         rows, pictures = [], []
         for row in batch:
             scores = {"prompt_id": row["prompt_id"], "file_path": row["file_path"], "decodes": True}

@@ -126,16 +126,16 @@ class Decision:
     look_alikes: dict[int, int]
 
     def kept(self) -> list[int]:
-        """Positions of the rows that are kept."""
+        """Return the positions of the rows that are kept."""
         return [place for place, reasons in enumerate(self.reasons) if not reasons]
 
     def count(self, first: bool) -> Counter:
-        """Images that each check dropped: as the first reason, or as any of theirs."""
+        """Return the images that each check dropped: as the first reason, or as any of theirs."""
         return Counter(reason for reasons in self.reasons for reason in (reasons[:1] if first else reasons))
 
 
 def decide(rows: Sequence[dict[str, Any]], thresholds: dict[str, Any], section: FilterSection) -> Decision:
-    """Decides which images are kept.
+    """Decide which images are kept.
 
     Args:
         rows: of `scores.jsonl`, in the order of their prompts: of near-duplicates the first is kept.

@@ -54,7 +54,7 @@ def load_pipeline(config, controlnet: str | Path, device: torch.device):
 
 
 def draw_batch(pipeline, batch: list[dict], conditions: Conditions, config, folder: Path) -> list[dict]:
-    """Draws the images of one batch, writes each whole, and gives their rows."""
+    """Draw the images of one batch, write each whole or not at all, and return their rows."""
     section = config.generate
     seeds = [key_to_seed("image", config.common.seed, row["prompt_id"]) for row in batch]
     control = torch.stack([conditions(row["source_row"]) for row in batch])
@@ -70,7 +70,7 @@ def draw_batch(pipeline, batch: list[dict], conditions: Conditions, config, fold
 
 
 def run(config) -> None:
-    """Draws what is missing of the images that the configuration asks for."""
+    """Draw the images of the configuration that are still missing."""
     common, section = config.common, config.generate
     stage = begin_stage(config, "generate")
     if stage.is_finished:

@@ -33,7 +33,7 @@ class Region:
 
 
 def run(config) -> None:
-    """Grounds what is missing, and writes the annotations once all is there."""
+    """Ground the remaining images, and write the annotations once all are grounded."""
     section = config.ground
     require(section.model is not None, "ground.model", "a zero-shot detector's folder or Hub id", section.model)
     stage = begin_stage(config, "ground")
@@ -142,7 +142,7 @@ def choose_regions(phrases: Sequence[NounPhrase], found: PhraseBoxes, section: G
 
 
 def _candidates(found: PhraseBoxes, column: int, section: GroundSection) -> list[int]:
-    """Boxes that may be a phrase's, best first."""
+    """Return the candidate boxes of a phrase, best first."""
     scores = found.scores[:, column]
     passes = (found.best >= section.box_threshold) & (scores >= section.text_threshold)
     passes &= found.boxes[:, 2:].amin(dim=1) >= max(section.min_box_side, 0.001)  # rounding leaves no box without area

@@ -49,7 +49,7 @@ MEASURES = ("brightness", "contrast", "colour", "sharpness", "detail")
 
 
 def measure_image(image: Image.Image) -> dict[str, float]:
-    """Measures an RGB picture; see [`ImageMeasures`] for the keys and their units."""
+    """Measure an RGB picture; see [`ImageMeasures`] for the keys and their units."""
     small = image.resize(MEASURED_SIZE, Image.Resampling.BICUBIC)
     pixels = np.asarray(small, dtype=np.float64)
     luma = pixels @ _LUMA
@@ -82,7 +82,7 @@ def load_picture(source: Any) -> Image.Image:
 
 
 def perceptual_hash(image: Image.Image) -> str:
-    """Hashes what a picture looks like: 256 signs of its luma's low frequencies, then a grid of mean colours.
+    """Hash a picture's appearance: 256 signs of its luma's low frequencies, then a grid of mean colours.
 
     The signs are those of the 16 x 16 lowest coefficients of the cosine transform about their median, and change little
     when a picture is scaled, re-encoded or slightly blurred. The colours tell apart what differs in hue alone.
@@ -134,7 +134,7 @@ def find_near_duplicates(hashes: Sequence[str], max_bits: int = 15, max_colour: 
 
 
 def _bands(signs: np.ndarray, number: int) -> list[np.ndarray]:
-    """Cuts hashes into bands of interleaved bits, so that no band holds only the lowest frequencies, which vary least."""
+    """Cut hashes into bands of interleaved bits, so that no band holds only the lowest frequencies, which vary least."""
     bits = np.unpackbits(signs, axis=1)
     bands = []
     for band in range(number):
@@ -144,7 +144,7 @@ def _bands(signs: np.ndarray, number: int) -> list[np.ndarray]:
 
 
 def _alike_in_band(band: np.ndarray, words: np.ndarray, max_bits: int) -> np.ndarray:
-    """Pairs (later, earlier) that share a band and differ in at most `max_bits` bits of all."""
+    """Return the pairs (later, earlier) that share a band and differ in at most `max_bits` bits of all."""
     _, groups, sizes = np.unique(band, return_inverse=True, return_counts=True)
     shared = np.flatnonzero(sizes[groups] > 1)
     order = shared[np.argsort(groups[shared], kind="stable")]

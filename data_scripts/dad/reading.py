@@ -80,7 +80,7 @@ def _missing(stage: Stage, rows: Sequence[dict], batch_size: int, done) -> list[
 
 
 def choose_rows(number: int, wanted: int, seed: int, purpose: str) -> list[int]:
-    """Positions of `wanted` of `number` rows, ascending, chosen by seed and purpose; all where there are no more."""
+    """Return the positions of `wanted` of `number` rows, ascending, chosen by seed and purpose; all where there are no more."""
     if wanted >= number:
         return list(range(number))
     order = np.random.default_rng(key_to_seed(purpose, seed)).permutation(number)

@@ -131,7 +131,7 @@ def describe_regions(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _measure_distances(
     config, work: WorkFolder, target: Dataset, extractor: FeatureExtractor
 ) -> dict[str, dict | None]:
-    """Distances of what was kept, of all that was generated, and of one half of the target from the other."""
+    """Return the distances of what was kept, of all that was generated, and of one half of the target from the other."""
     seed, limit = config.common.seed, config.report.images
     places = choose_rows(len(target), limit, seed, "report_target")
     pictures = target.select(places)
@@ -158,7 +158,7 @@ def _distance(generated: Sequence, target: Sequence, extractor: FeatureExtractor
 
 
 def _draw_sheets(config, work: WorkFolder, target: Dataset, regions: Sequence[dict]) -> list[tuple[str, str]]:
-    """Draws the sheets; gives their paths relative to the page, and what they show."""
+    """Draw the sheets and return their paths relative to the page, and what they show."""
     folder, seed = work.folder("report"), config.common.seed
     figures = []
     generated = read_stage_rows(work.kept)

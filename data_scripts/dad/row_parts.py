@@ -30,7 +30,7 @@ class RowParts:
         self._file = None
 
     def read(self) -> dict[Any, dict[str, Any]]:
-        """All rows that any run has left, whole file and parts, by their key."""
+        """Return all rows that any run has left, in the whole file or in parts, by their key."""
         # The whole file last: a part that another job merges meanwhile is found there.
         rows = [row for file in [*self._parts(), self.path] for row in _read_part(file)]
         return {row[self.key]: row for row in rows}

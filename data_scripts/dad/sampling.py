@@ -67,7 +67,7 @@ def load_safety_checker(name: str, revision: str | None) -> tuple[Any, Any]:
 def draw(
     pipeline, prompts: list[str], seeds: list[int], conditions: torch.Tensor, section: GenerateSection
 ) -> list[Image.Image]:
-    """Draws one image a prompt, each from a generator of its own.
+    """Draw one image a prompt, each from a generator of its own.
 
     Args:
         pipeline: of [`make_pipeline`].

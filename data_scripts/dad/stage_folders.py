@@ -181,7 +181,7 @@ class Stage:
 
     @property
     def is_finished(self) -> bool:
-        """Whether an earlier run made everything."""
+        """Return whether an earlier run made everything."""
         return self.manifest["finished"] is not None
 
     def rows(self, path: Path, key: str = "prompt_id") -> RowParts:
@@ -265,7 +265,7 @@ def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
 
 
 def _holds_work(folder: Path) -> bool:
-    """Whether a run left more than its settings: one that ended at a mistyped model is begun anew with the right one."""
+    """Return whether a run left more than its settings: one stopped by a mistyped model is restarted with the right one."""
     manifest = read_json(folder / MANIFEST)
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in _SETTINGS)
     return manifest["finished"] is not None or any(True for _ in files)
@@ -286,7 +286,7 @@ def read_finished(work: WorkFolder, name: str) -> dict[str, Any]:
 
 
 def read_stage_rows(path: str | Path) -> list[dict[str, Any]]:
-    """All rows of a finished stage's JSONL file.
+    """Return all rows of a finished stage's JSONL file.
 
     Raises:
         ValueError: naming file and row, if one cannot be read or lacks a field.
@@ -305,7 +305,7 @@ def read_stage_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def digest(manifest: dict[str, Any]) -> str:
-    """Names what a stage was made with: equal for equal settings all the way up."""
+    """Return the fingerprint of a stage: equal if its settings and those of all stages before it are equal."""
     text = json.dumps([manifest["stage"], manifest["settings"], manifest["made_from"]], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -330,7 +330,7 @@ def _new_manifest(config: FactoryConfig, name: str, work: WorkFolder) -> dict[st
 
 
 def _refuse_mixture(name: str, work: WorkFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuses to go on with a stage that something else has begun."""
+    """Refuse to continue a stage that was started with other settings."""
     mend = f"choose another common.work_dir, or remove {work.folder(name)} and the stages made from it"
     old, new = before["settings"], now["settings"]
     if _CONTENT not in old or _CONTENT not in new:  # begun before it was noted, or with a set on the Hub

@@ -19,7 +19,7 @@ _SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 
 def list_pairs(captions: list[list[str]], fraction: float = 1.0, seed: int = 0) -> list[tuple[int, int]]:
-    """Pairs (row, caption of the row) of a set in order.
+    """Return the pairs (row, caption of the row) of a set in order.
 
     Args:
         captions: of each row.
@@ -111,13 +111,13 @@ def encode_prompts(tokenizer, prompts: list[str]) -> torch.Tensor:
 
 
 def count_cut(tokenizer, prompts: list[str]) -> int:
-    """How many prompts are longer than the text encoder reads: their ends are lost."""
+    """Count the prompts that are longer than the text encoder reads; their ends are lost."""
     lengths = tokenizer(prompts, padding=False, truncation=False, verbose=False)["input_ids"] if prompts else []
     return sum(len(ids) > tokenizer.model_max_length for ids in lengths)
 
 
 def warn_of_cut(tokenizer, texts: list[str], name: str, effect: str) -> None:
-    """Tells how many texts the text encoder does not read to their end, what they are and what comes of it."""
+    """Warn of the texts that the text encoder truncates: how many, which, and the consequence."""
     cut = count_cut(tokenizer, texts)
     if cut:
         logger.warning(

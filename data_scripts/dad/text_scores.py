@@ -33,7 +33,7 @@ class TextScorer:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
-        """Scores of pairs, -1 to 1; texts past the model's length are cut."""
+        """Score pairs from -1 to 1; texts are cut at the model's length."""
         inputs = self.processor(
             images=list(images), text=list(texts), padding=self.padding, truncation=True, return_tensors="pt"
         ).to(self.model.device)

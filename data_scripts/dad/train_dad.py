@@ -75,7 +75,7 @@ def split_arguments(train, seed, output_dir):
 
 
 def build_loader(dataset, sampler, train, seed):
-    """Batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
+    """Build a loader of batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
     return DataLoader(
         dataset,
         batch_size=train.per_device_batch_size,
@@ -115,7 +115,7 @@ def denoising_errors(controlnet, base, batch):
 
 
 def push_once(stage, config) -> None:
-    """Pushes the trained ControlNet where that is asked for and was not done, also when it was trained before."""
+    """Push the trained ControlNet if requested and not done yet, also if an earlier run trained it."""
     train, finished = config.train, stage.manifest["finished"]
     if not train.push_to_hub or finished.get("pushed_to") == train.hub_model_id:
         return

@@ -59,7 +59,7 @@ class Validation:
         return DenoisingPairs(rows, pairs, self.base, conditions, common.seed, purpose="validation")
 
     def is_due(self, step: int, total_steps: int) -> bool:
-        """Whether to validate after this optimizer step."""
+        """Return whether to validate after this optimizer step."""
         every = self.config.train.validation_steps
         return step == total_steps or (every is not None and step % every == 0)
 

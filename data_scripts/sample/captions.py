@@ -135,7 +135,7 @@ class _Teller:
         return self.rng.choices(names, weights)[0], PRONOUNS[gender]
 
     def upper(self) -> str:
-        """Words the upper garment, its pattern where the view shows it, and what is worn under an open one."""
+        """Describe the upper garment, its pattern if the view shows it, and what is worn under an open one."""
         person, rng, facts = self.person, self.rng, self.caption.facts
         pattern = "plain" if person.pattern == "logo" and self.scene.view != "front" else person.pattern
         name = self._name(UPPER, person.upper, "upper")
@@ -174,7 +174,7 @@ class _Teller:
         return _article(f"{first} {name} with {second} {rng.choice(marks[pattern])}")
 
     def lower(self) -> str | None:
-        """Words the lower garment."""
+        """Describe the lower garment."""
         person = self.person
         if person.lower is None or self.rng.random() < DROP_NOUN / 3:
             return None
@@ -188,7 +188,7 @@ class _Teller:
         return phrase
 
     def shoes(self) -> str | None:
-        """Words the shoes where they are seen."""
+        """Describe the shoes if they are visible."""
         if not self.scene.shoes_visible or self.rng.random() < DROP_NOUN:
             return None
         name = self._name(SHOES, self.person.shoes, "shoes")
@@ -199,7 +199,7 @@ class _Teller:
         return phrase
 
     def hat(self) -> str | None:
-        """Words the hat."""
+        """Describe the hat."""
         if self.person.hat is None or self.rng.random() < DROP_NOUN:
             return None
         name = self._name(HATS, self.person.hat, "hat")
@@ -208,7 +208,7 @@ class _Teller:
         return phrase
 
     def hair(self) -> str | None:
-        """Words the hair; under a hat only what hangs out of it, and a ponytail is not seen from the front."""
+        """Describe the visible hair: only what hangs out of a hat, and not a ponytail from the front."""
         person, rng, facts = self.person, self.rng, self.caption.facts
         hidden = person.hat and person.hair in ("short", "bald")
         if hidden or rng.random() < DROP_NOUN:
@@ -236,7 +236,7 @@ class _Teller:
         return phrase
 
     def bag(self) -> str | None:
-        """Words the bag, or now and then that there is none."""
+        """Describe the bag, or sometimes its absence."""
         person, rng = self.person, self.rng
         if person.bag is None:
             if rng.random() < 0.18:
@@ -271,7 +271,7 @@ def _carrying(person: Person, scene: Scene, phrase: str, rng: random.Random) -> 
 
 
 def _street_sentences(person: Person, scene: Scene, told: dict, rng: random.Random) -> str:
-    """Words a caption as annotators of surveillance crops do: one to three sentences."""
+    """Write a caption as annotators of surveillance crops do: one to three sentences."""
     noun, pronoun = told["subject"]
     he, his = pronoun.capitalize(), {"he": "his", "she": "her"}.get(pronoun, "the")
     upper, lower, shoes, hat, hair = (told[part] for part in ("upper", "lower", "shoes", "hat", "hair"))
@@ -313,7 +313,7 @@ def _street_sentences(person: Person, scene: Scene, told: dict, rng: random.Rand
 
 
 def _prompt_sentence(person: Person, scene: Scene, told: dict, rng: random.Random) -> str:
-    """Words a caption as the prompts of the pretraining set are: one lower-case sentence without a full stop."""
+    """Write a caption like the prompts of the pretraining set: one lower-case sentence without a full stop."""
     noun, _ = told["subject"]
     hair, carrying = told["hair"], _carrying(person, scene, told["bag"], rng) if told["bag"] else None
     worn = [told["hat"], told["upper"], told["lower"], told["shoes"]]

@@ -13,12 +13,12 @@ from data_scripts.sample.people import COLOURS, HAIR_COLOURS, SKIN_TONES, Person
 
 
 def shaded(colour, factor: float) -> tuple[int, int, int]:
-    """Multiplies a colour's channels (0..255) by a factor, clipped."""
+    """Multiply a colour's channels (0..255) by a factor, clipped."""
     return tuple(min(255, max(0, round(channel * factor))) for channel in colour[:3])
 
 
 def smooth(points, rounds: int = 2):
-    """Cuts the corners of a closed polygon (Chaikin's scheme)."""
+    """Cut the corners of a closed polygon (Chaikin's scheme)."""
     for _ in range(rounds):
         cut = []
         for (ax, ay), (bx, by) in zip(points, points[1:] + points[:1], strict=True):
@@ -29,7 +29,7 @@ def smooth(points, rounds: int = 2):
 
 
 def rounded(left, top, right, bottom, radius):
-    """Outlines a rectangle with round corners."""
+    """Outline a rectangle with round corners."""
     points = []
     corners = ((right, top, -90), (right, bottom, 0), (left, bottom, 90), (left, top, 180))
     for x, y, start in corners:
@@ -104,12 +104,12 @@ class Pen:
             self.ellipse(part, x, y, r, r, fill)
 
     def line(self, points, fill, width) -> None:
-        """Draws an open line; `width` in figure units."""
+        """Draw an open line; `width` in figure units."""
         self.draw.line(self.place(points), fill=(*fill, 255), width=max(1, round(width * self.scale)), joint="curve")
 
 
 def fabric(person: Person, pen: Pen, colour):
-    """Paints the upper garment's cloth: a colour, or an image of the canvas's size for a pattern."""
+    """Paint the upper garment's cloth: a colour, or an image of the canvas's size for a pattern."""
     if person.pattern in ("plain", "logo"):
         return colour
     second = COLOURS[person.pattern_colour]
@@ -168,7 +168,7 @@ class Figure:
         self.hands: list[tuple[float, float]] = []
 
     def paint(self) -> None:
-        """Draws the whole figure."""
+        """Draw the whole figure."""
         person = self.person
         arms = self._arm_joints()
         self.hands = [joints[2] for joints in arms]

@@ -78,7 +78,7 @@ class Person:
 
     @property
     def told(self) -> tuple:
-        """Attributes that captions speak of, in a fixed order: two people of a split never share them all."""
+        """Return the attributes that captions mention, in a fixed order: two people of a split never share them all."""
         return tuple(getattr(self, name) for name in TOLD_ATTRIBUTES)
 
 
@@ -109,7 +109,7 @@ class Scene:
 
     @property
     def shoes_visible(self) -> bool:
-        """Whether the shoes are neither cut off nor hidden."""
+        """Return whether the shoes are neither cut off nor hidden."""
         return self.occlusion not in ("barrier", "cut")
 
 
@@ -143,7 +143,7 @@ def _contrasting(rng: random.Random, colour: str) -> str:
 
 
 def draw_person(rng: random.Random) -> Person:
-    """Draws a person's attributes independently of any other's."""
+    """Draw a person's attributes independently of any other's."""
     gender = rng.choice(("man", "woman"))
     styles = {"short": 86, "bald": 8, "long": 6} if gender == "man" else {"long": 52, "ponytail": 26, "short": 22}
     hair = rng.choices(list(styles), list(styles.values()))[0]
@@ -187,7 +187,7 @@ def _untold(rng: random.Random) -> dict:
 
 
 def draw_twin(rng: random.Random, person: Person) -> Person:
-    """Draws a person who differs from another in one attribute that captions tell (and in build and shade)."""
+    """Draw a person who differs from another in one attribute that captions mention (and in build and shade)."""
     changes = [
         {"upper_colour": _other(rng, UPPER_COLOURS, person.upper_colour)},
         {"shoe_colour": _other(rng, SHOE_COLOURS[person.shoes], person.shoe_colour)},
@@ -217,7 +217,7 @@ def draw_twin(rng: random.Random, person: Person) -> Person:
 
 
 def draw_identities(rng: random.Random, number: int, twin_share: float) -> list[Person]:
-    """Draws people who all differ in what captions tell.
+    """Draw people who all differ in what captions mention.
 
     Args:
         rng: where the draws come from.
@@ -241,7 +241,7 @@ def draw_identities(rng: random.Random, number: int, twin_share: float) -> list[
 
 
 def draw_scene(rng: random.Random, person: Person, *, view: str, camera: str | None, seed: str) -> Scene:
-    """Draws how a crop is taken.
+    """Draw the view and light of a crop.
 
     Args:
         rng: where the draws come from.

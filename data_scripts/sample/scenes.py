@@ -148,7 +148,7 @@ def _occlude(image: Image.Image, rng: random.Random, person: Person, scene: Scen
 
 
 def _light(image: Image.Image, figure: Image.Image, rng: random.Random, noise: np.random.Generator, scene: Scene):
-    """Composes the figure with its rim shading, then applies the camera's light, cast and noise."""
+    """Compose the figure with its rim shading, then apply the camera's light, cast and noise."""
     alpha = figure.getchannel("A")
     radius = 0.022 * scene.size[1]
     soft = ImageChops.offset(alpha.filter(ImageFilter.GaussianBlur(radius)), round(rng.choice((-1, 1)) * radius), 0)
@@ -171,7 +171,7 @@ def _light(image: Image.Image, figure: Image.Image, rng: random.Random, noise: n
 
 
 def render(person: Person, scene: Scene) -> tuple[Image.Image, dict[str, tuple[float, float, float, float]]]:
-    """Draws one crop.
+    """Draw one crop.
 
     Args:
         person: who is in it.

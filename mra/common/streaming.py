@@ -36,7 +36,7 @@ class Streaming:
 
     @property
     def lanes_of_a_reader(self) -> int:
-        """Lanes from which one reader's batches come; some of them are others' too if the readers do not divide them."""
+        """Return the number of lanes of one reader's batches; readers share lanes if they do not divide them."""
         return self.lanes // math.gcd(self.lanes, self.num_readers)
 
 
@@ -110,12 +110,12 @@ class StreamedTable:
 
     @property
     def column_names(self) -> list[str]:
-        """Names of the columns."""
+        """Return the names of the columns."""
         return list(self.features)
 
     @property
     def row_groups(self) -> np.ndarray:
-        """The row group of each row, counted over all files, `(rows,)`."""
+        """Return the row group of each row, counted over all files, `(rows,)`."""
         return np.searchsorted(self._starts, self._rows, side="right") - 1
 
     def select(self, rows: np.ndarray) -> "StreamedTable":
@@ -132,7 +132,7 @@ class StreamedTable:
         return selected
 
     def to_dataset(self) -> datasets.Dataset:
-        """All rows in memory."""
+        """Return all rows in memory."""
         return datasets.Dataset.from_dict(self[list(range(len(self)))], features=self.features)
 
     def column(self, name: str) -> pa.Array:
@@ -143,7 +143,7 @@ class StreamedTable:
         return values if len(self) == len(values) and (np.diff(self._rows) == 1).all() else values.take(self._rows)
 
     def __getitem__(self, rows: list[int]) -> dict[str, list]:
-        """Values of some rows by column, images as `bytes` and `path`."""
+        """Return the values of some rows by column, images as `bytes` and `path`."""
         if self._process != os.getpid():  # a forked worker must not share the position in the parent's open files
             self._forget()
             self._process = os.getpid()
@@ -172,7 +172,7 @@ class StreamedTable:
 
     @property
     def _capacity(self) -> int:
-        """Rows that this reader needs at a time: a run of each of its lanes, and the row groups that it cuts."""
+        """Return the rows that this reader needs at a time: a run of each of its lanes, and the row groups that it cuts."""
         lane = self.streaming.buffer // self.streaming.lanes + 2 * self._longest
         return self.streaming.lanes_of_a_reader * lane
 

@@ -82,7 +82,7 @@ def explain_pair(
     image_hidden_states: torch.Tensor | None = None,
     num_layers: int | None = None,
 ) -> Explanation:
-    """Tells which words of a text look where in an image.
+    """Compute where in an image each word of a text looks.
 
     The maps are the cross-attention of the last fusion layers, each weight multiplied by the length of the vector that it
     lets through (Kobayashi et al. 2020, arXiv 2004.10102): heads with nothing to look for rest on patches that add next to
@@ -135,7 +135,7 @@ def phrase_scores(
     *,
     image_hidden_states: torch.Tensor | None = None,
 ) -> list[PhraseScore]:
-    """Scores phrases such as "black backpack" against an image, each on its own.
+    """Score phrases such as "black backpack" against an image, each on its own.
 
     Args:
         model: an MRAModel or a model whose `.mra` is one, in eval mode.
@@ -211,7 +211,7 @@ def cross_attention(
 
 
 def draw_explanation(image: Image.Image, explanation: Explanation, columns: int = 6) -> Image.Image:
-    """Draws the image, the whole sentence and every word as overlays; words that name nothing visible are faint."""
+    """Draw the image, the whole sentence and every word as overlays; words that name nothing visible are faint."""
     tiles = [HeatmapTile("image"), HeatmapTile("all words", scale_heatmap(explanation.sentence))]
     tiles += [HeatmapTile(word.word, scale_heatmap(word.heatmap), word.is_stop_word) for word in explanation.words]
     return draw_tiles(image, f"{explanation.match_probability:.1%} match: {explanation.text}", tiles, columns)

@@ -119,7 +119,7 @@ class RetrievalChoice:
 
     @property
     def compares_fusions(self) -> bool:
-        """Whether the fusion was chosen among several, not given."""
+        """Return whether the fusion was chosen among several rather than given."""
         return len(self.tried_fusions) > 2  # similarity alone and the one
 
     def misfit(self, score_fusion: str, match_weight: float | None, flip: bool) -> str | None:
@@ -140,7 +140,7 @@ class RetrievalChoice:
         return None
 
     def supersedes(self, saved: "RetrievalChoice | None") -> bool:
-        """Whether it can take the place of a saved choice without losing anything that was chosen."""
+        """Return whether this choice can replace a saved one without losing anything that was chosen."""
         return saved is None or (self.flip == saved.flip and self.tried_fusions.keys() >= saved.tried_fusions.keys())
 
     def posterior_weight(self) -> float | None:

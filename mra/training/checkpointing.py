@@ -130,11 +130,11 @@ class Checkpointer:
         self.last_time = time.monotonic()
 
     def is_step_due(self, step: int) -> bool:
-        """Whether a checkpoint falls on this optimizer step by its number."""
+        """Return whether a checkpoint is due at this optimizer step by its number."""
         return self.save_steps is not None and step % self.save_steps == 0
 
     def agree(self, step: int, stop: bool) -> tuple[bool, bool]:
-        """Decides together with the other processes; every process must call this on the same steps.
+        """Decide together with the other processes; every process must call this on the same steps.
 
         Args:
             step: optimizer steps done.
@@ -394,7 +394,7 @@ def keep_aside(accelerator, output_dir: str | Path, epoch: int) -> Path:
 
 
 def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState, scheduler, samples_per_batch) -> None:
-    """Restores a run and warns of arguments that differ from those it was saved with.
+    """Restore a run and warn of arguments that differ from those it was saved with.
 
     Args:
         accelerator: holds what `prepare` returned, `state` and `scheduler`.
@@ -474,7 +474,7 @@ def write_recipe(path: str | Path, recipe: Mapping[str, Any]) -> None:
 
 
 def changed_keys(recipe: Mapping[str, Any], checkpoint: str | Path) -> dict[str, tuple[Any, Any]]:
-    """Arguments that differ from those a checkpoint was written with: name -> (then, now)."""
+    """Return the arguments that differ from those a checkpoint was written with: name -> (then, now)."""
     before = read_mapping(Path(checkpoint) / RECIPE_FILE)
     names = sorted({*before, *recipe} - set(_OF_THE_CALL))
     return {name: (before.get(name), recipe.get(name)) for name in names if before.get(name) != recipe.get(name)}

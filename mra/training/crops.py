@@ -48,7 +48,7 @@ def largest_reduction(crop: Crop, size: tuple[int, int], height: int, width: int
 
 
 def crop_reduced(image: Image.Image, crop: Crop, reduction: int, height: int, width: int) -> Image.Image:
-    """Crops and resizes an image that was decoded at a reduced size; its edges may fall between pixels there.
+    """Crop and resize an image that was decoded at a reduced size, where the edges may fall between pixels.
 
     Args:
         image: from [`decode`].

@@ -84,7 +84,7 @@ class TrainingDataset(torch.utils.data.Dataset):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[Key]) -> list[dict]:
-        """Items of a batch, whose rows are read in one go."""
+        """Return the items of a batch, whose rows are read at once."""
         for key in keys:
             if not isinstance(key, tuple) or len(key) != 2:
                 raise ValueError(
@@ -264,7 +264,7 @@ def _new_batch(*shape: int) -> torch.Tensor:
 
 
 def _check_columns(dataset: Table, caption_columns: tuple[str, ...]) -> bool:
-    """Refuses what is no prepared split; True when rows have one `caption`, False when they have `captions`."""
+    """Return True if rows have one `caption`, False if they have `captions`; refuse a split that was not prepared."""
     layout = SDA_COLUMNS if "caption" in caption_columns else PEDES_COLUMNS
     if isinstance(dataset, (dict, IterableDatasetDict)):
         raise ValueError(f"`dataset` must be one split, got all of {', '.join(dataset)}; pass dataset['train'].")
@@ -324,7 +324,7 @@ def _draw(size: int, kept: int, seed: int) -> np.ndarray:
 
 
 def _caption_pairs(dataset: Table, image_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and caption numbers of every (image, caption) pair of some rows; both `(pairs,)`."""
+    """Return the rows and caption numbers of every (image, caption) pair of some rows; both `(pairs,)`."""
     counts = pc.fill_null(pc.list_value_length(arrow_column(dataset, "captions")), 0).to_numpy()[image_rows]
     if not counts.all():
         raise ValueError(

@@ -126,7 +126,7 @@ def load_for_finetuning(source: str, **overrides) -> MRAForPreTraining:
 
 
 def _fit_bias_tables(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) -> dict[str, torch.Tensor]:
-    """Resizes every table by the stage in its name, so that the order of the names does not matter."""
+    """Resize every table by the stage in its name, so that the order of the names does not matter."""
     fitted = dict(state_dict)
     for name, tensor in state_dict.items():
         if name.endswith(BIAS_TABLE):

@@ -14,7 +14,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def keyed_uniform(seeds: np.ndarray, count: int) -> np.ndarray:
-    """Draws numbers in [0, 1) that depend on the row's seed alone (SplitMix64, Steele et al. 2014).
+    """Draw numbers in [0, 1) that depend on the row's seed alone (SplitMix64, Steele et al. 2014).
 
     Args:
         seeds: `(rows,)` integers.
@@ -95,7 +95,7 @@ class TokenMasker:
         self._replacements = known if mask_padding else known[~self._is_special[known]]
 
     def __call__(self, input_ids: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Masks a batch; row i depends on its ids and on `seeds[i]` alone.
+        """Mask a batch; row i depends on its ids and on `seeds[i]` alone.
 
         Args:
             input_ids: `(batch, length)` integers, [CLS] at position 0.

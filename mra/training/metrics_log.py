@@ -44,7 +44,7 @@ class LossWindow:
         self.samples, self.learning_rate, self.start = 0, None, time.perf_counter()
 
     def pause(self) -> None:
-        """Forgets the time since the last flush, for work that is no training."""
+        """Leave the time since the last flush out of the speed, for work other than training."""
         self.start = time.perf_counter()
 
     def add(self, outputs, batch: dict[str, torch.Tensor], state, samples: int, learning_rate: float) -> None:
@@ -70,7 +70,7 @@ class LossWindow:
         self.learning_rate = learning_rate
 
     def flush(self) -> dict[str, float]:
-        """Averages the window over batches and processes and empties it; every process must call this on the same steps.
+        """Average the window over batches and processes and empty it; every process must call this on the same steps.
 
         Returns:
             Each term, `learning_rate` of the last step and `samples_per_second`.
@@ -202,7 +202,7 @@ def _flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _without_nan(value: Any) -> Any:
-    """Spells what JSON cannot hold as text."""
+    """Replace what JSON cannot hold by text."""
     if isinstance(value, dict):
         return {name: _without_nan(item) for name, item in value.items()}
     if isinstance(value, list):

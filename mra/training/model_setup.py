@@ -91,7 +91,7 @@ def check_clipping(model: MRAForPreTraining, max_grad_norm: float | None) -> Non
 
 
 def compile_layers(model: MRAForPreTraining, **options) -> None:
-    """Compiles each layer of Swin, BERT and fusion in place, so that layers of one kind share what is compiled.
+    """Compile each layer of Swin, BERT and fusion in place, so that layers of one kind share the compiled code.
 
     Names of the weights stay as they are. Swin's layers differ in width and drop rate and texts in length, so that a kind
     of layer is compiled more often than TorchDynamo's own limit of 8. Lengths become dynamic with the second batch.
@@ -139,7 +139,7 @@ def create_processor(args, config: MRAConfig) -> MRAProcessor:
 
 
 def _merge(args, objective: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `MRAConfig` from `model_config` and the arguments that have a name of their own."""
+    """Merge `model_config` with the arguments that have a name of their own into fields of `MRAConfig`."""
     fields = {name: dict(value) if isinstance(value, Mapping) else value for name, value in args.model_config.items()}
     _refuse_unknown(fields)
     _refuse_twice(fields, objective, "")

@@ -16,7 +16,7 @@ _DROPS = {"run": ((0.4, 0.5), (0.7, 0.2)), "warmup": ((4, 0.5), (7, 0.2))}
 
 
 def is_decayed(name: str) -> bool:
-    """Whether weight decay applies to a parameter of `MRAForPreTraining`.
+    """Return whether weight decay applies to a parameter of `MRAForPreTraining`.
 
     Anything with "bias" in its name is spared, so also the relative-position tables, and the norms of the encoders;
     the matching head's norm, the projections' BatchNorm and the temperature are decayed (reference notes,
@@ -28,7 +28,7 @@ def is_decayed(name: str) -> bool:
 
 
 def is_in_part(name: str, part: str, config) -> bool:
-    """Whether a parameter of `MRAForPreTraining` belongs to a named part of the model.
+    """Return whether a parameter of `MRAForPreTraining` belongs to a named part of the model.
 
     The late parts are the last two Swin stages, text-only layers and fusion layers: stages 2-3 and BERT layers 4, 5,
     10 and 11 of the published model. The merging layer before the late stages is not theirs, since the published
@@ -63,7 +63,7 @@ def parameter_groups(
     learning_rate_multiplier: float = 1.0,
     multiplied_parts: tuple[str, ...] | list[str] = (),
 ) -> list[dict]:
-    """Sorts the trained parameters of `MRAForPreTraining` by learning rate and weight decay.
+    """Sort the trained parameters of `MRAForPreTraining` by learning rate and weight decay.
 
     Returns:
         Up to four groups for AdamW: decayed and not at the plain rate, then decayed and not at the multiplied one.

@@ -13,7 +13,7 @@ Key = tuple[int, int]
 
 
 def key_to_seed(purpose: str, *key: int) -> int:
-    """Hashes a purpose and integers to 63 bits, the same on every machine and Python."""
+    """Hash a purpose and integers to 63 bits, the same on every machine and Python."""
     text = ":".join([purpose, *(str(int(part)) for part in key)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
@@ -41,7 +41,7 @@ class KeyedSampler(torch.utils.data.Sampler):
         self.start = 0
 
     def set_position(self, epoch: int, start: int = 0) -> None:
-        """Chooses what the next iteration yields.
+        """Choose what the next iteration yields.
 
         Args:
             epoch: number of the epoch, from 0.
@@ -69,7 +69,7 @@ class KeyedSampler(torch.utils.data.Sampler):
             yield epoch, int(row)
 
     def order(self, epoch: int) -> np.ndarray:
-        """All rows in the order of an epoch, `(num_rows,)`."""
+        """Return all rows in the order of an epoch, `(num_rows,)`."""
         return self._generator(epoch).permutation(self.num_rows)
 
     def _generator(self, epoch: int) -> np.random.Generator:
@@ -107,7 +107,7 @@ class LaneSampler(KeyedSampler):
         self.run_length = max(buffer // lanes, 1)
 
     def order(self, epoch: int) -> np.ndarray:
-        """All rows in the order of an epoch, `(num_rows,)`."""
+        """Return all rows in the order of an epoch, `(num_rows,)`."""
         generator = self._generator(epoch)
         ranks = generator.permutation(self.row_groups.max() + 1)
         rows = np.argsort(ranks[self.row_groups], kind="stable")

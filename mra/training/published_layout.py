@@ -73,12 +73,12 @@ BIAS_TABLE = "relative_position_bias_table"
 
 
 def is_derived_buffer(name: str) -> bool:
-    """Whether a published entry holds no weight but an index or mask that follows from the architecture."""
+    """Return whether a published entry is an index or mask that follows from the architecture instead of a weight."""
     return name.rsplit(".", 1)[-1] in _DERIVED_BUFFERS
 
 
 def shift_downsample(name: str, by: int) -> str:
-    """Renumbers a merging layer: the official Swin ends stage N with it, timm begins stage N + 1."""
+    """Renumber a merging layer: the official Swin ends stage N with it, timm begins stage N + 1."""
     return _DOWNSAMPLE.sub(lambda match: f"{match[1]}{int(match[2]) + by}{match[3]}", name)
 
 
@@ -423,7 +423,7 @@ def to_published(model: MRAForPreTraining) -> dict[str, torch.Tensor]:
 
 
 def resize_bias_table(table: torch.Tensor, window_size: int) -> torch.Tensor:
-    """Resizes a relative-position table with a cubic spline over geometrically spaced distances.
+    """Resize a relative-position table with a cubic spline over geometrically spaced distances.
 
     The source distances grow by a ratio found by bisection in 1.01..1.5 so that they span the target (reference file
     `resize_tables.json`), which keeps near positions finer than far ones.

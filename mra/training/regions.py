@@ -24,12 +24,12 @@ class Crop:
 
     @property
     def width(self) -> int:
-        """Pixels from left to right."""
+        """Return the pixels from left to right."""
         return self.right - self.left
 
     @property
     def height(self) -> int:
-        """Pixels from top to bottom."""
+        """Return the pixels from top to bottom."""
         return self.bottom - self.top
 
 
@@ -85,12 +85,12 @@ def crop_ranges(box: Box, width: int, height: int) -> list[tuple[int, int]]:
 
 
 def draw_crop(box: Box, width: int, height: int, rng: random.Random) -> Crop:
-    """Draws a crop that contains the box; see [`crop_ranges`]."""
+    """Draw a crop that contains the box; see [`crop_ranges`]."""
     return Crop(*(rng.randint(low, high) for low, high in crop_ranges(box, width, height)))
 
 
 def move_box(box: Box, crop: Crop, flip: bool, height: int, width: int) -> Box:
-    """Carries a box along with crop, mirroring and resizing, in this order.
+    """Transform a box like its image: crop, mirror, resize, in this order.
 
     Args:
         box: left, top, width and height in pixels of the original image.

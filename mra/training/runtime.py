@@ -57,7 +57,7 @@ def create_accelerator(args) -> Accelerator:
 
 
 def configure_deepspeed(accelerator: Accelerator, args, checkpoint: Path | None = None) -> None:
-    """Hands DeepSpeed, which steps by itself, what it has to know before `prepare`.
+    """Pass DeepSpeed, which steps by itself, the settings that it needs before `prepare`.
 
     Args:
         accelerator: of any kind; nothing is done for another than DeepSpeed's.
@@ -213,7 +213,7 @@ def group_factor(accelerator: Accelerator, index: int, num_batches: int) -> floa
 
 
 def seed_negatives(generator: torch.Generator, seed: int, micro_step: int, process_index: int) -> torch.Generator:
-    """Seeds the draw of hard negatives from the place in the run alone, so that a resumed run draws the same."""
+    """Seed the draw of hard negatives from the place in the run alone, so that a resumed run draws the same."""
     text = f"{seed} {micro_step} {process_index}".encode()
     return generator.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little"))
 

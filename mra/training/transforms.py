@@ -24,7 +24,7 @@ def draw_erasing(
     scale: tuple[float, float] = ERASING_SCALE,
     ratio: tuple[float, float] = ERASING_RATIO,
 ) -> Crop | None:
-    """Draws the rectangle of random erasing (Zhong et al. 2020), as person re-identification usually sets it.
+    """Draw the rectangle of random erasing (Zhong et al. 2020), as person re-identification usually sets it.
 
     Args:
         height: of the image, in pixels.

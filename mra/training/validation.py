@@ -63,7 +63,7 @@ def selection_metric(metrics: dict[str, dict[str, float]]) -> float:
 
 
 def describe_selection(args) -> str:
-    """How `selection_metric` is measured with an `EvaluationArguments`: figures measured otherwise do not compare."""
+    """Describe how `selection_metric` is measured; only figures measured in the same way compare."""
     how = "by similarity alone"
     if args.eval_rerank_k:
         weight = "" if args.eval_match_weight is None else f" {args.eval_match_weight:g}"

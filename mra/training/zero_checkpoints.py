@@ -20,7 +20,7 @@ _STATES = "pytorch_model"  # folder in which `accelerator.save_state` lets DeepS
 
 
 def is_cut_for_others(accelerator: Accelerator, checkpoint: Path | None) -> bool:
-    """Whether a checkpoint holds ZeRO states of another number of processes than the run has."""
+    """Return whether a checkpoint holds ZeRO states of another number of processes than the run has."""
     if checkpoint is None or accelerator.distributed_type != DistributedType.DEEPSPEED:
         return False
     parts = len(list((checkpoint / _STATES).glob("*_optim_states.pt")))

@@ -119,7 +119,7 @@ def show_status(result: SearchResult) -> str:
 
 
 def show_hits(hits: Sequence[Hit], images: Sequence[Image.Image | None]) -> str:
-    """Results as a grid of buttons; an image that could not be read is None."""
+    """Render results as a grid of buttons; an image that could not be read is None."""
     return f'<div class="mra-grid">{"".join(map(_show_hit, hits, images))}</div>'
 
 

@@ -63,7 +63,7 @@ def measure_distance(
     *,
     batch_size: int = 64,
 ) -> DomainDistance:
-    """Measures how far generated pictures are from those of the target set.
+    """Measure how far generated pictures are from those of the target set.
 
     Args:
         generated, target: PIL images, rows with an "image", or paths; at least two of each.

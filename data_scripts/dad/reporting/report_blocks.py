@@ -28,7 +28,7 @@ _MEASURE_NAMES = {
 
 
 def make_blocks(facts: dict[str, Any], figures: Sequence[tuple[str, str]]) -> list[Block]:
-    """Words the page.
+    """Write the text of the page.
 
     Args:
         facts: what `report.json` holds.

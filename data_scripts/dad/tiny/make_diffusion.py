@@ -108,7 +108,7 @@ def make_parts(channels: Sequence[int], prediction_type: str, seed: int) -> dict
 
 
 def open_residual_path(unet) -> None:
-    """Zeroes the last layer of every residual branch, a usual start of residual networks.
+    """Zero the last layer of every residual branch, a usual start of residual networks.
 
     The UNet then is a short path from its input and the ControlNet's residuals to its output. Through random branches
     that stay frozen, a ControlNet could hardly say anything.
@@ -121,7 +121,7 @@ def open_residual_path(unet) -> None:
 
 
 def fit_autoencoder(vae, images: torch.Tensor, steps: int, seed: int, batch_size: int = 8) -> float:
-    """Fits the autoencoder to images and scales its latents to unit variance.
+    """Fit the autoencoder to images and scale its latents to unit variance.
 
     Args:
         vae: trained in place; its config gets the `scaling_factor`.

@@ -204,7 +204,7 @@ def make_readers(folder: str | Path, names=tuple(MAKERS), seed: int = 0) -> None
 
 
 def train_blip(folder: str | Path, dataset: Dataset, steps: int, seed: int = 0, batch_size: int = 32) -> list[float]:
-    """Trains a BLIP of [`make_blip`] on the captions of a set, and saves it in place.
+    """Train a BLIP of [`make_blip`] on the captions of a set and save it in place.
 
     Args:
         folder: of the model.

@@ -1,5 +1,7 @@
 """Configuration of the MRA text-based person retrieval model: architecture and the choices of the objective."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, PreTrainedConfig
 
@@ -63,7 +65,7 @@ class MRAVisionConfig(PreTrainedConfig):
     drop_path_rate: float | int = 0.1
     layer_norm_eps: float = 1e-5
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         for name in ("image_size", "depths", "num_heads", "window_size"):
             setattr(self, name, list(getattr(self, name)))
         super().__post_init__(**kwargs)
@@ -127,7 +129,7 @@ class MRATextConfig(BertConfig):
 
     num_fusion_layers: int = 6
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if not 0 < self.num_fusion_layers < self.num_hidden_layers:
             raise ValueError(
@@ -217,7 +219,7 @@ class MRAConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
     tie_word_embeddings: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         _check_choice("projection_type", self.projection_type, PROJECTION_TYPES)
         _check_choice("region_features", self.region_features, REGION_FEATURES)

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mra.common.arguments import parse_arguments
 from mra.training.arguments import ConversionArguments, HubArguments
@@ -174,7 +175,7 @@ def _strip_prefixes(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     return state_dict
 
 
-def _plain(value, name: str):
+def _plain(value: Any, name: str) -> Any:
     """Turn NumPy's and torch's numbers, arrays and dtypes in a stored configuration into what JSON can hold.
 
     Raises:

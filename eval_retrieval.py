@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from PIL import Image
+
 from mra.common.arguments import parse_arguments
 from mra.retrieval.arguments import RetrievalArguments
 
@@ -168,7 +170,7 @@ def save_result(
     return written
 
 
-def draw_result(result: RetrievalResult, dataset: Dataset, args: RetrievalArguments):
+def draw_result(result: RetrievalResult, dataset: Dataset, args: RetrievalArguments) -> Image.Image:
     """Draw the final ranking of queries that are evenly spaced over all, so that none is picked by its result."""
     num_queries, dataset = len(result.captions), undecoded(dataset)
     num_rows = min(args.num_queries_in_picture, num_queries)

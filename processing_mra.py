@@ -1,9 +1,11 @@
 """Processor of MRA: deterministic preprocessing of pedestrian crops and captions."""
 
 import re
+from typing import Any
 
+import torch
 from PIL import Image
-from transformers import AutoTokenizer, BatchFeature, BertConfig, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, BertConfig, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 from transformers.utils import logging
@@ -60,7 +62,7 @@ class MRAImageProcessor(TorchvisionBackend):
     do_rescale = True
     do_normalize = True
 
-    def process_image(self, image, do_convert_rgb=None, **kwargs):
+    def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> torch.Tensor:
         """Convert a Pillow image as training does ([`to_rgb`]), and let the library do the rest."""
         if do_convert_rgb and isinstance(image, Image.Image):
             image = to_rgb(image)
@@ -81,14 +83,23 @@ class MRAProcessor(ProcessorMixin):
         ValueError: if `caption_style` is unknown.
     """
 
-    def __init__(self, image_processor, tokenizer, max_text_length=56, caption_style="plain", **kwargs) -> None:
+    def __init__(
+        self,
+        image_processor: MRAImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        max_text_length: int = 56,
+        caption_style: str = "plain",
+        **kwargs: Any,
+    ) -> None:
         if caption_style not in CAPTION_STYLES:
             raise ValueError(f"`caption_style` must be one of {', '.join(CAPTION_STYLES)}, got {caption_style!r}.")
         self.max_text_length = max_text_length
         self.caption_style = caption_style
         super().__init__(image_processor, tokenizer, **kwargs)
 
-    def __call__(self, images=None, text=None, return_tensors="pt", **kwargs) -> BatchFeature:
+    def __call__(
+        self, images: Any = None, text: Any = None, return_tensors: str = "pt", **kwargs: Any
+    ) -> BatchFeature:
         """Prepare images, texts or both.
 
         Args:
@@ -126,7 +137,9 @@ class MRAProcessor(ProcessorMixin):
         return BatchFeature(features)
 
     @classmethod
-    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: str, processor_dict: dict | None = None, **kwargs: Any
+    ) -> Any:
         """Load the parts without config.json, which names code that the Auto classes would ask to trust."""
         return [
             MRAImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),

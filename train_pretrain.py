@@ -13,8 +13,14 @@ An interrupted run goes on with --resume latest. SIGTERM to the training process
 
 from pathlib import Path
 
+from configuration_mra import MRAConfig
 from mra.common.arguments import parse_arguments, resolved_recipe
+from mra.common.tables import Table
 from mra.training.arguments import PRETRAINING as THEMES
+from mra.training.arguments import PretrainDataArguments
+from mra.training.data import TrainingDataset
+from mra.training.order import KeyedSampler
+from processing_mra import MRAProcessor
 
 
 if __name__ == "__main__":
@@ -56,7 +62,9 @@ from mra.training.validation import record_best, validate
 logger = get_logger(__name__)
 
 
-def build_datasets(data, processor, config, seed):
+def build_datasets(
+    data: PretrainDataArguments, processor: MRAProcessor, config: MRAConfig, seed: int
+) -> tuple[TrainingDataset, Table | None]:
     """Build the training set, with regions if they count, and the validation split of another set if one is named."""
     dataset = build_pretraining_dataset(
         load_split(data.dataset, "train", make_streaming(data)),
@@ -78,7 +86,9 @@ def build_datasets(data, processor, config, seed):
     return dataset, validation
 
 
-def build_loader(dataset, sampler, processor, data, seed):
+def build_loader(
+    dataset: TrainingDataset, sampler: KeyedSampler, processor: MRAProcessor, data: PretrainDataArguments, seed: int
+) -> DataLoader:
     """Build a loader of batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
     collator = TrainingCollator(
         processor.tokenizer,

@@ -10,8 +10,11 @@ import random
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from configuration_mra import MRAConfig
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/data.py`
@@ -93,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     show(results, args.json)
 
 
-def make_processor(config) -> MRAProcessor:
+def make_processor(config: MRAConfig) -> MRAProcessor:
     """Return a processor of the model's image size, with the tokenizer of the sample set."""
     height, width = config.vision_config.image_size
     images = MRAImageProcessor(size={"height": height, "width": width})
@@ -101,7 +104,9 @@ def make_processor(config) -> MRAProcessor:
     return MRAProcessor(images, tokenizer, max_text_length=config.max_text_length)
 
 
-def compare(folder: Path, rows, processor, config, seed: int, batch_size: int) -> tuple[dict, dict]:
+def compare(
+    folder: Path, rows: datasets.Dataset, processor: MRAProcessor, config: MRAConfig, seed: int, batch_size: int
+) -> tuple[dict, dict]:
     """Make every batch of one source in each way.
 
     Returns:
@@ -117,7 +122,7 @@ def compare(folder: Path, rows, processor, config, seed: int, batch_size: int) -
         for backend in ("tensor", "pillow")
     }
 
-    def run(way, numbers):
+    def run(way: str, numbers: Sequence[int]):
         if way == "plain":
             return plain.batch(0, numbers)
         return collate(built[way].__getitems__([(0, number) for number in numbers]))
@@ -158,7 +163,9 @@ def token_difference(ours: dict, plain: dict) -> float:
     return largest
 
 
-def write_source(folder: Path, sizes, count: int, max_text_length: int, seed: int) -> list[dict]:
+def write_source(
+    folder: Path, sizes: Sequence[tuple[int, int]], count: int, max_text_length: int, seed: int
+) -> list[dict]:
     """Draw pictures of one kind of source and write them as files and as a prepared Parquet file.
 
     Args:

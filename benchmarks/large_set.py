@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     show(results, args.json)
 
 
-def measure(folder: Path, cache: Path, streamed: bool, args) -> dict[str, float]:
+def measure(folder: Path, cache: Path, streamed: bool, args: LargeSetBenchmark) -> dict[str, float]:
     """Open the set and reads batches from it.
 
     Returns:

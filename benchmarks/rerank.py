@@ -60,10 +60,10 @@ def main(argv: list[str] | None = None) -> None:
     padded, mask, texts, images = make_encodings(model.config, queries, gallery, args.image_batch_size, dtype)
     top_indices = torch.rand(queries, gallery).topk(k).indices
 
-    def ours():
+    def ours() -> torch.Tensor:
         return rerank(model, texts, images, top_indices, batch_size=args.batch_size, dtype=dtype)[0]
 
-    def plain():
+    def plain() -> torch.Tensor:
         with forward_context(model, dtype):
             return plain_rerank(
                 model,
@@ -122,7 +122,7 @@ def make_model(config: MRAConfig) -> MRAModel:
     return model
 
 
-def make_encodings(config, queries: int, gallery: int, image_batch_size: int, dtype: torch.dtype):
+def make_encodings(config: MRAConfig, queries: int, gallery: int, image_batch_size: int, dtype: torch.dtype):
     """Random encodings of captions of different lengths and of images with one view.
 
     Returns:
@@ -156,10 +156,10 @@ def multiply_adds(config: MRAConfig, lengths: torch.Tensor, gallery: int, k: int
     square, feed_forward = width * width, 2 * width * text.intermediate_size
     keys_values = 2 * tokens * config.vision_config.hidden_size * width
 
-    def self_attention(length):
+    def self_attention(length: int) -> int:
         return 4 * length * square + 2 * length**2 * width
 
-    def cross_attention(length):
+    def cross_attention(length: int) -> int:
         return 2 * length * square + 2 * length * tokens * width
 
     padded = config.max_text_length

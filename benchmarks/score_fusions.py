@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps({"benchmark": "score_fusions"} | settings | {"choices": choices, "results": results}))
 
 
-def evaluate(model: str, split, args: ScoreFusionBenchmark) -> RetrievalResult:
+def evaluate(model: str, split: str, args: ScoreFusionBenchmark) -> RetrievalResult:
     """Evaluate a model with re-ranking on one split."""
     loaded = load_model(model, args.attn_implementation)
     return evaluate_retrieval(loaded, load_processor(model), split, rerank_k=args.rerank_k)

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     show(results, args.json)
 
 
-def measure_pictures(folder: Path, model: str, args) -> dict:
+def measure_pictures(folder: Path, model: str, args: SearchBenchmark) -> dict:
     """Time the build and the stages of a search that re-ranks every picture, with tokens cached and encoded again."""
     generator = np.random.default_rng(args.seed)
     (folder / "pictures").mkdir()
@@ -102,7 +102,7 @@ def measure_pictures(folder: Path, model: str, args) -> dict:
     return results
 
 
-def measure_vectors(folder: Path, args) -> dict:
+def measure_vectors(folder: Path, args: SearchBenchmark) -> dict:
     """Time writing, opening and searching an embedded index, and compare it with exact search."""
     vectors, queries = make_vectors(args.vectors, args.dim, args.queries, args.seed)
     before = peak_memory(torch.device("cpu"))

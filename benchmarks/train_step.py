@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from configuration_mra import MRAConfig
+
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/train_step.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -149,7 +151,7 @@ class Benchmark:
         config, size = self.model.config, len(self.batch["input_ids"])
         generator = torch.Generator(self.device).manual_seed(0)
 
-        def random(*shape):
+        def random(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, device=self.device, generator=generator)
 
         images = random(size, 1 + config.vision_config.num_patches, config.vision_config.hidden_size).requires_grad_()
@@ -158,7 +160,14 @@ class Benchmark:
         image_embeds, *text_embeds = (nn.functional.normalize(random(size, config.projection_dim)) for _ in range(3))
         return images, texts, image_embeds, text_embeds
 
-    def plain_fusion_loss(self, images, texts, image_embeds, text_embeds, generator) -> torch.Tensor:
+    def plain_fusion_loss(
+        self,
+        images: torch.Tensor,
+        texts,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
         """Three passes through the fusion layers that share nothing."""
         model, batch = self.model, self.batch
         loss = plain_mlm_loss(model, images, batch["mlm_input_ids"], batch["attention_mask"], batch["labels"])
@@ -167,7 +176,14 @@ class Benchmark:
             loss = loss + plain_itm_loss(model.mra, images, states, batch[f"{prefix}attention_mask"], *negatives)
         return loss
 
-    def fusion_loss(self, images, texts, image_embeds, text_embeds, generator) -> torch.Tensor:
+    def fusion_loss(
+        self,
+        images: torch.Tensor,
+        texts,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
         """Do what `MRAForPreTraining.forward` does with encoded images and captions, contrastive loss included."""
         model, batch = self.model, self.batch
         mask, identities = batch["attention_mask"], batch["identity_ids"]
@@ -198,7 +214,7 @@ class Benchmark:
         return max((plain[name] - ours[name]).abs().item() for name in LOSSES)
 
 
-def make_batch(config, batch_size: int) -> dict:
+def make_batch(config: MRAConfig, batch_size: int) -> dict:
     """Return captions of random words and realistic lengths from the collator of the training scripts."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     words = [word for word in tokenizer.get_vocab() if word.isalpha()]
@@ -221,7 +237,7 @@ def make_batch(config, batch_size: int) -> dict:
     return TrainingCollator(tokenizer, config.max_text_length)(examples)
 
 
-def memory_in_another_process(variant: str, args) -> int:
+def memory_in_another_process(variant: str, args: TrainStepBenchmark) -> int:
     """Return the bytes that one step, weights and gradients included, adds to a process that only imported its libraries."""
     names = ("batch_size", "checkpointing", "device", "dtype", "threads")
     options = [f"--{name}={getattr(args, name)}" for name in names]

@@ -175,10 +175,10 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
             digest.update(Path(self._digests, chunk.name).read_bytes())
         return digest.hexdigest()
 
-    def _info(self):
+    def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(features=self.FEATURES)
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         splits = []
         for name, chunks in self.chunks.items():
             split = datasets.SplitGenerator(name=name, gen_kwargs={"chunks": chunks})
@@ -186,7 +186,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
             splits.append(split)
         return splits
 
-    def _generate_examples(self, chunks):
+    def _generate_examples(self, chunks: list[Chunk]) -> Iterator[tuple[Any, dict[str, Any]]]:
         if os.getpid() != self.main_process:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers for all
         key = 0
@@ -199,7 +199,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
                 key += 1
             Path(self._digests, chunk.name).write_bytes(digest.digest())
 
-    def _prepare_split_single(self, *args, **kwargs):
+    def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Any:
         try:
             yield from super()._prepare_split_single(*args, **kwargs)
         except datasets.exceptions.DatasetGenerationError as error:
@@ -216,7 +216,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
             raise RuntimeError("another process has stopped")
 
 
-def _add_to_digest(digest, example: dict) -> None:
+def _add_to_digest(digest: Any, example: dict) -> None:
     image = example["image"]
     values = json.dumps({**example, "image": [image["path"], len(image["bytes"])]}, sort_keys=True)
     digest.update(f"{len(values)}:{values}".encode())

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from data_scripts.annotation_builder import AnnotationBuilder, Chunk
+from data_scripts.annotation_builder import AnnotationBuilder, Chunk, RejectedRows
 from data_scripts.image_files import ImageRoot, RootSearch, with_slashes
 from data_scripts.json_rows import json_files, read_rows
 from data_scripts.pedes_layouts import CSV, DATASETS, AnnotatedImage, camera_of, find_sources, read_images
@@ -54,7 +54,14 @@ class SdaBuilder(AnnotationBuilder):
 
     FEATURES = SDA_FEATURES
 
-    def __init__(self, annotations, images, rejected, scratch, follow_symlinks: bool = False) -> None:
+    def __init__(
+        self,
+        annotations: str | Path,
+        images: str | Path,
+        rejected: RejectedRows,
+        scratch: str | Path,
+        follow_symlinks: bool = False,
+    ) -> None:
         super().__init__(rejected, scratch)
         self._num_chunks = 0
         self._open_rows: tuple[str, int, Iterator] | None = None
@@ -156,7 +163,15 @@ class PedesBuilder(AnnotationBuilder):
 
     FEATURES = PEDES_FEATURES
 
-    def __init__(self, dataset, annotations, images, rejected, scratch, follow_symlinks: bool = False) -> None:
+    def __init__(
+        self,
+        dataset: str,
+        annotations: str | Path,
+        images: str | Path,
+        rejected: RejectedRows,
+        scratch: str | Path,
+        follow_symlinks: bool = False,
+    ) -> None:
         super().__init__(rejected, scratch)
         self.sources = find_sources(annotations, dataset)
         for error in self.sources.unreadable:
@@ -218,7 +233,7 @@ class PedesBuilder(AnnotationBuilder):
             image = next((value[name] for name in ("image", "file_path", "img_path", "path") if name in value), None)
         self.rejected.add("00000000", file, row, image, error)
 
-    def _find_root(self, folder, splits, dataset: str, follow_symlinks: bool) -> ImageRoot:
+    def _find_root(self, folder: str | Path, splits: dict[str, int], dataset: str, follow_symlinks: bool) -> ImageRoot:
         names = ("images",) if dataset == CSV else ("imgs", DATASETS[dataset], f"{DATASETS[dataset]}/imgs")
         search = RootSearch(folder, names, self.sources.files[0].layout.image, follow_symlinks)
         for rows in splits.values():
@@ -226,7 +241,7 @@ class PedesBuilder(AnnotationBuilder):
                 search.look(image.file, image.texts[0][0], image.path)
         return search.choose()
 
-    def _note_repeated(self, splits) -> None:
+    def _note_repeated(self, splits: dict[str, int]) -> None:
         owners: dict[str, str] = {}
         repeated = across = 0
         for split, images in splits.items():

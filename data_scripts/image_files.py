@@ -146,7 +146,7 @@ class ImageRoot:
                 )
         return located
 
-    def _refuse_other_rules(self, path: str, readings, located: str | None, field: str) -> None:
+    def _refuse_other_rules(self, path: str, readings: Any, located: str | None, field: str) -> None:
         """Refuse a path that another rule leads to another file than the rule of all paths."""
         for rule in self.rules_for(readings):
             other = self.find(rule, readings) if rule != self.rule else None

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data_scripts.text_files import SAVE_AS_UTF8, UnreadableFile, name_bad_byte, name_other_kind, open_text
 
@@ -36,7 +36,7 @@ class UnreadableJson(UnreadableFile):
 class _Text:
     """A file's text, of which only a window is in memory."""
 
-    def __init__(self, file) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.window = ""
         self.start = 0

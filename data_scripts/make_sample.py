@@ -8,11 +8,12 @@ import json
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 
 if __name__ == "__main__" and not __package__:  # run as `python data_scripts/make_sample.py`
@@ -59,7 +60,7 @@ def _draw_all(crops: list[Crop], folder: Path, num_proc: int) -> None:
             crop.parts = parts
 
 
-def box_of(edges, rng: random.Random, jitter: float = 0.008) -> list[float]:
+def box_of(edges: Sequence[float], rng: random.Random, jitter: float = 0.008) -> list[float]:
     """Return a part's extent in the words of a detector.
 
     Args:
@@ -133,7 +134,7 @@ def _pedes_rows(crops: list[Crop]) -> Iterator[tuple[str, list[dict]]]:
         yield f"finetune/cuhk_{split}.json", rows
 
 
-def _write_json(path: Path, value) -> None:
+def _write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")
 
@@ -212,7 +213,7 @@ def sample_texts(config: SampleConfig | None = None) -> Iterator[str]:
             yield from (caption.text for caption in crop.captions)
 
 
-def train_vocabulary(texts, size: int = VOCABULARY_SIZE) -> list[str]:
+def train_vocabulary(texts: Iterable[str], size: int = VOCABULARY_SIZE) -> list[str]:
     """Train an uncased WordPiece vocabulary that can spell any lower-case ASCII word.
 
     Args:

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from data_scripts.annotation_builder import RejectedRows
 from data_scripts.csv_rows import read_csv_rows
 from data_scripts.image_files import path_readings, with_slashes
 from data_scripts.json_rows import UnreadableJson, json_files, read_rows
@@ -279,7 +280,7 @@ def split_of(source: Source) -> str:
     )
 
 
-def read_images(source: Source, rejected) -> Iterator[tuple[str, AnnotatedImage]]:
+def read_images(source: Source, rejected: RejectedRows) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read a file, rows of the same image joined; images are looked for later.
 
     Args:

@@ -143,7 +143,14 @@ def _measure(folder: Path, split: str) -> Size:
     return Size(images, captions, len(np.unique(np.concatenate(people))))
 
 
-def _report(dataset: str, options, sizes: dict[str, Size], counts: Counter, notes: list[str], seconds: float) -> None:
+def _report(
+    dataset: str,
+    options: PreparationArguments,
+    sizes: dict[str, Size],
+    counts: Counter,
+    notes: list[str],
+    seconds: float,
+) -> None:
     rows = sum(size.images for size in sizes.values()) + sum(counts.values())
     print(f"{options.output}: {TITLES[dataset]}, {rows:,} rows in {seconds:.1f} s ({rows / seconds:,.0f} rows/s)")
     for split, size in sizes.items():

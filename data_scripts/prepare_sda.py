@@ -6,6 +6,8 @@ mra prepare sda --annotations data/sda --images images/SDA --output data/arrow/s
 import sys
 from pathlib import Path
 
+from data_scripts.annotation_builder import RejectedRows
+
 
 if __name__ == "__main__" and not __package__:  # run as `python data_scripts/prepare_sda.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -21,7 +23,7 @@ def main(argv: list[str] | None = None, program: str = "prepare_sda") -> None:
     from data_scripts.builders import SdaBuilder
     from data_scripts.preparation import prepare, run
 
-    def make_builder(rejected, scratch):
+    def make_builder(rejected: RejectedRows, scratch: str | Path) -> SdaBuilder:
         return SdaBuilder(options.annotations, options.images, rejected, scratch, options.follow_symlinks)
 
     run(program, lambda: prepare("sda", options, make_builder), options.output)

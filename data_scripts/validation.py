@@ -27,7 +27,7 @@ class RowError(ValueError):
         self.problem = problem
         self.mend = mend
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return type(self), (self.field, self.reason, self.problem, self.mend)  # on its way to another process
 
     def describe(self, file: str | Path, row: int) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from tqdm.auto import tqdm
 
 from data_scripts.dad.command import run_stage
+from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.files import to_lines, write_whole
 from data_scripts.dad.language.attribute_edits import AttributeEditor
 from data_scripts.dad.language.word_list import load_vocabulary
@@ -108,7 +109,7 @@ def make_rows(captions: list[list[str]], persons: list[int], maker: PromptMaker,
             prompt_id += 1
 
 
-def run(config) -> None:
+def run(config: FactoryConfig) -> None:
     """Write the prompts that the configuration asks for, unless they are there."""
     stage = begin_stage(config, "augment", splits=False)
     if stage.is_finished:

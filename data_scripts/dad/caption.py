@@ -9,12 +9,13 @@ from typing import Any
 
 from data_scripts.dad.captioners import Captioner, clean_style
 from data_scripts.dad.command import run_stage
+from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.reading import DTYPES, open_picture, read_batches
 from data_scripts.dad.stage_folders import begin_stage, read_stage_rows
 from mra.common.arguments import require
 
 
-def run(config) -> None:
+def run(config: FactoryConfig) -> None:
     """Caption the images that have no caption yet."""
     section = config.caption
     require(section.model is not None, "caption.model", "a captioner's folder or Hub id", section.model)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
+from transformers import BatchFeature
 
 from data_scripts.dad.reading import load_pretrained
 
@@ -88,7 +89,7 @@ class Captioner:
         text = " ".join(text.split())
         return _PARTED_HYPHEN.sub("-", text) if self.parts_hyphens else text
 
-    def _inputs(self, images: list[Image.Image]):
+    def _inputs(self, images: list[Image.Image]) -> BatchFeature:
         if self.kind == "chat":
             question = {"type": "text", "text": self.prompt}
             chats = [[{"role": "user", "content": [{"type": "image", "image": image}, question]}] for image in images]

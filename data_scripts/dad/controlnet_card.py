@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import yaml
+from accelerate import Accelerator
 from huggingface_hub import ModelCardData
+from torch import nn
 
+from data_scripts.dad.config import FactoryConfig
 from mra.common.cards import fill_card
 from mra.common.command_line import writing_to
 from mra.common.files import whole_folder
@@ -13,7 +16,7 @@ from mra.common.files import whole_folder
 _TEMPLATE = Path(__file__).parent / "templates" / "controlnet_card.md"
 
 
-def build_controlnet_card(config, step: int, errors: dict[int, float]) -> str:
+def build_controlnet_card(config: FactoryConfig, step: int, errors: dict[int, float]) -> str:
     """Write the card.
 
     Args:
@@ -49,7 +52,7 @@ def build_controlnet_card(config, step: int, errors: dict[int, float]) -> str:
     )
 
 
-def save_controlnet(accelerator, controlnet, folder: str | Path, card: str) -> None:
+def save_controlnet(accelerator: Accelerator, controlnet: nn.Module, folder: str | Path, card: str) -> None:
     """Write a ControlNet for `from_pretrained`; every process must call this.
 
     Args:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -44,7 +45,9 @@ class PhraseDetector:
         ValueError: if there is no such model, or its scores cannot be told apart by phrase.
     """
 
-    def __init__(self, name: str, argument: str, dtype=torch.float32, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, name: str, argument: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> None:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
         model = load_pretrained(AutoModelForZeroShotObjectDetection, name, argument, dtype=dtype)
@@ -66,12 +69,12 @@ class PhraseDetector:
         detect = self._detect_by_tokens if self.kind in TOKEN_MODELS else self._detect_by_queries
         return detect(list(images), [[phrase.lower() for phrase in own] for own in phrases])
 
-    def _forward(self, images, text, **options):
+    def _forward(self, images: Sequence[Image.Image], text: Any, **options: Any) -> tuple[Any, Any]:
         inputs = self.processor(images=images, text=text, return_tensors="pt", **options).to(self.model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         return inputs, self.model(**inputs)
 
-    def _detect_by_tokens(self, images, phrases) -> list[PhraseBoxes]:
+    def _detect_by_tokens(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[PhraseBoxes]:
         texts = [". ".join(own) + "." for own in phrases]
         inputs, outputs = self._forward(images, texts, padding=True)
         scores = outputs.logits.float().sigmoid().cpu()  # (images, boxes, max_text_len), 0 past the text
@@ -88,7 +91,7 @@ class PhraseDetector:
             found.append(PhraseBoxes(cut_at_edges(own_boxes), torch.stack(by_phrase, dim=1), own_scores.amax(dim=1)))
         return found
 
-    def _detect_by_queries(self, images, phrases) -> list[PhraseBoxes]:
+    def _detect_by_queries(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[PhraseBoxes]:
         options = {"padding": "max_length", "truncation": True}  # these read texts of a fixed length
         _, outputs = self._forward(images, phrases, **options)
         scores = outputs.logits.float().sigmoid().cpu()  # (images, boxes, most phrases)
@@ -142,7 +145,7 @@ class PersonDetector:
         ValueError: if there is no such model, or it does not know persons.
     """
 
-    def __init__(self, name: str, dtype=torch.float32, device: str | torch.device = "cpu") -> None:
+    def __init__(self, name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
         argument = "filter.person_model"
@@ -171,7 +174,7 @@ class PersonDetector:
             found = self._detect(list(images))
         return [_list_persons(boxes, scores) for boxes, scores in found]
 
-    def _detect(self, images) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _detect(self, images: Sequence[Image.Image]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         inputs = self.processor(images=images, return_tensors="pt").to(self.model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         outputs = self.model(**inputs)

@@ -193,7 +193,7 @@ def to_pixels(image: Image.Image, image_size: list[int]) -> torch.Tensor:
     return F.to_dtype(torch.from_numpy(np.array(resized)).permute(2, 0, 1), torch.float32, scale=True)
 
 
-def to_latents(vae, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def to_latents(vae: Any, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Draw the latents of images.
 
     Args:
@@ -205,7 +205,9 @@ def to_latents(vae, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return (posterior.mean + posterior.std * noise.to(vae.dtype)) * vae.config.scaling_factor
 
 
-def training_target(scheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+def training_target(
+    scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
     """Return what the denoiser must predict under the scheduler's `prediction_type`.
 
     Raises:

@@ -7,12 +7,14 @@ checks come first; models, if any are named, see what passed them. The paper dro
 thresholds are not published; nothing here is tuned to that figure.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from data_scripts.dad.command import run_stage
+from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.detectors import PersonDetector
 from data_scripts.dad.files import read_json, to_lines, write_json, write_whole
 from data_scripts.dad.filter_rules import (
@@ -26,6 +28,7 @@ from data_scripts.dad.filter_rules import (
 )
 from data_scripts.dad.image_checks import load_picture, measure_image, perceptual_hash
 from data_scripts.dad.reading import DTYPES, choose_rows, open_picture, read_batches
+from data_scripts.dad.row_parts import RowParts
 from data_scripts.dad.sections import FilterSection
 from data_scripts.dad.stage_folders import Stage, begin_stage, read_stage_rows
 from data_scripts.dad.target_set import load_target, read_target
@@ -39,7 +42,7 @@ PUBLISHED_SHARE = "10.63%"
 _SHEET_PICTURES = 6  # of each reason
 
 
-def run(config) -> None:
+def run(config: FactoryConfig) -> None:
     """Score the remaining images; decide and report once all are scored."""
     section = config.filter
     stage = begin_stage(config, "filter")
@@ -108,7 +111,7 @@ class _Scorer:
         return rows
 
 
-def _calibrate(config, stage: Stage, scorer: _Scorer) -> dict[str, Any]:
+def _calibrate(config: FactoryConfig, stage: Stage, scorer: _Scorer) -> dict[str, Any]:
     """Return the thresholds, from the target's train images on the first run and from thresholds.json afterwards."""
     section, path = config.filter, stage.work.thresholds
     if stage.state.is_main_process and not path.exists():
@@ -133,7 +136,14 @@ def _measure_target(dataset: Dataset, scorer: _Scorer, section: FilterSection) -
 # Decision
 
 
-def _write_decision(stage: Stage, rows, scores, thresholds, decision: Decision, section: FilterSection) -> None:
+def _write_decision(
+    stage: Stage,
+    rows: RowParts,
+    scores: RowParts,
+    thresholds: Mapping[str, Any],
+    decision: Decision,
+    section: FilterSection,
+) -> None:
     dropped = [
         {
             "prompt_id": scores[place]["prompt_id"],
@@ -203,7 +213,7 @@ def describe(summary: dict[str, Any], has_sheet: bool = True) -> str:
     return "\n".join([*lines, "", *(["![Dropped images by reason](dropped.jpg)", ""] if has_sheet else [])])
 
 
-def _draw_dropped(stage: Stage, rows, scores, decision: Decision, section: FilterSection):
+def _draw_dropped(stage: Stage, rows: RowParts, scores: RowParts, decision: Decision, section: FilterSection):
     sheet: list[TileRow] = []
     for check in CHECKS:
         places = [place for place, reasons in enumerate(decision.reasons) if reasons[:1] == [check]]

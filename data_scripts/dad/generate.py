@@ -9,11 +9,13 @@ processes, or a run that was killed and started again, gives the same images.
 
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from data_scripts.dad.command import run_stage
+from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.diffusion import Conditions, import_diffusers, load_base
 from data_scripts.dad.files import write_whole
 from data_scripts.dad.reading import DTYPES
@@ -36,7 +38,7 @@ def choose_prompts(rows: list[dict], num_images: int | None) -> list[dict]:
     return [rows[index * len(rows) // count] for index in range(count)]
 
 
-def load_pipeline(config, controlnet: str | Path, device: torch.device):
+def load_pipeline(config: FactoryConfig, controlnet: str | Path, device: torch.device) -> Any:
     """Load what draws the images.
 
     Raises:
@@ -53,7 +55,9 @@ def load_pipeline(config, controlnet: str | Path, device: torch.device):
     return pipeline.to(device, DTYPES[section.dtype])
 
 
-def draw_batch(pipeline, batch: list[dict], conditions: Conditions, config, folder: Path) -> list[dict]:
+def draw_batch(
+    pipeline: Any, batch: list[dict], conditions: Conditions, config: FactoryConfig, folder: Path
+) -> list[dict]:
     """Draw the images of one batch, write each whole or not at all, and return their rows."""
     section = config.generate
     seeds = [key_to_seed("image", config.common.seed, row["prompt_id"]) for row in batch]
@@ -69,7 +73,7 @@ def draw_batch(pipeline, batch: list[dict], conditions: Conditions, config, fold
     return rows
 
 
-def run(config) -> None:
+def run(config: FactoryConfig) -> None:
     """Draw the images of the configuration that are still missing."""
     common, section = config.common, config.generate
     stage = begin_stage(config, "generate")

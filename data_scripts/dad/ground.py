@@ -14,6 +14,7 @@ import torch
 from torchvision.ops import box_convert, box_iou, nms
 
 from data_scripts.dad.command import run_stage
+from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.detectors import PhraseBoxes, PhraseDetector
 from data_scripts.dad.files import write_whole
 from data_scripts.dad.language.noun_phrases import NounPhrase, find_noun_phrases, specificity
@@ -32,7 +33,7 @@ class Region:
     score: float
 
 
-def run(config) -> None:
+def run(config: FactoryConfig) -> None:
     """Ground the remaining images, and write the annotations once all are grounded."""
     section = config.ground
     require(section.model is not None, "ground.model", "a zero-shot detector's folder or Hub id", section.model)

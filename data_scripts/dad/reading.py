@@ -18,7 +18,7 @@ from mra.training.order import key_to_seed
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def load_pretrained(cls, name: str, argument: str, **options: Any):
+def load_pretrained(cls, name: str, argument: str, **options: Any) -> Any:
     """Load a model or processor from a folder or the Hub.
 
     Raises:
@@ -73,7 +73,7 @@ def read_batches(
     return stage.merge_rows(parts, len(rows))
 
 
-def _missing(stage: Stage, rows: Sequence[dict], batch_size: int, done) -> list[list[dict]]:
+def _missing(stage: Stage, rows: Sequence[dict], batch_size: int, done: set) -> list[list[dict]]:
     own = stage.shard.own(cut_batches(len(rows), batch_size))
     batches = [[rows[place] for place in batch] for batch in own]
     return [batch for batch in batches if any(row["prompt_id"] not in done for row in batch)]

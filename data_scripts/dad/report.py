@@ -16,6 +16,7 @@ import numpy as np
 from datasets import Dataset
 
 from data_scripts.dad.command import run_stage
+from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.files import read_json, write_json, write_whole
 from data_scripts.dad.image_checks import load_picture
 from data_scripts.dad.language.noun_phrases import find_noun_phrases
@@ -36,7 +37,7 @@ _FREQUENT = 12  # words and phrases to show
 _WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)*")
 
 
-def run(config) -> None:
+def run(config: FactoryConfig) -> None:
     """Write the page again at every call, because the stages may have changed since the last one."""
     state, work = process_state(), WorkFolder(Path(config.common.work_dir))
     manifests = {name: read_finished(work, name) for name in _NEEDED}
@@ -129,7 +130,7 @@ def describe_regions(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _measure_distances(
-    config, work: WorkFolder, target: Dataset, extractor: FeatureExtractor
+    config: FactoryConfig, work: WorkFolder, target: Dataset, extractor: FeatureExtractor
 ) -> dict[str, dict | None]:
     """Return the distances of what was kept, of all that was generated, and of one half of the target from the other."""
     seed, limit = config.common.seed, config.report.images
@@ -157,7 +158,9 @@ def _distance(generated: Sequence, target: Sequence, extractor: FeatureExtractor
 # Contact sheets
 
 
-def _draw_sheets(config, work: WorkFolder, target: Dataset, regions: Sequence[dict]) -> list[tuple[str, str]]:
+def _draw_sheets(
+    config: FactoryConfig, work: WorkFolder, target: Dataset, regions: Sequence[dict]
+) -> list[tuple[str, str]]:
     """Draw the sheets and return their paths relative to the page, and what they show."""
     folder, seed = work.folder("report"), config.common.seed
     figures = []

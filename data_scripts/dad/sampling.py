@@ -17,7 +17,9 @@ _SCHEDULERS = {
 }
 
 
-def make_pipeline(base: BaseModel, controlnet: Any, scheduler: str, safety_checker: Any = None, extractor: Any = None):
+def make_pipeline(
+    base: BaseModel, controlnet: Any, scheduler: str, safety_checker: Any = None, extractor: Any = None
+) -> Any:
     """Put the parts together for drawing.
 
     Args:
@@ -65,7 +67,7 @@ def load_safety_checker(name: str, revision: str | None) -> tuple[Any, Any]:
 
 
 def draw(
-    pipeline, prompts: list[str], seeds: list[int], conditions: torch.Tensor, section: GenerateSection
+    pipeline: Any, prompts: list[str], seeds: list[int], conditions: torch.Tensor, section: GenerateSection
 ) -> list[Image.Image]:
     """Draw one image a prompt, each from a generator of its own.
 

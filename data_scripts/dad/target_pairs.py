@@ -7,6 +7,7 @@ import re
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from data_scripts.dad.diffusion import BaseModel, Conditions, to_pixels
 from data_scripts.dad.target_set import read_target
@@ -103,20 +104,20 @@ class DenoisingPairs(torch.utils.data.Dataset):
         }
 
 
-def encode_prompts(tokenizer, prompts: list[str]) -> torch.Tensor:
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> torch.Tensor:
     """Token ids `(prompts, longest length)`, padded and cut to the length that the text encoder takes."""
     return tokenizer(
         prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
     ).input_ids
 
 
-def count_cut(tokenizer, prompts: list[str]) -> int:
+def count_cut(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> int:
     """Count the prompts that are longer than the text encoder reads; their ends are lost."""
     lengths = tokenizer(prompts, padding=False, truncation=False, verbose=False)["input_ids"] if prompts else []
     return sum(len(ids) > tokenizer.model_max_length for ids in lengths)
 
 
-def warn_of_cut(tokenizer, texts: list[str], name: str, effect: str) -> None:
+def warn_of_cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], name: str, effect: str) -> None:
     """Warn of the texts that the text encoder truncates: how many, which, and the consequence."""
     cut = count_cut(tokenizer, texts)
     if cut:

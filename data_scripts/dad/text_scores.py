@@ -20,7 +20,7 @@ class TextScorer:
         ValueError: if there is no such model, or it has no common space.
     """
 
-    def __init__(self, name: str, dtype=torch.float32, device: str | torch.device = "cpu") -> None:
+    def __init__(self, name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
         from transformers import AutoModel, AutoProcessor
 
         argument = "filter.score_model"

@@ -9,19 +9,24 @@ The same command goes on after an interruption. SIGTERM saves a checkpoint and e
 """
 
 import signal
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
+from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from data_scripts.dad.command import run_stage
+from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.controlnet_card import build_controlnet_card, save_controlnet
-from data_scripts.dad.diffusion import Conditions, create_controlnet, load_base, to_latents, training_target
+from data_scripts.dad.diffusion import BaseModel, Conditions, create_controlnet, load_base, to_latents, training_target
 from data_scripts.dad.files import write_whole
-from data_scripts.dad.stage_folders import begin_stage
+from data_scripts.dad.sections import TrainSection
+from data_scripts.dad.stage_folders import Stage, begin_stage
 from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs, warn_of_cut
 from data_scripts.dad.target_set import load_target
 from data_scripts.dad.training_validation import Validation, read_errors
@@ -48,7 +53,9 @@ logger = get_logger(__name__)
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def split_arguments(train, seed, output_dir):
+def split_arguments(
+    train: TrainSection, seed: int, output_dir: str | Path
+) -> tuple[RunArguments, OptimizationArguments]:
     """Return the section as the arguments that the helpers of the training scripts take."""
     run = RunArguments(
         output_dir=str(output_dir),
@@ -74,7 +81,7 @@ def split_arguments(train, seed, output_dir):
     return run, optim
 
 
-def build_loader(dataset, sampler, train, seed):
+def build_loader(dataset: DenoisingPairs, sampler: KeyedSampler, train: TrainSection, seed: int) -> DataLoader:
     """Build a loader of batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
     return DataLoader(
         dataset,
@@ -88,7 +95,7 @@ def build_loader(dataset, sampler, train, seed):
     )
 
 
-def denoising_errors(controlnet, base, batch):
+def denoising_errors(controlnet: nn.Module, base: BaseModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Squared error of each pair's prediction, meant over its latents: `(batch,)`.
 
     Args:
@@ -114,7 +121,7 @@ def denoising_errors(controlnet, base, batch):
     return F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
 
 
-def push_once(stage, config) -> None:
+def push_once(stage: Stage, config: FactoryConfig) -> None:
     """Push the trained ControlNet if requested and not done yet, also if an earlier run trained it."""
     train, finished = config.train, stage.manifest["finished"]
     if not train.push_to_hub or finished.get("pushed_to") == train.hub_model_id:
@@ -127,7 +134,7 @@ def push_once(stage, config) -> None:
     stage.finish(**finished | {"pushed_to": train.hub_model_id})
 
 
-def run(config) -> None:
+def run(config: FactoryConfig) -> None:
     """Trains, or goes on training, what the configuration names."""
     # Parse
     common, train = config.common, config.train

@@ -4,17 +4,20 @@ import io
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from PIL import Image
+from torch import nn
 from torch.utils.data import default_collate
 
-from data_scripts.dad.diffusion import Conditions
+from data_scripts.dad.config import FactoryConfig
+from data_scripts.dad.diffusion import BaseModel, Conditions
 from data_scripts.dad.files import write_whole
 from data_scripts.dad.sampling import draw, make_pipeline
 from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs
 from data_scripts.dad.target_set import load_target
 from mra.common.sharding import Shard, cut_batches
-from mra.training.metrics_log import METRICS_FILE, read_records
+from mra.training.metrics_log import METRICS_FILE, MetricsLog, read_records
 from mra.training.order import key_to_seed
 
 
@@ -35,7 +38,9 @@ class Validation:
         errors: gives each pair's error from ControlNet, base and batch.
     """
 
-    def __init__(self, accelerator, base, config, folder, errors) -> None:
+    def __init__(
+        self, accelerator: Accelerator, base: BaseModel, config: FactoryConfig, folder: Path, errors: dict[int, float]
+    ) -> None:
         self.accelerator, self.base, self.config, self.errors = accelerator, base, config, errors
         self.folder = Path(folder)
         self.dataset = self._make_dataset()
@@ -63,7 +68,7 @@ class Validation:
         every = self.config.train.validation_steps
         return step == total_steps or (every is not None and step % every == 0)
 
-    def run(self, controlnet, log, step: int) -> None:
+    def run(self, controlnet: nn.Module, log: MetricsLog, step: int) -> None:
         """Log the error and draws the pictures; every process must call this."""
         if self.dataset is None:
             return
@@ -76,7 +81,7 @@ class Validation:
         controlnet.train()
 
     @torch.no_grad()
-    def measure(self, controlnet) -> float:
+    def measure(self, controlnet: nn.Module) -> float:
         """Mean squared error over pairs and draws; the number of processes does not change what is measured."""
         keys = [key for key in self.keys if key[1] < self.config.train.validation_pairs]
         device = self.accelerator.device
@@ -90,7 +95,7 @@ class Validation:
         return self.accelerator.reduce(found, "sum").double().mean().item()
 
     @torch.no_grad()
-    def draw(self, controlnet, step: int) -> None:
+    def draw(self, controlnet: nn.Module, step: int) -> None:
         """Write `step_<step>.png`: real images above, below them what is drawn from their captions."""
         common, generate = self.config.common, self.config.generate
         count = min(len(self.dataset), self.config.train.validation_images)

@@ -1,6 +1,7 @@
 """Captions of the sample set: what a person who sees one crop would write, and what of it each box shows."""
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from data_scripts.sample.people import OPEN_GARMENTS, Person, Scene
@@ -110,7 +111,7 @@ class _Teller:
         self.person, self.scene, self.rng = person, scene, rng
         self.caption = Caption()
 
-    def _name(self, table, kind, attribute) -> str:
+    def _name(self, table: Mapping[str, Sequence[str]], kind: str, attribute: str) -> str:
         exact, coarse = table[kind]
         if coarse and self.rng.random() < COARSE:
             name = self.rng.choice(coarse)
@@ -119,7 +120,9 @@ class _Teller:
         self.caption.facts[attribute] = NAME_MEANS.get(name, {kind})
         return name
 
-    def _colour(self, colour, attribute, names=COLOUR_NAMES, certain=False) -> str:
+    def _colour(
+        self, colour: str, attribute: str, names: Mapping[str, Sequence[str]] = COLOUR_NAMES, certain: bool = False
+    ) -> str:
         if not certain and self.rng.random() < DROP_COLOUR:
             return ""
         self.caption.facts[attribute] = {colour}
@@ -251,7 +254,7 @@ class _Teller:
         return phrase
 
 
-def _join(items) -> str:
+def _join(items: Sequence[str]) -> str:
     *items, last = [item for item in items if item] or [""]
     return f"{', '.join(items)} and {last}" if items else last
 

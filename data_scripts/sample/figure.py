@@ -6,18 +6,26 @@ Figure units: x is 0 on the body's axis, y runs from 0 (crown) to 100 (soles). A
 import itertools
 import math
 import random
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
 from data_scripts.sample.people import COLOURS, HAIR_COLOURS, SKIN_TONES, Person, Scene
 
 
-def shaded(colour, factor: float) -> tuple[int, int, int]:
+Colour = tuple[int, int, int]
+Fill = Colour | Image.Image
+Point = tuple[float, float]
+Points = list[Point]
+Joints = list[tuple[float, float, float]]  # x, y, radius
+
+
+def shaded(colour: Colour, factor: float) -> tuple[int, int, int]:
     """Multiply a colour's channels (0..255) by a factor, clipped."""
     return tuple(min(255, max(0, round(channel * factor))) for channel in colour[:3])
 
 
-def smooth(points, rounds: int = 2):
+def smooth(points: Points, rounds: int = 2) -> Points:
     """Cut the corners of a closed polygon (Chaikin's scheme)."""
     for _ in range(rounds):
         cut = []
@@ -28,7 +36,7 @@ def smooth(points, rounds: int = 2):
     return points
 
 
-def rounded(left, top, right, bottom, radius):
+def rounded(left: float, top: float, right: float, bottom: float, radius: float) -> Points:
     """Outline a rectangle with round corners."""
     points = []
     corners = ((right, top, -90), (right, bottom, 0), (left, bottom, 90), (left, top, 180))
@@ -47,18 +55,18 @@ class Pen:
     `extents[part]` is [left, top, right, bottom] in canvas pixels.
     """
 
-    def __init__(self, size, origin, scale, mirrored) -> None:
+    def __init__(self, size: tuple[int, int], origin: Point, scale: float, mirrored: bool) -> None:
         self.image = Image.new("RGBA", size, (0, 0, 0, 0))
         self.draw = ImageDraw.Draw(self.image)
         self.origin, self.scale, self.sign = origin, scale, -1 if mirrored else 1
         self.extents: dict[str, list[float]] = {}
 
-    def place(self, points):
+    def place(self, points: Points) -> Points:
         """Map points from figure units to canvas pixels."""
         (ox, oy), s = self.origin, self.scale
         return [(ox + self.sign * s * x, oy + s * y) for x, y in points]
 
-    def _record(self, part, pixels) -> None:
+    def _record(self, part: str | None, pixels: Points) -> None:
         if part is None:
             return
         xs, ys = [p[0] for p in pixels], [p[1] for p in pixels]
@@ -68,7 +76,7 @@ class Pen:
             box = [min(old[0], box[0]), min(old[1], box[1]), max(old[2], box[2]), max(old[3], box[3])]
         self.extents[part] = box
 
-    def polygon(self, part, points, fill, rounds=0) -> None:
+    def polygon(self, part: str | None, points: Points, fill: Fill, rounds: int = 0) -> None:
         """Fill a polygon with a colour or, if `fill` is an image of the canvas's size, with that image."""
         pixels = self.place(smooth(points, rounds) if rounds else points)
         self._record(part, pixels)
@@ -84,13 +92,23 @@ class Pen:
         ImageDraw.Draw(mask).polygon([(x - left, y - top) for x, y in pixels], fill=255)
         self.image.paste(fill.crop((left, top, right, bottom)), (left, top), mask)
 
-    def ellipse(self, part, x, y, rx, ry, fill, start=0, end=360) -> None:
+    def ellipse(
+        self,
+        part: str | None,
+        x: float,
+        y: float,
+        rx: float,
+        ry: float,
+        fill: Fill,
+        start: float = 0,
+        end: float = 360,
+    ) -> None:
         """Fill an ellipse, or the arc of it between two angles (degrees, clockwise from +x)."""
         steps = 28
         angles = [math.radians(start + (end - start) * i / steps) for i in range(steps + 1)]
         self.polygon(part, [(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles], fill)
 
-    def limb(self, part, joints, fill, outline=None) -> None:
+    def limb(self, part: str | None, joints: Joints, fill: Fill, outline: Fill | None = None) -> None:
         """Fill a limb: joints (x, y, radius) joined by tapering segments with round ends."""
         if outline is not None:
             self.limb(None, [(x, y, r + 0.55) for x, y, r in joints], outline)
@@ -103,12 +121,12 @@ class Pen:
         for x, y, r in joints:
             self.ellipse(part, x, y, r, r, fill)
 
-    def line(self, points, fill, width) -> None:
+    def line(self, points: Points, fill: Colour, width: float) -> None:
         """Draw an open line; `width` in figure units."""
         self.draw.line(self.place(points), fill=(*fill, 255), width=max(1, round(width * self.scale)), joint="curve")
 
 
-def fabric(person: Person, pen: Pen, colour):
+def fabric(person: Person, pen: Pen, colour: Colour) -> Fill:
     """Paint the upper garment's cloth: a colour, or an image of the canvas's size for a pattern."""
     if person.pattern in ("plain", "logo"):
         return colour
@@ -201,15 +219,15 @@ class Figure:
             hem = self.pen.place([(0, self.hem)])[0][1]
             self.pen.extents["lower"][1] = max(self.pen.extents["lower"][1], hem)
 
-    def _bag(self, factor=1.0):
+    def _bag(self, factor: float = 1.0) -> Colour:
         return shaded(self.colour(self.person.bag_colour), factor)
 
-    def _dark(self, colour, factor=0.7):
+    def _dark(self, colour: Colour, factor: float = 0.7) -> Colour:
         return shaded(colour, factor) if sum(colour) > 150 else tuple(c + 30 for c in colour)
 
     # Limbs
 
-    def _arm_joints(self):
+    def _arm_joints(self) -> list[tuple[Point, Point, Point]]:
         swing = self.scene.stride
         joints = []
         for number, sign in enumerate((-1, 1)):
@@ -231,7 +249,7 @@ class Figure:
             joints.append((shoulder, elbow, wrist))
         return joints
 
-    def _arm(self, joints, far=False) -> None:
+    def _arm(self, joints: Sequence[Point], far: bool = False) -> None:
         (sx, sy), (ex, ey), (wx, wy) = joints
         size = self.person.build * (1.0 if self.person.gender == "man" else 0.86)
         skin = shaded(self.skin, 0.8 if far else 1.0)
@@ -255,7 +273,7 @@ class Figure:
         if self.person.upper in ("sweater", "hoodie"):
             self.pen.limb(None, [(wx - 0.4 * dx, wy - 0.4 * dy, 2.1 * size), (wx, wy, 2.0 * size)], self.edge)
 
-    def _leg_joints(self):
+    def _leg_joints(self) -> list[tuple[Point, Point, Point]]:
         stride = self.scene.stride
         legs = []
         for sign in (-1, 1):
@@ -296,7 +314,7 @@ class Figure:
         elif person.upper == "dress":
             self._skirt(None, "dress", "upper")
 
-    def _trouser_leg(self, hip, knee, ankle, far) -> None:
+    def _trouser_leg(self, hip: Point, knee: Point, ankle: Point, far: bool) -> None:
         person, build = self.person, self.person.build
         colour = shaded(self.colour(person.lower_colour), 0.78 if far else 1.0)
         edge = self._dark(colour, 0.66)
@@ -314,7 +332,7 @@ class Figure:
             self.pen.limb(None, [(*thigh, 1.3), (*shin, 0.9)], light)
             self.pen.limb(None, [(cuff[0], cuff[1] - 0.4, narrow), (cuff[0], cuff[1] + 0.4, narrow)], light)
 
-    def _skirt(self, colour_name, kind, part) -> None:
+    def _skirt(self, colour_name: str | None, kind: str, part: str) -> None:
         length = {"skirt": 70, "long skirt": 90, "dress": 74}[kind]
         flare = {"skirt": 3.6, "long skirt": 3.0, "dress": 4.2}[kind]
         sway = 1.2 * self.scene.stride
@@ -331,7 +349,7 @@ class Figure:
             self.pen.line([(x * hip, 54), (x * (hip + flare) + sway, length - 0.6)], fold, 0.35)
         self.pen.line([points[4], points[3]], fold, 0.5)
 
-    def _shoe(self, knee, ankle, number, far) -> None:
+    def _shoe(self, knee: Point, ankle: Point, number: int, far: bool) -> None:
         person = self.person
         colour = shaded(self.colour(person.shoe_colour), 0.8 if far else 1.0)
         edge = self._dark(colour, 0.6)
@@ -386,7 +404,7 @@ class Figure:
         x = 0.2 if self.side else 0.0
         self.pen.limb(None, [(x, 11.5, 2.3), (x, 17.0, 2.5)], shaded(self.skin, 0.86))
 
-    def _torso_outline(self):
+    def _torso_outline(self) -> Points:
         hem, bulk = self.hem, self.bulk
         man = self.person.gender == "man"
         if self.side:
@@ -451,7 +469,7 @@ class Figure:
         if person.upper == "dress":
             pen.line([(-self.waist, 41), (self.waist, 41)] if not self.side else [(-5, 41), (5, 41)], self.edge, 1.0)
 
-    def _open_front(self, outline) -> None:
+    def _open_front(self, outline: Points) -> None:
         person, pen, hem = self.person, self.pen, self.hem
         inner = self.colour(person.inner_colour)
         if self.back:
@@ -538,7 +556,7 @@ class Figure:
         if person.hat:
             self._hat()
 
-    def _head_front(self, hair) -> None:
+    def _head_front(self, hair: Colour) -> None:
         person, pen, skin = self.person, self.pen, self.skin
         for sign in (-1, 1):
             pen.ellipse(None, sign * 4.6, 8.6, 0.9, 1.4, shaded(skin, 0.9))
@@ -561,7 +579,7 @@ class Figure:
         lips = (176, 60, 64) if person.gender == "woman" else shaded(skin, 0.62)
         pen.line([(-1.3, 11.9), (1.3, 11.9)], lips, 0.6)
 
-    def _head_back(self, hair) -> None:
+    def _head_back(self, hair: Colour) -> None:
         person, pen = self.person, self.pen
         for sign in (-1, 1):
             pen.ellipse(None, sign * 4.7, 8.6, 0.9, 1.4, shaded(self.skin, 0.9))
@@ -586,7 +604,7 @@ class Figure:
             pen.polygon("hair", [(-1.2, 8), (1.2, 8), (2.0, 14), (1.6, 22), (0, 26), (-1.6, 22), (-2.0, 14)], hair, 2)
             pen.line([(-1.6, 8.2), (1.6, 8.2)], (190, 40, 60), 0.9)
 
-    def _head_side(self, hair) -> None:
+    def _head_side(self, hair: Colour) -> None:
         person, pen, skin = self.person, self.pen, self.skin
         pen.polygon(None, [(4.6, 7.4), (6.7, 9.8), (4.6, 10.6)], skin)
         if hair is None:

@@ -1,6 +1,7 @@
 """Who is in the sample set and how each crop is taken: attributes of people, and scenes (view, pose, camera, light)."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 
@@ -113,7 +114,7 @@ class Scene:
         return self.occlusion not in ("barrier", "cut")
 
 
-def _other(rng: random.Random, values, value):
+def _other(rng: random.Random, values: Sequence[str], value: str) -> str:
     return rng.choice([item for item in values if item != value])
 
 

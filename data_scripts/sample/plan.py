@@ -27,7 +27,7 @@ class SampleConfig:
     twin_share: float = option(0.15, "share of people who differ from another of their split in one attribute only")
     seed: int = option(0, "another one gives another set of the same kind")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("sda_pairs", "train_ids", "val_ids", "test_ids", "seed"):
             value = getattr(self, name)
             if value < 0:

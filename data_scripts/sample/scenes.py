@@ -70,7 +70,14 @@ def _camera_background(rng: random.Random, scene: Scene) -> Image.Image:
     return image
 
 
-def _floor(draw, rng, style, floor, edge, size) -> None:
+def _floor(
+    draw: ImageDraw.ImageDraw,
+    rng: random.Random,
+    style: str,
+    floor: tuple[int, int, int],
+    edge: float,
+    size: tuple[int, int],
+) -> None:
     width, height = size
     if style == "park":
         x = rng.uniform(-0.3, 0.5) * width
@@ -147,7 +154,9 @@ def _occlude(image: Image.Image, rng: random.Random, person: Person, scene: Scen
         draw.rectangle((x - w * 0.8, height * 0.55, x + w * 0.8, height), fill=shaded(colour, 0.6))
 
 
-def _light(image: Image.Image, figure: Image.Image, rng: random.Random, noise: np.random.Generator, scene: Scene):
+def _light(
+    image: Image.Image, figure: Image.Image, rng: random.Random, noise: np.random.Generator, scene: Scene
+) -> Image.Image:
     """Compose the figure with its rim shading, then apply the camera's light, cast and noise."""
     alpha = figure.getchannel("A")
     radius = 0.022 * scene.size[1]

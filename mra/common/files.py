@@ -12,8 +12,9 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from mra.common.command_line import writing_to
 
@@ -147,7 +148,7 @@ def _clean(folder: Path, target: str | None = None) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _in_use(path: Path, make) -> Iterator[None]:
+def _in_use(path: Path, make: Callable[[], Any]) -> Iterator[None]:
     """Make a file or folder and hold a lock on it, so that no other process takes it for left behind."""
     make()
     descriptor = os.open(path, os.O_RDONLY)

@@ -5,6 +5,7 @@ import os
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import datasets
 import fsspec
@@ -40,7 +41,16 @@ class Streaming:
         return self.lanes // math.gcd(self.lanes, self.num_readers)
 
 
-def make_streaming(args) -> Streaming | None:
+class StreamingOptions(Protocol):
+    """Options of streaming, as in `DataArguments` of [`mra.training.arguments`]."""
+
+    streaming: bool
+    streaming_lanes: int
+    streaming_buffer: int
+    num_workers: int
+
+
+def make_streaming(args: StreamingOptions) -> Streaming | None:
     """Return the streaming of a run with the processes that `accelerate` started, or None if it is off.
 
     Args:
@@ -177,7 +187,7 @@ class StreamedTable:
         return self.streaming.lanes_of_a_reader * lane
 
 
-def arrow_column(table: datasets.Dataset | StreamedTable, name: str):
+def arrow_column(table: datasets.Dataset | StreamedTable, name: str) -> pa.Array | pa.ChunkedArray:
     """Return a column of either kind of table as one Arrow array without reading the other columns (images)."""
     if isinstance(table, StreamedTable):
         return table.column(name)

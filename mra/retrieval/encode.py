@@ -4,14 +4,17 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers import BatchFeature, PreTrainedModel
 
 from images_mra import read_picture
 from mra.common.sharding import Shard, cut_batches, gather_in_order, without_lone_row
+from processing_mra import MRAProcessor
 
 
 logger = logging.getLogger(__name__)
@@ -50,7 +53,7 @@ class TextEncodings:
     hidden_states: torch.Tensor | None
     lengths: torch.Tensor
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.offsets = self.lengths.cumsum(0) - self.lengths
 
     def padded(self, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,8 +66,8 @@ class TextEncodings:
 
 
 def encode_images(
-    model,
-    processor,
+    model: PreTrainedModel,
+    processor: MRAProcessor,
     images: Sequence,
     *,
     flip: bool = True,
@@ -141,8 +144,8 @@ def encode_images(
 
 
 def encode_texts(
-    model,
-    processor,
+    model: PreTrainedModel,
+    processor: MRAProcessor,
     texts: Sequence[str],
     *,
     keep_hidden_states: bool = False,
@@ -184,7 +187,7 @@ def encode_texts(
 
 
 @contextlib.contextmanager
-def forward_context(model, dtype: torch.dtype | None) -> Iterator[None]:
+def forward_context(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[None]:
     """Run forward passes without gradient, under autocast where `dtype` is not the dtype of the weights."""
     device, dtype = _device_and_dtype(model, dtype)
     weights_dtype = next(model.parameters()).dtype
@@ -192,12 +195,12 @@ def forward_context(model, dtype: torch.dtype | None) -> Iterator[None]:
         yield
 
 
-def _device_and_dtype(model, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+def _device_and_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
     parameter = next(model.parameters())
     return parameter.device, dtype or parameter.dtype
 
 
-def _tokenize(processor, texts: list[str], first: int):
+def _tokenize(processor: MRAProcessor, texts: list[str], first: int) -> BatchFeature:
     for offset, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"caption {first + offset} must be a text with a word in it, got {text!r}")
@@ -207,7 +210,7 @@ def _tokenize(processor, texts: list[str], first: int):
         raise ValueError(f"among captions {first} to {first + len(texts) - 1}: {error}") from error
 
 
-def undecoded(rows):
+def undecoded(rows: Any) -> Any:
     """Return a `datasets.Dataset` whose images come as they are stored, for `read_row`; other sequences as they are."""
     if (
         not hasattr(rows, "cast_column") or rows.format["type"] == "custom"
@@ -260,7 +263,7 @@ class _Images(Dataset):
 class _ImageCollator:
     """Processes a batch of images in the worker that decoded them."""
 
-    def __init__(self, processor) -> None:
+    def __init__(self, processor: MRAProcessor) -> None:
         self.processor = processor
 
     def __call__(self, images: list) -> torch.Tensor | ValueError:

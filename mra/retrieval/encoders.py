@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+from transformers import PreTrainedModel
 
 from mra.common.loading import load_model, load_processor
 from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts
 from mra.retrieval.matching import PairMatcher
 from mra.retrieval.reranking import rerank
 from mra.retrieval.retrieval_choice import RetrievalChoice
+from processing_mra import MRAProcessor
 
 
 class Encoder(Protocol):
@@ -160,7 +162,7 @@ def match_nearest(
     return torch.stack(scores, dim=1)
 
 
-def model_fingerprint(model, processor) -> str:
+def model_fingerprint(model: PreTrainedModel, processor: MRAProcessor) -> str:
     """Hash what the numbers of a gallery depend on: architecture, weights and image preprocessing.
 
     Two folders with the same weights have the same fingerprint, another revision of a model has another.

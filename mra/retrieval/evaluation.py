@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
+from transformers import PreTrainedModel
 
 from mra.common.sharding import Shard
+from mra.common.tables import Table
 from mra.retrieval.encode import encode_images, encode_texts
 from mra.retrieval.metrics import METRIC_NAMES, retrieval_metrics
 from mra.retrieval.reranking import rerank_logits, similarity_matrix, top_k
@@ -20,6 +22,7 @@ from mra.retrieval.score_fusion import (
     match_scores,
     require_finite,
 )
+from processing_mra import MRAProcessor
 
 
 logger = logging.getLogger(__name__)
@@ -121,9 +124,9 @@ class RetrievalResult:
 
 
 def evaluate_retrieval(
-    model,
-    processor,
-    dataset,
+    model: PreTrainedModel,
+    processor: MRAProcessor,
+    dataset: Table,
     *,
     rerank_k: int | None = None,
     flip: bool = True,
@@ -234,7 +237,7 @@ def evaluate_retrieval(
     return result
 
 
-def read_captions(dataset) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+def read_captions(dataset: Table) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     """Read the queries of a person-search split without decoding an image.
 
     Returns:
@@ -304,7 +307,7 @@ def format_table(metrics: dict[str, dict[str, float]]) -> str:
 
 
 @contextlib.contextmanager
-def _eval_mode(model) -> Iterator[None]:
+def _eval_mode(model: PreTrainedModel) -> Iterator[None]:
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -4,11 +4,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from images_mra import read_picture
+from modeling_mra import MRAModel
 from mra.common.command_line import try_file
 from mra.common.drawing import PICTURE_SUFFIXES, save_picture
 from mra.common.loading import load_model, load_processor
@@ -17,6 +20,7 @@ from mra.retrieval.encode import encode_images, encode_texts, forward_context
 from mra.retrieval.matching import match_pairs
 from mra.retrieval.overlay import HeatmapTile, draw_tiles
 from mra.retrieval.score_fusion import require_finite
+from processing_mra import MRAProcessor
 
 
 _NOTHING_SEEN = """
@@ -74,8 +78,8 @@ class PhraseScore:
 
 
 def explain_pair(
-    model,
-    processor,
+    model: PreTrainedModel,
+    processor: MRAProcessor,
     text: str,
     image: Image.Image | None = None,
     *,
@@ -128,8 +132,8 @@ def explain_pair(
 
 
 def phrase_scores(
-    model,
-    processor,
+    model: PreTrainedModel,
+    processor: MRAProcessor,
     phrases: Sequence[str],
     image: Image.Image | None = None,
     *,
@@ -177,7 +181,7 @@ class CrossAttention:
 
 
 def cross_attention(
-    model, text_hidden_states: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor
+    model: MRAModel, text_hidden_states: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor
 ) -> CrossAttention:
     """Run the fusion layers and computes what each text token attends to in the image.
 
@@ -225,7 +229,7 @@ def scale_heatmap(heatmap: torch.Tensor) -> torch.Tensor:
     return ((heatmap - even) / (max(heatmap.max().item(), LEAST_PEAK * even) - even)).clamp(min=0)
 
 
-def word_positions(tokenizer, caption: str, max_length: int) -> list[tuple[str, list[int]]]:
+def word_positions(tokenizer: PreTrainedTokenizerBase, caption: str, max_length: int) -> list[tuple[str, list[int]]]:
     """Find the tokens of each word of a caption.
 
     Args:
@@ -254,7 +258,9 @@ def word_positions(tokenizer, caption: str, max_length: int) -> list[tuple[str, 
     return words
 
 
-def _image_tokens(model, processor, image, image_hidden_states, flip: bool = True) -> torch.Tensor:
+def _image_tokens(
+    model: PreTrainedModel, processor: MRAProcessor, image: Any, image_hidden_states: torch.Tensor, flip: bool = True
+) -> torch.Tensor:
     """(1, views, 1 + patches, hidden) of an image, or of the tokens that are there."""
     if (image is None) == (image_hidden_states is None):
         raise ValueError("pass either `image` or `image_hidden_states`, not both and not neither")

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from modeling_mra import MRAModel
 from mra.common.command_line import try_folder
 from mra.common.files import whole_folder
 from mra.common.loading import load_model, load_processor
@@ -28,11 +29,11 @@ VERSIONS_OF = ("torch", "onnx", "onnxruntime", "onnxscript", "timm", "transforme
 class ImageEncoder(nn.Module):
     """Pixels (batch, 3, height, width) -> hidden states (batch, 1 + patches, hidden) and embeddings (batch, projection_dim)."""
 
-    def __init__(self, model) -> None:
+    def __init__(self, model: MRAModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, pixel_values):
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         hidden_states = self.model.get_image_hidden_states(pixel_values)
         return hidden_states, self.model.project_image(hidden_states)
 
@@ -40,11 +41,11 @@ class ImageEncoder(nn.Module):
 class TextEncoder(nn.Module):
     """Tokens and mask (batch, max_text_length) -> hidden states (batch, max_text_length, hidden) and embeddings."""
 
-    def __init__(self, model) -> None:
+    def __init__(self, model: MRAModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids, attention_mask):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         hidden_states = self.model.get_text_hidden_states(input_ids, attention_mask)
         return hidden_states, self.model.project_text(hidden_states)
 
@@ -52,11 +53,18 @@ class TextEncoder(nn.Module):
 class Matcher(nn.Module):
     """Hidden states of texts (with their mask) and of images, and text and image of each pair -> logits (pairs, 2)."""
 
-    def __init__(self, model) -> None:
+    def __init__(self, model: MRAModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, text_hidden_states, attention_mask, image_hidden_states, text_index, image_index):
+    def forward(
+        self,
+        text_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        image_hidden_states: torch.Tensor,
+        text_index: torch.Tensor,
+        image_index: torch.Tensor,
+    ) -> torch.Tensor:
         # `match_logits` asks for [CLS] alone with `take_along_dim`, whose tracing fixes every size: take it afterwards.
         fused = self.model.fuse(
             text_hidden_states, attention_mask, image_hidden_states, text_index=text_index, image_index=image_index
@@ -127,7 +135,7 @@ def export_model(
     return differences
 
 
-def make_graphs(model) -> Iterator[Graph]:
+def make_graphs(model: MRAModel) -> Iterator[Graph]:
     """Yield the three graphs of an MRAModel."""
     yield Graph("image_encoder", ImageEncoder(model), {"pixel_values": ("images",)}, ("hidden_states", "embeds"))
     texts = {"input_ids": ("texts",), "attention_mask": ("texts",)}
@@ -142,7 +150,7 @@ def make_graphs(model) -> Iterator[Graph]:
     yield Graph("matcher", Matcher(model), pairs, ("logits",))
 
 
-def write_graph(graph: Graph, model, folder: Path, opset: int | None) -> int:
+def write_graph(graph: Graph, model: MRAModel, folder: Path, opset: int | None) -> int:
     """Export a graph with dynamic dimensions.
 
     Returns:
@@ -176,7 +184,7 @@ def write_graph(graph: Graph, model, folder: Path, opset: int | None) -> int:
     return program.model.opset_imports[""]
 
 
-def check_graph(graph: Graph, model, path: Path) -> float:
+def check_graph(graph: Graph, model: MRAModel, path: Path) -> float:
     """Compare a file with PyTorch at several batch sizes and lengths.
 
     Returns:
@@ -212,7 +220,7 @@ def check_graph(graph: Graph, model, path: Path) -> float:
     return largest
 
 
-def example_inputs(name: str, model, *sizes) -> tuple[torch.Tensor, ...]:
+def example_inputs(name: str, model: MRAModel, *sizes: int | None) -> tuple[torch.Tensor, ...]:
     """Make random inputs of a graph, texts of different lengths among them.
 
     Args:

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.activations import GELUActivation
 
 from layers_mra import MRAFusionLayer, mix_values, visibility_mask
@@ -43,7 +44,7 @@ class PairMatcher:
         dtype: dtype of the forward passes (autocast); None for that of the weights.
     """
 
-    def __init__(self, model, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
         self.model = getattr(model, "mra", model)
         parameter = next(self.model.parameters())
         self.device, self.dtype = parameter.device, dtype or parameter.dtype
@@ -93,7 +94,13 @@ class PairMatcher:
                     hidden_states = hidden_states.to(self.device, self.dtype)
                     attention_mask = None if attention_mask.all() else attention_mask.to(self.device)
 
-                    def logits(text_index, image_index, texts=hidden_states, mask=attention_mask, images=keys_values):
+                    def logits(
+                        text_index: torch.Tensor,
+                        image_index: torch.Tensor,
+                        texts=hidden_states,
+                        mask: torch.Tensor | None = attention_mask,
+                        images: torch.Tensor = keys_values,
+                    ) -> torch.Tensor:
                         return self.match_logits(texts, mask, images, text_index, image_index)
 
                     of_pairs = {"text_index": text_index, "image_index": pair_images[pairs]}
@@ -149,7 +156,7 @@ class PairMatcher:
 
 
 def match_pairs(
-    model,
+    model: PreTrainedModel,
     texts: TextEncodings,
     image_hidden_states: torch.Tensor,
     pair_texts: torch.Tensor,
@@ -250,7 +257,13 @@ class _PackedLayer:
         context = (means.transpose(0, 1) @ self.value.transpose(1, 2)).transpose(0, 1).flatten(1) + own.value.bias
         return self.attention.output.LayerNorm(self.attention.output.dense(context)[:, None] + first)
 
-    def read_images(self, states, queries, keys_values, image_index) -> torch.Tensor:
+    def read_images(
+        self,
+        states: torch.Tensor,
+        queries: torch.Tensor,
+        keys_values: tuple[torch.Tensor, torch.Tensor],
+        image_index: torch.Tensor,
+    ) -> torch.Tensor:
         """Cross-attention of (pairs, length, width) states to the image of each pair, and the feed-forward part."""
         step = PAIRS_PER_GATHER if queries.device.type == "cpu" else len(queries)
         contexts = [

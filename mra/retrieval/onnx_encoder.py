@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -122,7 +123,7 @@ class OnnxEncoder:
         return [torch.from_numpy(array) for array in arrays]
 
 
-def import_onnxruntime():
+def import_onnxruntime() -> ModuleType:
     """Import onnxruntime.
 
     Raises:
@@ -135,7 +136,7 @@ def import_onnxruntime():
     return onnxruntime
 
 
-def _providers(onnxruntime, device: str | torch.device | None) -> list[str]:
+def _providers(onnxruntime: ModuleType, device: str | torch.device | None) -> list[str]:
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     kind = torch.device(device or ("cuda" if has_cuda else "cpu")).type
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not has_cuda):

@@ -4,8 +4,11 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from mra.common.sharding import Shard
 from mra.common.tables import load_split, split_names
+from mra.retrieval.arguments import RetrievalArguments
 from mra.retrieval.evaluation import evaluate_retrieval
 from mra.retrieval.rerank_depth import LARGEST_K
 from mra.retrieval.retrieval_choice import (
@@ -17,6 +20,7 @@ from mra.retrieval.retrieval_choice import (
     fusion_candidates,
 )
 from mra.retrieval.score_fusion import DEFAULT_SCORE_FUSION, fusion_name
+from processing_mra import MRAProcessor
 
 
 logger = logging.getLogger(__name__)
@@ -43,7 +47,7 @@ class Ranking:
     warnings: tuple[str, ...] = ()
 
 
-def find_ranking(model, processor, args, options: dict) -> Ranking:
+def find_ranking(model: PreTrainedModel, processor: MRAProcessor, args: RetrievalArguments, options: dict) -> Ranking:
     """Settle fusion, weight and depth: as given, as saved with the model, or as chosen now on the validation split.
 
     Every process must call this where several share the work.
@@ -85,7 +89,7 @@ def find_ranking(model, processor, args, options: dict) -> Ranking:
     return Ranking(rerank_k, choice.score_fusion, choice.match_weight, choice, tuple(notes), tuple(warnings))
 
 
-def describe_overruled(args, fusion: Fusion) -> tuple[str, ...]:
+def describe_overruled(args: RetrievalArguments, fusion: Fusion) -> tuple[str, ...]:
     """Say what is saved with the model where the command line asks for something else."""
     try:
         saved = RetrievalChoice.load(args.model)
@@ -96,7 +100,7 @@ def describe_overruled(args, fusion: Fusion) -> tuple[str, ...]:
     return (f"--score_fusion overrules what is saved with the model: {saved.describe()}",)
 
 
-def find_saved_choice(args) -> tuple[RetrievalChoice | None, list[str]]:
+def find_saved_choice(args: RetrievalArguments) -> tuple[RetrievalChoice | None, list[str]]:
     """Read the choice that was saved with the model, or for it in the output folder, and say why one is not applied."""
     notes = []
     for folder in (args.model, args.output_dir):
@@ -112,7 +116,9 @@ def find_saved_choice(args) -> tuple[RetrievalChoice | None, list[str]]:
     return None, notes
 
 
-def choose_now(model, processor, args, options: dict) -> tuple[RetrievalChoice | None, list[str]]:
+def choose_now(
+    model: PreTrainedModel, processor: MRAProcessor, args: RetrievalArguments, options: dict
+) -> tuple[RetrievalChoice | None, list[str]]:
     """Choose on the validation split and save the choice; None where there is no such split.
 
     Raises:
@@ -136,7 +142,7 @@ def choose_now(model, processor, args, options: dict) -> tuple[RetrievalChoice |
     return choice, keep_choice(choice, args)
 
 
-def keep_choice(choice: RetrievalChoice, args) -> list[str]:
+def keep_choice(choice: RetrievalChoice, args: RetrievalArguments) -> list[str]:
     """Save a choice in the model's folder, or in the output folder where that cannot be or would lose another choice."""
     reason = f"{args.model} is not a folder"
     if Path(args.model).is_dir():

@@ -2,6 +2,7 @@
 
 import torch
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from mra.common.sharding import Shard, gather_in_order
 from mra.retrieval.encode import ImageEncodings, TextEncodings
@@ -36,7 +37,7 @@ def top_k(similarity: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def rerank(
-    model,
+    model: PreTrainedModel,
     texts: TextEncodings,
     images: ImageEncodings,
     top_indices: torch.Tensor,
@@ -64,7 +65,7 @@ def rerank(
 
 
 def rerank_logits(
-    model,
+    model: PreTrainedModel,
     texts: TextEncodings,
     images: ImageEncodings,
     top_indices: torch.Tensor,

@@ -94,7 +94,7 @@ class RetrievalChoice:
     dtype: str | None = None
     model: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in (("rerank_k", self.rerank_k), ("gallery_size", self.gallery_size)):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}")

@@ -4,6 +4,12 @@ import os
 import random
 import re
 import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:  # it imports this module
+    from mra.training.arguments import FinetuneDataArguments
 
 
 OPERATIONS = ("synonym_replacement", "random_insertion", "random_swap", "random_deletion")
@@ -75,7 +81,7 @@ class WordNetSynonyms:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_process": None, "_reader": None}
 
-    def _open(self):
+    def _open(self) -> Any:
         # A forked worker must not share the position in the parent's open files.
         if self._process != os.getpid():
             self._reader = _open_wordnet(self._root)
@@ -233,7 +239,7 @@ class PublishedCaptionAugmenter(CaptionAugmenter):
 AUGMENTERS = {"content_words": CaptionAugmenter, "published": PublishedCaptionAugmenter}  # by `eda_style`
 
 
-def create_augmenter(args) -> CaptionAugmenter:
+def create_augmenter(args: "FinetuneDataArguments") -> CaptionAugmenter:
     """Build the augmenter that a recipe describes.
 
     Args:
@@ -265,7 +271,7 @@ def _count(strength: float, words: list[str]) -> int:
     return max(1, int(strength * len(words)))
 
 
-def _find_wordnet():
+def _find_wordnet() -> Path | None:
     import nltk
 
     for name in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
@@ -280,13 +286,13 @@ def _find_wordnet():
     )
 
 
-def _open_wordnet(root):
+def _open_wordnet(root: Path) -> Any:
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
     class EnglishWordNet(WordNetCorpusReader):
         """Reads the English database without the tables for other languages, which take most of the opening time."""
 
-        def map_wn(self, version="wordnet") -> None:
+        def map_wn(self, version: str = "wordnet") -> None:
             return None
 
     try:
@@ -300,7 +306,7 @@ def _open_wordnet(root):
         raise _incomplete(root, error) from error
 
 
-def _check_wordnet(root) -> None:
+def _check_wordnet(root: Path) -> None:
     """Check that index and data files of every part of speech name the same synsets, so that none is cut or overwritten."""
     for part_of_speech in PARTS_OF_SPEECH:
         index, data = f"index.{part_of_speech}", f"data.{part_of_speech}"
@@ -323,7 +329,7 @@ def _check_wordnet(root) -> None:
             )
 
 
-def _read_lines(root, name: str) -> list[bytes]:
+def _read_lines(root: Path, name: str) -> list[bytes]:
     try:
         with root.join(name).open() as file:
             return file.read().splitlines(keepends=True)
@@ -331,7 +337,7 @@ def _read_lines(root, name: str) -> list[bytes]:
         raise _incomplete(root, error) from error
 
 
-def _incomplete(root, error: Exception) -> ValueError:
+def _incomplete(root: Path, error: Exception) -> ValueError:
     return ValueError(
         f"WordNet in {root} is incomplete ({error}). Install it again with `python -m nltk.downloader wordnet`."
     )

@@ -210,7 +210,7 @@ def _compare_files(folder: Path, manifest: Manifest, rank: int, count: int) -> l
     if damage:
         return damage
 
-    def compare(name) -> str | None:
+    def compare(name: str) -> str | None:
         try:
             digest = _hash_file(folder / name)
         except OSError as error:
@@ -230,12 +230,12 @@ def _check_files_alone(folder: Path, rank: int, count: int) -> list[str]:
     wanted += {"plain": ["model.safetensors", "optimizer.bin"]}.get(way, [])
     damage = [f"{name} is missing" for name in wanted if name not in names]
 
-    def open_archive(name) -> None:
+    def open_archive(name: str) -> None:
         with zipfile.ZipFile(folder / name) as archive:
             if archive.testzip():
                 raise ValueError(f"{name} was changed after it was saved")
 
-    def check(name) -> None:
+    def check(name: str) -> None:
         try:
             if name.endswith(".safetensors"):
                 safe_open(folder / name, "pt").keys()

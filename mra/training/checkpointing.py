@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel
 
 from mra.common.command_line import writing_to
 from mra.common.environment import write_environment
 from mra.common.files import clean_folder, flush_tree, replace_folder, unfinished_path, whole_folder, write_whole
 from mra.common.recipes import format_recipe, read_mapping
 from mra.retrieval import RetrievalChoice
+from mra.training.arguments import RunArguments
 from mra.training.checkpoint_manifest import (
     DamagedCheckpointError,
     check_way,
@@ -27,6 +30,7 @@ from mra.training.checkpoint_manifest import (
 from mra.training.metrics_log import METRICS_FILE, read_records
 from mra.training.runtime import whole_model
 from mra.training.zero_checkpoints import fit_to_processes
+from processing_mra import MRAProcessor
 
 
 logger = get_logger(__name__)
@@ -118,7 +122,13 @@ class Checkpointer:
     """
 
     def __init__(
-        self, accelerator, output_dir, recipe, save_steps=None, save_minutes=None, save_total_limit=2
+        self,
+        accelerator: Accelerator,
+        output_dir: str | Path,
+        recipe: Mapping[str, Any],
+        save_steps: int | None = None,
+        save_minutes: float | None = None,
+        save_total_limit: int = 2,
     ) -> None:
         self.accelerator = accelerator
         self.folder = Path(output_dir) / CHECKPOINTS
@@ -233,7 +243,10 @@ def find_checkpoint(resume: str | None, output_dir: str | Path) -> Path | None:
 
 
 def start_output_dir(
-    accelerator, args, recipe: Mapping[str, Any], option: Callable[[str, str], str] = "--{} {}".format
+    accelerator: Accelerator,
+    args: RunArguments,
+    recipe: Mapping[str, Any],
+    option: Callable[[str, str], str] = "--{} {}".format,
 ) -> Path | None:
     """Prepare the folder of a run, with its resolved arguments and environment in it; every process must call this.
 
@@ -265,7 +278,9 @@ def start_output_dir(
     return checkpoint
 
 
-def find_whole_checkpoint(accelerator, args, option: Callable[[str, str], str] = "--{} {}".format) -> Path | None:
+def find_whole_checkpoint(
+    accelerator: Accelerator, args: RunArguments, option: Callable[[str, str], str] = "--{} {}".format
+) -> Path | None:
     """Find the checkpoint to continue from and verify it; every process must call this and gets the same answer.
 
     Args:
@@ -284,7 +299,7 @@ def find_whole_checkpoint(accelerator, args, option: Callable[[str, str], str] =
         return None
     without_manifest = None if args.resume_without_manifest else option("resume_without_manifest", "true")
 
-    def damage_of(folder):
+    def damage_of(folder: Path) -> str | None:
         return find_damage(accelerator, folder, _check_contents, without_manifest)
 
     damage = damage_of(named)
@@ -373,7 +388,7 @@ def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bo
             logger.warning(f"Cleaned up {path}, which an interrupted run left")
 
 
-def keep_aside(accelerator, output_dir: str | Path, epoch: int) -> Path:
+def keep_aside(accelerator: Accelerator, output_dir: str | Path, epoch: int) -> Path:
     """Move `best` to `earlier_best`, from where no later best model takes its place; every process must call this.
 
     Args:
@@ -393,7 +408,14 @@ def keep_aside(accelerator, output_dir: str | Path, epoch: int) -> Path:
     return aside
 
 
-def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState, scheduler, samples_per_batch) -> None:
+def load_checkpoint(
+    accelerator: Accelerator,
+    checkpoint: Path,
+    recipe: Mapping[str, Any],
+    state: TrainingState,
+    scheduler: Any,
+    samples_per_batch: int,
+) -> None:
     """Restore a run and warn of arguments that differ from those it was saved with.
 
     Args:
@@ -425,7 +447,12 @@ def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState,
 
 
 def save_model(
-    accelerator, model, processor, folder: str | Path, card: str | None = None, choice: RetrievalChoice | None = None
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    processor: MRAProcessor,
+    folder: str | Path,
+    card: str | None = None,
+    choice: RetrievalChoice | None = None,
 ) -> None:
     """Write model, processor and code as one folder for `from_pretrained`, whole or not at all.
 

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -16,6 +17,7 @@ from mra.training.crops import open_image, upright_size
 from mra.training.order import Key, key_to_seed
 from mra.training.regions import WHOLE_IMAGE, box_to_pixels, region_attention_mask
 from mra.training.transforms import TrainingImageTransform
+from processing_mra import MRAProcessor
 
 
 SDA_COLUMNS = "image (Image), image_id (integer), caption (string), boxes (list of 4 floats), phrases (list of string)"
@@ -51,7 +53,7 @@ class TrainingDataset(torch.utils.data.Dataset):
     def __init__(
         self,
         dataset: Table,
-        processor,
+        processor: MRAProcessor,
         transform: TrainingImageTransform,
         image_rows: np.ndarray,
         seed: int,
@@ -150,7 +152,7 @@ class TrainingDataset(torch.utils.data.Dataset):
 
 def build_pretraining_dataset(
     dataset: Table,
-    processor,
+    processor: MRAProcessor,
     *,
     grid_size: tuple[int, int],
     seed: int,
@@ -219,7 +221,7 @@ def build_pretraining_dataset(
 
 def build_finetuning_dataset(
     dataset: Table,
-    processor,
+    processor: MRAProcessor,
     *,
     seed: int,
     augmenter: CaptionAugmenter | None = None,
@@ -300,11 +302,11 @@ def _check_columns(dataset: Table, caption_columns: tuple[str, ...]) -> bool:
     return captions[0] == "caption"
 
 
-def _is_text(feature) -> bool:
+def _is_text(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
-def _is_list(feature) -> bool:
+def _is_list(feature: Any) -> bool:
     return isinstance(feature, (List, LargeList))
 
 
@@ -336,7 +338,7 @@ def _caption_pairs(dataset: Table, image_rows: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _training_transform(
-    processor, flip_probability: float, erasing_probability: float, image_backend: str
+    processor: MRAProcessor, flip_probability: float, erasing_probability: float, image_backend: str
 ) -> TrainingImageTransform:
     """Build the training transform that ends in the size and normalisation of a processor."""
     images = processor.image_processor

@@ -4,6 +4,7 @@ import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -91,7 +92,7 @@ def load_bert_weights(model: MRAForPreTraining, source: str) -> None:
     model.tie_weights()
 
 
-def load_for_finetuning(source: str, **overrides) -> MRAForPreTraining:
+def load_for_finetuning(source: str, **overrides: Any) -> MRAForPreTraining:
     """Load a pretrained MRA under a changed configuration, its bias tables resized to the new windows.
 
     Args:
@@ -135,7 +136,9 @@ def _fit_bias_tables(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) 
     return fitted
 
 
-def _load_part(module: torch.nn.Module, state_dict, source: str, may_lack: str | None = None) -> None:
+def _load_part(
+    module: torch.nn.Module, state_dict: Mapping[str, torch.Tensor], source: str, may_lack: str | None = None
+) -> None:
     expected = module.state_dict()
     missing = [name for name in expected if name not in state_dict and not (may_lack and may_lack in name)]
     unknown = [name for name in state_dict if name not in expected]

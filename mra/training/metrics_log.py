@@ -5,14 +5,20 @@ import math
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 
 from mra.common.command_line import writing_to
 from mra.common.files import write_whole
+
+
+if TYPE_CHECKING:  # it imports this module
+    from mra.training.checkpointing import TrainingState
 
 
 logger = get_logger(__name__)
@@ -33,7 +39,7 @@ class LossWindow:
         output_dir: folder for the diagnostic of a loss that is not finite.
     """
 
-    def __init__(self, accelerator, output_dir: str | Path) -> None:
+    def __init__(self, accelerator: Accelerator, output_dir: str | Path) -> None:
         self.accelerator = accelerator
         self.output_dir = Path(output_dir)
         self.history = deque(maxlen=_HISTORY)
@@ -47,7 +53,14 @@ class LossWindow:
         """Leave the time since the last flush out of the speed, for work other than training."""
         self.start = time.perf_counter()
 
-    def add(self, outputs, batch: dict[str, torch.Tensor], state, samples: int, learning_rate: float) -> None:
+    def add(
+        self,
+        outputs: Mapping[str, Any],
+        batch: dict[str, torch.Tensor],
+        state: "TrainingState",
+        samples: int,
+        learning_rate: float,
+    ) -> None:
         """Take the terms of one batch.
 
         Args:
@@ -127,7 +140,7 @@ class MetricsLog:
         state: the `TrainingState`, whose `log_lines` counts the records.
     """
 
-    def __init__(self, accelerator, output_dir: str | Path, state) -> None:
+    def __init__(self, accelerator: Accelerator, output_dir: str | Path, state: "TrainingState") -> None:
         self.accelerator = accelerator
         self.path = Path(output_dir) / METRICS_FILE
         self.state = state

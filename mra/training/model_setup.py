@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, BertTokenizer
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
+from mra.training.arguments import ModelArguments
 from mra.training.initialization import load_bert_weights, load_for_finetuning, load_swin_weights
 from processing_mra import MRAImageProcessor, MRAProcessor
 
@@ -18,7 +19,7 @@ _HEAD_FIELDS = ("projection_type", "projection_dim", "head_initialization")
 _SMALLEST_DEVIATION = 1e-4  # of projection weights that learn with clipped gradients; the published start is 1e-5
 
 
-def create_config(args, objective: Mapping[str, Any]) -> MRAConfig:
+def create_config(args: ModelArguments, objective: Mapping[str, Any]) -> MRAConfig:
     """Resolve the configuration of a run's model.
 
     Args:
@@ -39,7 +40,7 @@ def create_config(args, objective: Mapping[str, Any]) -> MRAConfig:
     return MRAConfig.from_dict(start)
 
 
-def create_model(args, config: MRAConfig, max_grad_norm: float | None = None) -> MRAForPreTraining:
+def create_model(args: ModelArguments, config: MRAConfig, max_grad_norm: float | None = None) -> MRAForPreTraining:
     """Build the model of a run, or load the one it starts from under the resolved configuration.
 
     Args:
@@ -90,7 +91,7 @@ def check_clipping(model: MRAForPreTraining, max_grad_norm: float | None) -> Non
             )
 
 
-def compile_layers(model: MRAForPreTraining, **options) -> None:
+def compile_layers(model: MRAForPreTraining, **options: Any) -> None:
     """Compile each layer of Swin, BERT and fusion in place, so that layers of one kind share the compiled code.
 
     Names of the weights stay as they are. Swin's layers differ in width and drop rate and texts in length, so that a kind
@@ -106,7 +107,7 @@ def compile_layers(model: MRAForPreTraining, **options) -> None:
             module.compile(**options)
 
 
-def create_processor(args, config: MRAConfig) -> MRAProcessor:
+def create_processor(args: ModelArguments, config: MRAConfig) -> MRAProcessor:
     """Build the processor of a run, the starting model's or a new one, for the model's image size and caption length.
 
     Args:
@@ -138,7 +139,7 @@ def create_processor(args, config: MRAConfig) -> MRAProcessor:
     )
 
 
-def _merge(args, objective: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(args: ModelArguments, objective: Mapping[str, Any]) -> dict[str, Any]:
     """Merge `model_config` with the arguments that have a name of their own into fields of `MRAConfig`."""
     fields = {name: dict(value) if isinstance(value, Mapping) else value for name, value in args.model_config.items()}
     _refuse_unknown(fields)

@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from mra.training.arguments import PARTS
+from configuration_mra import MRAConfig
+from mra.training.arguments import PARTS, OptimizationArguments
 
 
 _NORMS = ("norm.weight", "norm1.weight", "norm2.weight", "LayerNorm.weight")
@@ -27,7 +28,7 @@ def is_decayed(name: str) -> bool:
     return not name.endswith(_NORMS) or "_projection." in name
 
 
-def is_in_part(name: str, part: str, config) -> bool:
+def is_in_part(name: str, part: str, config: MRAConfig) -> bool:
     """Return whether a parameter of `MRAForPreTraining` belongs to a named part of the model.
 
     The late parts are the last two Swin stages, text-only layers and fusion layers: stages 2-3 and BERT layers 4, 5,
@@ -83,7 +84,7 @@ def parameter_groups(
     ]
 
 
-def create_optimizer(model: nn.Module, args, fused: bool = False) -> torch.optim.AdamW:
+def create_optimizer(model: nn.Module, args: OptimizationArguments, fused: bool = False) -> torch.optim.AdamW:
     """Build AdamW with the parameter groups of an `OptimizationArguments`.
 
     Args:
@@ -144,7 +145,7 @@ def learning_rate_factor(
     return factor
 
 
-def create_schedule(args, total_steps: int) -> Callable[[int], float]:
+def create_schedule(args: OptimizationArguments, total_steps: int) -> Callable[[int], float]:
     """Return the factor as a function of the optimizer step alone.
 
     Args:

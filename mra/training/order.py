@@ -2,11 +2,16 @@
 
 import hashlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from mra.common.streaming import StreamedTable
+
+
+if TYPE_CHECKING:  # it imports this module
+    from mra.training.data import TrainingDataset
 
 
 Key = tuple[int, int]
@@ -121,7 +126,7 @@ class LaneSampler(KeyedSampler):
         return rows[np.lexsort((within, lane, np.where(whole, within // self.batch_size, self.num_rows)))]
 
 
-def make_sampler(dataset, seed: int, batch_size: int) -> KeyedSampler:
+def make_sampler(dataset: "TrainingDataset", seed: int, batch_size: int) -> KeyedSampler:
     """Return the order of a training set: any permutation, or one that a streamed set can be read in from pieces of files.
 
     Args:

@@ -4,6 +4,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -168,7 +169,9 @@ def infer_config(
     )
 
 
-def _infer_vision(state_dict, stored, image_size) -> dict:
+def _infer_vision(
+    state_dict: Mapping[str, torch.Tensor], stored: Mapping[str, Any], image_size: Sequence[int] | None
+) -> dict:
     prefix = "vision_encoder."
     patch = _require(state_dict, f"{prefix}patch_embed.proj.weight")
     depths: dict[int, int] = {}
@@ -199,7 +202,14 @@ def _sub_config(stored: Mapping, name: str) -> Mapping:
     return stored[name] if isinstance(stored.get(name), Mapping) else {}
 
 
-def _infer_image_size(state_dict, stored, details, image_size, windows, patch_size) -> list[int]:
+def _infer_image_size(
+    state_dict: Mapping[str, torch.Tensor],
+    stored: Mapping[str, Any],
+    details: Mapping[str, Any],
+    image_size: Sequence[int] | None,
+    windows: list[int],
+    patch_size: int,
+) -> list[int]:
     from_masks = _image_size_from_masks(state_dict, windows, patch_size)
     if from_masks is not None:
         if image_size is not None and tuple(image_size) != from_masks:
@@ -218,7 +228,9 @@ def _infer_image_size(state_dict, stored, details, image_size, windows, patch_si
     return [int(side) for side in image_size]
 
 
-def _image_size_from_masks(state_dict, windows: list[int], patch_size: int) -> tuple[int, int] | None:
+def _image_size_from_masks(
+    state_dict: Mapping[str, torch.Tensor], windows: list[int], patch_size: int
+) -> tuple[int, int] | None:
     """Read the image size from a shift mask `(windows, area, area)`.
 
     Windows are counted row by row and only those of the last row and column are masked, so the first masked window
@@ -235,7 +247,9 @@ def _image_size_from_masks(state_dict, windows: list[int], patch_size: int) -> t
     return None
 
 
-def _infer_text(state_dict, stored, num_attention_heads) -> dict:
+def _infer_text(
+    state_dict: Mapping[str, torch.Tensor], stored: Mapping[str, Any], num_attention_heads: int | None
+) -> dict:
     prefix = "text_encoder.bert."
     words = _require(state_dict, f"{prefix}embeddings.word_embeddings.weight")
     layers = {int(match[2]) for match in map(_BERT_LAYER.match, state_dict) if match}
@@ -292,7 +306,7 @@ def refuse_other_layouts(names: Iterable[str]) -> None:
             raise ValueError(f"these are weights of {model} (names begin with {', '.join(prefixes)}): {advice}")
 
 
-def _require(state_dict, name: str) -> torch.Tensor:
+def _require(state_dict: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     if name not in state_dict:
         raise ValueError(f"The checkpoint has no {name!r}: it is not in the layout of the released MRA checkpoints.")
     return state_dict[name]

@@ -9,6 +9,7 @@ import signal
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedType
@@ -20,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
+from mra.training.arguments import OptimizationArguments, RunArguments
 from mra.training.zero_checkpoints import is_cut_for_others
 
 
@@ -32,7 +34,7 @@ _PATIENCE = timedelta(hours=2)  # others wait while one process downloads, decod
 # ---------------------------------------------------------------- accelerator
 
 
-def create_accelerator(args) -> Accelerator:
+def create_accelerator(args: RunArguments) -> Accelerator:
     """Set up devices and processes from `accelerate launch`, precision and trackers from the recipe.
 
     Args:
@@ -56,7 +58,7 @@ def create_accelerator(args) -> Accelerator:
     )
 
 
-def configure_deepspeed(accelerator: Accelerator, args, checkpoint: Path | None = None) -> None:
+def configure_deepspeed(accelerator: Accelerator, args: OptimizationArguments, checkpoint: Path | None = None) -> None:
     """Pass DeepSpeed, which steps by itself, the settings that it needs before `prepare`.
 
     Args:
@@ -167,7 +169,7 @@ class Plan:
         return self.counted_steps if count_dropped_batch else self.total_steps
 
 
-def make_plan(num_rows: int, per_device_batch_size: int, num_processes: int, args) -> Plan:
+def make_plan(num_rows: int, per_device_batch_size: int, num_processes: int, args: RunArguments) -> Plan:
     """Count the steps of a run.
 
     Args:
@@ -226,7 +228,7 @@ class StopSignal:
         self._process = os.getpid()
         signal.signal(signal.SIGTERM, self._handle)
 
-    def _handle(self, signum, frame) -> None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.received = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if os.getpid() != self._process:  # a forked worker: whoever ends it waits for it
@@ -243,7 +245,9 @@ def show_banner(title: str, facts: dict[str, object]) -> None:
     logger.info("\n".join([f"***** {title} *****", *lines]))
 
 
-def describe_plan(accelerator: Accelerator, model, plan: Plan, args, batch_size: int, num_rows: int) -> dict:
+def describe_plan(
+    accelerator: Accelerator, model: nn.Module, plan: Plan, args: RunArguments, batch_size: int, num_rows: int
+) -> dict:
     """Collect the banner's facts about model, data, hardware and length of a run."""
     parameters = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
     return {

@@ -3,19 +3,30 @@
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast
+from transformers import PreTrainedModel
 
+from mra.common.tables import Table
 from mra.retrieval import RetrievalChoice, RetrievalResult, choose_retrieval, evaluate_retrieval
+from mra.training.arguments import EvaluationArguments
 from mra.training.checkpointing import TrainingState, keep_aside
 from mra.training.runtime import autocast_dtype, whole_model
+from processing_mra import MRAProcessor
 
 
 logger = get_logger(__name__)
 
 
 def validate(
-    accelerator, model, processor, dataset, args, evaluated_on: str, num_workers: int = 0
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    processor: MRAProcessor,
+    dataset: Table,
+    args: EvaluationArguments,
+    evaluated_on: str,
+    num_workers: int = 0,
 ) -> tuple[RetrievalResult, RetrievalChoice | None]:
     """Evaluate the model under training; every process must call this, and all get the same figures.
 
@@ -62,7 +73,7 @@ def selection_metric(metrics: dict[str, dict[str, float]]) -> float:
     return metrics.get("reranked", metrics["similarity"])["R1"]
 
 
-def describe_selection(args) -> str:
+def describe_selection(args: EvaluationArguments) -> str:
     """Describe how `selection_metric` is measured; only figures measured in the same way compare."""
     how = "by similarity alone"
     if args.eval_rerank_k:
@@ -72,7 +83,13 @@ def describe_selection(args) -> str:
     return f"R@1 {how}{'' if args.eval_flip else ', without mirror images'}{precision}"
 
 
-def record_best(accelerator, state: TrainingState, result: RetrievalResult, args, output_dir: str | Path) -> bool:
+def record_best(
+    accelerator: Accelerator,
+    state: TrainingState,
+    result: RetrievalResult,
+    args: EvaluationArguments,
+    output_dir: str | Path,
+) -> bool:
     """Decide whether a validated model is the best so far, and remember it in the state; every process must call this.
 
     A best figure from before a resume that was measured in another way is not compared: the choice starts again, and the model

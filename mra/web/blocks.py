@@ -2,8 +2,12 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from PIL import Image
+
+from mra.gallery.types import Hit
 
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -87,7 +91,7 @@ class Answers:
     def __init__(self, page: Page, names: list[str]) -> None:
         self.page, self.names = page, names
 
-    def search(self, *values):
+    def search(self, *values: Any) -> tuple[Any, ...]:
         """Return status, results, hits, the words that were asked for, and the detail, which is closed."""
         query = Query(**dict(zip(self.names, values, strict=True)))
         try:
@@ -97,7 +101,7 @@ class Answers:
         shown = view.show_hits(result.hits, self.page.thumbnails(result.hits))
         return view.show_status(result), shown, result.hits, (query.text or "").strip(), gr.update(visible=False)
 
-    def show(self, found, words, event: gr.EventData):
+    def show(self, found: Sequence[Hit], words: str, event: gr.EventData) -> tuple[Any, ...]:
         """Return the detail of the hit that was clicked, its panel, its key, and no phrases yet."""
         key = str(getattr(event, "key", ""))
         hit = next((hit for hit in found if hit.key == key), None)
@@ -108,7 +112,7 @@ class Answers:
         except ValueError as error:
             return view.show_message(str(error), "error"), gr.update(visible=True), "", ""
 
-    def rate(self, listed, key):
+    def rate(self, listed: str, key: str) -> str:
         """Return the bars of the phrases."""
         try:
             return view.show_phrases(self.page.score_phrases(listed, key))
@@ -167,17 +171,17 @@ def add_api(page: Page, fields: dict[str, Any]) -> None:
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    def search(*values):
+    def search(*values: Any) -> dict[str, Any]:
         with told():
             return page.to_json(page.query(Query(**dict(zip(fields, values, strict=True)))))
 
-    def explain(text, key):
+    def explain(text: str | None, key: str) -> Image.Image:
         with told():
             if not (text or "").strip():
                 raise ValueError("explain needs a text")
             return draw_explanation(*page.explain(text.strip(), key))
 
-    def score_phrases(phrases, key):
+    def score_phrases(phrases: str, key: str) -> dict[str, float]:
         with told():
             return {score.phrase: score.match_probability for score in page.score_phrases(phrases, key)}
 
@@ -223,7 +227,7 @@ class Indexing:
     def __init__(self, page: Page) -> None:
         self.page = page
 
-    def upload(self, files, progress=gr.Progress()):  # noqa: B008  gradio reads the default
+    def upload(self, files: list[str] | None, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008  gradio reads the default
         """Index an upload and empty its field."""
         try:
             done, ignored = self.page.index_upload(files, self._count(progress))
@@ -231,17 +235,17 @@ class Indexing:
             return [*self._refresh(view.show_message(str(error), "error")), None]
         return [*self._refresh(view.show_report(done, ignored)), None]
 
-    def folder(self, path, progress=gr.Progress()):  # noqa: B008
+    def folder(self, path: str, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
         """Index a folder of this machine."""
         try:
             return self._refresh(view.show_report(self.page.index_folder(path, self._count(progress))))
         except ValueError as error:
             return self._refresh(view.show_message(str(error), "error"))
 
-    def _count(self, progress):
+    def _count(self, progress: gr.Progress) -> Callable[[int, int], None]:
         return lambda done, total: progress((done, total), desc="Indexing", unit="images")
 
-    def _refresh(self, shown: str):
+    def _refresh(self, shown: str) -> tuple[Any, ...]:
         return shown, view.show_title(self.page.stats()), gr.update(choices=self.page.cameras())
 
 

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
 
 from PIL import Image
 
@@ -78,7 +79,7 @@ class Unpacker:
         except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zlib.error) as error:
             raise ValueError(f"{file.name} cannot be unpacked ({error}): expected a ZIP archive") from None
 
-    def _take(self, name: str, source) -> None:
+    def _take(self, name: str, source: IO[bytes]) -> None:
         parts = safe_parts(name)
         hidden = any(part.startswith(".") or part in IGNORED_FOLDERS for part in parts)
         suffix = PurePosixPath(name).suffix.lower()
@@ -99,7 +100,7 @@ class Unpacker:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._copy(name, source, path)
 
-    def _copy(self, name: str, source, path: Path) -> None:
+    def _copy(self, name: str, source: IO[bytes], path: Path) -> None:
         """Count the bytes that are unpacked, because the sizes in an archive can be forged."""
         size = 0
         with open(path, "xb") as target:

@@ -4,6 +4,7 @@ import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,7 @@ def _batches(pictures: Sequence[Any], size: int) -> Iterator[list[Image.Image]]:
         yield [load_picture(pictures[row]) for row in range(start, min(start + size, len(pictures)))]
 
 
-def _metrics():
+def _metrics() -> ModuleType:
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
@@ -261,7 +262,7 @@ def load_extractor(name: str | None, device: str | torch.device = "cpu") -> Feat
     return ImageModelFeatures(name, device) if name else ColourEdgeFeatures().to(device)
 
 
-def _input_size(processor) -> tuple[int, int]:
+def _input_size(processor: Any) -> tuple[int, int]:
     """Height and width that an image processor makes, its crop's where it crops."""
     size = (
         processor.crop_size if getattr(processor, "do_center_crop", False) and processor.crop_size else processor.size

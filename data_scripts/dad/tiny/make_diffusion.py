@@ -13,10 +13,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -107,7 +108,7 @@ def make_parts(channels: Sequence[int], prediction_type: str, seed: int) -> dict
     return {"unet": unet, "vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "scheduler": scheduler}
 
 
-def open_residual_path(unet) -> None:
+def open_residual_path(unet: nn.Module) -> None:
     """Zero the last layer of every residual branch, a usual start of residual networks.
 
     The UNet then is a short path from its input and the ControlNet's residuals to its output. Through random branches
@@ -120,7 +121,7 @@ def open_residual_path(unet) -> None:
                 torch.nn.init.zeros_(layer.bias)
 
 
-def fit_autoencoder(vae, images: torch.Tensor, steps: int, seed: int, batch_size: int = 8) -> float:
+def fit_autoencoder(vae: Any, images: torch.Tensor, steps: int, seed: int, batch_size: int = 8) -> float:
     """Fit the autoencoder to images and scale its latents to unit variance.
 
     Args:

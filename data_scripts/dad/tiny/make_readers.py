@@ -7,9 +7,10 @@ DINO) and `detector` (YOLOS) give boxes, `clip` compares images with texts. With
 BLIP is trained on its captions for a minute, so that it says what captions say, if not what the image shows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -197,7 +198,7 @@ MAKERS: dict[str, Callable[..., None]] = {
 }
 
 
-def make_readers(folder: str | Path, names=tuple(MAKERS), seed: int = 0) -> None:
+def make_readers(folder: str | Path, names: Sequence[str] = tuple(MAKERS), seed: int = 0) -> None:
     """Write the named models, each into a folder of its name."""
     for name in names:
         MAKERS[name](Path(folder) / name, seed)
@@ -235,7 +236,7 @@ def train_blip(folder: str | Path, dataset: Dataset, steps: int, seed: int = 0, 
     return losses
 
 
-def _save(folder: str | Path, seed: int, make_model: Callable, processor) -> None:
+def _save(folder: str | Path, seed: int, make_model: Callable, processor: Any) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make_model()

@@ -1,6 +1,6 @@
 """Configuration of the MRA text-based person retrieval model: architecture and the choices of the objective."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, PreTrainedConfig
@@ -199,8 +199,12 @@ class MRAConfig(PreTrainedConfig):
         "text_config": MRATextConfig,
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:  # what `__post_init__` leaves
+        vision_config: MRAVisionConfig
+        text_config: MRATextConfig
+    else:
+        vision_config: dict | PreTrainedConfig | None = None
+        text_config: dict | PreTrainedConfig | None = None
     projection_type: str = "part_pooling"
     projection_dim: int = 2048
     projection_dropout: float | int = 0.5

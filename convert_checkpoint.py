@@ -53,6 +53,7 @@ PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.com
 
 
 def main(argv: list[str] | None = None, program: str = "convert_checkpoint.py") -> None:
+    """Convert a checkpoint between the published layout and folders for `from_pretrained`."""
     (args,) = parse_arguments([ConversionArguments], prog=program, description=__doc__, argv=argv, config=False)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     with plain_errors(program, args.output, (ValueError,)):
@@ -198,8 +199,9 @@ def _refuse_infinite(path: Path, state_dict: Mapping[str, torch.Tensor]) -> None
     diverged = [name for name, tensor in state_dict.items() if not torch.isfinite(tensor).all()]
     if diverged:
         raise ValueError(
-            f"{path} holds NaN or infinite values in {len(diverged)} of {len(state_dict)} tensors ({', '.join(diverged[:5])}): "
-            "its training diverged or the file is damaged; take an earlier checkpoint or download it again"
+            f"{path} holds NaN or infinite values in {len(diverged)} of {len(state_dict)} tensors "
+            f"({', '.join(diverged[:5])}): its training diverged or the file is damaged; take an earlier "
+            "checkpoint or download it again"
         )
 
 
@@ -279,7 +281,7 @@ def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool
         fix = "give a file name" if output.is_dir() else "pass --overwrite or another name"
         raise ValueError(f"`output`: {str(output)!r} exists: {fix}")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"`checkpoint`: {str(folder)!r} is no folder with a config.json.")
+        raise ValueError(f"`checkpoint`: {str(folder)!r} is not a folder with a config.json.")
     try_folder(output.parent, "`output`")
     with writing_to(output), whole_file(output) as unfinished:
         config = MRAConfig.from_pretrained(folder)
@@ -322,7 +324,7 @@ def _complete(state_dict: dict[str, torch.Tensor], config: MRAConfig, folder: Pa
     misshapen = [name for name in expected if name in state_dict and state_dict[name].shape != expected[name].shape]
     if missing or unknown or misshapen:
         raise ValueError(
-            f"`checkpoint`: {str(folder)!r} is no whole MRAForPreTraining: missing {missing}, unknown {unknown}, of "
+            f"`checkpoint`: {str(folder)!r} is not a whole MRAForPreTraining: missing {missing}, unknown {unknown}, of "
             f"another shape {misshapen}. Folders of a bare MRAModel lack what the published layout needs."
         )
     return state_dict
@@ -340,7 +342,7 @@ def _check_folder(output: Path, overwrite: bool) -> None:
     config = output / "config.json"
     known = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type")
     if known != MRAConfig.model_type:
-        raise ValueError(f"`output`: {str(output)!r} is no MRA folder and is not replaced: give another name.")
+        raise ValueError(f"`output`: {str(output)!r} is not an MRA folder and is not replaced: give another name.")
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ logger = logging.getLogger("mra_retrieval")
 
 
 def main(argv: list[str] | None = None, program: str = "eval_retrieval.py") -> None:
+    """Evaluate a model on a split, print the metrics and save them."""
     (args,) = parse_arguments([RetrievalArguments], prog=program, description=__doc__, argv=argv)
     state = start_processes()
     if state.is_main_process:

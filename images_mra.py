@@ -227,7 +227,7 @@ def _white_level(image: Image.Image) -> float | None:
 
 
 def without_metadata(content: bytes, orientation: int = 1) -> bytes:
-    """Return a JPEG, PNG or TIFF without what is no pixel, its pixels untouched; other contents as they came.
+    """Return a JPEG, PNG or TIFF without anything but pixels, its pixels untouched; other contents as they came.
 
     Args:
         content: of an image file.
@@ -257,7 +257,7 @@ def storable_picture(content: bytes) -> bytes:
     try:
         image = Image.open(io.BytesIO(content))
         is_plain = _reads_as_everywhere(image)
-    except Exception:  # of any kind, by metadata or pixels: what follows tells which
+    except Exception:  # of any kind, by metadata or pixels: the next lines find out which
         is_plain = False
     if is_plain:
         return content
@@ -338,7 +338,7 @@ def _read_pointers(image: Image.Image) -> None:
 
 
 def _bare_tiff(content: bytes) -> bytes:
-    """Blank the tags of a TIFF that are no pixels: EXIF, GPS, XMP, profiles and an orientation that is no number."""
+    """Blank the tags of a TIFF other than pixels: EXIF, GPS, XMP, profiles and an orientation that is not a number."""
     order = "<" if content[:2] == b"II" else ">"
     patched = bytearray(content)
     try:

@@ -105,6 +105,8 @@ class MRAProcessor(ProcessorMixin):
         Args:
             images: one image or a list, as [`MRAImageProcessor`] takes them.
             text (`str` or `list[str]`): captions or phrases. The first that is cut to `max_text_length` is warned of.
+            return_tensors: format of the result, `pt` for PyTorch.
+            **kwargs: further arguments of the image processor.
 
         Returns:
             `pixel_values` `(images, 3, height, width)` float, `input_ids` and `attention_mask`

@@ -8,7 +8,7 @@ The sample set on a CPU:
 
     accelerate launch --config_file accelerate_configs/cpu.yaml train_finetune.py --config recipes/sample/finetune.yaml
 
-An interrupted run goes on with --resume latest. SIGTERM to the training processes saves a checkpoint and ends them.
+An interrupted run continues with --resume latest. SIGTERM to the training processes saves a checkpoint and ends them.
 """
 
 from pathlib import Path
@@ -118,6 +118,7 @@ def build_loader(
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Fine-tune a model from a recipe and the command line."""
     # Parse
     arguments = parse_arguments(THEMES, description=__doc__, argv=argv)
     model_args, objective, data, optim, run, evaluation, hub = arguments

@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         results[f"{source}_cpu_ratio"] = ratios["tensor"][-1]
         results[f"{source}_max_abs_difference"] = difference["max"]
         results[f"{source}_mean_abs_difference"] = difference["mean"]
-    results["summed_cpu_ratio"] = totals["plain"] / totals["tensor"]  # tells mostly of the largest pictures
+    results["summed_cpu_ratio"] = totals["plain"] / totals["tensor"]  # mostly reflects the largest pictures
     # Geometric means weigh every kind of source alike.
     results["pillow_cpu_ratio"] = statistics.geometric_mean(ratios["pillow"])
     results["pillow_max_abs_difference"] = max(difference["pillow"] for difference in differences)
@@ -105,7 +105,7 @@ def make_processor(config: MRAConfig) -> MRAProcessor:
 
 
 def compare(
-    folder: Path, rows: datasets.Dataset, processor: MRAProcessor, config: MRAConfig, seed: int, batch_size: int
+    folder: Path, rows: list[dict], processor: MRAProcessor, config: MRAConfig, seed: int, batch_size: int
 ) -> tuple[dict, dict]:
     """Make every batch of one source in each way.
 
@@ -122,7 +122,7 @@ def compare(
         for backend in ("tensor", "pillow")
     }
 
-    def run(way: str, numbers: Sequence[int]):
+    def run(way: str, numbers: list[int]) -> dict[str, torch.Tensor]:
         if way == "plain":
             return plain.batch(0, numbers)
         return collate(built[way].__getitems__([(0, number) for number in numbers]))

@@ -2,8 +2,8 @@
 
     python benchmarks/large_set.py --rows 1217750 --batches 2000 --json
 
-Writes Parquet files of SDA's columns with pictures of a few pixels, then trains on nothing: each way of reading, as a table and
-streamed, runs in a process of its own with worker processes. Memory is that of all of them without pages of files, which the
+Writes Parquet files of SDA's columns with pictures of a few pixels and reads them without training: as a table and
+streamed, each in a process of its own with worker processes. Memory is that of all of them without pages of files, which the
 system takes back when it needs them; what forked workers still share with their parent is counted for each.
 """
 
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(folder: Path, cache: Path, streamed: bool, args: LargeSetBenchmark) -> dict[str, float]:
-    """Open the set and reads batches from it.
+    """Open the set and read batches from it.
 
     Returns:
         Seconds until the set is open and until the first batch is there; memory in MiB before opening, when open, after a

@@ -82,7 +82,7 @@ def make_config(full_size: bool) -> MRAConfig:
 
 
 def caption_lengths(count: int, longest: int) -> torch.Tensor:
-    """Return the tokens of `(count,)` captions in random order: quantiles of a normal distribution, so that their mean is fixed."""
+    """Return the tokens of `(count,)` captions in random order: quantiles of a normal distribution with a fixed mean."""
     quantiles = torch.distributions.Normal(MEAN_LENGTH, LENGTH_DEVIATION).icdf((torch.arange(count) + 0.5) / count)
     return quantiles[torch.randperm(count)].round().long().clamp(SHORTEST, longest)
 
@@ -127,7 +127,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start the count of an accelerator's peak memory anew; a process's own cannot be."""
+    """Restart the count of an accelerator's peak memory; that of a process cannot be restarted."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

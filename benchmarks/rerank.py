@@ -122,7 +122,9 @@ def make_model(config: MRAConfig) -> MRAModel:
     return model
 
 
-def make_encodings(config: MRAConfig, queries: int, gallery: int, image_batch_size: int, dtype: torch.dtype):
+def make_encodings(
+    config: MRAConfig, queries: int, gallery: int, image_batch_size: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, TextEncodings, ImageEncodings]:
     """Random encodings of captions of different lengths and of images with one view.
 
     Returns:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -163,9 +164,9 @@ class Benchmark:
     def plain_fusion_loss(
         self,
         images: torch.Tensor,
-        texts,
+        texts: Sequence[torch.Tensor],
         image_embeds: torch.Tensor,
-        text_embeds: torch.Tensor,
+        text_embeds: Sequence[torch.Tensor],
         generator: torch.Generator,
     ) -> torch.Tensor:
         """Three passes through the fusion layers that share nothing."""
@@ -179,9 +180,9 @@ class Benchmark:
     def fusion_loss(
         self,
         images: torch.Tensor,
-        texts,
+        texts: Sequence[torch.Tensor],
         image_embeds: torch.Tensor,
-        text_embeds: torch.Tensor,
+        text_embeds: Sequence[torch.Tensor],
         generator: torch.Generator,
     ) -> torch.Tensor:
         """Do what `MRAForPreTraining.forward` does with encoded images and captions, contrastive loss included."""
@@ -219,7 +220,7 @@ def make_batch(config: MRAConfig, batch_size: int) -> dict:
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     words = [word for word in tokenizer.get_vocab() if word.isalpha()]
 
-    def captions():
+    def captions() -> list[str]:
         lengths = caption_lengths(batch_size, config.max_text_length) - 2  # [CLS] and [SEP]
         return [" ".join(words[i] for i in torch.randint(len(words), (int(length),))) for length in lengths]
 

@@ -1,4 +1,4 @@
-"""Base of the dataset builders: rows from several processes, bad rows logged, failures told plainly."""
+"""Base of the dataset builders: rows from several processes, bad rows logged, failures explained plainly."""
 
 import contextlib
 import hashlib
@@ -157,7 +157,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
                 raise ValueError(Path(self.failure).read_text(encoding="utf-8") or repr(error)) from error
             if isinstance(error, RuntimeError) and num_proc > 1 and find_full_disk(error) is None:
                 raise ValueError(
-                    f"A process was killed or broke down, perhaps for want of memory ({error}). Use a smaller --num_proc."
+                    f"A worker died, possibly out of memory ({error}). Use a smaller --num_proc."
                 ) from error
             raise
 
@@ -206,7 +206,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
             if isinstance(
                 error.__cause__, (ValueError, OSError)
             ):  # lost on the way out of a pool, unless written down
-                # Another process was first, or the disk is full: the error itself goes on in any case.
+                # Another process was first, or the disk is full: the error itself is raised in any case.
                 with contextlib.suppress(OSError), open(self.failure, "x", encoding="utf-8", errors=ESCAPED) as file:
                     file.write(str(error.__cause__))
             raise

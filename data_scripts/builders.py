@@ -1,7 +1,7 @@
 """Builders that turn annotation rows and image files into `datasets` tables with the image bytes inside."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +233,9 @@ class PedesBuilder(AnnotationBuilder):
             image = next((value[name] for name in ("image", "file_path", "img_path", "path") if name in value), None)
         self.rejected.add("00000000", file, row, image, error)
 
-    def _find_root(self, folder: str | Path, splits: dict[str, int], dataset: str, follow_symlinks: bool) -> ImageRoot:
+    def _find_root(
+        self, folder: str | Path, splits: Mapping[str, Sequence[AnnotatedImage]], dataset: str, follow_symlinks: bool
+    ) -> ImageRoot:
         names = ("images",) if dataset == CSV else ("imgs", DATASETS[dataset], f"{DATASETS[dataset]}/imgs")
         search = RootSearch(folder, names, self.sources.files[0].layout.image, follow_symlinks)
         for rows in splits.values():
@@ -241,7 +243,7 @@ class PedesBuilder(AnnotationBuilder):
                 search.look(image.file, image.texts[0][0], image.path)
         return search.choose()
 
-    def _note_repeated(self, splits: dict[str, int]) -> None:
+    def _note_repeated(self, splits: Mapping[str, Sequence[AnnotatedImage]]) -> None:
         owners: dict[str, str] = {}
         repeated = across = 0
         for split, images in splits.items():

@@ -20,14 +20,14 @@ def read_csv_rows(path: str | Path, required: tuple[str, ...]) -> Iterator[dict[
     """
     row = 0
 
-    def unreadable(problem: str, mend: str = "correct the row") -> UnreadableFile:
-        return UnreadableFile(path, row, problem, "CSV", mend, "counting from 0, without the header")
+    def unreadable(problem: str, advice: str = "correct the row") -> UnreadableFile:
+        return UnreadableFile(path, row, problem, "CSV", advice, "counting from 0, without the header")
 
     try:
         if other := name_other_kind(path):
-            problem, mend = other
+            problem, advice = other
             if problem != "the file is empty":  # the check of the header says what is missing
-                raise unreadable(problem, mend)
+                raise unreadable(problem, advice)
         with open_text(path, newline="") as file:
             reader = csv.DictReader(file, restkey="", strict=True)
             reader.fieldnames = names = _check_header(path, reader.fieldnames or [], required)

@@ -154,8 +154,8 @@ class ImageRoot:
                 continue
             here = f"{shorten(path)} is the file {other} when {rule}"
             there = f"{self.example} was found when {self.rule}, by which this is {located or 'missing'}"
-            mend = "Let all paths start at the same folder, name that folder as --images"
-            raise RowError(field, "another path rule", f"{here}; {there}", mend)
+            advice = "Let all paths start at the same folder, name that folder as --images"
+            raise RowError(field, "another path rule", f"{here}; {there}", advice)
 
     def read(self, path: Any, field: str = "image") -> bytes:
         """Read an image file and decode it once; returns the bytes to store, as `decode` gives them.
@@ -168,19 +168,19 @@ class ImageRoot:
             with open(located, "rb") as file:
                 content = file.read()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            mend = "Unpack the image archives again, correct --images"
+            advice = "Unpack the image archives again, correct --images"
             problem = f"expected the file {located}, which does not exist"
             if self.rule != PathRule():
                 problem += f" ({self.example} was found when {self.rule})"
-            raise RowError(field, "missing image", problem, mend) from None
+            raise RowError(field, "missing image", problem, advice) from None
         except OSError as error:
             raise RowError(field, "unreadable image", f"{located}: {error.strerror or error}") from None
         try:
             return decode(content)
         except OSError as error:
-            cause = "it is no image" if isinstance(error, UnidentifiedImageError) else error
-            mend = "Unpack the image archive again"
-            raise RowError(field, "corrupt image", f"{located} cannot be decoded: {cause}", mend) from None
+            cause = "it is not an image" if isinstance(error, UnidentifiedImageError) else error
+            advice = "Unpack the image archive again"
+            raise RowError(field, "corrupt image", f"{located} cannot be decoded: {cause}", advice) from None
 
 
 def decode(content: bytes) -> bytes:

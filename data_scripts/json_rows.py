@@ -22,21 +22,21 @@ class UnreadableJson(UnreadableFile):
         path: of the file.
         row: number of the first row that cannot be read, from 0.
         problem: what is wrong there.
-        mend: what to do about it.
+        advice: what to do about it.
     """
 
     reason = "unreadable JSON"
 
     def __init__(
-        self, path: str | Path, row: int, problem: str, mend: str = "download or unpack the file again"
+        self, path: str | Path, row: int, problem: str, advice: str = "download or unpack the file again"
     ) -> None:
-        super().__init__(path, row, problem, "a JSON list of objects", mend)
+        super().__init__(path, row, problem, "a JSON list of objects", advice)
 
 
 class _Text:
     """A file's text, of which only a window is in memory."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[str]) -> None:
         self.file = file
         self.window = ""
         self.start = 0
@@ -125,7 +125,7 @@ def _decode(text: _Text) -> tuple[Any, str]:
             value, end = _DECODER.raw_decode(text.window, text.start)
             source, text.start = text.window[text.start : end], end
             return value, source
-        except json.JSONDecodeError:  # perhaps it goes on behind the window
+        except json.JSONDecodeError:  # it may continue behind the window
             if len(text.window) - text.start > _LARGEST_ROW or not text.more():
                 raise
 

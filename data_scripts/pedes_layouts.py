@@ -1,13 +1,12 @@
-"""Annotation files of CUHK-PEDES, ICFG-PEDES and RSTPReid, told apart by their content, and CSV files of one's own."""
+"""Annotation files of CUHK-PEDES, ICFG-PEDES and RSTPReid, distinguished by their content, and CSV files of one's own."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_scripts.annotation_builder import RejectedRows
 from data_scripts.csv_rows import read_csv_rows
 from data_scripts.image_files import path_readings, with_slashes
 from data_scripts.json_rows import UnreadableJson, json_files, read_rows
@@ -20,7 +19,7 @@ CSV = "csv"  # captions of one's own, in place of a set
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 _PACKED_NAME = re.compile(r"\.jsonl?\.|\bjson\w*\.(gz|zip|bz2|xz|zst|7z)$", re.IGNORECASE)
-_LOOKED_AT = 20  # rows from which a file's layout is told
+_LOOKED_AT = 20  # rows that decide a file's layout
 _MSMT17_NAME = re.compile(r"\d+_\d+_(\d+)_\d{4}(?:morning|noon|afternoon)_")  # person_number_camera_time, ICFG-PEDES
 _RSTP_NAME = re.compile(r"\d{4}_(c\d+)_\d+\.\w+$")
 _CUHK_FOLDERS = {"cam_a", "cam_b", "cuhk01", "cuhk03", "market", "test_query", "train_query"}
@@ -41,7 +40,7 @@ class Layout:
         captions: field with a caption or a list of them.
         identity: field with the person's number.
         split: field with the split, None where each split has its own file.
-        camera: field with the camera, None where the path tells it.
+        camera: field with the camera, None where the path shows it.
     """
 
     name: str
@@ -133,7 +132,7 @@ def find_sources(annotations: str | Path, dataset: str) -> Sources:
     """
     if dataset == CSV:
         if not Path(annotations).is_file():
-            raise ValueError(f"--annotations {annotations} is no file; expected a CSV file with --dataset csv.")
+            raise ValueError(f"--annotations {annotations} is not a file; expected a CSV file with --dataset csv.")
         return Sources([Source(Path(annotations), CSV_LAYOUT, CSV, one_caption_a_row=True)])
     files = json_files(annotations)
     found, unreadable, ignored = [], [], _other_files(Path(annotations), dataset, files)
@@ -267,7 +266,7 @@ def split_of(source: Source) -> str:
     """Return the split of a processed file: validation and test look alike, so the name must say which it is.
 
     Raises:
-        ValueError: if neither name nor content tells.
+        ValueError: if neither name nor content shows the split.
     """
     named = {SPLITS[word] for word in _words(source.file) if word in SPLITS}
     if len(named) == 1:
@@ -280,7 +279,9 @@ def split_of(source: Source) -> str:
     )
 
 
-def read_images(source: Source, rejected: RejectedRows) -> Iterator[tuple[str, AnnotatedImage]]:
+def read_images(
+    source: Source, rejected: Callable[[str, int, Any, RowError], None]
+) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read a file, rows of the same image joined; images are looked for later.
 
     Args:

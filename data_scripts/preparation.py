@@ -88,7 +88,7 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
             raise ValueError(f"--output {output} exists; expected a new folder. Pass --overwrite to replace it.")
         if not (output / "README.md").is_file() or not any(output.glob(_SHARDS)):
             raise ValueError(
-                f"--output {output} exists and is no prepared set, so that --overwrite does not replace it. "
+                f"--output {output} exists and is not a prepared set, so that --overwrite does not replace it. "
                 "Choose another folder, or remove it yourself."
             )
     try_folder(output.parent, "--output")

@@ -1,4 +1,4 @@
-"""Text files of users: opened as UTF-8, and told plainly where they are something else."""
+"""Text files of users: opened as UTF-8, with plain errors if they are something else."""
 
 import os
 import re
@@ -28,17 +28,17 @@ class UnreadableFile(ValueError):
         row: number of the first row that cannot be read, from 0.
         problem: what is wrong there.
         expected: kind of file.
-        mend: what to do about it.
+        advice: what to do about it.
         counting: how rows are counted.
     """
 
     reason = "unreadable file"
 
     def __init__(
-        self, path: str | Path, row: int, problem: str, expected: str, mend: str, counting: str = "counting from 0"
+        self, path: str | Path, row: int, problem: str, expected: str, advice: str, counting: str = "counting from 0"
     ) -> None:
         super().__init__(
-            f"{path}: row {row} ({counting}) cannot be read: {problem}; expected {expected}; {mend}, or pass --on_error "
+            f"{path}: row {row} ({counting}) cannot be read: {problem}; expected {expected}; {advice}, or pass --on_error "
             "skip to leave out what cannot be read"
         )
         self.path = str(path)

@@ -1,4 +1,4 @@
-"""Checks of one annotation row: what is wrong is said with file, row, field and mend."""
+"""Checks of one annotation row: what is wrong is said with file, row, field and remedy."""
 
 from numbers import Integral, Real
 from pathlib import Path
@@ -17,24 +17,24 @@ class RowError(ValueError):
         field: of the row.
         reason: a few words, the same for all errors of a kind; they are counted by it.
         problem: what was expected and what came.
-        mend: what to do about it, before leaving the row out.
+        advice: what to do about it, before leaving the row out.
     """
 
-    def __init__(self, field: str, reason: str, problem: str, mend: str = "Correct the row") -> None:
+    def __init__(self, field: str, reason: str, problem: str, advice: str = "Correct the row") -> None:
         super().__init__(problem)
         self.field = field
         self.reason = reason
         self.problem = problem
-        self.mend = mend
+        self.advice = advice
 
     def __reduce__(self) -> tuple:
-        return type(self), (self.field, self.reason, self.problem, self.mend)  # on its way to another process
+        return type(self), (self.field, self.reason, self.problem, self.advice)  # on its way to another process
 
     def describe(self, file: str | Path, row: int) -> str:
         """Return the message for the person who runs the preparation."""
         return (
             f"{file}, row {row} (counting from 0), field {self.field}: {self.reason}: {self.problem}. "
-            f"{self.mend}, or pass --on_error skip to leave such rows out."
+            f"{self.advice}, or pass --on_error skip to leave such rows out."
         )
 
 
@@ -63,7 +63,7 @@ def check_object(row: Any, required: tuple[str, ...]) -> None:
 
 
 def check_unicode(text: str, field: str) -> None:
-    """Refuse text that no file can hold: half of a surrogate pair, which JSON lets `\\ud83d` stand for.
+    """Refuse text that no file can hold: half of a surrogate pair, which JSON can write as an escape.
 
     Raises:
         RowError: naming the field.
@@ -161,9 +161,9 @@ def check_box(box: Any, field: str) -> list[float]:
     if not isinstance(box, list) or len(box) != 4:
         raise RowError(field, "wrong type", f"expected [cx, cy, w, h], got {shorten(box)}")
     values = [check_number(value, field) for value in box]
-    mend = "Divide pixel coordinates by the image's width and height, or correct the row"
+    advice = "Divide pixel coordinates by the image's width and height, or correct the row"
     if min(values) < -ROUNDING or max(values) > 1 + ROUNDING:
-        raise RowError(field, "box outside 0..1", f"expected cx, cy, w and h in 0..1, got {shorten(box)}", mend)
+        raise RowError(field, "box outside 0..1", f"expected cx, cy, w and h in 0..1, got {shorten(box)}", advice)
     cx, cy, width, height = (min(max(value, 0.0), 1.0) for value in values)
     if not (width > 0 and height > 0):
         raise RowError(field, "box without area", f"expected w and h above 0, got {shorten(box)}")

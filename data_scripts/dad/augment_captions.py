@@ -53,8 +53,8 @@ class PromptMaker:
                 )
             except ValueError as error:
                 raise ValueError(
-                    f"--augment.mode eda: {error} Here they are `augment.eda_operations`; `--augment.mode attributes` needs no "
-                    "WordNet."
+                    f"--augment.mode eda: {error} Here they are `augment.eda_operations`; `--augment.mode attributes` "
+                    "works without WordNet."
                 ) from None
 
     def __call__(self, caption: str, number: int) -> list[tuple[str, list[dict]]]:

@@ -42,7 +42,7 @@ class PhraseDetector:
         dtype, device: of the weights.
 
     Raises:
-        ValueError: if there is no such model, or its scores cannot be told apart by phrase.
+        ValueError: if there is no such model, or its scores cannot be distinguished by phrase.
     """
 
     def __init__(

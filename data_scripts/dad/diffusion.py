@@ -77,11 +77,11 @@ def load_base(name: str | None, revision: str | None = None) -> BaseModel:
         revision: commit or branch on the Hub.
 
     Raises:
-        ValueError: if no base model is named, or it is no Stable Diffusion pipeline.
+        ValueError: if no base model is named, or it is not a Stable Diffusion pipeline.
     """
     diffusers = import_diffusers()
-    _require_base(name)
-    options = {"revision": revision}
+    name = require_base(name)
+    options: dict[str, Any] = {"revision": revision}
     try:
         parts = BaseModel(
             unet=diffusers.UNet2DConditionModel.from_pretrained(name, subfolder="unet", **options),
@@ -97,12 +97,14 @@ def load_base(name: str | None, revision: str | None = None) -> BaseModel:
     return parts
 
 
-def _require_base(name: str | None) -> None:
+def require_base(name: str | None) -> str:
+    """Return the name of the base model, which must be set."""
     if name is None:
         raise ValueError(
             "`common.base_model` is not set: name a Stable Diffusion pipeline whose licence suits you, a folder or a "
             "Hub id. docs/dad.md lists some."
         )
+    return name
 
 
 def _not_a_pipeline(name: str, error: Exception) -> str:
@@ -151,7 +153,7 @@ class Conditions:
         self.image_size = list(image_size)
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None and not self.folder.is_dir():
-            raise ValueError(f"`common.condition_dir` {folder!r} is no folder.")
+            raise ValueError(f"`common.condition_dir` {folder!r} is not a folder.")
 
     def require(self, rows: Iterable[int]) -> None:
         """Check that the images of rows exist before work begins.
@@ -161,7 +163,7 @@ class Conditions:
         """
         if self.folder is not None:
             for row in sorted(set(rows)):
-                self._find(row)
+                self._find(self.folder, row)
 
     def __call__(self, row: int) -> torch.Tensor:
         """Return the condition of a row of the train split: `(3, height, width)` in 0..1.
@@ -171,14 +173,14 @@ class Conditions:
         """
         if self.folder is None:
             return torch.full((3, *self.image_size), float(self.kind == "white"))
-        return to_pixels(read_picture(self._find(row)), self.image_size)
+        return to_pixels(read_picture(self._find(self.folder, row)), self.image_size)
 
-    def _find(self, row: int) -> Path:
-        paths = [self.folder / f"{row}{suffix}" for suffix in CONDITION_SUFFIXES]
+    def _find(self, folder: Path, row: int) -> Path:
+        paths = [folder / f"{row}{suffix}" for suffix in CONDITION_SUFFIXES]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
             raise ValueError(
-                f"`common.condition_dir` {str(self.folder)!r} has no image of row {row} of the train split: expected "
+                f"`common.condition_dir` {str(folder)!r} has no image of row {row} of the train split: expected "
                 f"{paths[0].name} or with another suffix of {', '.join(CONDITION_SUFFIXES[1:])}."
             )
         return path

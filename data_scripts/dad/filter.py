@@ -7,11 +7,12 @@ checks come first; models, if any are named, see what passed them. The paper dro
 thresholds are not published; nothing here is tuned to that figure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from PIL import Image
 
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.config import FactoryConfig
@@ -28,7 +29,6 @@ from data_scripts.dad.filter_rules import (
 )
 from data_scripts.dad.image_checks import load_picture, measure_image, perceptual_hash
 from data_scripts.dad.reading import DTYPES, choose_rows, open_picture, read_batches
-from data_scripts.dad.row_parts import RowParts
 from data_scripts.dad.sections import FilterSection
 from data_scripts.dad.stage_folders import Stage, begin_stage, read_stage_rows
 from data_scripts.dad.target_set import load_target, read_target
@@ -63,8 +63,8 @@ def run(config: FactoryConfig) -> None:
         stage.state.wait_for_everyone()
         if not decision.kept():
             raise ValueError(
-                f"none of {len(rows):,} images passed; {stage.folder / 'report.md'} tells why. Set wider limits (`filter.min_…`) "
-                f"and remove {stage.folder}, or generate better images."
+                f"none of {len(rows):,} images passed; {stage.folder / 'report.md'} says why. Set wider limits "
+                f"(`filter.min_…`) and remove {stage.folder}, or generate better images."
             )
         stage.finish(images=len(rows), kept=len(decision.kept()))
 
@@ -79,11 +79,11 @@ class _Scorer:
         self._find_persons = PersonDetector(section.person_model, **options) if section.person_model else None
         self._score_texts = TextScorer(section.score_model, **options) if section.score_model else None
 
-    def persons(self, images: list) -> list[list | None]:
+    def persons(self, images: list) -> Sequence[list | None]:
         """Return the persons of each image, None without a model."""
         return self._find_persons(images) if self._find_persons and images else [None] * len(images)
 
-    def text_scores(self, images: list, texts: list[str]) -> list[float | None]:
+    def text_scores(self, images: list, texts: list[str]) -> Sequence[float | None]:
         """Score how well each text fits its image, None without a model."""
         return self._score_texts(images, texts) if self._score_texts and images else [None] * len(images)
 
@@ -96,7 +96,7 @@ class _Scorer:
             try:
                 picture = load_picture(self.images / row["file_path"])
             except FileNotFoundError:
-                open_picture(self.images, row)  # a row without its file is no broken picture: says so
+                open_picture(self.images, row)  # a row without its file is not a broken picture: says so
             except (OSError, ValueError):
                 rows.append(scores | {"decodes": False})
                 continue
@@ -138,9 +138,9 @@ def _measure_target(dataset: Dataset, scorer: _Scorer, section: FilterSection) -
 
 def _write_decision(
     stage: Stage,
-    rows: RowParts,
-    scores: RowParts,
-    thresholds: Mapping[str, Any],
+    rows: list[dict[str, Any]],
+    scores: list[dict[str, Any]],
+    thresholds: dict[str, Any],
     decision: Decision,
     section: FilterSection,
 ) -> None:
@@ -213,7 +213,13 @@ def describe(summary: dict[str, Any], has_sheet: bool = True) -> str:
     return "\n".join([*lines, "", *(["![Dropped images by reason](dropped.jpg)", ""] if has_sheet else [])])
 
 
-def _draw_dropped(stage: Stage, rows: RowParts, scores: RowParts, decision: Decision, section: FilterSection):
+def _draw_dropped(
+    stage: Stage,
+    rows: list[dict[str, Any]],
+    scores: list[dict[str, Any]],
+    decision: Decision,
+    section: FilterSection,
+) -> Image.Image | None:
     sheet: list[TileRow] = []
     for check in CHECKS:
         places = [place for place, reasons in enumerate(decision.reasons) if reasons[:1] == [check]]

@@ -11,7 +11,7 @@ from data_scripts.dad.image_checks import HASH_BITS, find_near_duplicates
 from data_scripts.dad.sections import FilterSection
 
 
-# Checks in the order in which an image's first reason is looked for. Near-duplicates are told last, among what passed all
+# Checks in the order in which an image's first reason is looked for. Near-duplicates come last, among what passed all
 # else, so that a good picture never goes because of a bad one before it.
 CHECKS = (
     "does not decode",

@@ -99,7 +99,7 @@ def perceptual_hash(image: Image.Image) -> str:
 
 
 def find_near_duplicates(hashes: Sequence[str], max_bits: int = 15, max_colour: float = 24.0) -> dict[int, int]:
-    """Find the pictures that look like an earlier one which is no near-duplicate itself.
+    """Find the pictures that look like an earlier one that is not a near-duplicate itself.
 
     Two hashes that differ in at most `max_bits` bits agree in one of `max_bits + 1` bands at least, so that comparing
     the pictures that share a band finds every such pair without looking at all pairs.

@@ -1,6 +1,6 @@
 """What the stages that read images share: pictures of the work folder, models by name, and batches that resume."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mra.training.order import key_to_seed
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def load_pretrained(cls, name: str, argument: str, **options: Any) -> Any:
+def load_pretrained(cls: Any, name: str, argument: str, **options: Any) -> Any:
     """Load a model or processor from a folder or the Hub.
 
     Raises:
@@ -73,14 +73,14 @@ def read_batches(
     return stage.merge_rows(parts, len(rows))
 
 
-def _missing(stage: Stage, rows: Sequence[dict], batch_size: int, done: set) -> list[list[dict]]:
+def _missing(stage: Stage, rows: Sequence[dict], batch_size: int, done: Collection) -> list[list[dict]]:
     own = stage.shard.own(cut_batches(len(rows), batch_size))
     batches = [[rows[place] for place in batch] for batch in own]
     return [batch for batch in batches if any(row["prompt_id"] not in done for row in batch)]
 
 
 def choose_rows(number: int, wanted: int, seed: int, purpose: str) -> list[int]:
-    """Return the positions of `wanted` of `number` rows, ascending, chosen by seed and purpose; all where there are no more."""
+    """Return ascending positions of `wanted` of `number` rows, chosen by seed and purpose, or of all if there are fewer."""
     if wanted >= number:
         return list(range(number))
     order = np.random.default_rng(key_to_seed(purpose, seed)).permutation(number)

@@ -145,7 +145,7 @@ def _measure_distances(
         distances[name] = _distance(paths, pictures, extractor)
     # Rows lie in the order of persons: every other one, so that both halves show the same cameras and places.
     halves = [pictures.select(range(first, len(pictures), 2)) for first in (0, 1)]
-    distances["target halves"] = _distance(*halves, extractor)
+    distances["target halves"] = _distance(halves[0], halves[1], extractor)
     return distances
 
 

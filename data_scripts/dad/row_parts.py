@@ -1,4 +1,4 @@
-"""Rows that several processes make at once: a part for each while the work goes on, one sorted file at its end."""
+"""Rows that several processes make at once: a part for each during the work, one sorted file at its end."""
 
 import fcntl
 import json

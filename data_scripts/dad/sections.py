@@ -21,8 +21,8 @@ Precision = Literal["fp32", "fp16", "bf16"]
 class CommonSection:
     """What several stages share."""
 
-    work_dir: str | None = option(None, "Folder of everything that the factory makes.", decides=False)
-    dataset: str | None = option(
+    work_dir: str = option(None, "Folder of everything that the factory makes.", decides=False)
+    dataset: str = option(
         None, "Target set with images and captions, as `mra prepare pedes` writes it: folder or Hub id."
     )
     seed: int = option(0, "Seed of training, prompts and images.")
@@ -207,7 +207,7 @@ class CaptionSection:
     prompt: str | None = option(
         "Describe the image in English",
         "What the model is asked: a question, a task token such as <DETAILED_CAPTION> (Florence-2), or the beginning of "
-        "the caption (BLIP); none lets a model without chat template begin by itself.",
+        "the caption (BLIP); none lets a model without chat template start the text.",
     )
     max_new_tokens: int = option(60, "Longest caption in tokens.")
     num_beams: int = option(1, "Beams of the search.")

@@ -12,7 +12,7 @@
 
 `source_row` is the row of the train split, `source_image_id` the person in it. While a stage runs, every process
 appends its rows to a part of its own (`generated-00000-of-00002.jsonl`); at the end the parts become one file, sorted
-by prompt. A killed run goes on from the rows that are there, with any number of processes, and ends with the same file.
+by prompt. A killed run continues from the rows that are there, with any number of processes, and ends with the same file.
 
 `manifest.json` holds the settings that decide a stage's result and a digest of the manifests of the stages it was made
 from. A stage is neither continued with other settings nor made from stages that changed since, once it has made
@@ -98,42 +98,52 @@ class WorkFolder:
 
     @property
     def controlnet(self) -> Path:
+        """Return the path of the trained ControlNet."""
         return self.folder("train") / "final"
 
     @property
     def prompts(self) -> Path:
+        """Return the path of the prompts."""
         return self.folder("augment") / "prompts.jsonl"
 
     @property
     def images(self) -> Path:
+        """Return the path of the generated images."""
         return self.folder("generate")
 
     @property
     def generated(self) -> Path:
+        """Return the path of the rows of the generated images."""
         return self.images / "generated.jsonl"
 
     @property
     def scores(self) -> Path:
+        """Return the path of the scores of the images."""
         return self.folder("filter") / "scores.jsonl"
 
     @property
     def thresholds(self) -> Path:
+        """Return the path of the thresholds of the filter."""
         return self.folder("filter") / "thresholds.json"
 
     @property
     def kept(self) -> Path:
+        """Return the path of the rows that passed the filter."""
         return self.folder("filter") / "kept.jsonl"
 
     @property
     def captions(self) -> Path:
+        """Return the path of the captions."""
         return self.folder("caption") / "captions.jsonl"
 
     @property
     def regions(self) -> Path:
+        """Return the path of the grounded regions."""
         return self.folder("ground") / "regions.jsonl"
 
     @property
     def annotations(self) -> Path:
+        """Return the path of the annotations in the format of SDA."""
         return self.root / "sda"
 
 
@@ -159,7 +169,7 @@ def process_state() -> PartialState:
 
 @dataclass
 class Stage:
-    """One stage of a run, begun by [`begin_stage`].
+    """One stage of a run, started by [`begin_stage`].
 
     Attributes:
         name: of the stage.
@@ -177,6 +187,7 @@ class Stage:
 
     @property
     def folder(self) -> Path:
+        """Return the path of the stage."""
         return self.work.folder(self.name)
 
     @property
@@ -241,7 +252,7 @@ def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
         splits: whether jobs apart (`common.shard`) can share it.
 
     Raises:
-        ValueError: if it was begun with other settings, or a stage it is made from is missing, unfinished or another.
+        ValueError: if it was started with other settings, or a stage it is made from is missing, unfinished or another.
     """
     state, work = process_state(), WorkFolder(Path(config.common.work_dir))
     manifest = _new_manifest(config, name, work)
@@ -292,15 +303,15 @@ def read_stage_rows(path: str | Path) -> list[dict[str, Any]]:
         ValueError: naming file and row, if one cannot be read or lacks a field.
     """
     path = Path(path)
-    mend = f"Remove {path.parent} and run its stage again."
+    advice = f"Remove {path.parent} and run its stage again."
     try:
         rows = list(read_rows(path)) if path.stat().st_size else []  # a stage that keeps nothing writes no row
     except UnreadableJson as error:
-        raise ValueError(f"{path}: line {error.row + 1} is no JSON object: {error.problem}. {mend}") from None
+        raise ValueError(f"{path}: line {error.row + 1} is not a JSON object: {error.problem}. {advice}") from None
     for number, row in enumerate(rows, 1):
         missing = [key for key in _FIELDS[path.stem] if not isinstance(row, dict) or key not in row]
         if missing:
-            raise ValueError(f"{path}: line {number} has no {', '.join(map(repr, missing))}. {mend}")
+            raise ValueError(f"{path}: line {number} has no {', '.join(map(repr, missing))}. {advice}")
     return rows
 
 
@@ -331,16 +342,16 @@ def _new_manifest(config: FactoryConfig, name: str, work: WorkFolder) -> dict[st
 
 def _refuse_mixture(name: str, work: WorkFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to continue a stage that was started with other settings."""
-    mend = f"choose another common.work_dir, or remove {work.folder(name)} and the stages made from it"
+    advice = f"choose another common.work_dir, or remove {work.folder(name)} and the stages made from it"
     old, new = before["settings"], now["settings"]
-    if _CONTENT not in old or _CONTENT not in new:  # begun before it was noted, or with a set on the Hub
+    if _CONTENT not in old or _CONTENT not in new:  # started before it was recorded, or with a set on the Hub
         old, new = ({key: value for key, value in both.items() if key != _CONTENT} for both in (old, new))
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if changed:
         listing = ", ".join(f"{key} ({old.get(key)!r} then, {new.get(key)!r} now)" for key in changed)
-        raise ValueError(f"Stage {name!r} was begun with other settings: {listing}. Give the old ones, {mend}.")
+        raise ValueError(f"Stage {name!r} was started with other settings: {listing}. Give the old ones, {advice}.")
     others = [source for source, value in now["made_from"].items() if before["made_from"].get(source) != value]
     if others:
         raise ValueError(
-            f"Stage {name!r} was made from another result of {', '.join(others)} than there is now: {mend}."
+            f"Stage {name!r} was made from another result of {', '.join(others)} than there is now: {advice}."
         )

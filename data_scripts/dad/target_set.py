@@ -1,6 +1,6 @@
 """The target set as the stages read it: a prepared set of images with captions, and clear words where it is none."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 from datasets import Dataset
 
@@ -10,6 +10,14 @@ from mra.retrieval.encode import undecoded
 
 
 _COLUMNS = ("image", "captions", "image_id")
+
+
+@overload
+def load_target(name: str, split: Literal["train"] = "train") -> Dataset: ...
+
+
+@overload
+def load_target(name: str, split: str) -> Dataset | None: ...
 
 
 def load_target(name: str, split: str = "train") -> Dataset | None:

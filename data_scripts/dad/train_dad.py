@@ -5,7 +5,7 @@ One process, or the eight GPUs of a machine:
     python -m data_scripts.dad.train_dad --config recipes/dad/cuhk.yaml --common.base_model FOLDER_OR_ID
     accelerate launch --multi_gpu --num_processes 8 -m data_scripts.dad.train_dad --config recipes/dad/cuhk.yaml ...
 
-The same command goes on after an interruption. SIGTERM saves a checkpoint and ends the run.
+The same command continues after an interruption. SIGTERM saves a checkpoint and ends the run.
 """
 
 import signal
@@ -135,7 +135,7 @@ def push_once(stage: Stage, config: FactoryConfig) -> None:
 
 
 def run(config: FactoryConfig) -> None:
-    """Trains, or goes on training, what the configuration names."""
+    """Train what the configuration names, or continue its training."""
     # Parse
     common, train = config.common, config.train
     stage = begin_stage(config, "train", splits=False)
@@ -244,7 +244,7 @@ def run(config: FactoryConfig) -> None:
                 if is_due:
                     checkpointer.save(state.step)
                 if is_stopped:
-                    logger.info(f"Stopped by SIGTERM after step {state.step}; the same command goes on from there.")
+                    logger.info(f"Stopped by SIGTERM after step {state.step}; the same command continues from there.")
                     accelerator.end_training()
                     raise SystemExit(128 + signal.SIGTERM)
         state.end_epoch()

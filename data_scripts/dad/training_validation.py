@@ -1,7 +1,9 @@
 """Validation while the ControlNet is trained: the denoising error under fixed noise, and pictures."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -39,7 +41,12 @@ class Validation:
     """
 
     def __init__(
-        self, accelerator: Accelerator, base: BaseModel, config: FactoryConfig, folder: Path, errors: dict[int, float]
+        self,
+        accelerator: Accelerator,
+        base: BaseModel,
+        config: FactoryConfig,
+        folder: Path,
+        errors: Callable[[nn.Module, BaseModel, Any], torch.Tensor],
     ) -> None:
         self.accelerator, self.base, self.config, self.errors = accelerator, base, config, errors
         self.folder = Path(folder)

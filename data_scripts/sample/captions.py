@@ -254,7 +254,7 @@ class _Teller:
         return phrase
 
 
-def _join(items: Sequence[str]) -> str:
+def _join(items: Sequence[str | None]) -> str:
     *items, last = [item for item in items if item] or [""]
     return f"{', '.join(items)} and {last}" if items else last
 
@@ -336,7 +336,7 @@ def write_caption(person: Person, scene: Scene, rng: random.Random, style: str =
 
     Args:
         person: who is in it.
-        scene: how it is taken: what it hides is not told.
+        scene: how it is taken: what it hides is not mentioned.
         rng: where the choice of words comes from.
         style: `street` for one to three sentences, `prompt` for one lower-case clause.
 

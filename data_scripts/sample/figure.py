@@ -13,14 +13,14 @@ from PIL import Image, ImageDraw
 from data_scripts.sample.people import COLOURS, HAIR_COLOURS, SKIN_TONES, Person, Scene
 
 
-Colour = tuple[int, int, int]
+Colour = tuple[int, ...]  # red, green, blue
 Fill = Colour | Image.Image
 Point = tuple[float, float]
-Points = list[Point]
-Joints = list[tuple[float, float, float]]  # x, y, radius
+Points = Sequence[Point]
+Joints = Sequence[tuple[float, float, float]]  # x, y, radius
 
 
-def shaded(colour: Colour, factor: float) -> tuple[int, int, int]:
+def shaded(colour: Sequence[float], factor: float) -> Colour:
     """Multiply a colour's channels (0..255) by a factor, clipped."""
     return tuple(min(255, max(0, round(channel * factor))) for channel in colour[:3])
 
@@ -29,7 +29,7 @@ def smooth(points: Points, rounds: int = 2) -> Points:
     """Cut the corners of a closed polygon (Chaikin's scheme)."""
     for _ in range(rounds):
         cut = []
-        for (ax, ay), (bx, by) in zip(points, points[1:] + points[:1], strict=True):
+        for (ax, ay), (bx, by) in zip(points, [*points[1:], *points[:1]], strict=True):
             cut.append((0.75 * ax + 0.25 * bx, 0.75 * ay + 0.25 * by))
             cut.append((0.25 * ax + 0.75 * bx, 0.25 * ay + 0.75 * by))
         points = cut

@@ -114,7 +114,7 @@ class Scene:
         return self.occlusion not in ("barrier", "cut")
 
 
-def _other(rng: random.Random, values: Sequence[str], value: str) -> str:
+def _other(rng: random.Random, values: Sequence[str], value: str | None) -> str:
     return rng.choice([item for item in values if item != value])
 
 

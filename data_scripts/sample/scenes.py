@@ -1,6 +1,7 @@
 """Drawing of the sample set's crops: a figure before a camera's background, with its light, blur and what hides it."""
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
@@ -74,7 +75,7 @@ def _floor(
     draw: ImageDraw.ImageDraw,
     rng: random.Random,
     style: str,
-    floor: tuple[int, int, int],
+    floor: Sequence[float],
     edge: float,
     size: tuple[int, int],
 ) -> None:
@@ -156,7 +157,7 @@ def _occlude(image: Image.Image, rng: random.Random, person: Person, scene: Scen
 
 def _light(
     image: Image.Image, figure: Image.Image, rng: random.Random, noise: np.random.Generator, scene: Scene
-) -> Image.Image:
+) -> np.ndarray:
     """Compose the figure with its rim shading, then apply the camera's light, cast and noise."""
     alpha = figure.getchannel("A")
     radius = 0.022 * scene.size[1]

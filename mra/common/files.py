@@ -33,7 +33,7 @@ def whole_file(path: str | Path, flush: bool = True) -> Iterator[Path]:
 
     Args:
         path: of the file; its folder is made, an older file is replaced.
-        flush: write it to the disk before it is renamed. False is for what can be told apart from a damaged file.
+        flush: write it to the disk before it is renamed. False is for what can be distinguished from a damaged file.
 
     Raises:
         FullDiskError: if the disk is full; the older file is unchanged.

@@ -24,10 +24,11 @@ class Shard:
 
     @property
     def is_main(self) -> bool:
+        """Return whether this process is the first."""
         return self.rank == 0
 
     def own(self, batches: list) -> list:
-        """Yield the batches of a list that this process owns, in order."""
+        """Return the batches of a list that this process owns, in order."""
         return batches[self.rank :: self.world_size]
 
 

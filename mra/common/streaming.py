@@ -63,7 +63,7 @@ def make_streaming(args: StreamingOptions) -> Streaming | None:
     )
     if streaming.lanes % streaming.num_readers:
         logger.warning(
-            f"`streaming_lanes` {streaming.lanes} is no multiple of processes x workers ({streaming.num_readers}): each "
+            f"`streaming_lanes` {streaming.lanes} is not a multiple of processes x workers ({streaming.num_readers}): each "
             f"row group is read by several of them. {streaming.num_readers * math.ceil(16 / streaming.num_readers)} "
             "would not be."
         )
@@ -82,7 +82,7 @@ class StreamedTable:
         features: of the columns; the files' own when absent.
 
     Raises:
-        ValueError: if there is no file, one is no Parquet file, or the files differ in columns.
+        ValueError: if there is no file, one is not a Parquet file, or the files differ in columns.
     """
 
     def __init__(self, files: list[str], streaming: Streaming, features: datasets.Features | None = None) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image as PILImage
@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import BatchFeature, PreTrainedModel
 
 from images_mra import read_picture
+from modeling_mra import MRAModel
 from mra.common.sharding import Shard, cut_batches, gather_in_order, without_lone_row
 from processing_mra import MRAProcessor
 
@@ -62,7 +63,13 @@ class TextEncodings:
         positions = torch.arange(int(lengths.max()))
         attention_mask = positions < lengths[:, None]
         tokens = (self.offsets[texts][:, None] + positions).where(attention_mask, 0)
+        assert self.hidden_states is not None, "encoded without keep_hidden_states"
         return self.hidden_states[tokens] * attention_mask[..., None], attention_mask.long()
+
+
+def inner_model(model: PreTrainedModel) -> MRAModel:
+    """Return the `.mra` of a model with a head, or the MRAModel itself."""
+    return cast(MRAModel, getattr(model, "mra", model))
 
 
 def encode_images(
@@ -98,7 +105,7 @@ def encode_images(
         ValueError: if there are no images, or one cannot be read (the message gives its row).
     """
     shard = shard or Shard()
-    model = getattr(model, "mra", model)
+    model = inner_model(model)
     device, dtype = _device_and_dtype(model, dtype)
     if len(images) == 0:
         raise ValueError("images is empty: expected at least one image")
@@ -163,7 +170,7 @@ def encode_texts(
         ValueError: if there are no captions, or one is empty (the message gives its position).
     """
     shard = shard or Shard()
-    model = getattr(model, "mra", model)
+    model = inner_model(model)
     device, dtype = _device_and_dtype(model, dtype)
     if len(texts) == 0:
         raise ValueError("texts is empty: expected at least one caption")
@@ -187,7 +194,7 @@ def encode_texts(
 
 
 @contextlib.contextmanager
-def forward_context(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[None]:
+def forward_context(model: torch.nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     """Run forward passes without gradient, under autocast where `dtype` is not the dtype of the weights."""
     device, dtype = _device_and_dtype(model, dtype)
     weights_dtype = next(model.parameters()).dtype
@@ -195,7 +202,7 @@ def forward_context(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterat
         yield
 
 
-def _device_and_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+def _device_and_dtype(model: torch.nn.Module, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
     parameter = next(model.parameters())
     return parameter.device, dtype or parameter.dtype
 

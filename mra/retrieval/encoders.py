@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mra.common.loading import load_model, load_processor
-from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts
+from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts, inner_model
 from mra.retrieval.matching import PairMatcher
 from mra.retrieval.reranking import rerank
 from mra.retrieval.retrieval_choice import RetrievalChoice
@@ -37,9 +37,11 @@ class Encoder(Protocol):
 
     def encode_images(self, images: Sequence) -> ImageEncodings:
         """Encode PIL images, or rows with an "image", and their mirror images: embeds, and hidden states of both views."""
+        ...
 
     def encode_texts(self, texts: Sequence[str]) -> TextEncodings:
         """Encode sentences, hidden states included."""
+        ...
 
     def match(self, texts: TextEncodings, image_tokens: torch.Tensor) -> torch.Tensor:
         """Match every text with every image.
@@ -100,6 +102,7 @@ class TorchEncoder:
         self._matcher = PairMatcher(self.model, dtype)
 
     def encode_images(self, images: Sequence) -> ImageEncodings:
+        """Encode images and their mirror images; see [`Encoder`]."""
         return encode_images(
             self.model,
             self.processor,
@@ -111,6 +114,7 @@ class TorchEncoder:
         )
 
     def encode_texts(self, texts: Sequence[str]) -> TextEncodings:
+        """Encode sentences; see [`Encoder`]."""
         return encode_texts(
             self.model,
             self.processor,
@@ -122,6 +126,7 @@ class TorchEncoder:
         )
 
     def match(self, texts: TextEncodings, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Match every text with every image; see [`Encoder`]."""
         num_texts, num_images = len(texts.lengths), len(image_tokens)
         by_length = texts.lengths.argsort(stable=True)
         pair_texts = by_length.repeat_interleave(num_images)
@@ -152,6 +157,7 @@ def match_nearest(
     """
     if isinstance(encoder, TorchEncoder):
         return encoder.match_nearest(texts, images, nearest)
+    assert texts.hidden_states is not None and images.hidden_states is not None, "an encoder keeps hidden states"
     scores = []
     for row, rows in enumerate(nearest):
         start, length = int(texts.offsets[row]), int(texts.lengths[row])
@@ -171,7 +177,7 @@ def model_fingerprint(model: PreTrainedModel, processor: MRAProcessor) -> str:
         32 hexadecimal digits.
     """
     digest = hashlib.blake2b(digest_size=16)
-    mra = getattr(model, "mra", model)
+    mra = inner_model(model)
     image_processor = processor.image_processor
     settings = {
         "vision": mra.config.vision_config.to_dict(),

@@ -161,7 +161,7 @@ def evaluate_retrieval(
         progress: show progress bars on the main process.
 
     Raises:
-        ValueError: if an argument or the dataset is not as described (the message says how to mend it), or the matching
+        ValueError: if an argument or the dataset is not as described (the message says how to fix it), or the matching
             score of a pair is not finite.
     """
     shard = Shard.current()

@@ -16,7 +16,7 @@ from mra.common.command_line import try_file
 from mra.common.drawing import PICTURE_SUFFIXES, save_picture
 from mra.common.loading import load_model, load_processor
 from mra.retrieval.arguments import ExplanationArguments
-from mra.retrieval.encode import encode_images, encode_texts, forward_context
+from mra.retrieval.encode import encode_images, encode_texts, forward_context, inner_model
 from mra.retrieval.matching import match_pairs
 from mra.retrieval.overlay import HeatmapTile, draw_tiles
 from mra.retrieval.score_fusion import require_finite
@@ -60,7 +60,7 @@ class Explanation:
         text: the caption as the tokenizer got it.
         match_probability: of the matching head, for this one view of the image.
         words: of the caption, in order; words past the longest text of the model are not among them.
-        sentence: (rows, columns), mean of the heatmaps of the words that are no stop words (of all, if there are no others).
+        sentence: (rows, columns), mean of the heatmaps of the words other than stop words (of all, if there are no others).
     """
 
     text: str
@@ -105,7 +105,7 @@ def explain_pair(
         ValueError: if there is no word in the text, not exactly one of image and tokens is given, the tokens are not of this
             model, or it has not as many fusion layers.
     """
-    model = getattr(model, "mra", model)
+    model = inner_model(model)
     if num_layers is None:
         num_layers = max(1, len(model.fusion_layers) // 2)
     if not 1 <= num_layers <= len(model.fusion_layers):
@@ -154,7 +154,7 @@ def phrase_scores(
     Raises:
         ValueError: if there are no phrases, one is empty, or not exactly one of image and tokens is given.
     """
-    model = getattr(model, "mra", model)
+    model = inner_model(model)
     texts = encode_texts(model, processor, list(phrases), keep_hidden_states=True)
     tokens = _image_tokens(model, processor, image, image_hidden_states)
     rows = torch.arange(len(texts.lengths))
@@ -183,13 +183,14 @@ class CrossAttention:
 def cross_attention(
     model: MRAModel, text_hidden_states: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor
 ) -> CrossAttention:
-    """Run the fusion layers and computes what each text token attends to in the image.
+    """Run the fusion layers and compute what each text token attends to in the image.
 
     The weights follow from queries and keys, so that any attention implementation will do: `sdpa` never returns them.
 
     Args:
         model: MRAModel in eval mode.
-        text_hidden_states, attention_mask: (pairs, length, hidden) and (pairs, length), 1 = token.
+        text_hidden_states: `(pairs, length, hidden)`.
+        attention_mask: `(pairs, length)`, 1 = token.
         image_hidden_states: (pairs, 1 + patches, hidden).
     """
     queries: list[torch.Tensor] = []
@@ -222,8 +223,10 @@ def draw_explanation(image: Image.Image, explanation: Explanation, columns: int 
 
 
 def scale_heatmap(heatmap: torch.Tensor) -> torch.Tensor:
-    """Stretches shares of patches to 0..1 for a picture: 0 is an even share or less, 1 the largest, which counts as at least
-    four even shares, so that a word that looks everywhere does not look sharp.
+    """Stretch shares of patches to 0..1 for a picture.
+
+    0 is an even share or less, 1 the largest, which counts as at least four even shares, so that a word that looks
+    everywhere does not look sharp.
     """
     even = 1 / heatmap.numel()
     return ((heatmap - even) / (max(heatmap.max().item(), LEAST_PEAK * even) - even)).clamp(min=0)
@@ -259,7 +262,11 @@ def word_positions(tokenizer: PreTrainedTokenizerBase, caption: str, max_length:
 
 
 def _image_tokens(
-    model: PreTrainedModel, processor: MRAProcessor, image: Any, image_hidden_states: torch.Tensor, flip: bool = True
+    model: PreTrainedModel,
+    processor: MRAProcessor,
+    image: Any,
+    image_hidden_states: torch.Tensor | None,
+    flip: bool = True,
 ) -> torch.Tensor:
     """(1, views, 1 + patches, hidden) of an image, or of the tokens that are there."""
     if (image is None) == (image_hidden_states is None):

@@ -22,18 +22,20 @@ from mra.retrieval.retrieval_choice import RetrievalChoice
 
 TOLERANCE = 1e-3  # largest difference from PyTorch, of hidden states, embeddings and logits alike
 BATCH_SIZES = (1, 2, 5)
-MATCHES = ((1, 1, 1, 3), (1, 4, 4, None), (3, 2, 6, 17))  # texts, images, pairs, length (None: the longest)
+LONGEST = 1 << 30
+MATCHES = ((1, 1, 1, 3), (1, 4, 4, LONGEST), (3, 2, 6, 17))  # texts, images, pairs, length
 VERSIONS_OF = ("torch", "onnx", "onnxruntime", "onnxscript", "timm", "transformers")
 
 
 class ImageEncoder(nn.Module):
-    """Pixels (batch, 3, height, width) -> hidden states (batch, 1 + patches, hidden) and embeddings (batch, projection_dim)."""
+    """Pixels `(batch, 3, height, width)` -> hidden states `(batch, 1 + patches, hidden)` and embeddings."""
 
     def __init__(self, model: MRAModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode images."""
         hidden_states = self.model.get_image_hidden_states(pixel_values)
         return hidden_states, self.model.project_image(hidden_states)
 
@@ -46,6 +48,7 @@ class TextEncoder(nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode texts."""
         hidden_states = self.model.get_text_hidden_states(input_ids, attention_mask)
         return hidden_states, self.model.project_text(hidden_states)
 
@@ -65,6 +68,7 @@ class Matcher(nn.Module):
         text_index: torch.Tensor,
         image_index: torch.Tensor,
     ) -> torch.Tensor:
+        """Return the logits of the pairs."""
         # `match_logits` asks for [CLS] alone with `take_along_dim`, whose tracing fixes every size: take it afterwards.
         fused = self.model.fuse(
             text_hidden_states, attention_mask, image_hidden_states, text_index=text_index, image_index=image_index
@@ -211,7 +215,7 @@ def check_graph(graph: Graph, model: MRAModel, path: Path) -> float:
             graph.outputs, found, expected if len(graph.outputs) > 1 else [expected], strict=True
         ):
             difference = (torch.from_numpy(array) - tensor).abs().max().item()
-            if not difference <= TOLERANCE:  # NaN is no match either
+            if not difference <= TOLERANCE:  # true for NaN, too
                 raise ValueError(
                     f"{graph.name}: {name} differs from PyTorch by {difference:.2g} with sizes {sizes}, expected at most "
                     f"{TOLERANCE:g}; nothing was written. Try another --opset, or another version of torch and onnxscript."
@@ -220,7 +224,7 @@ def check_graph(graph: Graph, model: MRAModel, path: Path) -> float:
     return largest
 
 
-def example_inputs(name: str, model: MRAModel, *sizes: int | None) -> tuple[torch.Tensor, ...]:
+def example_inputs(name: str, model: MRAModel, *sizes: int) -> tuple[torch.Tensor, ...]:
     """Make random inputs of a graph, texts of different lengths among them.
 
     Args:
@@ -228,13 +232,13 @@ def example_inputs(name: str, model: MRAModel, *sizes: int | None) -> tuple[torc
         model: MRAModel.
         sizes: images; texts; or texts, images, pairs and length for the matcher.
     """
-    generator = torch.Generator().manual_seed(sum(size or 0 for size in sizes))
+    generator = torch.Generator().manual_seed(sum(size for size in sizes if size != LONGEST))
     config = model.config
     if name == "image_encoder":
         return (torch.randn(sizes[0], 3, *config.vision_config.image_size, generator=generator),)
     texts, length = sizes[0], config.max_text_length
     if name == "matcher":
-        length = min(sizes[3] or length, length)
+        length = min(sizes[3], length)
     lengths = torch.randint(2, length + 1, (texts, 1), generator=generator)
     lengths[0] = length
     attention_mask = (torch.arange(length) < lengths).long()
@@ -259,7 +263,7 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
     if exists and not overwrite:
         raise ValueError(f"--output {output} exists: pass --overwrite, or another folder")
     if exists and not (output / DESCRIPTION).is_file():
-        raise ValueError(f"--output {output} is no earlier export and is not replaced: give another folder")
+        raise ValueError(f"--output {output} is not an earlier export and is not replaced: give another folder")
     try_folder(output.parent, "--output")
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(output) as folder:

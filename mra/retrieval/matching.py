@@ -8,7 +8,7 @@ from transformers.activations import GELUActivation
 
 from layers_mra import MRAFusionLayer, mix_values, visibility_mask
 from mra.common.sharding import without_lone_row
-from mra.retrieval.encode import TextEncodings, forward_context
+from mra.retrieval.encode import TextEncodings, forward_context, inner_model
 from mra.retrieval.score_fusion import match_scores
 
 
@@ -45,7 +45,7 @@ class PairMatcher:
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
-        self.model = getattr(model, "mra", model)
+        self.model = inner_model(model)
         parameter = next(self.model.parameters())
         self.device, self.dtype = parameter.device, dtype or parameter.dtype
         with torch.no_grad():
@@ -97,9 +97,9 @@ class PairMatcher:
                     def logits(
                         text_index: torch.Tensor,
                         image_index: torch.Tensor,
-                        texts=hidden_states,
+                        texts: torch.Tensor = hidden_states,
                         mask: torch.Tensor | None = attention_mask,
-                        images: torch.Tensor = keys_values,
+                        images: KeysValues = keys_values,
                     ) -> torch.Tensor:
                         return self.match_logits(texts, mask, images, text_index, image_index)
 
@@ -166,7 +166,7 @@ def match_pairs(
     dtype: torch.dtype | None = None,
     log_odds: bool = False,
 ) -> torch.Tensor:
-    """Score (text, image) pairs with the fusion layers and the matching head. (For call after call, see `PairMatcher`.)
+    """Score (text, image) pairs with the fusion layers and the matching head; see `PairMatcher` for repeated calls.
 
     Args:
         model: an MRAModel or a model whose `.mra` is one, in eval mode.
@@ -279,7 +279,7 @@ class _PackedLinear:
     """Linear layers that read the same input as one, whose outputs are concatenated, and an activation.
 
     On a CPU in float32 oneDNN multiplies by a weight laid out for it, as TorchInductor does with frozen weights. That is a
-    fifth faster at these sizes: no product lays the weight out anew, and bias and GELU need no pass of their own.
+    fifth faster at these sizes: the weight is laid out once, and bias and GELU are fused into the product.
     """
 
     def __init__(self, linears: list[nn.Linear], dtype: torch.dtype, activation: nn.Module | None = None) -> None:

@@ -30,7 +30,7 @@ class OnnxEncoder:
         batch_size: images or texts in a run.
 
     Raises:
-        ValueError: if the folder is no export, or onnxruntime is not installed or cannot load it.
+        ValueError: if the folder is not an export, or onnxruntime is not installed or cannot load it.
     """
 
     def __init__(self, folder: str | Path, device: str | torch.device | None = None, batch_size: int = 32) -> None:
@@ -39,7 +39,7 @@ class OnnxEncoder:
         missing = [name for name in (DESCRIPTION, *FILES.values()) if not (folder / name).is_file()]
         if missing:
             raise ValueError(
-                f"model {folder} is no ONNX export, it has no {', '.join(missing)}: make one with "
+                f"model {folder} is not an ONNX export, it has no {', '.join(missing)}: make one with "
                 "`mra export --model MODEL --output FOLDER`"
             )
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How `eval_retrieval.py` ranks: as told, as saved with the model, or as chosen on the validation split and then saved."""
+"""How `eval_retrieval.py` ranks: as requested, as saved with the model, or as chosen on validation and then saved."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -82,7 +82,7 @@ def find_ranking(model: PreTrainedModel, processor: MRAProcessor, args: Retrieva
         return Ranking(args.rerank_k, *fusion, notes=tuple(notes), warnings=(warning,))
     if choice.dtype not in (None, args.dtype):
         notes.append(f"score fusion and weight were chosen in {choice.dtype} and are applied in {args.dtype}")
-    warnings = [choice.warning()] if choice.warning() else []
+    warnings = [warning for warning in [choice.warning()] if warning]
     if choice.chosen_on in {f"{args.dataset} {name}" for name in split_names(args.split)}:
         warnings.append("this is the split that the fusion was chosen on: the re-ranked figures flatter the model")
     rerank_k = choice.rerank_k if args.rerank_k == AUTO else args.rerank_k

@@ -50,10 +50,8 @@ def rerank(
 ) -> torch.Tensor:
     """Compute the matching scores of each query with its top k images, for every view of the images.
 
-    Arguments and errors are those of `rerank_logits`, and
-
-    Args:
-        log_odds: give the log-odds of "match" instead of its logit.
+    Arguments and errors are those of `rerank_logits`; with `log_odds` the scores are the log-odds of "match" instead of its
+    logit.
 
     Returns:
         `(views, queries, k)` float32, the same on every process.

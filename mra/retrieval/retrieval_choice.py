@@ -222,7 +222,7 @@ class RetrievalChoice:
             return cls(**saved | {"tried": {int(k): metrics for k, metrics in saved["tried"].items()}})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{FILE_NAME} of model {model} is no saved choice of fusion and rerank_k ({error}): remove it to choose "
+                f"{FILE_NAME} of model {model} is not a saved choice of fusion and rerank_k ({error}): remove it to choose "
                 "again"
             ) from error
 

@@ -135,7 +135,7 @@ class DataArguments:
 
     theme_name: ClassVar[str] = "data"
 
-    dataset: str | None = option(None, "Folder or Hub id of the prepared set, as `load_dataset` takes it.")
+    dataset: str = option(None, "Folder or Hub id of the prepared set, as `load_dataset` takes it.")
     per_device_batch_size: int = option(40, "Image-text pairs of each process in a step.")
     num_workers: int = option(4, "Worker processes that prepare batches, for each process.")
     image_backend: Literal["tensor", "pillow"] = option(
@@ -296,7 +296,7 @@ class RunArguments:
 
     theme_name: ClassVar[str] = "run"
 
-    output_dir: str | None = option(None, "Folder of checkpoints, metrics and models.")
+    output_dir: str = option(None, "Folder of checkpoints, metrics and models.")
     num_train_epochs: int = option(30, "Passes over the training set; 0 saves the start.")
     max_train_steps: int | None = option(
         None, "Optimizer steps of the run and of its schedule, instead of whole epochs."

@@ -4,7 +4,7 @@ import os
 import random
 import re
 import warnings
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 
@@ -131,7 +131,8 @@ class CaptionAugmenter:
         for name, value in vars(self).items():
             if name != "operations" and not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must lie in 0..1, got {value}.")
-        self._synonyms = self._open_synonyms() if set(operations) & set(WORDNET_OPERATIONS) else None
+        needs_wordnet = bool(set(operations) & set(WORDNET_OPERATIONS))
+        self._synonyms: Callable[[str], list[str]] = self._open_synonyms() if needs_wordnet else lambda _: []
 
     def __call__(self, caption: str, rng: random.Random) -> str:
         """Augment one caption.
@@ -271,7 +272,7 @@ def _count(strength: float, words: list[str]) -> int:
     return max(1, int(strength * len(words)))
 
 
-def _find_wordnet() -> Path | None:
+def _find_wordnet() -> Any:
     import nltk
 
     for name in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
@@ -286,7 +287,7 @@ def _find_wordnet() -> Path | None:
     )
 
 
-def _open_wordnet(root: Path) -> Any:
+def _open_wordnet(root: Any) -> Any:
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
     class EnglishWordNet(WordNetCorpusReader):
@@ -306,7 +307,7 @@ def _open_wordnet(root: Path) -> Any:
         raise _incomplete(root, error) from error
 
 
-def _check_wordnet(root: Path) -> None:
+def _check_wordnet(root: Any) -> None:
     """Check that index and data files of every part of speech name the same synsets, so that none is cut or overwritten."""
     for part_of_speech in PARTS_OF_SPEECH:
         index, data = f"index.{part_of_speech}", f"data.{part_of_speech}"
@@ -329,7 +330,7 @@ def _check_wordnet(root: Path) -> None:
             )
 
 
-def _read_lines(root: Path, name: str) -> list[bytes]:
+def _read_lines(root: Any, name: str) -> list[bytes]:
     try:
         with root.join(name).open() as file:
             return file.read().splitlines(keepends=True)
@@ -337,7 +338,7 @@ def _read_lines(root: Path, name: str) -> list[bytes]:
         raise _incomplete(root, error) from error
 
 
-def _incomplete(root: Path, error: Exception) -> ValueError:
+def _incomplete(root: Any, error: Exception) -> ValueError:
     return ValueError(
         f"WordNet in {root} is incomplete ({error}). Install it again with `python -m nltk.downloader wordnet`."
     )

@@ -317,7 +317,7 @@ def read_random_states(path: Path) -> dict[str, Any]:
     """Read what Accelerate saved of one process's random number generators.
 
     Raises:
-        ValueError: if the file cannot be read, or what it holds is no state of them.
+        ValueError: if the file cannot be read, or it does not hold their state.
     """
     try:
         states = load(path, map_location="cpu")
@@ -331,7 +331,7 @@ def read_random_states(path: Path) -> dict[str, Any]:
 
 
 def restore_random_states(accelerator: Accelerator, checkpoint: Path) -> str | None:
-    """Set this process's generators to the states that it saved: Accelerate goes on in silence where it could not.
+    """Set this process's generators to the states that it saved: Accelerate continues silently if it cannot.
 
     Args:
         accelerator: of the run, after `load_state`.

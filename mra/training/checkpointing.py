@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -148,15 +148,15 @@ class Checkpointer:
 
         Args:
             step: optimizer steps done.
-            stop: whether this process was told to stop.
+            stop: whether this process was asked to stop.
 
         Returns:
-            Whether to save now, and whether to stop after that: true everywhere if any process was told so.
+            Whether to save now, and whether to stop after that: true everywhere if any process was asked to.
         """
         elapsed = (time.monotonic() - self.last_time) / 60
         late = self.accelerator.is_main_process and bool(self.save_minutes) and elapsed >= self.save_minutes
         flags = torch.tensor([float(late), float(stop)], device=self.accelerator.device)
-        late, stop = (flag > 0 for flag in self.accelerator.reduce(flags, "sum").tolist())
+        late, stop = (flag > 0 for flag in cast(torch.Tensor, self.accelerator.reduce(flags, "sum")).tolist())
         return (late or stop or self.is_step_due(step)) and step != self.last_step, stop
 
     def save(self, step: int) -> Path:
@@ -226,7 +226,7 @@ def find_checkpoint(resume: str | None, output_dir: str | Path) -> Path | None:
         Its path, not verified yet; None to start from the beginning, also where there is no latest one.
 
     Raises:
-        ValueError: if the path is no finished checkpoint.
+        ValueError: if the path is not a finished checkpoint.
     """
     if resume is None:
         return None
@@ -299,7 +299,7 @@ def find_whole_checkpoint(
         return None
     without_manifest = None if args.resume_without_manifest else option("resume_without_manifest", "true")
 
-    def damage_of(folder: Path) -> str | None:
+    def damage_of(folder: Path) -> list[str]:
         return find_damage(accelerator, folder, _check_contents, without_manifest)
 
     damage = damage_of(named)
@@ -315,7 +315,7 @@ def find_whole_checkpoint(
             f"{option('resume', 'latest')}"
         )
     if args.resume == "latest_whole":
-        logger.warning(f"{text}; going on from {whole}, the newest whole one")
+        logger.warning(f"{text}; continuing from {whole}, the newest whole one")
         return whole
     raise DamagedCheckpointError(
         f"{text}; the newest whole one is {whole}: take it with {option('resume', str(whole))}, or let "
@@ -324,7 +324,7 @@ def find_whole_checkpoint(
 
 
 def _check_contents(checkpoint: Path) -> None:
-    """Read the small files that say how the run goes on.
+    """Read the small files that say how the run continues.
 
     Raises:
         ValueError: naming the file that does not hold what it should.
@@ -352,7 +352,7 @@ def _check_contents(checkpoint: Path) -> None:
 
 
 def set_newer_aside(output_dir: str | Path, checkpoint: Path) -> None:
-    """Rename checkpoints of later steps than the one that a run goes on from, so that they are not taken for its own.
+    """Rename checkpoints of later steps than the one that a run continues from, so that they are not taken for its own.
 
     The run removes them when it has come as far.
     """
@@ -361,7 +361,7 @@ def set_newer_aside(output_dir: str | Path, checkpoint: Path) -> None:
             aside = path.with_name(f"{_SET_ASIDE}{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            logger.warning(f"Renamed {path} to {aside.name}: the run goes on from {checkpoint.name}")
+            logger.warning(f"Renamed {path} to {aside.name}: the run continues from {checkpoint.name}")
 
 
 def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bool) -> None:
@@ -439,7 +439,7 @@ def load_checkpoint(
     if state.samples_per_batch not in (0, samples_per_batch):
         logger.warning(
             f"A batch of all processes had {state.samples_per_batch} pairs and has {samples_per_batch} now: the run "
-            "goes on with other batches and another number of steps."
+            "continues with other batches and another number of steps."
         )
     for group, learning_rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = learning_rate  # DeepSpeed does not restore it everywhere
@@ -465,12 +465,12 @@ def save_model(
         choice: how to rank with this model, as chosen on validation.
     """
     folder = Path(folder)
-    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
+    unwrapped: Any = accelerator.unwrap_model(model, keep_torch_compile=False)
     if accelerator.is_fsdp2:  # its modules are of other classes
         unwrapped = whole_model(unwrapped)
         state_dict = unwrapped.state_dict()
     else:
-        state_dict = accelerator.get_state_dict(model)
+        state_dict = cast(dict[str, torch.Tensor], accelerator.get_state_dict(model))
     if accelerator.is_main_process:
         state_dict = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict.items()}  # torch.compile
         for name in unwrapped._tied_weights_keys:  # DeepSpeed copies what is tied

@@ -178,7 +178,9 @@ def build_pretraining_dataset(
         num_pairs: number of the pairs to use, drawn in the same way; all when absent.
         regions: False leaves phrases and masks out of the items (no region terms) and the images as they are with them.
         augmenter: adds an augmented caption to the items.
-        flip_probability, erasing_probability, image_backend: see [`TrainingImageTransform`].
+        flip_probability: see [`TrainingImageTransform`].
+        erasing_probability: see [`TrainingImageTransform`].
+        image_backend: see [`TrainingImageTransform`].
 
     Raises:
         ValueError: if the columns are not those of a prepared set, or an argument is out of range.
@@ -215,7 +217,7 @@ def build_pretraining_dataset(
         caption_indices=caption_indices,
         augmenter=augmenter,
         crop_to_regions=True,
-        grid_size=tuple(grid_size) if regions else None,
+        grid_size=grid_size if regions else None,
     )
 
 
@@ -236,7 +238,9 @@ def build_finetuning_dataset(
         processor: an `MRAProcessor`.
         seed: of everything random.
         augmenter: adds an augmented caption to the items.
-        flip_probability, erasing_probability, image_backend: see [`TrainingImageTransform`].
+        flip_probability: see [`TrainingImageTransform`].
+        erasing_probability: see [`TrainingImageTransform`].
+        image_backend: see [`TrainingImageTransform`].
 
     Raises:
         ValueError: if the columns are not those of a prepared PEDES set, or an argument is out of range.

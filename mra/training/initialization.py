@@ -70,7 +70,7 @@ def load_bert_weights(model: MRAForPreTraining, source: str) -> None:
             "download it again"
         ) from error
     if report["missing_keys"]:
-        logger.warning(f"{source} lacks {', '.join(sorted(report['missing_keys']))}: initialised anew.")
+        logger.warning(f"{source} lacks {', '.join(sorted(report['missing_keys']))}: newly initialised.")
     state_dict = bert.state_dict()
     first_fusion = model.config.text_config.num_text_layers
     text, fusion = {}, {}
@@ -100,7 +100,7 @@ def load_for_finetuning(source: str, **overrides: Any) -> MRAForPreTraining:
         overrides: fields of `MRAConfig`; `vision_config` and `text_config` are dicts of the fields to change.
 
     Returns:
-        The model. Projections of another kind or width than the source's are initialised anew, as the published
+        The model. Projections of another kind or width than the source's are newly initialised, as the published
         fine-tuning of RSTPReid does.
     """
     try:
@@ -119,7 +119,7 @@ def load_for_finetuning(source: str, **overrides: Any) -> MRAForPreTraining:
     target = model.state_dict()
     for name in [name for name in target if "_projection." in name]:
         if name not in state_dict or state_dict[name].shape != target[name].shape:
-            logger.warning(f"{name} is initialised anew: {source} has none of this shape.")
+            logger.warning(f"{name} is newly initialised: {source} has none of this shape.")
             state_dict[name] = target[name]
     state_dict = {k: v for k, v in state_dict.items() if k in target or "_projection." not in k}
     _load_part(model, state_dict, source)

@@ -32,7 +32,7 @@ def keyed_uniform(seeds: np.ndarray, count: int) -> np.ndarray:
 
 
 class TokenMasker:
-    """Chooses the tokens that the model must restore, as BERT does with whole words, and skip-grams now and then.
+    """Chooses the tokens that the model must restore, as BERT does with whole words, and sometimes skip-grams.
 
     A word is a token and the `##` pieces after it. Positions are tried in random order until enough are masked; each
     takes its word along or, with `skipgram_probability`, the words of 2 to `skipgram_max_length` tokens from there on.

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -46,8 +46,12 @@ class LossWindow:
         self._clear()
 
     def _clear(self) -> None:
-        self.names, self.values, self.steps, self.places, self.identity_ids = None, [], [], [], []
-        self.samples, self.learning_rate, self.start = 0, None, time.perf_counter()
+        self.names: tuple[str, ...] = ()
+        self.values: list[torch.Tensor] = []
+        self.steps: list[int] = []
+        self.places: list[tuple[int, int]] = []
+        self.identity_ids: list[torch.Tensor | None] = []
+        self.samples, self.learning_rate, self.start = 0, math.nan, time.perf_counter()
 
     def pause(self) -> None:
         """Leave the time since the last flush out of the speed, for work other than training."""
@@ -72,7 +76,7 @@ class LossWindow:
         """
         terms = {name: value for name, value in outputs.items() if name.endswith("loss") and value is not None}
         names = tuple(terms)
-        if self.names not in (None, names):
+        if self.names not in ((), names):
             raise ValueError(f"The terms of the loss changed within a run: {self.names} before, {names} now.")
         self.names = names
         self.values.append(torch.stack([value.detach().float() for value in terms.values()]))
@@ -91,7 +95,9 @@ class LossWindow:
         Raises:
             NonFiniteLossError: if any value of any process is not finite, after a diagnostic was saved.
         """
-        values = self.accelerator.reduce(torch.stack(self.values), reduction="mean").cpu()  # batches, terms
+        values = cast(
+            torch.Tensor, self.accelerator.reduce(torch.stack(self.values), reduction="mean")
+        ).cpu()  # batches, terms
         for step, row in zip(self.steps, values.tolist(), strict=True):
             self.history.append({"step": step, **dict(zip(self.names, row, strict=True))})
         broken = (~values.isfinite()).any(dim=1).nonzero().flatten().tolist()
@@ -108,7 +114,7 @@ class LossWindow:
         named = [name for name, value in terms.items() if not math.isfinite(value)]
         identity_ids = self.identity_ids[index]
         if identity_ids is not None:
-            identity_ids = self.accelerator.gather(identity_ids).tolist()
+            identity_ids = cast(torch.Tensor, self.accelerator.gather(identity_ids)).tolist()
         step = self.steps[index]
         path = self.output_dir / f"non_finite_step_{step}.json"
         if self.accelerator.is_main_process:
@@ -171,7 +177,7 @@ class MetricsLog:
         write_whole(self.path, text)
 
     def write(self, **record: Any) -> dict[str, Any]:
-        """Write one record, its place in the run first, and returns it; trackers get nested mappings flattened."""
+        """Write one record, its place in the run first, and return it; trackers get nested mappings flattened."""
         state = self.state
         record = {"step": state.step, "epoch": state.epoch, "samples": state.samples_seen, **record}
         state.log_lines += 1

@@ -144,7 +144,7 @@ def _fusions_table(choice: RetrievalChoice) -> str:
 class HubTarget(Protocol):
     """Where a folder goes on the Hub, as in `HubArguments` of [`mra.training.arguments`]."""
 
-    hub_model_id: str | None
+    hub_model_id: Any
     hub_private: bool
 
 

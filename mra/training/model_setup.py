@@ -164,10 +164,10 @@ def _refuse_unknown(fields: Mapping[str, Any]) -> None:
     known = MRAConfig().to_dict()
     for name, value in fields.items():
         if name not in known:
-            raise ValueError(f"`model_config.{name}` is no field of MRAConfig.")
+            raise ValueError(f"`model_config.{name}` is not a field of MRAConfig.")
         for inner in value if isinstance(value, Mapping) else ():
             if inner not in known[name]:
-                raise ValueError(f"`model_config.{name}.{inner}` is no field of its configuration.")
+                raise ValueError(f"`model_config.{name}.{inner}` is not a field of its configuration.")
 
 
 def _refuse_twice(fields: Mapping[str, Any], named: Mapping[str, Any], prefix: str) -> None:

@@ -122,7 +122,7 @@ def to_published_name(name: str, num_text_layers: int, has_norm: bool) -> str:
         if name.startswith(ours):
             translated = published + name[len(ours) :]
             return shift_downsample(translated, -1) if published == "vision_encoder." else translated
-    raise ValueError(f"{name!r} is no parameter of MRAForPreTraining.")
+    raise ValueError(f"{name!r} is not a parameter of MRAForPreTraining.")
 
 
 # ---------------------------------------------------------------- architecture
@@ -253,7 +253,8 @@ def _infer_text(
     prefix = "text_encoder.bert."
     words = _require(state_dict, f"{prefix}embeddings.word_embeddings.weight")
     layers = {int(match[2]) for match in map(_BERT_LAYER.match, state_dict) if match}
-    fusion = {int(_BERT_LAYER.match(name)[2]) for name in state_dict if ".crossattention." in name}
+    layer_names = [name for name in state_dict if ".crossattention." in name]
+    fusion = {int(match[2]) for match in map(_BERT_LAYER.match, layer_names) if match}
     if not layers or not fusion:
         raise ValueError("The checkpoint holds no BERT layers with cross-attention: is it a released MRA checkpoint?")
     details = _sub_config(stored, "text_config")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedType
@@ -120,7 +121,7 @@ def start_trackers(accelerator: Accelerator, project_name: str, recipe: dict) ->
     accelerator.init_trackers(project_name, config=plain)
 
 
-def whole_model(model: nn.Module) -> nn.Module:
+def whole_model(model: Any) -> Any:
     """Return the unwrapped model, or a copy with all weights if ZeRO-3 or FSDP2 cut it into shares.
 
     Outside training the processes do not run the same number of batches, so they must not wait for each other's shares.
@@ -153,7 +154,7 @@ class Plan:
     Attributes:
         samples_per_batch: pairs of one batch of every process.
         steps_per_epoch: optimizer steps; the last takes the batches that are left.
-        num_epochs: epochs begun.
+        num_epochs: epochs started.
         total_steps: optimizer steps of the run.
         counted_steps: the same with the incomplete last batch of each epoch, which is dropped.
     """
@@ -231,7 +232,7 @@ class StopSignal:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.received = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getpid() != self._process:  # a forked worker: whoever ends it waits for it
+        if os.getpid() != self._process:  # a forked worker: the process that ends it waits for it
             os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -106,13 +106,13 @@ class TrainingImageTransform:
         for name, limits, largest in (("erasing_scale", erasing_scale, 1), ("erasing_ratio", erasing_ratio, math.inf)):
             if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= largest:
                 raise ValueError(f"`{name}` must be (smallest, largest), both positive, got {tuple(limits)}.")
-        self.image_size = tuple(image_size)
+        self.image_size = image_size
         self._offset = 255 * torch.tensor(image_mean)[:, None, None]
         self._scale = 1 / (255 * torch.tensor(image_std)[:, None, None])
         self.flip_probability = flip_probability
         self.erasing_probability = erasing_probability
-        self.erasing_scale = tuple(erasing_scale)
-        self.erasing_ratio = tuple(erasing_ratio)
+        self.erasing_scale = erasing_scale
+        self.erasing_ratio = erasing_ratio
         self.image_backend = image_backend
 
     def __call__(
@@ -140,7 +140,7 @@ class TrainingImageTransform:
         pixels = self.normalize(self._render(image, crop, flip), out)
         if erased is not None:
             pixels[:, erased.top : erased.bottom, erased.left : erased.right] = 0
-        return pixels, None if box is None else move_box(box, crop, flip, height, width)
+        return pixels, None if box is None or crop is None else move_box(box, crop, flip, height, width)
 
     def _render(self, image: Image.Image, crop: Crop | None, flip: bool) -> torch.Tensor:
         """Decode an image, at a reduced size if that is enough and allowed, and render it."""

@@ -1,6 +1,7 @@
 """Evaluation between epochs on the validation split, and the choice of the best model."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -43,7 +44,7 @@ def validate(
         The result, whose `metrics` are `similarity` and, with re-ranking, `reranked`: R1, R5, R10, mAP and mINP in percent;
         and the choice of fusion and depth that `reranked` follows, None without re-ranking.
     """
-    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
+    unwrapped: Any = accelerator.unwrap_model(model, keep_torch_compile=False)
     # BatchNorm statistics differ between processes after a step; the main process's are those that are saved.
     broadcast(list(unwrapped.buffers()))
     result = evaluate_retrieval(

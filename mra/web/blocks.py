@@ -26,7 +26,7 @@ EXAMPLES = [
     "a person with a yellow handbag",
 ]
 RESPONSIBLE = """
-A ranking is no identification: some image always comes first, also when the person is not in the gallery.
+A ranking is not an identification: some image always comes first, also when the person is not in the gallery.
 
 - Search only images of people who agreed to it, or with a lawful basis, for research or for your own collection. Never to
   identify, follow or profile people, and never as evidence against anyone.

@@ -25,7 +25,7 @@ class Unpacked:
     Attributes:
         images: their files.
         metadata: a CSV file that came with them, or None.
-        ignored: names of what is no picture.
+        ignored: names of files other than pictures.
     """
 
     images: list[Path] = field(default_factory=list)

@@ -26,7 +26,8 @@ CSS = """
 .mra-status.mra-warning { background: #fff3d6; color: #5b3d00; }
 .mra-status.mra-error { background: #fde3e1; color: #7a150d; }
 .mra-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(124px, 1fr)); gap: 12px; }
-.mra-hit { display: flex; flex-direction: column; width: 100%; padding: 0; border: 1px solid var(--border-color-primary); border-radius: 10px;
+.mra-hit { display: flex; flex-direction: column; width: 100%; padding: 0;
+  border: 1px solid var(--border-color-primary); border-radius: 10px;
   overflow: hidden; background: var(--background-fill-primary); color: var(--body-text-color); text-align: left;
   cursor: pointer; font: inherit; }
 .mra-hit:hover, .mra-hit:focus-visible { outline: 3px solid var(--color-accent); outline-offset: 1px; }

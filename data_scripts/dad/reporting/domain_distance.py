@@ -1,10 +1,9 @@
-"""How far a set of pictures is from another: FID and KID over an image model's features, and statistics of colour and sharpness."""
+"""Distance between two sets of pictures: FID and KID over an image model's features, statistics of colour and sharpness."""
 
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -67,7 +66,8 @@ def measure_distance(
     """Measure how far generated pictures are from those of the target set.
 
     Args:
-        generated, target: PIL images, rows with an "image", or paths; at least two of each.
+        generated: at least two PIL images, rows with an "image", or paths.
+        target: likewise.
         extractor: what makes features of pictures, on the device to use; [`ColourEdgeFeatures`] when absent.
         batch_size: pictures that it sees at a time.
 
@@ -125,7 +125,7 @@ def _batches(pictures: Sequence[Any], size: int) -> Iterator[list[Image.Image]]:
         yield [load_picture(pictures[row]) for row in range(start, min(start + size, len(pictures)))]
 
 
-def _metrics() -> ModuleType:
+def _metrics() -> tuple[type[nn.Module], type[nn.Module]]:
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
@@ -196,6 +196,7 @@ class ColourEdgeFeatures(FeatureExtractor):
         self.register_buffer("kernels", kernels[:, None], persistent=False)  # (4, 1, 3, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features of images; see [`FeatureExtractor`]."""
         mean = F.adaptive_avg_pool2d(images, self._GRID)
         square = F.adaptive_avg_pool2d(images**2, self._GRID)
         spread = (square - mean**2).clamp(min=0).sqrt()
@@ -223,7 +224,7 @@ class ImageModelFeatures(FeatureExtractor):
             model, processor = AutoModel.from_pretrained(name), AutoImageProcessor.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"report.feature_extractor {name!r} is no image model that can be loaded: {error}"
+                f"report.feature_extractor {name!r} is not an image model that can be loaded: {error}"
             ) from None
         self.description = f"features of {name}"
         self.model = model.eval().requires_grad_(False).to(device)
@@ -242,6 +243,7 @@ class ImageModelFeatures(FeatureExtractor):
             ) from None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features of images; see [`FeatureExtractor`]."""
         pixel_values = (images - self.mean) / self.std
         if hasattr(self.model, "get_image_features"):
             outputs = self.model.get_image_features(pixel_values=pixel_values)

@@ -212,6 +212,7 @@ def train_blip(folder: str | Path, dataset: Dataset, steps: int, seed: int = 0, 
         dataset: rows with `image` and `captions`.
         steps: of AdamW.
         seed: of the order.
+        batch_size: pairs of a step.
 
     Returns:
         The loss of every step.

@@ -194,14 +194,14 @@ class MRAConfig(PreTrainedConfig):
     """
 
     model_type = "mra_retrieval"
-    sub_configs_defaults = {  # noqa: RUF012
+    sub_configs_defaults = {  # noqa: RUF012  # pyright: ignore[reportAssignmentType]  # a type is a valid specification
         "vision_config": MRAVisionConfig,
         "text_config": MRATextConfig,
     }
 
     if TYPE_CHECKING:  # what `__post_init__` leaves
-        vision_config: MRAVisionConfig
-        text_config: MRATextConfig
+        vision_config: MRAVisionConfig = MRAVisionConfig()
+        text_config: MRATextConfig = MRATextConfig()
     else:
         vision_config: dict | PreTrainedConfig | None = None
         text_config: dict | PreTrainedConfig | None = None

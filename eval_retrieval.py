@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None, program: str = "eval_retrieval.py") -> N
             try_folder(args.output_dir, "--output_dir")
         with state.main_process_first():
             dataset = load_split(args.dataset, args.split, argument="--dataset")
-        model = load_model(args.model, args.attn_implementation).to(state.device)
+        model = load_model(args.model, args.attn_implementation).to(state.device)  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
         processor = load_processor(args.model)
         ranking = find_ranking(model, processor, args, options)
         weight = 1.0 if ranking.match_weight is None else ranking.match_weight

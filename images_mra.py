@@ -5,6 +5,7 @@ import numbers
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -95,7 +96,7 @@ def read_orientation(image: Image.Image) -> int:
         value = image.getexif().get(_ORIENTATION)
     except Exception:  # broken EXIF, for which Pillow raises many kinds: the picture stays as it is stored
         return 1
-    return int(value) if isinstance(value, numbers.Real) and value in _TURNS else 1
+    return int(float(value)) if isinstance(value, numbers.Real) and value in _TURNS else 1
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -151,7 +152,7 @@ def read_picture(source: bytes | str | Path | dict | Image.Image | None) -> Imag
     if not isinstance(source, (bytes, Image.Image)):
         if not hasattr(source, "convert"):
             raise ValueError(f"expected an image, its bytes or its path, got {type(source).__name__}")
-        return source.convert("RGB")
+        return cast(Any, source).convert("RGB")
     try:
         return decode_picture(source if isinstance(source, Image.Image) else open_picture(source))
     except Image.UnidentifiedImageError:

@@ -7,7 +7,11 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, BatchFeature, BertConfig, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,  # pyright: ignore[reportPrivateImportUsage]  # exported, not listed
+    OPENAI_CLIP_STD,  # pyright: ignore[reportPrivateImportUsage]
+    PILImageResampling,
+)
 from transformers.utils import logging
 
 

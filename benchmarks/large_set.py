@@ -16,6 +16,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
+
+import datasets.config
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/large_set.py`
@@ -120,7 +123,7 @@ def anonymous_memory() -> float:
     """MiB of this process and its workers that no file holds."""
     processes = ["self", *(str(child.pid) for child in multiprocessing.active_children())]
     status = [Path(f"/proc/{process}/status").read_text() for process in processes]
-    return sum(int(re.search(r"RssAnon:\s*(\d+) kB", text)[1]) for text in status) / 1024
+    return sum(int(cast(re.Match, re.search(r"RssAnon:\s*(\d+) kB", text))[1]) for text in status) / 1024
 
 
 def write_set(folder: Path, rows: int) -> None:

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     queries, gallery, k = (
         given or default for given, default in zip((args.queries, args.gallery, args.k), defaults, strict=True)
     )
-    model = make_model(make_config(args.full_size)).to(device)
+    model = make_model(make_config(args.full_size)).to(device)  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
     padded, mask, texts, images = make_encodings(model.config, queries, gallery, args.image_batch_size, dtype)
     top_indices = torch.rand(queries, gallery).topk(k).indices
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
+import datasets.exceptions
 
 from data_scripts.text_files import UnreadableFile
 from data_scripts.validation import RowError

@@ -30,7 +30,7 @@ def read_csv_rows(path: str | Path, required: tuple[str, ...]) -> Iterator[dict[
                 raise unreadable(problem, advice)
         with open_text(path, newline="") as file:
             reader = csv.DictReader(file, restkey="", strict=True)
-            reader.fieldnames = names = _check_header(path, reader.fieldnames or [], required)
+            reader.fieldnames = names = _check_header(path, list(reader.fieldnames or []), required)
             for values in reader:
                 if "" in values:
                     count = len(names) + len(values[""])

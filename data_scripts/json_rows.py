@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from data_scripts.text_files import SAVE_AS_UTF8, UnreadableFile, name_bad_byte, name_other_kind, open_text
 
@@ -53,7 +53,7 @@ class _Text:
 
     def next_character(self) -> str:
         while True:
-            self.start = _SPACE.match(self.window, self.start).end()
+            self.start = cast(re.Match, _SPACE.match(self.window, self.start)).end()  # it matches the empty text, too
             if self.start < len(self.window):
                 return self.window[self.start]
             if not self.more():

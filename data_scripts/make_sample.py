@@ -38,7 +38,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def _draw_and_save(task: tuple[str, Crop]) -> dict[str, tuple[float, ...]]:
     folder, crop = task
     image, parts = render(crop.person, crop.scene)
-    options = {"quality": 90} if crop.path.endswith(".jpg") else {}
+    options: dict[str, Any] = {"quality": 90} if crop.path.endswith(".jpg") else {}
     image.save(Path(folder, crop.path), **options)
     return parts
 

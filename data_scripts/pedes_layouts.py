@@ -172,7 +172,7 @@ def find_sources(annotations: str | Path, dataset: str) -> Sources:
 def _choose(found: list[Source], annotations: str | Path, dataset: str) -> list[Source]:
     fitting = [source for source in found if source.dataset in (dataset, None)]
     if not fitting:
-        others = sorted({source.dataset for source in found})
+        others = sorted({source.dataset for source in found if source.dataset})
         raise ValueError(
             f"--annotations {annotations} holds {', '.join(DATASETS[name] for name in others)}, not {DATASETS[dataset]}. "
             f"Pass --dataset {others[0]}, or the annotations of {DATASETS[dataset]}."
@@ -314,7 +314,7 @@ def read_images(
             image = images.setdefault(key, AnnotatedImage(file, layout, path, identity, camera=camera))
             _check_same(layout.identity, "person", identity, image.identity, image)
             if camera is not None and image.camera is not None:
-                _check_same(layout.camera, "camera", camera, image.camera, image)
+                _check_same(layout.camera or "camera", "camera", camera, image.camera, image)
             image.camera = image.camera or camera
         except RowError as error:
             rejected(file, row, value, error)
@@ -338,7 +338,7 @@ def _until_broken(rows: Iterator[Any], broken: list[UnreadableFile]) -> Iterator
 def _check_split(row: dict, layout: Layout) -> str:
     split = row.get(layout.split, "train")  # a CSV file may leave it out
     if not isinstance(split, str) or split not in SPLITS:
-        raise RowError(layout.split, "unknown split", f"expected train, val or test, got {shorten(split)}")
+        raise RowError(layout.split or "split", "unknown split", f"expected train, val or test, got {shorten(split)}")
     return SPLITS[split]
 
 

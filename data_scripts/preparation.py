@@ -12,7 +12,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_scripts.annotation_builder import ESCAPED, AnnotationBuilder, RejectedRows
@@ -21,6 +20,7 @@ from data_scripts.dataset_card import TITLES, write_card
 from data_scripts.published_sizes import PUBLISHED, Size, compare_with_published
 from mra.common.command_line import plain_errors, try_folder
 from mra.common.files import whole_folder
+from mra.common.streaming import list_lengths
 
 
 _SHARDS = "data/*.parquet"
@@ -112,7 +112,7 @@ def _collect_shards(source: Path, target: Path, builder: AnnotationBuilder) -> d
     """Move the shards to `data/SPLIT-00000-of-00001-DIGEST.parquet`, without empty ones; return the splits with rows."""
     target.mkdir(parents=True)
     splits = {}
-    for name, info in builder.info.splits.items():
+    for name, info in (builder.info.splits or {}).items():
         shards = [path for path in sorted(source.glob(f"prepared-{name}*.parquet")) if pq.read_metadata(path).num_rows]
         for index, path in enumerate(shards):
             path.rename(target / f"{name}-{index:05d}-of-{len(shards):05d}-{builder.digest(name)}.parquet")
@@ -138,7 +138,7 @@ def _measure(folder: Path, split: str) -> Size:
         names = pq.read_schema(path).names
         table = pq.read_table(path, columns=["image_id", *(["captions"] if "captions" in names else [])])
         images += len(table)
-        captions += pc.sum(pc.list_value_length(table["captions"])).as_py() if "captions" in names else len(table)
+        captions += int(list_lengths(table["captions"]).sum()) if "captions" in names else len(table)
         people.append(np.unique(table["image_id"].to_numpy()))
     return Size(images, captions, len(np.unique(np.concatenate(people))))
 

@@ -2,7 +2,7 @@
 
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 ROUNDING = 1e-3  # a coordinate this far outside 0..1 counts as rounded and is moved to the border
@@ -109,7 +109,7 @@ def check_identity(value: Any, field: str) -> int:
     Raises:
         RowError: naming the field.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or not -(2**63) <= value < 2**63:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not -(2**63) <= cast(int, value) < 2**63:
         raise RowError(field, "wrong type", f"expected an integer, got {shorten(value)}")
     return int(value)
 
@@ -147,7 +147,7 @@ def check_number(value: Any, field: str) -> float:
     Raises:
         RowError: naming the field.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= LARGEST:
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(cast(float, value)) <= LARGEST:
         raise RowError(field, "wrong type", f"expected a finite number, got {shorten(value)}")
     return float(value)
 

@@ -11,7 +11,7 @@ from data_scripts.dad.captioners import Captioner, clean_style
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.reading import DTYPES, open_picture, read_batches
-from data_scripts.dad.stage_folders import begin_stage, read_stage_rows
+from data_scripts.dad.stage_folders import begin_stage, device_of, read_stage_rows
 from mra.common.arguments import require
 
 
@@ -19,6 +19,7 @@ def run(config: FactoryConfig) -> None:
     """Caption the images that have no caption yet."""
     section = config.caption
     require(section.model is not None, "caption.model", "a captioner's folder or Hub id", section.model)
+    assert section.model is not None
     stage = begin_stage(config, "caption")
     if stage.is_finished:
         return
@@ -27,7 +28,7 @@ def run(config: FactoryConfig) -> None:
         section.model,
         section.prompt,
         dtype=DTYPES[section.dtype],
-        device=stage.state.device,
+        device=device_of(stage.state),
         max_new_tokens=section.max_new_tokens,
         num_beams=section.num_beams,
     )

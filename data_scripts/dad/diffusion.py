@@ -65,7 +65,7 @@ class BaseModel:
     def to(self, device: torch.device, dtype: torch.dtype) -> "BaseModel":
         """Move all parts."""
         for part in (self.unet, self.vae, self.text_encoder):
-            part.to(device, dtype)
+            part.to(device, dtype)  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
         return self
 
 

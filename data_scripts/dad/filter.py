@@ -30,7 +30,7 @@ from data_scripts.dad.filter_rules import (
 from data_scripts.dad.image_checks import load_picture, measure_image, perceptual_hash
 from data_scripts.dad.reading import DTYPES, choose_rows, open_picture, read_batches
 from data_scripts.dad.sections import FilterSection
-from data_scripts.dad.stage_folders import Stage, begin_stage, read_stage_rows
+from data_scripts.dad.stage_folders import Stage, begin_stage, device_of, read_stage_rows
 from data_scripts.dad.target_set import load_target, read_target
 from data_scripts.dad.text_scores import TextScorer
 from mra.common.cards import markdown_table
@@ -75,7 +75,7 @@ class _Scorer:
     def __init__(self, section: FilterSection, stage: Stage) -> None:
         self.section = section
         self.images = stage.work.images
-        options = {"dtype": DTYPES[section.dtype], "device": stage.state.device}
+        options = {"dtype": DTYPES[section.dtype], "device": device_of(stage.state)}
         self._find_persons = PersonDetector(section.person_model, **options) if section.person_model else None
         self._score_texts = TextScorer(section.score_model, **options) if section.score_model else None
 

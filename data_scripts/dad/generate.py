@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.config import FactoryConfig
-from data_scripts.dad.diffusion import Conditions, import_diffusers, load_base
+from data_scripts.dad.diffusion import Conditions, import_diffusers, load_base, require_base
 from data_scripts.dad.files import write_whole
 from data_scripts.dad.reading import DTYPES
 from data_scripts.dad.sampling import draw, load_safety_checker, make_pipeline
-from data_scripts.dad.stage_folders import begin_stage, image_path, read_stage_rows
+from data_scripts.dad.stage_folders import begin_stage, device_of, image_path, read_stage_rows
 from data_scripts.dad.target_pairs import warn_of_cut
 from mra.common.sharding import cut_batches
 from mra.training.order import key_to_seed
@@ -50,7 +50,11 @@ def load_pipeline(config: FactoryConfig, controlnet: str | Path, device: torch.d
         network = import_diffusers().ControlNetModel.from_pretrained(controlnet)
     except OSError as error:
         raise ValueError(f"ControlNet {str(controlnet)!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-    checker = load_safety_checker(common.base_model, common.base_revision) if section.safety_checker else (None, None)
+    checker = (
+        load_safety_checker(require_base(common.base_model), common.base_revision)
+        if section.safety_checker
+        else (None, None)
+    )
     pipeline = make_pipeline(base, network.eval(), section.scheduler, *checker)
     return pipeline.to(device, DTYPES[section.dtype])
 
@@ -80,7 +84,7 @@ def run(config: FactoryConfig) -> None:
     if stage.is_finished:
         return
     prompts = choose_prompts(read_stage_rows(stage.work.prompts), section.num_images)
-    pipeline = load_pipeline(config, section.controlnet or stage.work.controlnet, stage.state.device)
+    pipeline = load_pipeline(config, section.controlnet or stage.work.controlnet, device_of(stage.state))
     if stage.state.is_main_process:
         texts = [row["prompt"] + section.prompt_suffix for row in prompts]
         warn_of_cut(pipeline.tokenizer, texts, "prompts", "what they say last is not drawn")

@@ -20,7 +20,7 @@ from data_scripts.dad.files import write_whole
 from data_scripts.dad.language.noun_phrases import NounPhrase, find_noun_phrases, specificity
 from data_scripts.dad.reading import DTYPES, open_picture, read_batches
 from data_scripts.dad.sections import GroundSection
-from data_scripts.dad.stage_folders import Stage, begin_stage, read_stage_rows, shard_name
+from data_scripts.dad.stage_folders import Stage, begin_stage, device_of, read_stage_rows, shard_name
 from mra.common.arguments import require
 
 
@@ -37,12 +37,13 @@ def run(config: FactoryConfig) -> None:
     """Ground the remaining images, and write the annotations once all are grounded."""
     section = config.ground
     require(section.model is not None, "ground.model", "a zero-shot detector's folder or Hub id", section.model)
+    assert section.model is not None
     stage = begin_stage(config, "ground")
     if stage.is_finished:
         return
     captioned = read_stage_rows(stage.work.captions)
     rows = [row for row in captioned if row["caption"]]
-    detector = PhraseDetector(section.model, "ground.model", DTYPES[section.dtype], stage.state.device)
+    detector = PhraseDetector(section.model, "ground.model", DTYPES[section.dtype], device_of(stage.state))
     if not rows:
         raise ValueError(
             f"none of {len(captioned):,} images has a caption ({stage.work.captions}): name another `caption.model` or "

@@ -92,7 +92,8 @@ def perceptual_hash(image: Image.Image) -> str:
     """
     luma = image.convert("L").resize((_HASH_IMAGE, _HASH_IMAGE), Image.Resampling.BICUBIC)
     side = int(HASH_BITS**0.5)
-    lowest = dctn(np.asarray(luma, dtype=np.float64), norm="ortho")[:side, :side].ravel()
+    frequencies = np.asarray(dctn(np.asarray(luma, dtype=np.float64), norm="ortho"))
+    lowest = frequencies[:side, :side].flatten()
     lowest[0] = 0.0  # the mean brightness has a sign that says nothing
     signs = np.packbits(lowest > np.median(lowest)).tobytes()
     return signs.hex() + image.resize(_COLOUR_GRID, Image.Resampling.BOX).tobytes().hex()

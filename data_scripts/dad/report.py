@@ -24,7 +24,7 @@ from data_scripts.dad.reading import choose_rows, open_picture
 from data_scripts.dad.reporting.domain_distance import FeatureExtractor, load_extractor, measure_distance
 from data_scripts.dad.reporting.report_blocks import make_blocks
 from data_scripts.dad.reporting.report_page import to_html, to_markdown
-from data_scripts.dad.stage_folders import WorkFolder, process_state, read_finished, read_stage_rows
+from data_scripts.dad.stage_folders import WorkFolder, device_of, process_state, read_finished, read_stage_rows
 from data_scripts.dad.target_set import load_target
 from mra.common.drawing import CONTACT_SHEET, Tile, TileRow, draw_sheet, save_picture
 
@@ -56,7 +56,7 @@ def run(config: FactoryConfig) -> None:
             },
             "regions": describe_regions(regions),
             "distances": _measure_distances(
-                config, work, target, load_extractor(config.report.feature_extractor, state.device)
+                config, work, target, load_extractor(config.report.feature_extractor, device_of(state))
             ),
         }
         figures = _draw_sheets(config, work, target, regions)
@@ -149,7 +149,7 @@ def _measure_distances(
     return distances
 
 
-def _distance(generated: Sequence, target: Sequence, extractor: FeatureExtractor) -> dict | None:
+def _distance(generated: Any, target: Any, extractor: FeatureExtractor) -> dict | None:
     if min(len(generated), len(target)) < 2:
         return None
     return dataclasses.asdict(measure_distance(generated, target, extractor))
@@ -168,10 +168,10 @@ def _draw_sheets(
     wanted = _SHEET_PICTURES * _SHEET_ROWS
     ours = [generated[place] for place in choose_rows(len(generated), wanted, seed, "report_sheet")]
     theirs = target.select(choose_rows(len(target), wanted, seed, "report_sheet"))
-    rows = _rows("Target set", [Tile(load_picture(example), example["captions"][0]) for example in theirs])
+    rows = _rows("Target set", [Tile(load_picture(example), example["captions"][0]) for example in map(dict, theirs)])
     rows += _rows("Generated and kept", [Tile(open_picture(work.images, row), row["prompt"]) for row in ours])
     save_picture(draw_sheet(rows, _SHEET_STYLE, "Target set and generated images"), folder / "images.jpg")
-    figures.append(("images.jpg", "Pictures of the target set, and generated ones with their prompts"))
+    figures.append(("images.jpg", "Any of the target set, and generated ones with their prompts"))
     with_boxes = [row for row in regions if row["boxes"]]
     if with_boxes:
         chosen = [with_boxes[place] for place in choose_rows(len(with_boxes), wanted, seed, "report_boxes")]

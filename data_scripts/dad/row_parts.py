@@ -1,6 +1,7 @@
 """Rows that several processes make at once: a part for each during the work, one sorted file at its end."""
 
 import fcntl
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ class RowParts:
         self.path = Path(path)
         self.key = key
         self._part = self.path.with_name(f"{self.path.stem}-{shard.rank:05d}-of-{shard.world_size:05d}.jsonl")
-        self._file = None
+        self._file: io.FileIO | None = None
 
     def read(self) -> dict[Any, dict[str, Any]]:
         """Return all rows that any run has left, in the whole file or in parts, by their key."""

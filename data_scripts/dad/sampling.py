@@ -53,12 +53,15 @@ def load_safety_checker(name: str, revision: str | None) -> tuple[Any, Any]:
         ValueError: if the model brings none.
     """
     import_diffusers()
-    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from diffusers.pipelines.stable_diffusion import (
+        StableDiffusionSafetyChecker,  # pyright: ignore[reportPrivateImportUsage]  # exported lazily
+    )
     from transformers import CLIPImageProcessor
 
+    options: dict[str, Any] = {"revision": revision}
     try:
-        checker = StableDiffusionSafetyChecker.from_pretrained(name, subfolder="safety_checker", revision=revision)
-        extractor = CLIPImageProcessor.from_pretrained(name, subfolder="feature_extractor", revision=revision)
+        checker = StableDiffusionSafetyChecker.from_pretrained(name, subfolder="safety_checker", **options)
+        extractor = CLIPImageProcessor.from_pretrained(name, subfolder="feature_extractor", **options)
     except OSError as error:
         raise ValueError(
             f"`generate.safety_checker`: {name!r} brings none that can be loaded: {str(error).splitlines()[0]}"

@@ -25,7 +25,7 @@ import os
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -165,6 +165,11 @@ def process_state() -> PartialState:
     """Return this process among those that `accelerate launch` started, on the CPU if there is nothing better."""
     on_cpu = os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu" or not torch.accelerator.is_available()
     return PartialState(cpu=on_cpu, timeout=_PATIENCE)
+
+
+def device_of(state: PartialState) -> torch.device:
+    """Return the device of a process."""
+    return cast(torch.device, state.device)
 
 
 @dataclass

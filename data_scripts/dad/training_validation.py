@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -52,7 +52,7 @@ class Validation:
         self.folder = Path(folder)
         self.dataset = self._make_dataset()
         draws = config.train.validation_draws if self.dataset else 0
-        self.keys = [(epoch, pair) for epoch in range(draws) for pair in range(len(self.dataset))]
+        self.keys = [(epoch, pair) for epoch in range(draws) for pair in range(len(self.dataset or ()))]
 
     def _make_dataset(self) -> DenoisingPairs | None:
         common, train = self.config.common, self.config.train
@@ -83,13 +83,14 @@ class Validation:
         if self.config.train.validation_pairs:
             log.write(validation={"mse": self.measure(controlnet)})
         if self.config.train.validation_images and self.accelerator.is_main_process:
-            self.draw(self.accelerator.unwrap_model(controlnet), step)
+            self.draw(cast(nn.Module, self.accelerator.unwrap_model(controlnet)), step)
         self.accelerator.wait_for_everyone()
         controlnet.train()
 
     @torch.no_grad()
     def measure(self, controlnet: nn.Module) -> float:
         """Mean squared error over pairs and draws; the number of processes does not change what is measured."""
+        assert self.dataset is not None
         keys = [key for key in self.keys if key[1] < self.config.train.validation_pairs]
         device = self.accelerator.device
         found = torch.zeros(len(keys), device=device)
@@ -99,12 +100,13 @@ class Validation:
             items = {name: tensor.to(device) for name, tensor in items.items()}
             with self.accelerator.autocast():
                 found[batch.start : batch.stop] = self.errors(controlnet, self.base, items).float()
-        return self.accelerator.reduce(found, "sum").double().mean().item()
+        return cast(torch.Tensor, self.accelerator.reduce(found, "sum")).double().mean().item()
 
     @torch.no_grad()
     def draw(self, controlnet: nn.Module, step: int) -> None:
         """Write `step_<step>.png`: real images above, below them what is drawn from their captions."""
         common, generate = self.config.common, self.config.generate
+        assert self.dataset is not None
         count = min(len(self.dataset), self.config.train.validation_images)
         items = [self.dataset[0, pair] for pair in range(count)]
         prompts = [self.dataset.dataset[row]["captions"][index] for row, index in self.dataset.pairs[:count]]

@@ -121,8 +121,13 @@ class _Teller:
         return name
 
     def _colour(
-        self, colour: str, attribute: str, names: Mapping[str, Sequence[str]] = COLOUR_NAMES, certain: bool = False
+        self,
+        colour: str | None,
+        attribute: str,
+        names: Mapping[str, Sequence[str]] = COLOUR_NAMES,
+        certain: bool = False,
     ) -> str:
+        assert colour is not None, f"{attribute} of a part that is not there"
         if not certain and self.rng.random() < DROP_COLOUR:
             return ""
         self.caption.facts[attribute] = {colour}
@@ -270,7 +275,7 @@ def _carrying(person: Person, scene: Scene, phrase: str, rng: random.Random) -> 
     }
     if rng.random() < 0.3:
         return f"carrying {phrase}" if person.bag != "suitcase" else f"pulling {phrase}"
-    return rng.choice(verbs[person.bag]).format(phrase)
+    return rng.choice(verbs[str(person.bag)]).format(phrase)
 
 
 def _street_sentences(person: Person, scene: Scene, told: dict, rng: random.Random) -> str:
@@ -283,6 +288,7 @@ def _street_sentences(person: Person, scene: Scene, told: dict, rng: random.Rand
     a, the = f"A {noun}", rng.choice((f"The {noun}", f"This {noun}"))
     with_hair = f" with {hair}" if hair else ""
     style = rng.randrange(6)
+    sentences: list[str | None]
     if style == 0:
         sentences = [f"{a}{with_hair} wearing {_join([hat, upper, lower, shoes])}.", carries]
     elif style == 1:

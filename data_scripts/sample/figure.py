@@ -130,7 +130,7 @@ def fabric(person: Person, pen: Pen, colour: Colour) -> Fill:
     """Paint the upper garment's cloth: a colour, or an image of the canvas's size for a pattern."""
     if person.pattern in ("plain", "logo"):
         return colour
-    second = COLOURS[person.pattern_colour]
+    second = COLOURS[str(person.pattern_colour)]
     cloth = Image.new("RGBA", pen.image.size, (*colour, 255))
     draw = ImageDraw.Draw(cloth)
     width, height = cloth.size
@@ -341,8 +341,8 @@ class Figure:
             waist, hip = waist - 1.2, hip - 1.6
         points = [(-waist, 42), (waist, 42), (hip, 51), (hip + flare + sway, length), (-hip - flare + sway, length)]
         points.append((-hip, 51))
-        colour = self.cloth if colour_name is None else self.colour(colour_name)
-        base = self.upper_colour if colour_name is None else colour
+        base = self.upper_colour if colour_name is None else self.colour(colour_name)
+        colour = self.cloth if colour_name is None else base
         self.pen.polygon(part, points, colour)
         fold = self._dark(base, 0.74)
         for x in (-0.5, 0.05, 0.55):
@@ -521,10 +521,10 @@ class Figure:
             pen.ellipse(None, 0.9, y, 0.55, 0.55, (236, 236, 232) if sum(self.upper_colour) < 480 else (60, 60, 64))
 
     def _logo(self) -> None:
-        pen, colour = self.pen, COLOURS[self.person.pattern_colour]
+        pen, colour = self.pen, COLOURS[str(self.person.pattern_colour)]
         x = 1.6 if self.side else 0.0
         wide = 2.6 if self.side else 4.4
-        kind = random.Random(f"{self.person.told}").randrange(3)
+        kind = random.Random(f"{self.person.attributes}").randrange(3)
         if kind == 0:
             pen.ellipse(None, x, 29, wide, 3.9, colour)
             pen.ellipse(None, x, 29, wide * 0.45, 1.7, self.upper_colour)
@@ -540,7 +540,7 @@ class Figure:
         person, pen = self.person, self.pen
         if person.hair != "long" or self.side:
             return
-        colour = HAIR_COLOURS[person.hair_colour]
+        colour = HAIR_COLOURS[str(person.hair_colour)]
         points = [(-4.8, 3), (4.8, 3), (6.2, 9), (6.8, 18), (6.2, 25), (-6.2, 25), (-6.8, 18), (-6.2, 9)]
         pen.polygon("hair", points, shaded(colour, 0.85), 2)
 
@@ -556,7 +556,7 @@ class Figure:
         if person.hat:
             self._hat()
 
-    def _head_front(self, hair: Colour) -> None:
+    def _head_front(self, hair: Colour | None) -> None:
         person, pen, skin = self.person, self.pen, self.skin
         for sign in (-1, 1):
             pen.ellipse(None, sign * 4.6, 8.6, 0.9, 1.4, shaded(skin, 0.9))
@@ -579,7 +579,7 @@ class Figure:
         lips = (176, 60, 64) if person.gender == "woman" else shaded(skin, 0.62)
         pen.line([(-1.3, 11.9), (1.3, 11.9)], lips, 0.6)
 
-    def _head_back(self, hair: Colour) -> None:
+    def _head_back(self, hair: Colour | None) -> None:
         person, pen = self.person, self.pen
         for sign in (-1, 1):
             pen.ellipse(None, sign * 4.7, 8.6, 0.9, 1.4, shaded(self.skin, 0.9))
@@ -604,7 +604,7 @@ class Figure:
             pen.polygon("hair", [(-1.2, 8), (1.2, 8), (2.0, 14), (1.6, 22), (0, 26), (-1.6, 22), (-2.0, 14)], hair, 2)
             pen.line([(-1.6, 8.2), (1.6, 8.2)], (190, 40, 60), 0.9)
 
-    def _head_side(self, hair: Colour) -> None:
+    def _head_side(self, hair: Colour | None) -> None:
         person, pen, skin = self.person, self.pen, self.skin
         pen.polygon(None, [(4.6, 7.4), (6.7, 9.8), (4.6, 10.6)], skin)
         if hair is None:

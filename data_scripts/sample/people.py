@@ -78,12 +78,12 @@ class Person:
     tint: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     @property
-    def told(self) -> tuple:
+    def attributes(self) -> tuple:
         """Return the attributes that captions mention, in a fixed order: two people of a split never share them all."""
-        return tuple(getattr(self, name) for name in TOLD_ATTRIBUTES)
+        return tuple(getattr(self, name) for name in NAMED_ATTRIBUTES)
 
 
-TOLD_ATTRIBUTES = tuple(field.name for field in fields(Person) if field.name not in ("skin", "build", "tint"))
+NAMED_ATTRIBUTES = tuple(field.name for field in fields(Person) if field.name not in ("skin", "build", "tint"))
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _untold(rng: random.Random) -> dict:
 
 def draw_twin(rng: random.Random, person: Person) -> Person:
     """Draw a person who differs from another in one attribute that captions mention (and in build and shade)."""
-    changes = [
+    changes: list[dict[str, str | None]] = [
         {"upper_colour": _other(rng, UPPER_COLOURS, person.upper_colour)},
         {"shoe_colour": _other(rng, SHOE_COLOURS[person.shoes], person.shoe_colour)},
     ]
@@ -231,10 +231,10 @@ def draw_identities(rng: random.Random, number: int, twin_share: float) -> list[
     people: dict[tuple, Person] = {}
     first = None
     while len(people) < number:
-        twin = first is not None and rng.random() < twin_share
-        person = draw_twin(rng, first) if twin else draw_person(rng)
-        people.setdefault(person.told, person)
-        if not twin:
+        twin_of = first if first is not None and rng.random() < twin_share else None
+        person = draw_person(rng) if twin_of is None else draw_twin(rng, twin_of)
+        people.setdefault(person.attributes, person)
+        if twin_of is None:
             first = person
     drawn = list(people.values())
     rng.shuffle(drawn)

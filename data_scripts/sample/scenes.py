@@ -23,7 +23,7 @@ CAMERA_LOOKS = {
 
 
 def _camera_background(rng: random.Random, scene: Scene) -> Image.Image:
-    style, wall, floor, *_ = CAMERA_LOOKS[scene.camera]
+    style, wall, floor, *_ = CAMERA_LOOKS[str(scene.camera)]
     width, height = scene.size
     jitter = rng.uniform(-10, 10)
     wall, floor = ([c + jitter for c in colour] for colour in (wall, floor))
@@ -169,7 +169,7 @@ def _light(
     if scene.camera is None:
         gain, cast, sigma = rng.uniform(1.0, 1.12), (1.0, 1.0, 1.0), 1.0
     else:
-        _, _, _, gain, cast, sigma = CAMERA_LOOKS[scene.camera]
+        _, _, _, gain, cast, sigma = CAMERA_LOOKS[str(scene.camera)]
         gain *= rng.uniform(0.78, 1.18)
         cast = tuple(c * rng.uniform(0.97, 1.03) for c in cast)
     fall = np.linspace(rng.uniform(0.93, 1.06), rng.uniform(0.90, 1.03), scene.size[1], dtype=np.float32)
@@ -196,7 +196,7 @@ def render(person: Person, scene: Scene) -> tuple[Image.Image, dict[str, tuple[f
     width, height = scene.size
     factor = SUPERSAMPLING
     scale = factor * scene.height * height / 100
-    aside = {"suitcase": -6.0, "backpack": 3.0 if scene.view == "side" else 0.0}.get(person.bag, 0.0)
+    aside = {"suitcase": -6.0, "backpack": 3.0 if scene.view == "side" else 0.0}.get(person.bag or "", 0.0)
     if person.bag == "suitcase" and scene.view == "side":
         aside = 5.0
     x = factor * width * scene.centre + (-1 if scene.mirrored else 1) * aside * scale
@@ -204,7 +204,7 @@ def render(person: Person, scene: Scene) -> tuple[Image.Image, dict[str, tuple[f
     Figure(person, scene, pen).paint()
     figure = pen.image.reduce(factor)
     box = figure.getchannel("A").getbbox()
-    pen.extents["person"] = [factor * value for value in box]
+    pen.extents["person"] = [factor * value for value in box or (0, 0, 0, 0)]
 
     image = _clean_background(rng, scene) if scene.camera is None else _camera_background(rng, scene)
     shadow = Image.new("L", scene.size, 0)

@@ -5,12 +5,14 @@ import os
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import datasets
 import fsspec
+import fsspec.core
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from accelerate import PartialState
 from accelerate.logging import get_logger
@@ -191,12 +193,21 @@ def arrow_column(table: datasets.Dataset | StreamedTable, name: str) -> pa.Array
     """Return a column of either kind of table as one Arrow array without reading the other columns (images)."""
     if isinstance(table, StreamedTable):
         return table.column(name)
-    return table.select_columns([name]).with_format("arrow")[:].column(name).combine_chunks()
+    columns = cast(pa.Table, table.select_columns([name]).with_format("arrow")[:])
+    return columns.column(name).combine_chunks()
+
+
+def list_lengths(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return the length of each list of a column, 0 where there is none."""
+    lengths = pc.list_value_length(column)  # pyright: ignore[reportAttributeAccessIssue]  # pyarrow makes it at import
+    return pc.fill_null(lengths, 0).to_numpy()
 
 
 def _open_parquet(file: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
     remote = "://" in file
-    return pq.ParquetFile(fsspec.open(file).open() if remote else file, metadata=metadata, pre_buffer=remote)
+    return pq.ParquetFile(
+        cast(fsspec.core.OpenFile, fsspec.open(file)).open() if remote else file, metadata=metadata, pre_buffer=remote
+    )
 
 
 def _read_footer(file: str) -> pq.FileMetaData:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, overload
 
 import datasets
+import datasets.config
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq

@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from PIL import Image as PILImage
@@ -67,6 +67,14 @@ class TextEncodings:
         return self.hidden_states[tokens] * attention_mask[..., None], attention_mask.long()
 
 
+class Rows(Protocol):
+    """Anything indexed by row: a sequence of PIL images, or rows of a data set."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Any: ...
+
+
 def inner_model(model: PreTrainedModel) -> MRAModel:
     """Return the `.mra` of a model with a head, or the MRAModel itself."""
     return cast(MRAModel, getattr(model, "mra", model))
@@ -75,7 +83,7 @@ def inner_model(model: PreTrainedModel) -> MRAModel:
 def encode_images(
     model: PreTrainedModel,
     processor: MRAProcessor,
-    images: Sequence,
+    images: Rows,
     *,
     flip: bool = True,
     keep_hidden_states: bool = False,
@@ -177,7 +185,7 @@ def encode_texts(
     batches = cut_batches(len(texts), batch_size)
     results = []
     for batch in tqdm(shard.own(batches), desc="captions", disable=not progress):
-        inputs = _tokenize(processor, [texts[row] for row in batch], batch.start)
+        inputs = _tokenize(processor, [texts[row] for row in range(batch.start, batch.stop)], batch.start)
         attention_mask = inputs["attention_mask"].bool()
         with forward_context(model, dtype):
             hidden_states = model.get_text_hidden_states(
@@ -230,7 +238,7 @@ def undecoded(rows: Any) -> Any:
     return rows.with_format(None).cast_column("image", Image(decode=False))
 
 
-def read_row(rows: Sequence, row: int) -> PILImage.Image:
+def read_row(rows: Rows, row: int) -> PILImage.Image:
     """Read the image of a row, upright and RGB.
 
     Args:
@@ -254,7 +262,7 @@ def read_row(rows: Sequence, row: int) -> PILImage.Image:
 class _Images(Dataset):
     """RGB images of a sequence of PIL images or of rows with an "image"; what cannot be read is the error."""
 
-    def __init__(self, images: Sequence) -> None:
+    def __init__(self, images: Rows) -> None:
         self.images = undecoded(images)
 
     def __len__(self) -> int:

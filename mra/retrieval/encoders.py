@@ -53,6 +53,7 @@ class Encoder(Protocol):
         Returns:
             (views, texts, images) float32 log-odds of "match".
         """
+        ...
 
 
 def chosen_match_weight(model: str) -> float | None:
@@ -91,7 +92,7 @@ class TorchEncoder:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype
         self.batch_size = batch_size
-        self.model = load_model(self.name).to(self.device)
+        self.model = load_model(self.name).to(self.device)  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
         self.processor = load_processor(self.name)
         self.fingerprint = model_fingerprint(self.model, self.processor)
         config = self.model.config

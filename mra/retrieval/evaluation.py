@@ -5,7 +5,9 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import cast
 
+import datasets
 import torch
 from transformers import PreTrainedModel
 
@@ -81,7 +83,7 @@ class RetrievalResult:
     @property
     def match_scores(self) -> torch.Tensor | None:
         """(views, captions, rerank_k) scores that were fused: logits of "match", log-odds with "posterior", or None."""
-        if self.match_logits is None:
+        if self.match_logits is None or self.top_indices is None:
             return None
         return match_scores(self.match_logits, self.score_fusion == "posterior")
 
@@ -104,7 +106,7 @@ class RetrievalResult:
         Raises:
             ValueError: if nothing was re-ranked, and as `fuse_scores`.
         """
-        if self.match_logits is None:
+        if self.match_logits is None or self.top_indices is None:
             raise ValueError("scores can only be fused after an evaluation with re-ranking, rerank_k > 0")
         return fuse_scores(
             self.similarity,
@@ -167,7 +169,7 @@ def evaluate_retrieval(
     shard = Shard.current()
     if score_fusion not in SCORE_FUSIONS:
         raise ValueError(f"score_fusion must be one of {', '.join(SCORE_FUSIONS)}, got {score_fusion!r}")
-    temperature = model.temperature.item() if hasattr(model, "temperature") else None
+    temperature = cast(torch.Tensor, model.temperature).item() if hasattr(model, "temperature") else None
     if rerank_k is not None and rerank_k < 0:
         raise ValueError(f"rerank_k must be 0 (no re-ranking) or more, got {rerank_k}")
     captions, query_rows, gallery_ids = read_captions(dataset)
@@ -254,7 +256,7 @@ def read_captions(dataset: Table) -> tuple[list[str], torch.Tensor, torch.Tensor
         )
     if len(dataset) == 0:
         raise ValueError("the dataset has no rows: expected at least one image with a caption")
-    columns = dataset.select_columns(["captions", "image_id"]).with_format(None)[:]
+    columns = cast(datasets.Dataset, dataset.select_columns(["captions", "image_id"])).with_format(None)[:]
     captions, rows = [], []
     for row, row_captions in enumerate(columns["captions"]):
         if not isinstance(row_captions, list):

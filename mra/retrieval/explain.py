@@ -4,13 +4,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from images_mra import read_picture
+from layers_mra import MRAFusionLayer
 from modeling_mra import MRAModel
 from mra.common.command_line import try_file
 from mra.common.drawing import PICTURE_SUFFIXES, save_picture
@@ -194,7 +195,8 @@ def cross_attention(
         image_hidden_states: (pairs, 1 + patches, hidden).
     """
     queries: list[torch.Tensor] = []
-    blocks = [layer.crossattention for layer in model.fusion_layers]
+    layers = cast(list[MRAFusionLayer], list(model.fusion_layers))
+    blocks: list[Any] = [layer.crossattention for layer in layers]
     hooks = [block.self.query.register_forward_hook(lambda _, __, output: queries.append(output)) for block in blocks]
     states, mask = text_hidden_states.to(model.device, model.dtype), attention_mask.to(model.device)
     try:
@@ -245,7 +247,7 @@ def word_positions(tokenizer: PreTrainedTokenizerBase, caption: str, max_length:
         out.
     """
     encoded = tokenizer(caption, truncation=True, max_length=max_length, return_offsets_mapping=True)
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    special = set(tokenizer.all_special_ids) - {cast(int, tokenizer.unk_token_id)}
     spans = [
         (position, start, end)
         for position, ((start, end), token) in enumerate(
@@ -272,7 +274,9 @@ def _image_tokens(
     if (image is None) == (image_hidden_states is None):
         raise ValueError("pass either `image` or `image_hidden_states`, not both and not neither")
     if image is not None:
-        return encode_images(model, processor, [image], flip=flip, keep_hidden_states=True).hidden_states
+        encoded = encode_images(model, processor, [image], flip=flip, keep_hidden_states=True)
+        return cast(torch.Tensor, encoded.hidden_states)
+    assert image_hidden_states is not None
     tokens = image_hidden_states.detach().cpu().float()
     vision = model.config.vision_config
     expected = (1 + vision.num_patches, vision.hidden_size)

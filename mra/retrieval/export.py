@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -166,7 +167,7 @@ def write_graph(graph: Graph, model: MRAModel, folder: Path, opset: int | None) 
     dynamic = [dict.fromkeys(range(len(names)), torch.export.Dim.DYNAMIC) for names in graph.inputs.values()]
     example = example_inputs(graph.name, model, *((3, 2, 6, 17) if graph.name == "matcher" else (2,)))
     try:
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             graph.module.eval(),
             example,
             dynamo=True,

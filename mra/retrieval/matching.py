@@ -1,5 +1,7 @@
 """Matching scores of (text, image) pairs for inference: what pairs share is computed once, what nothing reads never."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -49,7 +51,9 @@ class PairMatcher:
         parameter = next(self.model.parameters())
         self.device, self.dtype = parameter.device, dtype or parameter.dtype
         with torch.no_grad():
-            self.layers = [_PackedLayer(layer, self.dtype) for layer in self.model.fusion_layers]
+            self.layers = [
+                _PackedLayer(layer, self.dtype) for layer in cast(list[MRAFusionLayer], list(self.model.fusion_layers))
+            ]
 
     def match(
         self,
@@ -136,7 +140,7 @@ class PairMatcher:
         Returns:
             (pairs, 2), class 1 being "match".
         """
-        implementation = self.model.config.text_config._attn_implementation
+        implementation = cast(str, self.model.config.text_config._attn_implementation)
         mask = visibility_mask(attention_mask, text_hidden_states.dtype, implementation)
         first, *others = self.layers
         states = first.read_text(text_hidden_states, mask)
@@ -145,7 +149,9 @@ class PairMatcher:
         queries = first.image_queries(states).index_select(0, text_index)
         states = first.read_images(states.index_select(0, text_index), queries, image_keys_values[0], image_index)
         if attention_mask is not None:
-            attention_mask, mask = attention_mask.index_select(0, text_index), mask.index_select(0, text_index)
+            attention_mask = attention_mask.index_select(0, text_index)
+        if mask is not None:
+            mask = mask.index_select(0, text_index)
         for layer, keys_values in zip(others, image_keys_values[1:], strict=True):
             if layer is others[-1]:
                 states = layer.read_text_for_first(states, attention_mask)
@@ -267,7 +273,13 @@ class _PackedLayer:
         """Cross-attention of (pairs, length, width) states to the image of each pair, and the feed-forward part."""
         step = PAIRS_PER_GATHER if queries.device.type == "cpu" else len(queries)
         contexts = [
-            mix_values(self.crossattention, some, *(part.index_select(0, images) for part in keys_values), None)
+            mix_values(
+                self.crossattention,
+                some,
+                keys_values[0].index_select(0, images),
+                keys_values[1].index_select(0, images),
+                None,
+            )
             for some, images in zip(queries.split(step), image_index.split(step), strict=True)
         ]
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)

@@ -79,6 +79,7 @@ def find_ranking(model: PreTrainedModel, processor: MRAProcessor, args: Retrieva
             f"{args.dataset} has no validation split; evaluate the model once on a dataset that has one, or name "
             "--score_fusion"
         )
+        assert not isinstance(args.rerank_k, str)  # `choose_now` has refused it
         return Ranking(args.rerank_k, *fusion, notes=tuple(notes), warnings=(warning,))
     if choice.dtype not in (None, args.dtype):
         notes.append(f"score fusion and weight were chosen in {choice.dtype} and are applied in {args.dtype}")

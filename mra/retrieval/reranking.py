@@ -110,6 +110,7 @@ def rerank_logits(
     tile_sizes = torch.bincount(tile_of_image[pair_images], minlength=len(images.batches))
     tile_pairs = order.split(tile_sizes.tolist())
 
+    assert images.hidden_states is not None, "encoded without keep_hidden_states"
     matcher = PairMatcher(model, dtype)
     results, held = [], 0
     for tile in tqdm(shard.own(list(range(len(images.batches)))), desc="re-ranking", disable=not progress):

@@ -5,7 +5,7 @@ import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from mra.common.files import write_whole
 from mra.retrieval.evaluation import RetrievalResult, below_similarity

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import gather_object, load
+from accelerate.utils import DeepSpeedPlugin, gather_object, load
 from safetensors import safe_open
 
 from mra.common.files import write_whole
@@ -294,7 +294,7 @@ def check_way(accelerator: Accelerator, checkpoint: Path) -> None:
 def _zero_stage(accelerator: Accelerator) -> int | None:
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return None
-    return accelerator.state.deepspeed_plugin.zero_stage
+    return cast(DeepSpeedPlugin, accelerator.state.deepspeed_plugin).zero_stage
 
 
 # ---------------------------------------------------------------- random states

@@ -3,19 +3,18 @@
 import hashlib
 import math
 import random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from datasets import Image, IterableDatasetDict, LargeList, List, Value
 
-from mra.common.streaming import StreamedTable, arrow_column
+from mra.common.streaming import StreamedTable, arrow_column, list_lengths
 from mra.common.tables import Table
 from mra.training.augmentation import CaptionAugmenter
 from mra.training.crops import open_image, upright_size
 from mra.training.order import Key, key_to_seed
-from mra.training.regions import WHOLE_IMAGE, box_to_pixels, region_attention_mask
+from mra.training.regions import WHOLE_IMAGE, Box, box_to_pixels, region_attention_mask
 from mra.training.transforms import TrainingImageTransform
 from processing_mra import MRAProcessor
 
@@ -121,7 +120,7 @@ class TrainingDataset(torch.utils.data.Dataset):
         box, phrase = None, caption
         if self.crop_to_regions:
             relative_box, phrase = self._draw_region(row, caption, generator("region"))
-            box = box_to_pixels(relative_box, *upright_size(image))
+            box = box_to_pixels(cast(Box, relative_box), *upright_size(image))
         pixel_values, box = self.transform(image, generator("image"), box, out)
         example = {
             "pixel_values": pixel_values,
@@ -136,7 +135,9 @@ class TrainingDataset(torch.utils.data.Dataset):
         if self.grid_size is not None:
             example["phrase"] = phrase
             example["phrase_id"] = phrase_to_id(phrase)
-            example["region_attention_mask"] = region_attention_mask(box, self.transform.image_size, self.grid_size)
+            example["region_attention_mask"] = region_attention_mask(
+                cast(Box, box), self.transform.image_size, self.grid_size
+            )
         return example
 
     def _draw_region(self, row: dict, caption: str, rng: random.Random) -> tuple[tuple[float, ...], str]:
@@ -266,14 +267,16 @@ def _new_batch(*shape: int) -> torch.Tensor:
     if torch.utils.data.get_worker_info() is None:
         return torch.empty(shape)
     storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # as `default_collate` does
-    return torch.empty(0).set_(storage, 0, shape)
+    return torch.empty(0).set_(cast(torch.UntypedStorage, storage), 0, shape)
 
 
 def _check_columns(dataset: Table, caption_columns: tuple[str, ...]) -> bool:
     """Return True if rows have one `caption`, False if they have `captions`; refuse a split that was not prepared."""
     layout = SDA_COLUMNS if "caption" in caption_columns else PEDES_COLUMNS
     if isinstance(dataset, (dict, IterableDatasetDict)):
-        raise ValueError(f"`dataset` must be one split, got all of {', '.join(dataset)}; pass dataset['train'].")
+        raise ValueError(
+            f"`dataset` must be one split, got all of {', '.join(map(str, dataset))}; pass dataset['train']."
+        )
     if not isinstance(dataset, Table):
         raise ValueError(
             "`dataset` must be a datasets.Dataset (load_dataset without streaming) or a StreamedTable, got "
@@ -331,7 +334,7 @@ def _draw(size: int, kept: int, seed: int) -> np.ndarray:
 
 def _caption_pairs(dataset: Table, image_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows and caption numbers of every (image, caption) pair of some rows; both `(pairs,)`."""
-    counts = pc.fill_null(pc.list_value_length(arrow_column(dataset, "captions")), 0).to_numpy()[image_rows]
+    counts = list_lengths(arrow_column(dataset, "captions"))[image_rows]
     if not counts.all():
         raise ValueError(
             f"Row {image_rows[counts.argmin()]} of the training set has no caption; prepare the set again with "

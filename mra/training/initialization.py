@@ -4,7 +4,7 @@ import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -33,7 +33,7 @@ def load_swin_weights(model: MRAForPreTraining, source: str) -> None:
         ValueError: if the file is missing or does not fit the encoder.
     """
     if source == "timm":
-        state_dict = load_state_dict_from_hf(timm.get_pretrained_cfg(TIMM_SWIN).hf_hub_id)
+        state_dict = load_state_dict_from_hf(cast(Any, timm.get_pretrained_cfg(TIMM_SWIN)).hf_hub_id)
     else:
         if not Path(source).is_file():
             raise ValueError(

@@ -63,7 +63,7 @@ class LossWindow:
         batch: dict[str, torch.Tensor],
         state: "TrainingState",
         samples: int,
-        learning_rate: float,
+        learning_rate: float | torch.Tensor,
     ) -> None:
         """Take the terms of one batch.
 
@@ -84,7 +84,7 @@ class LossWindow:
         self.places.append((state.epoch, state.samples_in_epoch))
         self.identity_ids.append(batch.get("identity_ids"))
         self.samples += samples
-        self.learning_rate = learning_rate
+        self.learning_rate = float(learning_rate)
 
     def flush(self) -> dict[str, float]:
         """Average the window over batches and processes and empty it; every process must call this on the same steps.

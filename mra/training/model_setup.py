@@ -1,7 +1,7 @@
 """Model and processor of a run: new, or from a folder under the recipe's changes."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch._dynamo
@@ -64,7 +64,7 @@ def create_model(args: ModelArguments, config: MRAConfig, max_grad_norm: float |
     if args.gradient_checkpointing == "all":
         model.activation_checkpointing_enable()
     elif args.gradient_checkpointing == "vision":
-        model.mra.vision_model.swin.set_grad_checkpointing()
+        cast(Any, model.mra.vision_model.swin).set_grad_checkpointing()
     if args.torch_compile:
         compile_layers(model)
     return model
@@ -103,7 +103,7 @@ def compile_layers(model: MRAForPreTraining, **options: Any) -> None:
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for module in model.modules():
-        if type(module).__name__ in model._no_split_modules:
+        if type(module).__name__ in (model._no_split_modules or ()):
             module.compile(**options)
 
 
@@ -126,7 +126,7 @@ def create_processor(args: ModelArguments, config: MRAConfig) -> MRAProcessor:
     if args.tokenizer_name is not None:
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
     else:
-        tokenizer = BertTokenizer.from_pretrained(start)
+        tokenizer = BertTokenizer.from_pretrained(cast(str, start))
     if len(tokenizer) > config.text_config.vocab_size:
         raise ValueError(
             f"`tokenizer_name`: the tokenizer has {len(tokenizer)} words, the model {config.text_config.vocab_size}. "
@@ -141,7 +141,10 @@ def create_processor(args: ModelArguments, config: MRAConfig) -> MRAProcessor:
 
 def _merge(args: ModelArguments, objective: Mapping[str, Any]) -> dict[str, Any]:
     """Merge `model_config` with the arguments that have a name of their own into fields of `MRAConfig`."""
-    fields = {name: dict(value) if isinstance(value, Mapping) else value for name, value in args.model_config.items()}
+    fields = {
+        name: dict(value) if isinstance(value, Mapping) else value
+        for name, value in cast(Mapping[str, Any], args.model_config).items()
+    }
     _refuse_unknown(fields)
     _refuse_twice(fields, objective, "")
     fields |= objective

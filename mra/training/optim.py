@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
@@ -72,7 +73,7 @@ def parameter_groups(
     groups = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            multiplied = any(is_in_part(name, part, model.config) for part in multiplied_parts)
+            multiplied = any(is_in_part(name, part, cast(MRAConfig, model.config)) for part in multiplied_parts)
             groups.setdefault((multiplied, not is_decayed(name)), []).append(parameter)
     return [
         {

@@ -4,7 +4,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -156,8 +156,8 @@ def infer_config(
     has_norm = any(name.startswith("vision_proj.0.") for name in state_dict)
     projection = _require(state_dict, "vision_proj.2.weight" if has_norm else "vision_proj.weight")
     return MRAConfig(
-        vision_config=vision,
-        text_config=text,
+        vision_config=cast(Any, vision),  # `MRAConfig` makes it an MRAVisionConfig
+        text_config=cast(Any, text),
         projection_type="part_pooling" if has_norm else "linear",
         projection_dim=projection.shape[0],
         max_text_length=stored.get("max_tokens", 56),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedType
@@ -51,7 +51,7 @@ def create_accelerator(args: RunArguments) -> Accelerator:
     return Accelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
-        log_with=check_trackers(args.log_with) or None,
+        log_with=[*check_trackers(args.log_with)] or None,
         project_dir=args.output_dir,
         # The dispatcher of batches resumes at another place than it stopped.
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False, non_blocking=True),
@@ -74,7 +74,7 @@ def configure_deepspeed(accelerator: Accelerator, args: OptimizationArguments, c
     # Under ZeRO-3 transformers would cut the weights up as it loads them; here they are resized first, and `prepare`
     # cuts them up.
     unset_hf_deepspeed_config()
-    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    config = _deepspeed_config(accelerator)
     config["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
     config["gradient_clipping"] = args.max_grad_norm or 0.0
     precision = accelerator.mixed_precision
@@ -91,11 +91,15 @@ def configure_deepspeed(accelerator: Accelerator, args: OptimizationArguments, c
         config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
 
 
+def _deepspeed_config(accelerator: Accelerator) -> dict[str, Any]:
+    return cast(Any, accelerator.state.deepspeed_plugin).deepspeed_config
+
+
 def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
     """Return the dtype of autocast during training, whichever library sets it up, or None if it is off."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return AUTOCAST_DTYPES.get(accelerator.mixed_precision)
-    section = accelerator.state.deepspeed_plugin.deepspeed_config.get("torch_autocast", {})
+    section = _deepspeed_config(accelerator).get("torch_autocast", {})
     return getattr(torch, section["dtype"]) if section.get("enabled") else None
 
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import torch
 from PIL import Image
@@ -47,7 +48,7 @@ def draw_erasing(
 
 
 def render(image: Image.Image, crop: Crop | None, flip: bool, height: int, width: int, backend: str) -> torch.Tensor:
-    """Crops, mirrors and resizes an image; a pure function of choices that were drawn before.
+    """Crop, mirror and resize an image; a pure function of choices that were drawn before.
 
     Args:
         image: an RGB image.
@@ -60,13 +61,14 @@ def render(image: Image.Image, crop: Crop | None, flip: bool, height: int, width
     Returns:
         `(3, height, width)` uint8, interleaved in memory.
     """
+    picture: Any = image  # torchvision takes Pillow images, its annotations name tensors alone
     if crop is not None:
-        image = F.crop(image, crop.top, crop.left, crop.height, crop.width)
+        picture = F.crop(picture, crop.top, crop.left, crop.height, crop.width)
     if flip:
-        image = F.horizontal_flip(image)
+        picture = F.horizontal_flip(picture)
     if backend == "tensor":
-        return F.resize(F.pil_to_tensor(image), [height, width], interpolation=F.InterpolationMode.BICUBIC)
-    return F.pil_to_tensor(F.resize(image, [height, width], interpolation=F.InterpolationMode.BICUBIC))
+        return F.resize(F.pil_to_tensor(picture), [height, width], interpolation=F.InterpolationMode.BICUBIC)
+    return F.pil_to_tensor(F.resize(picture, [height, width], interpolation=F.InterpolationMode.BICUBIC))
 
 
 class TrainingImageTransform:

@@ -13,7 +13,7 @@ from mra.gallery.types import Hit
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-import gradio as gr
+import gradio as gr  # pyright: ignore[reportMissingImports]  # the extra [app]
 
 from mra.retrieval.explain import draw_explanation
 from mra.web import view as view
@@ -165,24 +165,27 @@ def add_api(page: Page, fields: dict[str, Any]) -> None:
     picture = gr.Image(visible=False, label="explanation", format="png")
 
     @contextlib.contextmanager
-    def told() -> Iterator[None]:
+    def shown_errors() -> Iterator[None]:
         try:
             yield
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
     def search(*values: Any) -> dict[str, Any]:
-        with told():
+        with shown_errors():
             return page.to_json(page.query(Query(**dict(zip(fields, values, strict=True)))))
 
     def explain(text: str | None, key: str) -> Image.Image:
-        with told():
-            if not (text or "").strip():
+        with shown_errors():
+            words = (text or "").strip()
+            if not words:
                 raise ValueError("explain needs a text")
-            return draw_explanation(*page.explain(text.strip(), key))
+            image, explanation = page.explain(words, key)
+            assert explanation is not None
+            return draw_explanation(image, explanation)
 
     def score_phrases(phrases: str, key: str) -> dict[str, float]:
-        with told():
+        with shown_errors():
             return {score.phrase: score.match_probability for score in page.score_phrases(phrases, key)}
 
     gr.Button(visible=False).click(search, list(fields.values()), found, api_name="search")

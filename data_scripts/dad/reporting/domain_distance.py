@@ -125,7 +125,7 @@ def _batches(pictures: Sequence[Any], size: int) -> Iterator[list[Image.Image]]:
         yield [load_picture(pictures[row]) for row in range(start, min(start + size, len(pictures)))]
 
 
-def _metrics() -> tuple[type[nn.Module], type[nn.Module]]:
+def _metrics() -> tuple[Any, Any]:
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance

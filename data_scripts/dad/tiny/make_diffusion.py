@@ -51,7 +51,7 @@ def make_tokenizer() -> CLIPTokenizer:
     )
     tokenizer.train_from_iterator([_SENTENCE, *words], trainer)
     learnt = json.loads(tokenizer.to_str())["model"]
-    merges = [tuple(pair) for pair in learnt["merges"]]
+    merges: Any = [tuple(pair) for pair in learnt["merges"]]  # `str` in the annotations, pairs in the code
     return CLIPTokenizer(vocab=learnt["vocab"], merges=merges, model_max_length=77)
 
 
@@ -66,15 +66,16 @@ def make_parts(channels: Sequence[int], prediction_type: str, seed: int) -> dict
     diffusers = import_diffusers()
     torch.manual_seed(seed)
     tokenizer, width = make_tokenizer(), 4 * channels[0]
+    ids: dict[str, Any] = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
+    }
     text_config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **ids,
     )
     unet = diffusers.UNet2DConditionModel(
         sample_size=16,

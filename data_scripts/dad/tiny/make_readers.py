@@ -10,7 +10,7 @@ BLIP is trained on its captions for a minute, so that it says what captions say,
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -56,7 +56,12 @@ _CHAT_TEMPLATE = (
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %} {% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}assistant : {% endif %}"
 )
-_LAYERS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+_LAYERS: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 _VISION = _LAYERS | {"image_size": SIDE, "patch_size": PATCH}
 
 
@@ -98,7 +103,7 @@ def make_chat(folder: str | Path, seed: int = 0) -> None:
     config = LlavaConfig(
         vision_config={"model_type": "clip_vision_model", **_VISION},
         text_config={"model_type": "llama", "vocab_size": len(tokenizer), "num_key_value_heads": 2, **_LAYERS, **ids},
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=cast(int, tokenizer.convert_tokens_to_ids("<image>")),
         vision_feature_layer=-1,
     )
     crop = {"height": SIDE, "width": SIDE}
@@ -133,9 +138,9 @@ def make_florence(folder: str | Path, seed: int = 0) -> None:
     config = Florence2Config(
         vision_config={**stages, "window_size": 4, "projection_dim": 32},
         text_config=text | {"decoder_start_token_id": tokenizer.eos_token_id, "forced_eos_token_id": None},
-        image_token_id=tokenizer.image_token_id,
+        image_token_id=cast(int, tokenizer.image_token_id),
     )
-    image_processor = CLIPImageProcessor(size={"height": SIDE, "width": SIDE}, do_center_crop=False)
+    image_processor: Any = CLIPImageProcessor(size={"height": SIDE, "width": SIDE}, do_center_crop=False)
     image_processor.image_seq_length = (SIDE // 8) ** 2 + 1  # patches of the last stage, and their mean
     processor = Florence2Processor(image_processor, tokenizer)
     _save(folder, seed, lambda: Florence2ForConditionalGeneration(config), processor)
@@ -153,9 +158,12 @@ def make_grounding(folder: str | Path, seed: int = 0) -> None:
         num_feature_levels=3,
         max_text_len=256,
         disable_custom_kernels=True,
-        **{f"{part}_layers": 2 for part in ("encoder", "decoder")},  # one decoder layer breaks the two-stage heads
-        **{f"{part}_ffn_dim": 48 for part in ("encoder", "decoder")},
-        **{f"{part}_attention_heads": 2 for part in ("encoder", "decoder")},
+        encoder_layers=2,
+        decoder_layers=2,  # one breaks the two-stage heads
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
     )
     size = {"shortest_edge": 64, "longest_edge": 128}
     processor = GroundingDinoProcessor(GroundingDinoImageProcessor(size=size), tokenizer)
@@ -217,7 +225,8 @@ def train_blip(folder: str | Path, dataset: Dataset, steps: int, seed: int = 0, 
     Returns:
         The loss of every step.
     """
-    model, processor = BlipForConditionalGeneration.from_pretrained(folder), BlipProcessor.from_pretrained(folder)
+    model = BlipForConditionalGeneration.from_pretrained(folder)
+    processor: Any = BlipProcessor.from_pretrained(folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     dataset, generator, losses = undecoded(dataset), torch.Generator().manual_seed(seed), []
     with torch.random.fork_rng(devices=[]):  # dropout

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader
 
 from mra.common.command_line import plain_errors
 from mra.common.streaming import make_streaming
-from mra.common.tables import load_split
+from mra.common.tables import files_digest, load_split
 from mra.training.augmentation import create_augmenter
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra.training.collator import TrainingCollator
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     # Prepare
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     scheduler = LambdaLR(optimizer, schedule)  # over what DeepSpeed put in place; prepared, it would step per process
-    state = TrainingState()
+    state = TrainingState(data=files_digest(data.dataset) or "")
     accelerator.register_for_checkpointing(scheduler, state)
     set_seed(run.seed, device_specific=True)
     negatives = torch.Generator(device=accelerator.device)

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader
 
 from mra.common.command_line import plain_errors
 from mra.common.streaming import make_streaming
-from mra.common.tables import load_split
+from mra.common.tables import files_digest, load_split
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra.training.collator import TrainingCollator
 from mra.training.data import build_pretraining_dataset
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     # Prepare
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     scheduler = LambdaLR(optimizer, schedule)  # over what DeepSpeed put in place; prepared, it would step per process
-    state = TrainingState()
+    state = TrainingState(data=files_digest(data.dataset) or "")
     accelerator.register_for_checkpointing(scheduler, state)
     set_seed(run.seed, device_specific=True)
     negatives = torch.Generator(device=accelerator.device)

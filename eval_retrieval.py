@@ -19,8 +19,6 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from PIL import Image
-
 from mra.common.arguments import parse_arguments
 from mra.retrieval.arguments import RetrievalArguments
 
@@ -33,6 +31,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
+from PIL import Image
 from safetensors.torch import save_file
 
 from mra.common.command_line import plain_errors, try_folder

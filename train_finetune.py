@@ -13,14 +13,9 @@ An interrupted run continues with --resume latest. SIGTERM to the training proce
 
 from pathlib import Path
 
-from configuration_mra import MRAConfig
 from mra.common.arguments import parse_arguments, resolved_recipe
-from mra.common.tables import Table
 from mra.training.arguments import FINETUNING as THEMES
 from mra.training.arguments import FinetuneDataArguments
-from mra.training.data import TrainingDataset
-from mra.training.order import KeyedSampler
-from processing_mra import MRAProcessor
 
 
 if __name__ == "__main__":
@@ -33,18 +28,19 @@ from accelerate.utils import set_seed
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from configuration_mra import MRAConfig
 from mra.common.command_line import plain_errors
 from mra.common.streaming import make_streaming
-from mra.common.tables import files_digest, load_split
+from mra.common.tables import Table, files_digest, load_split
 from mra.training.augmentation import create_augmenter
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra.training.collator import TrainingCollator
-from mra.training.data import build_finetuning_dataset
+from mra.training.data import TrainingDataset, build_finetuning_dataset
 from mra.training.metrics_log import LossWindow, MetricsLog
 from mra.training.model_card import build_card, push_folder
 from mra.training.model_setup import create_config, create_model, create_processor
 from mra.training.optim import create_optimizer, create_schedule
-from mra.training.order import make_sampler
+from mra.training.order import KeyedSampler, make_sampler
 from mra.training.runtime import (
     StopSignal,
     configure_deepspeed,
@@ -59,6 +55,7 @@ from mra.training.runtime import (
 )
 from mra.training.splits import hold_out_identities
 from mra.training.validation import record_best, validate
+from processing_mra import MRAProcessor
 
 
 logger = get_logger(__name__)

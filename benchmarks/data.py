@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from configuration_mra import MRAConfig
-
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/data.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -27,6 +25,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from benchmarks.measure import Cost, caption_lengths, describe_device, make_config, show
+from configuration_mra import MRAConfig
 from data_scripts.builders import SDA_FEATURES
 from mra.common.arguments import option, parse_arguments
 from mra.training.collator import TrainingCollator

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import datasets.config
-
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/large_set.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import datasets
+import datasets.config
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch

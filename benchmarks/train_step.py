@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from configuration_mra import MRAConfig
-
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/train_step.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -33,6 +31,7 @@ from benchmarks.measure import (
     peak_memory,
     show,
 )
+from configuration_mra import MRAConfig
 from losses_mra import TextBatch
 from modeling_mra import MRAForPreTraining
 from mra.common.arguments import option, parse_arguments

@@ -7,12 +7,11 @@ mra prepare pedes --dataset csv --annotations people.csv --images crops --output
 import sys
 from pathlib import Path
 
-from data_scripts.annotation_builder import RejectedRows
-
 
 if __name__ == "__main__" and not __package__:  # run as `python data_scripts/prepare_pedes.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from data_scripts.annotation_builder import RejectedRows
 from data_scripts.arguments import PedesArguments
 from mra.common.arguments import parse_arguments
 

@@ -6,12 +6,11 @@ mra prepare sda --annotations data/sda --images images/SDA --output data/arrow/s
 import sys
 from pathlib import Path
 
-from data_scripts.annotation_builder import RejectedRows
-
 
 if __name__ == "__main__" and not __package__:  # run as `python data_scripts/prepare_sda.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from data_scripts.annotation_builder import RejectedRows
 from data_scripts.arguments import SdaArguments
 from mra.common.arguments import parse_arguments
 

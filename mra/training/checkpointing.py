@@ -439,8 +439,8 @@ def load_checkpoint(
         accelerator.load_state(str(folder))
     if "dataset" not in changed and "" not in (data, state.data) and data != state.data:
         raise ValueError(
-            f"`dataset` {recipe['dataset']}: its files are not those that {checkpoint} was trained on; resume with that set, or "
-            "start another run from the weights (--model_name_or_path)"
+            f"`dataset` {recipe['dataset']}: its files are not those that {checkpoint} was trained on; resume with that "
+            "set, or start another run from the weights (--model_name_or_path)"
         )
     state.data = data
     accelerator.step = 0  # groups of accumulated batches start here, also where they have another size than before

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ NUMPY_GLOBALS = [
     np.ndarray,
     np.dtype,
     *{type(np.dtype(code)) for code in np.typecodes["All"]},
-    *((getattr(np._core.multiarray, n), f"numpy.{c}.multiarray.{n}") for n in ("scalar", "_reconstruct") for c in ("core", "_core")),
-]  # fmt: skip
+    *(
+        (getattr(import_module("numpy._core.multiarray"), name), f"numpy.{core}.multiarray.{name}")
+        for name in ("scalar", "_reconstruct")
+        for core in ("core", "_core")
+    ),
+]
 
 
 def load_tensors(path: Path, argument: str) -> Any:
-    """
-    Read a `.pth` or `.bin` file of tensors and plain values; tensors of a zip archive stay on disk until they are used.
+    """Read a `.pth` or `.bin` file of tensors and plain values; tensors of a zip archive stay on disk until they are used.
 
     Args:
         path: the file.

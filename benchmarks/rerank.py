@@ -7,6 +7,7 @@ python benchmarks/rerank.py --full_size --json --device cuda --dtype bfloat16 --
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/rerank.py`
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
                 model,
                 padded.to(device),
                 mask.to(device),
-                images.hidden_states[:, 0].to(device),
+                cast(torch.Tensor, images.hidden_states)[:, 0].to(device),
                 top_indices.to(device),
             )
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/train_step.py`
@@ -107,9 +107,12 @@ class Benchmark:
         self, full_size: bool, batch_size: int, device: torch.device, dtype: torch.dtype, checkpointing: str
     ) -> None:
         self.device, self.dtype, self.checkpointing = device, dtype, checkpointing
-        self.model = MRAForPreTraining(make_config(full_size)).to(device).train()
+        self.model = MRAForPreTraining(make_config(full_size))
+        self.model.to(device).train()  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
         batch = make_batch(self.model.config, batch_size)
-        self.batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        self.batch: dict[str, Any] = {
+            name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()
+        }
 
     def set_up(self, variant: str) -> None:
         """Attention and checkpointing of one kind."""
@@ -119,7 +122,7 @@ class Benchmark:
             self.model.activation_checkpointing_enable()
         else:
             self.model.activation_checkpointing_disable()
-        self.model.mra.vision_model.swin.set_grad_checkpointing(checkpointing != "none")
+        cast(Any, self.model.mra.vision_model.swin).set_grad_checkpointing(checkpointing != "none")
 
     def losses(self, variant: str) -> dict[str, torch.Tensor]:
         """Forward pass of one kind; its hard negatives are drawn from the same seed."""
@@ -200,7 +203,7 @@ class Benchmark:
             for kind, embeds in zip(("", "augmented_"), text_embeds, strict=True)
         }
         losses = model._fusion_losses(images, None, kinds, states, pairs, batch["labels"], batch["max_masked"])
-        return sum(losses.values())
+        return torch.stack(list(losses.values())).sum()
 
     def difference(self) -> float:
         """Largest difference between the losses of both kinds, with every dropout off."""
@@ -208,7 +211,7 @@ class Benchmark:
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             if hasattr(module, "drop_prob"):
-                module.drop_prob = 0.0
+                cast(Any, module).drop_prob = 0.0
         with torch.no_grad():
             plain, ours = (self.losses(variant) for variant in VARIANTS)
         return max((plain[name] - ours[name]).abs().item() for name in LOSSES)

@@ -1,4 +1,4 @@
-"""Times re-ranking: pairs of query and image, padded and one query at a time, against `mra.retrieval.rerank`.
+"""Time re-ranking: pairs of query and image, padded and one query at a time, against `mra.retrieval.rerank`.
 
 python benchmarks/rerank.py --full_size --json
 python benchmarks/rerank.py --full_size --json --device cuda --dtype bfloat16 --queries 512 --gallery 256 --k 128

@@ -1,4 +1,4 @@
-"""Times searching: a gallery of drawn pictures built and asked through a model, and an index of synthetic vectors of any size.
+"""Time searching: a gallery of drawn pictures built and asked through a model, and an index of synthetic vectors of any size.
 
 python benchmarks/search.py --vectors 20000 --index hnsw --json
 python benchmarks/search.py --vectors 200000 --pictures 0 --json

@@ -1,4 +1,4 @@
-"""Times one step of fine-tuning with augmented captions: as published, plainly, against `MRAForPreTraining`.
+"""Time one step of fine-tuning with augmented captions: as published, plainly, against `MRAForPreTraining`.
 
 python benchmarks/train_step.py --full_size --json
 python benchmarks/train_step.py --full_size --json --device cuda --dtype bfloat16 --batch_size 32

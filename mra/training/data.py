@@ -290,7 +290,7 @@ def _new_batch(*shape: int) -> torch.Tensor:
     if torch.utils.data.get_worker_info() is None:
         return torch.empty(shape)
     storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # as `default_collate` does
-    return torch.empty(0).set_(cast(torch.UntypedStorage, storage), 0, shape)
+    return torch.empty(0).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue]  # not in its annotations
 
 
 def _check_columns(dataset: Table, caption_columns: tuple[str, ...]) -> bool:

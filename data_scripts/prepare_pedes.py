@@ -6,14 +6,18 @@ mra prepare pedes --dataset csv --annotations people.csv --images crops --output
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 
 if __name__ == "__main__" and not __package__:  # run as `python data_scripts/prepare_pedes.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_scripts.annotation_builder import RejectedRows
 from data_scripts.arguments import PedesArguments
 from mra.common.arguments import parse_arguments
+
+
+if TYPE_CHECKING:  # imports `datasets`, which --help need not wait for
+    from data_scripts.annotation_builder import RejectedRows
 
 
 def main(argv: list[str] | None = None, program: str = "prepare_pedes") -> None:
@@ -23,7 +27,7 @@ def main(argv: list[str] | None = None, program: str = "prepare_pedes") -> None:
     from data_scripts.builders import PedesBuilder
     from data_scripts.preparation import prepare, run
 
-    def make_builder(rejected: RejectedRows, scratch: str | Path) -> PedesBuilder:
+    def make_builder(rejected: "RejectedRows", scratch: str | Path) -> PedesBuilder:
         paths = (options.annotations, options.images)
         return PedesBuilder(options.dataset, *paths, rejected, scratch, options.follow_symlinks)
 

@@ -5,7 +5,6 @@ command line is read, so that `--help` and a mistyped option are answered at onc
 """
 
 import difflib
-import importlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -83,7 +82,7 @@ class Script:
         description = f"{self.summary[0].upper()}{self.summary[1:]}."
         # Answers --help and refuses a typo before an import that takes long.
         parse_arguments(self.themes, prog=program, description=description, argv=argv, config=self.config)
-        importlib.import_module(self.module).main(argv, program)
+        import_quickly(self.module).main(argv, program)
 
 
 _INDEXED = (SourceArguments, PlaceArguments, EncoderArguments, NewGalleryArguments)

@@ -215,8 +215,10 @@ class EmbeddedStore(MilvusStore):
         self._path = str(path.resolve())
         if not self._open_folders.get(self._path):
             _refuse_locked(path)
+        self._is_counted = False
         super().__init__(self._path, collection, index=index)
         self._open_folders[self._path] = self._open_folders.get(self._path, 0) + 1
+        self._is_counted = True
         self._drop_leftovers()
 
     def create(self, dim: int) -> None:
@@ -254,8 +256,9 @@ class EmbeddedStore(MilvusStore):
         from milvus_lite.server_manager import server_manager_instance
 
         super().close()
-        self._open_folders[self._path] -= 1
-        if not self._open_folders[self._path]:
+        if self._is_counted:  # not where the folder turned out to be unreadable
+            self._open_folders[self._path] -= 1
+        if not self._open_folders.get(self._path):
             server_manager_instance.release_server(self._path)
 
     def _generation(self, number: int) -> str:

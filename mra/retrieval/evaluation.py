@@ -5,14 +5,12 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import datasets
 import torch
 from transformers import PreTrainedModel
 
 from mra.common.sharding import Shard
-from mra.common.tables import Table
 from mra.retrieval.encode import Rows, encode_images, encode_texts
 from mra.retrieval.metrics import METRIC_NAMES, retrieval_metrics
 from mra.retrieval.reranking import rerank_logits, similarity_matrix, top_k
@@ -26,6 +24,11 @@ from mra.retrieval.score_fusion import (
 )
 from processing_mra import MRAProcessor
 
+
+if TYPE_CHECKING:  # a search needs no data sets
+    import datasets
+
+    from mra.common.tables import Table
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +131,7 @@ class RetrievalResult:
 def evaluate_retrieval(
     model: PreTrainedModel,
     processor: MRAProcessor,
-    dataset: Table,
+    dataset: "Table",
     *,
     rerank_k: int | None = None,
     flip: bool = True,
@@ -241,7 +244,7 @@ def evaluate_retrieval(
     return result
 
 
-def read_captions(dataset: Table) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+def read_captions(dataset: "Table") -> tuple[list[str], torch.Tensor, torch.Tensor]:
     """Read the queries of a person-search split without decoding an image.
 
     Returns:
@@ -258,7 +261,7 @@ def read_captions(dataset: Table) -> tuple[list[str], torch.Tensor, torch.Tensor
         )
     if len(dataset) == 0:
         raise ValueError("the dataset has no rows: expected at least one image with a caption")
-    columns = cast(datasets.Dataset, dataset.select_columns(["captions", "image_id"])).with_format(None)[:]
+    columns = cast("datasets.Dataset", dataset.select_columns(["captions", "image_id"])).with_format(None)[:]
     captions, rows = [], []
     for row, row_captions in enumerate(columns["captions"]):
         if not isinstance(row_captions, list):

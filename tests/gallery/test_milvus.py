@@ -3,7 +3,7 @@
 import pymilvus
 import pytest
 
-from mra.gallery.milvus import MilvusStore, is_server
+from mra.gallery.milvus import EmbeddedStore, MilvusStore, is_server
 
 
 class Client:
@@ -51,3 +51,20 @@ def test_wrong_arguments(options, message):
 def test_what_counts_as_a_server():
     assert is_server("https://host:443") and is_server("http://host:19530")
     assert not is_server("gallery.db") and not is_server("/photos/gallery.db")
+
+
+def test_a_gallery_that_cannot_be_read_says_why(tmp_path, monkeypatch):
+    """And lets go of its folder, which another store of this process may have open."""
+
+    def fail(*_, **__):
+        raise RuntimeError("segment 7 is cut off")
+
+    store = EmbeddedStore(tmp_path / "g.db", "people")
+    with monkeypatch.context() as patched:
+        patched.setattr(pymilvus.MilvusClient, "has_collection", fail)
+        with pytest.raises(ValueError, match=r"g\.db cannot be opened \(segment 7 is cut off\)"):
+            EmbeddedStore(tmp_path / "g.db", "people")
+        assert EmbeddedStore._open_folders[str(tmp_path / "g.db")] == 1
+    assert not store.exists()
+    store.close()
+    EmbeddedStore(tmp_path / "g.db", "people").close()

@@ -705,6 +705,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         image_embeds = self.mra.project_image(images)
         itc_loss = self._contrast(image_embeds, caption, generator)
         augmented_itc_loss = self._contrast(image_embeds, augmented, generator)
+        text_embeds = caption.embeds
 
         # Match captions, augmented captions and phrases, and predict masked tokens
         self._fuse_texts(texts, image_tokens)
@@ -721,7 +722,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
             "augmented_itm_loss": (config.augmentation_weight, augmented_itm_loss),
             "mlm_loss": (config.mlm_weight, mlm_loss),
         }
-        return MRAPreTrainingOutput.from_terms(terms, image_embeds=image_embeds, text_embeds=caption.embeds)
+        return MRAPreTrainingOutput.from_terms(terms, image_embeds=image_embeds, text_embeds=text_embeds)
 
     def mlm_logits(
         self, mlm_input_ids: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor

@@ -1,13 +1,15 @@
-# Everything runs in .venv, which is made on first use; PYTHON chooses the interpreter that makes it (3.10 to 3.12).
+# Everything runs in .venv, which is made on first use; PYTHON chooses the interpreter that makes it (3.11 to 3.14).
 PYTHON ?= python3
+# Threads sleep while they wait for each other: recipes/demo_environment.sh says why.
+export OMP_WAIT_POLICY ?= PASSIVE
 BIN := .venv/bin
 SAMPLE := data/sample
 RUNS := outputs/sample
 CODE := batching_mra.py configuration_mra.py images_mra.py layers_mra.py losses_mra.py modeling_mra.py processing_mra.py train_pretrain.py train_finetune.py \
-	eval_retrieval.py convert_checkpoint.py app.py mra data_scripts metrics benchmarks tests
+	eval_retrieval.py convert_checkpoint.py app.py docs/site_hooks.py mra data_scripts metrics benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-search demo-dad app test test-slow test-app test-server style quality clean
+.PHONY: help install demo demo-search demo-dad app test test-slow test-app test-server style quality docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,14 +20,14 @@ EXTRAS := dev,deepspeed,tracking,dad,search
 .venv-app/installed: EXTRAS := app,app-test
 
 .venv/installed .venv-app/installed: setup.cfg pyproject.toml
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 14) else f"{sys.executable}: is Python {v[0]}.{v[1]}, expected 3.11 to 3.14; choose another with make PYTHON=python3.13 ...")'
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	touch $@
 
 install: .venv/installed  ## Make .venv and install the project with its test and training extras
 
-demo: .venv/installed  ## Sample data -> pretrain -> fine-tune -> evaluate -> ranked picture (about 8 minutes on 2 cores)
+demo: .venv/installed  ## Sample data -> pretrain -> fine-tune -> evaluate -> ranked picture (about 10 minutes on 2 cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/sample/demo.sh
 
 demo-search: .venv/installed  ## After demo: index the sample test images, search them in words (under 2 minutes)
@@ -64,6 +66,10 @@ quality: .venv/installed  ## Check style without changing anything
 
 demo-dad: .venv/installed  ## Target set -> data factory with tiny models -> pretraining set -> 20 steps (about 4 minutes on 2 cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/dad/demo.sh
+
+docs: .venv/installed  ## Build the documentation with the API into site/ (open site/index.html)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
 
 clean:  ## Remove the sample data and the demo's outputs
 	rm -rf $(SAMPLE) $(RUNS) outputs/dad/demo

@@ -11,21 +11,27 @@ configuration, code, model card and, with a tokenizer, the processor. The way ba
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from mra.common.arguments import parse_arguments
+from mra.training.arguments import ConversionArguments, HubArguments
+
+
+if __name__ == "__main__":
+    # Answer --help and refuse a typo before the imports below, which take seconds.
+    parse_arguments([ConversionArguments], description=__doc__, config=False)
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, HfArgumentParser
+from transformers import AutoTokenizer
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
-from mra.common.command_line import FullDiskError, try_folder, writing_to
+from mra.common.command_line import plain_errors, try_folder, writing_to
 from mra.common.files import whole_file, whole_folder
 from mra.common.weight_files import load_tensors
-from mra.training.arguments import HubArguments
 from mra.training.model_card import build_converted_card, push_folder
 from mra.training.published_layout import (
     describe_config,
@@ -45,40 +51,10 @@ WRAPPERS = ("model", "state_dict", "model_state_dict")  # entries that hold a st
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
-@dataclass
-class ConversionArguments:
-    """Command-line arguments of convert_checkpoint.py."""
-
-    checkpoint: str = field(metadata={"help": "Released .pth file; with --to_published, a folder."})
-    output: str = field(metadata={"help": "Folder to write; with --to_published, a .pth file."})
-    to_published: bool = field(default=False, metadata={"help": "Convert a folder back to the published layout."})
-    image_size: list[int] | None = field(
-        default=None, metadata={"help": "Height and width, for a checkpoint that does not tell."}
-    )
-    num_attention_heads: int | None = field(
-        default=None, metadata={"help": "Heads of each BERT layer, for a checkpoint that does not tell."}
-    )
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "Hub id or folder (bert-base-uncased for the released ones)."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace what is at --output."})
-    push_to_hub: str | None = field(default=None, metadata={"help": "Repository to push the folder to, user/name."})
-
-    def __post_init__(self):
-        of_folders = self.tokenizer, self.push_to_hub, self.image_size, self.num_attention_heads
-        if self.to_published and any(value is not None for value in of_folders):
-            raise ValueError(
-                "`to_published` writes a .pth alone: leave out tokenizer, push_to_hub, image_size and num_attention_heads"
-            )
-        if self.image_size is not None and len(self.image_size) != 2:
-            raise ValueError(f"`image_size` must be height and width, got {self.image_size}.")
-
-
-def main(command_line: list[str] | None = None) -> None:
-    parser = HfArgumentParser(ConversionArguments, description=__doc__.split("\n")[0], allow_abbrev=False)
+def main(argv: list[str] | None = None, program: str = "convert_checkpoint.py") -> None:
+    (args,) = parse_arguments([ConversionArguments], prog=program, description=__doc__, argv=argv, config=False)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        (args,) = parser.parse_args_into_dataclasses(command_line, look_for_args_file=False)
+    with plain_errors(program, args.output, (ValueError,)):
         if args.to_published:
             convert_to_published(args.checkpoint, args.output, args.overwrite)
         else:
@@ -86,8 +62,6 @@ def main(command_line: list[str] | None = None) -> None:
                 args.checkpoint, args.output, args.image_size, args.tokenizer, args.overwrite, args.push_to_hub,
                 args.num_attention_heads,
             )  # fmt: skip
-    except (ValueError, FullDiskError) as error:
-        parser.error(str(error))
     print(f"wrote {args.output}")
     if args.push_to_hub:
         PartialState()  # the logger of the upload asks which process it is

@@ -16,28 +16,33 @@ import logging
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+
+from mra.common.arguments import parse_arguments
+from mra.retrieval.arguments import RetrievalArguments
+
+
+if __name__ == "__main__":
+    # Answer --help and refuse a typo before the imports below, which take seconds.
+    parse_arguments([RetrievalArguments], description=__doc__)
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from safetensors.torch import save_file
-from transformers import HfArgumentParser
 
 from mra.common.command_line import plain_errors, try_folder
 from mra.common.files import whole_file
 from mra.common.loading import load_model, load_processor
-from mra.common.tables import load_table
+from mra.common.tables import load_split
 from mra.retrieval import (
     RankedQuery,
     RetrievalResult,
     draw_rankings,
     evaluate_retrieval,
     format_table,
-    fusion_candidates,
 )
 from mra.retrieval.encode import read_row, undecoded
 from mra.retrieval.evaluation import below_similarity
@@ -53,68 +58,8 @@ PASSED_ON = ("flip", "batch_size", "rerank_batch_size", "num_workers")
 logger = logging.getLogger("mra_retrieval")
 
 
-@dataclass
-class EvaluationArguments:
-    """Command-line arguments of eval_retrieval.py."""
-
-    model: str = field(metadata={"help": "Model folder or Hub id; any MRA model with its processor."})
-    dataset: str = field(metadata={"help": "Dataset folder or Hub id with columns image, captions and image_id."})
-    output_dir: str = field(metadata={"help": "Folder for metrics.json, ranking.png and scores.safetensors."})
-    split: str = field(default="test", metadata={"help": "Split to evaluate."})
-    rerank_k: str = field(
-        default="512",
-        metadata={
-            "help": "Images re-ranked for each query, at most the whole gallery; 0 = similarity alone; auto = the least "
-            "number that loses at most 0.05 points of R@1 and mAP on the validation split, as saved with the model or else "
-            "chosen now and saved in its folder."
-        },
-    )
-    flip: bool = field(default=True, metadata={"help": "Use the mirror image of each gallery image too."})
-    score_fusion: Literal["auto", "single", "published", "posterior"] = field(
-        default=AUTO,
-        metadata={
-            "help": "How matching scores and similarities are combined: single, the published formula; published, what 4 "
-            "processes of the published code gave; posterior, the sum of weighted matching log-odds and similarity / "
-            "temperature; auto, fusion and weight that are best on the validation split, as saved with the model or else "
-            "chosen now and saved in its folder (published where neither is there)."
-        },
-    )
-    match_weight: float | None = field(
-        default=None,
-        metadata={
-            "help": "Weight of the matching log-odds in `posterior`; chosen on the validation split when left out (1 where "
-            "there is none)."
-        },
-    )
-    save_scores: bool = field(default=False, metadata={"help": "Write scores.safetensors."})
-    batch_size: int = field(default=64, metadata={"help": "Images or captions in a forward pass."})
-    rerank_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Most pairs in a forward pass of the re-ranker; what suits the device when left out."},
-    )
-    num_workers: int = field(default=2, metadata={"help": "Processes that decode and resize images."})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "Precision of the forward passes; the weights stay float32."}
-    )
-    attn_implementation: Literal["sdpa", "eager"] = field(default="sdpa", metadata={"help": "Attention code."})
-    num_queries_in_picture: int = field(
-        default=8, metadata={"help": "Rows of ranking.png, evenly spaced over the queries; 0 = no picture."}
-    )
-
-    def __post_init__(self):
-        if self.rerank_k != AUTO:
-            if not str(self.rerank_k).isdecimal():
-                raise ValueError(f"--rerank_k must be a number, 0 or more, or {AUTO}, got {self.rerank_k!r}")
-            self.rerank_k = int(self.rerank_k)
-        fusion_candidates(self.score_fusion, self.match_weight)  # refuses a weight that no fusion reads
-
-
-def main(command_line: list[str] | None = None) -> None:
-    parser = HfArgumentParser(EvaluationArguments, allow_abbrev=False)
-    try:
-        (args,) = parser.parse_args_into_dataclasses(command_line)
-    except ValueError as error:
-        parser.error(str(error))
+def main(argv: list[str] | None = None, program: str = "eval_retrieval.py") -> None:
+    (args,) = parse_arguments([RetrievalArguments], prog=program, description=__doc__, argv=argv)
     state = start_processes()
     if state.is_main_process:
         logging.basicConfig(format="%(message)s")
@@ -124,14 +69,14 @@ def main(command_line: list[str] | None = None) -> None:
         "dtype": getattr(torch, args.dtype),
         "progress": True,
     }
-    with plain_errors("eval_retrieval.py", args.output_dir):
+    with plain_errors(program, args.output_dir):
         if state.is_main_process:
             try_folder(args.output_dir, "--output_dir")
         with state.main_process_first():
-            dataset = load_split(args.dataset, args.split)
+            dataset = load_split(args.dataset, args.split, argument="--dataset")
         model = load_model(args.model, args.attn_implementation).to(state.device)
         processor = load_processor(args.model)
-        ranking = find_ranking(model, processor, args, options, load_split)
+        ranking = find_ranking(model, processor, args, options)
         weight = 1.0 if ranking.match_weight is None else ranking.match_weight
         options |= {"rerank_k": ranking.rerank_k, "score_fusion": ranking.score_fusion, "match_weight": weight}
         result = evaluate_retrieval(model, processor, dataset, **options)
@@ -152,7 +97,7 @@ def main(command_line: list[str] | None = None) -> None:
         for kind, lines in (("note", ranking.notes), ("warning", ranking.warnings)):
             for line in lines:
                 print(f"{kind}: {line}")
-        with plain_errors("eval_retrieval.py", args.output_dir, (ValueError,)):
+        with plain_errors(program, args.output_dir, (ValueError,)):
             for path in save_result(result, ranking, dataset, args, state.num_processes):
                 print(f"wrote {path}")
     state.destroy_process_group()
@@ -179,27 +124,8 @@ def start_processes() -> PartialState:
     return state
 
 
-def load_split(path: str, split: str) -> Dataset:
-    """Load one split of a dataset folder or Hub dataset.
-
-    Raises:
-        ValueError: if there is no such dataset or split.
-    """
-    try:
-        dataset = load_table(path)
-    except Exception as error:
-        known = "a folder" if Path(path).exists() else "neither a folder nor a dataset on the Hub"
-        raise ValueError(
-            f"--dataset {path} is {known} that load_dataset cannot read ({type(error).__name__}: {error}); "
-            "expected what data_scripts/prepare_pedes.py writes"
-        ) from error
-    if not isinstance(dataset, DatasetDict) or split not in dataset:
-        raise ValueError(f"--split {split} is not in {path}: expected one of {', '.join(dataset)}")
-    return dataset[split]
-
-
 def save_result(
-    result: RetrievalResult, ranking: Ranking, dataset: Dataset, args: EvaluationArguments, num_processes: int
+    result: RetrievalResult, ranking: Ranking, dataset: Dataset, args: RetrievalArguments, num_processes: int
 ) -> list[Path]:
     """Write metrics, picture and scores, each under a temporary name first; returns what was written."""
     folder = Path(args.output_dir)
@@ -242,7 +168,7 @@ def save_result(
     return written
 
 
-def draw_result(result: RetrievalResult, dataset: Dataset, args: EvaluationArguments):
+def draw_result(result: RetrievalResult, dataset: Dataset, args: RetrievalArguments):
     """Draw the final ranking of queries that are evenly spaced over all, so that none is picked by its result."""
     num_queries, dataset = len(result.captions), undecoded(dataset)
     num_rows = min(args.num_queries_in_picture, num_queries)

@@ -14,6 +14,14 @@ An interrupted run goes on with --resume latest. SIGTERM to the training process
 
 from pathlib import Path
 
+from mra.common.arguments import parse_arguments, resolved_recipe
+from mra.training.arguments import FINETUNING as THEMES
+
+
+if __name__ == "__main__":
+    # Answer --help and refuse a typo before the imports below, which take seconds.
+    parse_arguments(THEMES, description=__doc__)
+
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
@@ -21,17 +29,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from mra.common.command_line import plain_errors
-from mra.training.arguments import (
-    EvaluationArguments,
-    FinetuneDataArguments,
-    FinetuneObjectiveArguments,
-    HubArguments,
-    ModelArguments,
-    OptimizationArguments,
-    RunArguments,
-    parse_arguments,
-    resolved_recipe,
-)
+from mra.common.streaming import make_streaming
+from mra.common.tables import files_digest, load_split
 from mra.training.augmentation import create_augmenter
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra.training.collator import TrainingCollator
@@ -53,28 +52,17 @@ from mra.training.runtime import (
     show_banner,
     start_trackers,
 )
-from mra.training.splits import hold_out_identities, load_split
-from mra.training.streaming import make_streaming
+from mra.training.splits import hold_out_identities
 from mra.training.validation import record_best, validate
 
 
 logger = get_logger(__name__)
 
-THEMES = (
-    ModelArguments,
-    FinetuneObjectiveArguments,
-    FinetuneDataArguments,
-    OptimizationArguments,
-    RunArguments,
-    EvaluationArguments,
-    HubArguments,
-)
-
 
 def build_datasets(data, processor, config, seed):
     """The training set, with augmented captions if they count, and what to validate on, if anything."""
     train = load_split(data.dataset, "train", make_streaming(data))
-    validation = load_split(data.dataset, "validation")
+    validation = load_split(data.dataset, "validation", optional=True)
     if validation is None:
         train, validation = hold_out_identities(train, data.validation_fraction, seed)
     elif data.validation_fraction > 0:
@@ -120,9 +108,9 @@ def build_loader(dataset, sampler, processor, data, seed):
     )
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     # Parse
-    arguments = parse_arguments(THEMES, __doc__, argv)
+    arguments = parse_arguments(THEMES, description=__doc__, argv=argv)
     model_args, objective, data, optim, run, evaluation, hub = arguments
     recipe = resolved_recipe(*arguments)
 
@@ -152,7 +140,7 @@ def main(argv=None):
     # Prepare
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     scheduler = LambdaLR(optimizer, schedule)  # over what DeepSpeed put in place; prepared, it would step per process
-    state = TrainingState()
+    state = TrainingState(data=files_digest(data.dataset) or "")
     accelerator.register_for_checkpointing(scheduler, state)
     set_seed(run.seed, device_specific=True)
     negatives = torch.Generator(device=accelerator.device)

@@ -1,5 +1,5 @@
 """
-Times the input of training: from the bytes of a JPEG to a masked batch, image by image with Pillow against `mra.training`.
+Time the input of training: from the bytes of a JPEG to a masked batch, image by image with Pillow against `mra.training`.
 
     python benchmarks/data.py --full_size --json
 
@@ -7,11 +7,11 @@ The pictures are drawn: noise with the spectrum of photographs and sharp-edged b
 four kinds of sources. Both ways make the same random choices. CPU time is counted in one process, without workers.
 """
 
-import argparse
 import random
 import statistics
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -26,6 +26,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.measure import Cost, caption_lengths, describe_device, make_config, show
 from data_scripts.builders import SDA_FEATURES
+from mra.common.arguments import option, parse_arguments
 from mra.training.collator import TrainingCollator
 from mra.training.data import build_pretraining_dataset
 from processing_mra import MRAImageProcessor, MRAProcessor
@@ -43,16 +44,21 @@ SOURCES = {
 }
 
 
-def main(command_line: list[str] | None = None) -> None:
-    """Prints the costs of each kind of source, their ratios, and how far the pixels lie apart."""
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--full_size", action="store_true", help="384 x 256 pixels instead of 64 x 32, sources too")
-    parser.add_argument("--json", action="store_true", help="end with one line that holds the result as JSON")
-    parser.add_argument("--images", type=int, help="of each kind of source, 80 at full size")
-    parser.add_argument("--batch_size", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(command_line)
+@dataclass
+class DataBenchmark:
+    """Options of this benchmark."""
+
+    full_size: bool = option(False, "384 x 256 pixels instead of 64 x 32, sources too")
+    json: bool = option(False, "end with one line that holds the result as JSON")
+    images: int | None = option(None, "of each kind of source, 80 at full size")
+    batch_size: int = option(40, "of the collator")
+    threads: int = option(1, "of the CPU")
+    seed: int = option(0, "of pictures and random choices")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the costs of each kind of source, their ratios, and how far the pixels lie apart."""
+    (args,) = parse_arguments([DataBenchmark], description=__doc__, argv=argv, config=False)
     datasets.disable_progress_bars()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

@@ -1,5 +1,5 @@
 """
-Counts the operations and parameters of the models that the factory is meant for, without their weights.
+Count the operations and parameters of the models that the factory is meant for, without their weights.
 
     python -m benchmarks.diffusion_cost
     python -m benchmarks.diffusion_cost --teraflops 125 --bandwidth 2.0
@@ -9,14 +9,15 @@ with its addition counts as two. With `--teraflops`, what a card really does a s
 in (reckon 40% of its peak), and `--bandwidth` of its memory in TB/s, hours for 100,000 images are given, too.
 """
 
-import argparse
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_scripts.dad.diffusion import import_diffusers
+from mra.common.arguments import option, parse_arguments
 
 
 IMAGE_SIZE = (384, 256)
@@ -146,12 +147,17 @@ def hours(cost: Cost, teraflops: float, bandwidth: float) -> float:
     return 100_000 * (cost[1] / teraflops + cost[2] / 1e3 / bandwidth) / 3600
 
 
+@dataclass
+class DiffusionCosts:
+    """Options of this benchmark."""
+
+    teraflops: float | None = option(None, "that the card does a second")
+    bandwidth: float = option(1.0, "of its memory in TB/s")
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teraflops", type=float, help="that the card does a second")
-    parser.add_argument("--bandwidth", type=float, default=1.0, help="of its memory in TB/s (default: 1)")
-    options = parser.parse_args(argv)
+    """Print the table."""
+    (options,) = parse_arguments([DiffusionCosts], description=__doc__, argv=argv, config=False)
     timed = options.teraflops is not None
     print("| | parameters | TFLOP |" + (" 100,000 images |" if timed else ""))
     print("| --- | ---: | ---: |" + (" ---: |" if timed else ""))

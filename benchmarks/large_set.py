@@ -1,5 +1,5 @@
 """
-Opens and reads a set of SDA's size: seconds until the first batch, and memory then and after many batches.
+Open and read a set of SDA's size: seconds until the first batch, and memory then and after many batches.
 
     python benchmarks/large_set.py --rows 1217750 --batches 2000 --json
 
@@ -8,7 +8,6 @@ streamed, runs in a process of its own with worker processes. Memory is that of 
 system takes back when it needs them; what forked workers still share with their parent is counted for each.
 """
 
-import argparse
 import io
 import multiprocessing
 import re
@@ -16,6 +15,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -32,28 +32,35 @@ from PIL import Image
 from benchmarks.data import make_processor
 from benchmarks.measure import MIB, make_config, show
 from data_scripts.builders import SDA_FEATURES
+from mra.common.arguments import option, parse_arguments, require
+from mra.common.streaming import Streaming
+from mra.common.tables import load_split
 from mra.training.collator import TrainingCollator
 from mra.training.data import build_pretraining_dataset
 from mra.training.order import make_sampler
-from mra.training.splits import load_split
-from mra.training.streaming import Streaming
 
 
 ROWS_OF_A_FILE, ROWS_OF_A_GROUP = 50_000, 1000
 
 
-def main(command_line: list[str] | None = None) -> None:
-    """Prints what each way of reading takes."""
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--rows", type=int, default=20_000, help="1217750 in SDA")
-    parser.add_argument("--batches", type=int, default=20, help="to read in each way")
-    parser.add_argument("--batch_size", type=int, default=40)
-    parser.add_argument("--num_workers", type=int, default=2)
-    parser.add_argument("--folder", help="where to write the set, kept; a temporary folder when left out")
-    parser.add_argument("--json", action="store_true", help="end with one line that holds the result as JSON")
-    args = parser.parse_args(command_line)
-    if args.batches < 2:
-        parser.error(f"--batches must be 2 or more, got {args.batches}")
+@dataclass
+class LargeSetBenchmark:
+    """Options of this benchmark."""
+
+    rows: int = option(20_000, "1217750 in SDA")
+    batches: int = option(20, "to read in each way")
+    batch_size: int = option(40, "rows of a batch")
+    num_workers: int = option(2, "processes that prepare batches")
+    folder: str | None = option(None, "where to write the set, kept; a temporary folder when left out")
+    json: bool = option(False, "end with one line that holds the result as JSON")
+
+    def __post_init__(self) -> None:
+        require(self.batches >= 2, "batches", "2 or more", self.batches)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print what each way of reading takes."""
+    (args,) = parse_arguments([LargeSetBenchmark], description=__doc__, argv=argv, config=False)
     results = {name: getattr(args, name) for name in ("rows", "batches", "batch_size", "num_workers")}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.folder or temporary) / "sda"
@@ -119,7 +126,7 @@ def anonymous_memory() -> float:
 
 
 def write_set(folder: Path, rows: int) -> None:
-    """Writes Parquet files of SDA's columns, each picture 8 x 16 pixels of one colour."""
+    """Write Parquet files of SDA's columns, each picture 8 x 16 pixels of one colour."""
     folder.mkdir(parents=True)
     count = -(-rows // ROWS_OF_A_FILE)
     for number in range(count):

@@ -1,6 +1,5 @@
 """Time, memory and matmul rate, and the last line of every benchmark: one JSON object."""
 
-import argparse
 import contextlib
 import json
 import re
@@ -10,10 +9,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from configuration_mra import MRAConfig
+from mra.common.arguments import option
 
 
 MIB = 2**20
@@ -37,6 +38,18 @@ MEAN_LENGTH, LENGTH_DEVIATION, SHORTEST = 28, 8, 10
 
 
 @dataclass
+class ModelBenchmark:
+    """Options that every benchmark of the model has."""
+
+    full_size: bool = option(False, "the published sizes instead of a tiny model")
+    json: bool = option(False, "end with one line that holds the result as JSON")
+    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, ...")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the forward passes")
+    threads: int = option(1, "of the CPU; one never waits for another, which would count as CPU time")
+    seed: int = option(0, "of weights and inputs")
+
+
+@dataclass
 class Cost:
     """
     What some work took.
@@ -51,7 +64,7 @@ class Cost:
 
     @contextlib.contextmanager
     def measured(self, device: torch.device) -> Iterator[None]:
-        """Adds what the block takes, the work that it leaves to an accelerator included."""
+        """Add what the block takes, the work that it leaves to an accelerator included."""
         synchronize(device)
         seconds, cpu_seconds = time.perf_counter(), time.process_time()
         yield
@@ -75,22 +88,8 @@ def caption_lengths(count: int, longest: int) -> torch.Tensor:
     return quantiles[torch.randperm(count)].round().long().clamp(SHORTEST, longest)
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark of the model has."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("--full_size", action="store_true", help="the published sizes instead of a tiny model")
-    parser.add_argument("--json", action="store_true", help="end with one line that holds the result as JSON")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of the CPU; one never waits for another, which would count as CPU time"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    return parser
-
-
 def synchronize(device: torch.device) -> None:
-    """Waits until an accelerator has done what it was given."""
+    """Wait until an accelerator has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -130,7 +129,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Starts the count of an accelerator's peak memory anew; a process's own cannot be."""
+    """Start the count of an accelerator's peak memory anew; a process's own cannot be."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -143,7 +142,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def show(results: dict, as_json: bool) -> None:
-    """Prints named results, and with `as_json` one line of JSON after them."""
+    """Print named results, and with `as_json` one line of JSON after them."""
     width = max(map(len, results))
     for name, value in results.items():
         print(f"{name:<{width}}  {value:.6g}" if isinstance(value, float) else f"{name:<{width}}  {value}")

@@ -1,5 +1,5 @@
 """
-Counts the peak memory of a recipe's training step from its tensors' sizes: no accelerator is needed, nothing is computed.
+Count the peak memory of a recipe's training step from its tensors' sizes: no accelerator is needed, nothing is computed.
 
     python benchmarks/memory.py --recipe recipes/pretrain_sda.yaml --gradient_checkpointing vision --json
 
@@ -15,10 +15,10 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/memory.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import argparse
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-import yaml
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers.initialization import no_init_weights
@@ -27,6 +27,8 @@ from batching_mra import TextLengths
 from benchmarks.measure import caption_lengths, show
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
+from mra.common.arguments import option, parse_arguments
+from mra.common.recipes import read_mapping
 
 
 GIB = 2**30
@@ -35,22 +37,30 @@ SHAPE = ("image_size", "window_size", "drop_rate", "drop_path_rate")
 PHRASE_LENGTH = 6  # tokens of a phrase with its [CLS] and [SEP]
 
 
-def main(command_line: list[str] | None = None) -> None:
-    """Prints the peak of the recipe's batch, its parts, and the largest batch that fits cards of some sizes."""
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
-    parser.add_argument(
-        "--recipe",
-        type=Path,
-        help="of pretraining or fine-tuning the published architecture; a tiny model when left out",
+@dataclass
+class MemoryBenchmark:
+    """Options of this benchmark."""
+
+    recipe: Path | None = option(
+        None, "of pretraining or fine-tuning the published architecture; a tiny model when left out"
     )
-    parser.add_argument("--batch_size", type=int, help="rows, instead of the recipe's")
-    parser.add_argument("--gradient_checkpointing", choices=("none", "vision", "all"), default="none")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the forward pass")
-    parser.add_argument("--json", action="store_true", help="end with one line that holds the result as JSON")
-    args = parser.parse_args(command_line)
-    if args.recipe and not args.recipe.is_file():
-        parser.error(f"--recipe: there is no file {args.recipe}")
-    recipe = yaml.safe_load(args.recipe.read_text()) if args.recipe else {}
+    batch_size: int | None = option(None, "rows, instead of the recipe's")
+    gradient_checkpointing: Literal["none", "vision", "all"] = option("none", "layers computed again")
+    dtype: Literal["float32", "bfloat16"] = option("bfloat16", "of the forward pass")
+    json: bool = option(False, "end with one line that holds the result as JSON")
+
+    def __post_init__(self) -> None:
+        self.read_recipe()
+
+    def read_recipe(self) -> dict:
+        """Return the recipe's keys and values, of which there are none without one."""
+        return read_mapping(self.recipe) if self.recipe else {}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the peak of the recipe's batch, its parts, and the largest batch that fits cards of some sizes."""
+    (args,) = parse_arguments([MemoryBenchmark], description=__doc__, argv=argv, config=False)
+    recipe = args.read_recipe()
     batch_size = args.batch_size or recipe.get("per_device_batch_size", 4)
     config, with_regions = read_recipe(recipe) if args.recipe else (tiny_config(), True)
     dtype = getattr(torch, args.dtype)
@@ -134,7 +144,7 @@ def peak_of_step(
 
 
 def forget_values(model: torch.nn.Module, mode: FakeTensorMode) -> None:
-    """Puts fake tensors in place of weights and buffers; what is tied stays so."""
+    """Put fake tensors in place of weights and buffers; what is tied stays so."""
     fakes = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

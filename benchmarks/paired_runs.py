@@ -9,7 +9,6 @@ Every run is `accelerate launch` of the script with the recipe, the common optio
 seed. The sample set comes from the first three commands of recipes/sample/demo.sh. The last line is one JSON object.
 """
 
-import argparse
 import importlib
 import json
 import math
@@ -19,26 +18,55 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from mra.training.arguments import parse_arguments, resolved_recipe
+from mra.common.arguments import option, parse_arguments, resolved_recipe
 from mra.training.checkpointing import changed_keys
 from mra.training.metrics_log import METRICS_FILE, read_records
 
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("train_pretrain.py", "train_finetune.py")
 METRICS = ("R1", "R5", "R10", "mAP")
 # Validate once, at the end, and keep nothing but the last model.
 OF_EVERY_RUN = ("--eval_every_epochs", "1000000", "--save_minutes", "0", "--overwrite_output_dir")
 
 
+@dataclass
+class PairedRunsArguments:
+    """Options; a setting that none of them names is the recipe's."""
+
+    arm: list[str] = option(
+        help="a name and the script's options that make it; the first arm is compared with each of the others",
+        repeated=True,
+        metavar="'NAME: OPTIONS'",
+    )
+    script: Literal["train_pretrain.py", "train_finetune.py"] = option("train_pretrain.py", "to run")
+    recipe: str = option("recipes/sample/pretrain.yaml", "of the script")
+    common: str = option("", "options of the script that all runs share")
+    seeds: list[int] = option([0, 1, 2, 3, 4], "of the runs of each arm")
+    accelerate_config: str = option("accelerate_configs/cpu.yaml", "of accelerate launch")
+    output_dir: str = option("outputs/paired_runs", "holds one folder per run")
+    reuse: bool = option(False, "take finished runs of the same settings from there")
+
+    def __post_init__(self) -> None:
+        names = [arm.partition(":")[0] for arm in self.arm]
+        for arm, name in zip(self.arm, names, strict=True):
+            if ":" not in arm or not name.replace("-", "_").isidentifier():
+                raise ValueError(f"--arm: expected 'NAME: OPTIONS' with a name of letters, digits and _, got {arm!r}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"--arm: names must differ, got {', '.join(names)}")
+
+    def named_arms(self) -> dict[str, str]:
+        """Return the options of each arm by its name."""
+        return {name: options.strip() for name, _, options in (arm.partition(":") for arm in self.arm)}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run each arm with each seed and print mean, standard deviation and paired differences."""
-    args = make_parser().parse_args(argv)
-    arms = dict(args.arm)
-    if len(arms) < len(args.arm):
-        sys.exit(f"--arm: names must differ, got {', '.join(name for name, _ in args.arm)}")
+    (args,) = parse_arguments([PairedRunsArguments], description=__doc__, argv=argv, config=False)
+    arms = args.named_arms()
     runs = {name: [] for name in arms}
     for seed in args.seeds:
         for name, options in arms.items():
@@ -59,42 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps({"benchmark": "paired_runs"} | settings | {"results": results, "differences": differences}))
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the parser; a setting that no option names is the recipe's."""
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--script", choices=SCRIPTS, default="train_pretrain.py")
-    parser.add_argument("--recipe", default="recipes/sample/pretrain.yaml", help="of the script")
-    parser.add_argument(
-        "--arm",
-        type=parse_arm,
-        action="append",
-        required=True,
-        metavar="'NAME: OPTIONS'",
-        help="a name and the script's options that make it; the first arm is compared with each of the others",
-    )
-    parser.add_argument("--common", default="", help="options of the script that all runs share")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--accelerate_config", default="accelerate_configs/cpu.yaml")
-    parser.add_argument("--output_dir", default="outputs/paired_runs", help="holds one folder per run")
-    parser.add_argument("--reuse", action="store_true", help="take finished runs of the same settings from there")
-    return parser
-
-
-def parse_arm(text: str) -> tuple[str, str]:
-    """Split "name: options".
-
-    Raises:
-        argparse.ArgumentTypeError: if there is no name that can be part of a folder's name.
-    """
-    name, colon, options = text.partition(":")
-    if not colon or not name.replace("-", "_").isidentifier():
-        raise argparse.ArgumentTypeError(
-            f"expected 'NAME: OPTIONS' with a name of letters, digits and _, got {text!r}"
-        )
-    return name, options.strip()
-
-
-def validate_run(args: argparse.Namespace, name: str, options: str, seed: int) -> dict[str, dict[str, float]]:
+def validate_run(args: PairedRunsArguments, name: str, options: str, seed: int) -> dict[str, dict[str, float]]:
     """Train once, or find the finished run, and return its last validation: rankings by name, metrics in percent.
 
     Raises:
@@ -106,7 +99,11 @@ def validate_run(args: argparse.Namespace, name: str, options: str, seed: int) -
     if not (args.reuse and is_finished(folder, args.script, script_args)):
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", args.accelerate_config]
         # accelerate would take one thread
-        environment = {"OMP_NUM_THREADS": str(os.cpu_count()), "TOKENIZERS_PARALLELISM": "false"} | os.environ
+        environment = {
+            "OMP_NUM_THREADS": str(os.cpu_count()),
+            "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve each other on busy cores
+            "TOKENIZERS_PARALLELISM": "false",
+        } | os.environ
         command = [*launch, args.script, *script_args]
         run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if run.returncode:

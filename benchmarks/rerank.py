@@ -6,6 +6,7 @@ Times re-ranking: pairs of query and image, padded and one query at a time, agai
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -17,10 +18,10 @@ import torch
 from benchmarks.measure import (
     MIB,
     Cost,
+    ModelBenchmark,
     caption_lengths,
     describe_device,
     make_config,
-    make_parser,
     matmul_rate,
     peak_memory,
     reset_peak_memory,
@@ -28,21 +29,27 @@ from benchmarks.measure import (
 )
 from configuration_mra import MRAConfig
 from modeling_mra import MRAModel
+from mra.common.arguments import option, parse_arguments
 from mra.common.sharding import cut_batches
 from mra.retrieval.encode import ImageEncodings, TextEncodings, forward_context
-from mra.retrieval.rerank import rerank
+from mra.retrieval.reranking import rerank
 from tests.oracle.plain import plain_rerank
 
 
-def main(command_line: list[str] | None = None) -> None:
-    """Prints both costs, their ratio and the largest difference of scores."""
-    parser = make_parser(__doc__.strip().splitlines()[0])
-    parser.add_argument("--queries", type=int, help="48 at full size")
-    parser.add_argument("--gallery", type=int, help="images, 8 at full size")
-    parser.add_argument("--k", type=int, help="images re-ranked for each query, 8 at full size")
-    parser.add_argument("--image_batch_size", type=int, default=64, help="images whose keys and values are held")
-    parser.add_argument("--batch_size", type=int, help="most pairs in a forward pass")
-    args = parser.parse_args(command_line)
+@dataclass
+class RerankBenchmark(ModelBenchmark):
+    """Options of this benchmark."""
+
+    queries: int | None = option(None, "48 at full size")
+    gallery: int | None = option(None, "images, 8 at full size")
+    k: int | None = option(None, "images re-ranked for each query, 8 at full size")
+    image_batch_size: int = option(64, "images whose keys and values are held")
+    batch_size: int | None = option(None, "most pairs in a forward pass")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print both costs, their ratio and the largest difference of scores."""
+    (args,) = parse_arguments([RerankBenchmark], description=__doc__, argv=argv, config=False)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

@@ -6,12 +6,14 @@ Models that differ in their seed alone give paired differences to the chosen fus
 validation split; the test split is read once per model and chooses nothing. The last line is one JSON object.
 """
 
-import argparse
 import json
 import statistics
+from dataclasses import dataclass
+from typing import Literal
 
+from mra.common.arguments import option, parse_arguments
 from mra.common.loading import load_model, load_processor
-from mra.common.tables import load_table
+from mra.common.tables import load_split
 from mra.retrieval import choose_retrieval, evaluate_retrieval
 from mra.retrieval.evaluation import RetrievalResult
 
@@ -20,10 +22,20 @@ CHOSEN = "chosen"
 FIXED = ("similarity", "single", "published", "posterior 1")
 
 
+@dataclass
+class ScoreFusionBenchmark:
+    """Options of this benchmark."""
+
+    models: list[str] = option(help="model folders")
+    dataset: str = option(help="prepared set with the splits validation and test")
+    rerank_k: int = option(16, "images re-ranked for each query")
+    attn_implementation: Literal["sdpa", "eager"] = option("eager", "attention code")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Evaluate every model on both splits and print the mean metrics of each fusion and their difference to the chosen one."""
-    args = make_parser().parse_args(argv)
-    splits = load_table(args.dataset)
+    (args,) = parse_arguments([ScoreFusionBenchmark], description=__doc__, argv=argv, config=False)
+    splits = {split: load_split(args.dataset, split, argument="--dataset") for split in ("validation", "test")}
     runs, choices = [], {}
     for model in args.models:
         validation = choose_retrieval(evaluate(model, splits["validation"], args), f"{args.dataset} validation")
@@ -42,17 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps({"benchmark": "score_fusions"} | settings | {"choices": choices, "results": results}))
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the parser."""
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--models", nargs="+", required=True, help="model folders")
-    parser.add_argument("--dataset", required=True, help="prepared set with the splits validation and test")
-    parser.add_argument("--rerank_k", type=int, default=16, help="images re-ranked for each query")
-    parser.add_argument("--attn_implementation", choices=("sdpa", "eager"), default="eager")
-    return parser
-
-
-def evaluate(model: str, split, args: argparse.Namespace) -> RetrievalResult:
+def evaluate(model: str, split, args: ScoreFusionBenchmark) -> RetrievalResult:
     """Evaluate a model with re-ranking on one split."""
     loaded = load_model(model, args.attn_implementation)
     return evaluate_retrieval(loaded, load_processor(model), split, rerank_k=args.rerank_k)

@@ -7,7 +7,9 @@ Times searching: a gallery of drawn pictures built and asked through a model, an
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/search.py`
@@ -22,10 +24,10 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from benchmarks.measure import MIB, describe_device, make_config, make_parser, peak_memory, show
+from benchmarks.measure import MIB, ModelBenchmark, describe_device, make_config, peak_memory, show
 from modeling_mra import MRAForImageTextRetrieval
+from mra.common.arguments import option, parse_arguments
 from mra.gallery.gallery import Gallery
-from mra.gallery.milvus import INDEXES
 from mra.gallery.place import Place
 from mra.gallery.store import Record
 from processing_mra import MRAImageProcessor, MRAProcessor
@@ -40,17 +42,22 @@ IMAGES_OF_A_PERSON, SPREAD, QUERY_SPREAD = 4, 0.7, 1.0
 WRITTEN_AT_ONCE = 2000
 
 
-def main(command_line: list[str] | None = None) -> None:
-    """Prints both parts as one result."""
-    parser = make_parser(__doc__.strip().splitlines()[0])
-    parser.add_argument("--vectors", type=int, default=1000, help="synthetic vectors in the index, 0 for none")
-    parser.add_argument("--dim", type=int, default=2048, help="their width (default: %(default)s)")
-    parser.add_argument("--index", choices=tuple(INDEXES), default="flat")
-    parser.add_argument("--queries", type=int, default=50, help="searches that are timed (default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=128, help="nearest vectors of a search (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, default=32, help="drawn pictures that a model indexes, 0 for none")
-    parser.add_argument("--model", help="folder or Hub id; a random model when left out")
-    args = parser.parse_args(command_line)
+@dataclass
+class SearchBenchmark(ModelBenchmark):
+    """Options of this benchmark."""
+
+    vectors: int = option(1000, "synthetic vectors in the index, 0 for none")
+    dim: int = option(2048, "their width")
+    index: Literal["flat", "hnsw", "ivf"] = option("flat", "of the vectors")
+    queries: int = option(50, "searches that are timed")
+    limit: int = option(128, "nearest vectors of a search")
+    pictures: int = option(32, "drawn pictures that a model indexes, 0 for none")
+    model: str | None = option(None, "folder or Hub id; a random model when left out")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print both parts as one result."""
+    (args,) = parse_arguments([SearchBenchmark], description=__doc__, argv=argv, config=False)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     results = {

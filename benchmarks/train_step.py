@@ -9,7 +9,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/train_step.py`
@@ -23,38 +25,40 @@ from batching_mra import ImageTokens, TextBatch
 from benchmarks.measure import (
     MIB,
     Cost,
+    ModelBenchmark,
     caption_lengths,
     describe_device,
     make_config,
-    make_parser,
     peak_memory,
     show,
 )
 from modeling_mra import MRAForPreTraining
+from mra.common.arguments import option, parse_arguments
 from mra.training.collator import TrainingCollator
 from tests.oracle.plain import plain_finetuning_losses, plain_itm_loss, plain_mlm_loss, plain_negatives
 
 
 TOKENIZER = Path(__file__).resolve().parent.parent / "data_scripts" / "sample" / "tokenizer"
 LOSSES = ("itc_loss", "itm_loss", "mlm_loss", "augmented_itc_loss", "augmented_itm_loss", "loss")
-VARIANTS = ("plain", "ours")
+Variant = Literal["plain", "ours"]
+VARIANTS = get_args(Variant)
 
 
-def main(command_line: list[str] | None = None) -> None:
-    """Prints the costs of both steps, of matching and masked language alone, the ratios and the difference of losses."""
-    parser = make_parser(__doc__.strip().splitlines()[0])
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=1, help="of each kind that are timed")
-    parser.add_argument(
-        "--checkpointing",
-        choices=("none", "vision", "all"),
-        default="vision",
-        help="layers of ours whose activations are computed again in the backward pass, for less memory",
+@dataclass
+class TrainStepBenchmark(ModelBenchmark):
+    """Options of this benchmark."""
+
+    batch_size: int = option(8, "rows of a step")
+    steps: int = option(1, "of each kind that are timed")
+    checkpointing: Literal["none", "vision", "all"] = option(
+        "vision", "layers of ours whose activations are computed again in the backward pass, for less memory"
     )
-    parser.add_argument(
-        "--memory_of", choices=VARIANTS, help="run one step of a kind, and print its peak memory alone"
-    )
-    args = parser.parse_args(command_line)
+    memory_of: Variant | None = option(None, "run one step of a kind, and print its peak memory alone")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the costs of both steps, of matching and masked language alone, the ratios and the difference of losses."""
+    (args,) = parse_arguments([TrainStepBenchmark], description=__doc__, argv=argv, config=False)
     device = torch.device(args.device)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

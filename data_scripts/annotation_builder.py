@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import datasets
 
+from data_scripts.row_checks import RowError
 from data_scripts.text_files import UnreadableFile
-from data_scripts.validation import RowError
 from mra.common.command_line import find_full_disk
 
 

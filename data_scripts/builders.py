@@ -12,8 +12,8 @@ from data_scripts.annotation_builder import AnnotationBuilder, Chunk
 from data_scripts.image_files import ImageRoot, RootSearch, with_slashes
 from data_scripts.json_rows import json_files, read_rows
 from data_scripts.pedes_layouts import CSV, DATASETS, AnnotatedImage, camera_of, find_sources, read_images
+from data_scripts.row_checks import RowError, check_identity, check_object, check_regions, check_text
 from data_scripts.text_files import UnreadableFile
-from data_scripts.validation import RowError, check_identity, check_object, check_regions, check_text
 
 
 SDA_FEATURES = datasets.Features(
@@ -136,9 +136,9 @@ class SdaBuilder(AnnotationBuilder):
 
 def _check_is_sda(file: Path, row: Any) -> None:
     if isinstance(row, dict) and "image" not in row and ("file_path" in row or "img_path" in row or "captions" in row):
-        raise ValueError(f"{file} holds PEDES annotations ({', '.join(row)}). Use prepare_pedes.py for it.")
+        raise ValueError(f"{file} holds PEDES annotations ({', '.join(row)}). use `mra prepare pedes`.")
     if isinstance(row, dict) and isinstance(row.get("caption"), list):
-        raise ValueError(f"{file} holds PEDES annotations (a list of captions a row). Use prepare_pedes.py for it.")
+        raise ValueError(f"{file} holds PEDES annotations (a list of captions a row). use `mra prepare pedes`.")
 
 
 class PedesBuilder(AnnotationBuilder):

@@ -8,111 +8,13 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
 from data_scripts.published_sizes import PUBLISHED, Size, compare_with_published
+from mra.common.cards import fill_card, markdown_table
 
 
 TITLES = {"sda": "SDA", "cuhk": "CUHK-PEDES", "icfg": "ICFG-PEDES", "rstp": "RSTPReid", "csv": "Own captions"}
 CAPTION_COLUMNS = ["image", "caption", "image_id"]
 
-_ORIGIN = {
-    "sda": """Synthetic Domain-Aligned images of pedestrians, made by a diffusion model that was tuned to the look of a
-real set, each with a caption and with regions: boxes, the phrase of each, and the detector's score. For pretraining in
-text-based person retrieval.""",
-    "cuhk": """Photographs of pedestrians from five re-identification sets, most with two captions written by people.
-Train, validation and test show different persons.""",
-    "icfg": """Photographs of pedestrians from MSMT17, each with one fine-grained caption. Train and test show different
-persons; there is no validation split.""",
-    "rstp": """Photographs of pedestrians from MSMT17, five of each person from different cameras, each with two captions.
-Train, validation and test show different persons. Some captions hold characters other than Latin letters; they are
-kept as they came.""",
-    "csv": """Photographs of people with captions, from a CSV file. Say here where they come from, who agreed to it, and
-under which licence others may use them.""",
-}
-
-_COLUMNS = {
-    "image": ("Image", "the file as it was, not encoded again"),
-    "caption": ("string", "the caption"),
-    "captions": ("list of string", "all captions of the image"),
-    "boxes": (
-        "list of 4 float32",
-        "regions: centre x, centre y, width, height, each in 0..1 of the image; may be empty, then the region is the "
-        "whole image and its phrase the caption",
-    ),
-    "logits": ("list of float32", "the detector's score of each box"),
-    "phrases": ("list of string", "the words of each box"),
-    "camera": ("string", "camera, where the file's name tells it, else null"),
-}
-_IDENTITY = {"sda": ("int64", "number of the image in the annotations"), "pedes": ("int64", "number of the person")}
-
-_CITATIONS = {
-    "sda": """@article{yang2026minimizing,
-  title   = {Minimizing the Pretraining Gap: Domain-aligned Text-Based Person Retrieval},
-  author  = {Yang, Shuyu and Wang, Yaxiong and Li, Yongrui and Zhu, Li and Zheng, Zhedong},
-  journal = {Pattern Recognition},
-  year    = {2026},
-  note    = {arXiv:2507.10195}
-}""",
-    "cuhk": """@inproceedings{li2017person,
-  title     = {Person Search with Natural Language Description},
-  author    = {Li, Shuang and Xiao, Tong and Li, Hongsheng and Zhou, Bolei and Yue, Dayu and Wang, Xiaogang},
-  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2017}
-}""",
-    "icfg": """@article{ding2021semantically,
-  title   = {Semantically Self-Aligned Network for Text-to-Image Part-aware Person Re-identification},
-  author  = {Ding, Zefeng and Ding, Changxing and Shao, Zhiyin and Tao, Dacheng},
-  journal = {arXiv preprint arXiv:2107.12666},
-  year    = {2021}
-}""",
-    "rstp": """@inproceedings{zhu2021dssl,
-  title     = {DSSL: Deep Surroundings-person Separation Learning for Text-based Person Retrieval},
-  author    = {Zhu, Aichun and Wang, Zijie and Li, Yifeng and Wan, Xili and Jin, Jing and Wang, Tian and Hu, Fangqiang
-               and Hua, Gang},
-  booktitle = {ACM International Conference on Multimedia (ACM MM)},
-  year      = {2021}
-}""",
-}
-
-_TERMS = """For research only, not for commercial use: the images and captions stay under the terms of {title}, which whoever
-downloads or passes on this copy has to keep."""
-_OWN_TERMS = (
-    "Images and captions belong to those who made them; pass them on only if they, and the people shown, agree."
-)
-
-_BODY = """
-# {title} in Parquet
-
-{origin}
-
-Written by the MRA toolkit from annotation files and images; the image bytes are inside the shards.
-
-## Load it
-
-```python
-from datasets import load_dataset
-
-dataset = load_dataset("{repository}")
-{streamed}
-```
-
-## Columns
-
-{columns}
-
-## Sizes
-
-{sizes}
-{remarks}
-## Licence and use
-
-{terms} The images show, or are made to look like, people who did not choose to be found: do not use them to identify,
-follow or watch people.
-
-## Citation
-
-```bibtex
-{citations}
-```
-"""
+_TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
 
 
 def write_card(
@@ -125,8 +27,7 @@ def write_card(
     digests: dict[str, str],
     num_rejected: int = 0,
 ) -> None:
-    """
-    Writes `README.md` beside the `data/` folder with the shards.
+    """Write `README.md` beside the `data/` folder with the shards.
 
     SDA has two configurations on the same files: `region` (all columns, the default) and `caption` (image, caption
     and image_id, the other columns not read).
@@ -173,55 +74,30 @@ def write_card(
     )
     DatasetInfosDict(infos).to_dataset_card_data(data)
     MetadataConfigs(configs).to_dataset_card_data(data)
-    remarks = []
-    if num_rejected:
-        remarks.append(f"{num_rejected:,} rows of the source could not be used and were left out.")
-    if compare_with_published(dataset, sizes):
-        remarks.append(
-            f"These are not the published sizes: this is a part of {TITLES[dataset]}, or other data in its layout."
-        )
-    body = _BODY.format(
+    card = fill_card(
+        _TEMPLATE,
+        data,
+        dataset=dataset,
         title=TITLES[dataset],
-        origin=_ORIGIN[dataset],
         repository=repository,
-        streamed=_streamed(dataset, repository),
-        columns=_column_table(dataset, list(features)),
+        columns=list(features),
         sizes=_size_table(dataset, sizes),
-        remarks="".join(f"\n{remark}\n" for remark in remarks),
-        terms=_OWN_TERMS if dataset == "csv" else _TERMS.format(title=TITLES[dataset]),
-        citations="\n\n".join(_CITATIONS[name] for name in dict.fromkeys((dataset, "sda")) if name in _CITATIONS),
+        num_rejected=num_rejected,
+        is_part=bool(compare_with_published(dataset, sizes)),
     )
-    Path(folder, "README.md").write_text(f"---\n{data.to_yaml()}\n---\n{body}", encoding="utf-8")
-
-
-def _streamed(dataset: str, repository: str) -> str:
-    if dataset != "sda":
-        return f'streamed = load_dataset("{repository}", split="train", streaming=True)'
-    return (
-        f'streamed = load_dataset("{repository}", "region", split="train", streaming=True)  # the default\n'
-        f'pairs = load_dataset("{repository}", "caption", split="train")  # without boxes, logits and phrases'
-    )
-
-
-def _column_table(dataset: str, names: list[str]) -> str:
-    identity = _IDENTITY["sda" if dataset == "sda" else "pedes"]
-    rows = [(name, *_COLUMNS.get(name, identity)) for name in names]
-    return "\n".join(
-        ["| column | type | content |", "| --- | --- | --- |"] + [f"| `{a}` | {b} | {c} |" for a, b, c in rows]
-    )
+    Path(folder, "README.md").write_text(card, encoding="utf-8")
 
 
 def _size_table(dataset: str, sizes: dict[str, Size]) -> str:
     counts = ("images", "captions") if dataset == "sda" else ("images", "captions", "people")
-    rows = [["split", *counts], ["---", *["---:"] * len(counts)]]
-    rows += [[split, *(f"{getattr(size, count):,}" for count in counts)] for split, size in sizes.items()]
+    header = ["split", *counts]
+    rows = [[split, *(f"{getattr(size, count):,}" for count in counts)] for split, size in sizes.items()]
     if dataset in PUBLISHED:
-        rows[0].append(f"published {' / '.join(counts)}")
-        rows[1].append("---")
-        for row in rows[2:]:
+        header.append(f"published {' / '.join(counts)}")
+        for row in rows:
             published = PUBLISHED[dataset].get(row[0])
             row.append(" / ".join(f"{getattr(published, count):,}" for count in counts) if published else "-")
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(header, rows, text_columns=1)
 
 
 def _size_category(images: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import UnidentifiedImageError
 
-from data_scripts.validation import RowError, check_unicode, shorten
+from data_scripts.row_checks import RowError, check_unicode, shorten
 from images_mra import storable_picture
 
 

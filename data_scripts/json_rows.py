@@ -1,4 +1,8 @@
-"""Rows of an annotation file, read one by one so that memory does not grow with the file."""
+"""Rows of an annotation file, read one by one so that memory does not grow with the file.
+
+Why not ijson 3.6: it refuses NaN, 1e400, long integers, a byte order mark and JSON lines, and turns a lone surrogate into a
+question mark without a word.
+"""
 
 import json
 import re

@@ -1,17 +1,16 @@
-"""
-Writes the sample set: drawn pedestrians in the source layouts of SDA and CUHK-PEDES.
+"""Write the sample set: drawn pedestrians in the source layouts of SDA and CUHK-PEDES.
 
-    python -m data_scripts.make_sample --output data/sample
-    python -m data_scripts.make_sample --train_tokenizer data_scripts/sample/tokenizer
+python -m data_scripts.make_sample --output data/sample
+python -m data_scripts.make_sample --train_tokenizer data_scripts/sample/tokenizer
 """
 
-import argparse
 import json
 import os
 import random
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:  # run as `python data_scripts/make_sample.py`
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_scripts.sample.plan import PEDES_FOLDER, Crop, SampleConfig, plan_pedes, plan_sda, shard_name
+from data_scripts.sample.plan import PEDES_FOLDER, PlannedPicture, SampleConfig, plan_pedes, plan_sda, shard_name
 from data_scripts.sample.scenes import render
+from mra.common.arguments import option, parse_arguments, require
 from mra.common.command_line import plain_errors, try_folder
 from mra.common.files import whole_folder
 
@@ -34,7 +34,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Writing
 
 
-def _draw_and_save(task: tuple[str, Crop]) -> dict[str, tuple[float, ...]]:
+def _draw_and_save(task: tuple[str, PlannedPicture]) -> dict[str, tuple[float, ...]]:
     folder, crop = task
     image, parts = render(crop.person, crop.scene)
     options = {"quality": 90} if crop.path.endswith(".jpg") else {}
@@ -42,7 +42,7 @@ def _draw_and_save(task: tuple[str, Crop]) -> dict[str, tuple[float, ...]]:
     return parts
 
 
-def _draw_all(crops: list[Crop], folder: Path, num_proc: int) -> None:
+def _draw_all(crops: list[PlannedPicture], folder: Path, num_proc: int) -> None:
     from tqdm.auto import tqdm
 
     for parent in sorted({Path(crop.path).parent for crop in crops}):
@@ -84,7 +84,7 @@ def box_of(edges, rng: random.Random, jitter: float = 0.008) -> list[float]:
     ]
 
 
-def sda_row(crop: Crop) -> dict:
+def sda_row(crop: PlannedPicture) -> dict:
     """Builds a row of an SDA shard; about one in a hundred has no boxes."""
     rng = random.Random(f"{crop.scene.seed}/boxes")
     boxes, logits, phrases = [], [], []
@@ -110,7 +110,7 @@ def _tokens(text: str) -> list[str]:
     return "".join(c if c.isalnum() or c in "-'" else " " for c in text.lower()).split()
 
 
-def _pedes_rows(crops: list[Crop]) -> Iterator[tuple[str, list[dict]]]:
+def _pedes_rows(crops: list[PlannedPicture]) -> Iterator[tuple[str, list[dict]]]:
     official = []
     processed: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
     for crop in crops:
@@ -188,7 +188,7 @@ def make_sample(
     output = Path(output).absolute()
     try_folder(output.parent, "`output`")
     if num_proc < 1:
-        raise ValueError(f"`num_proc` must be 1 or more, got {num_proc}.")
+        raise ValueError(f"`num_proc` must be 1 or more, got {num_proc}")
     if output.exists() and not overwrite:
         manifest = _read_manifest(output)
         if manifest and {key: manifest.get(key) for key in ("format", "arguments")} == _manifest(config):
@@ -253,38 +253,29 @@ def train_tokenizer(folder: str | Path, config: SampleConfig | None = None) -> i
 # Command line
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(prog="make_sample", description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--output", help="folder to write the sample set to")
-    defaults = SampleConfig()
-    helps = {
-        "sda_pairs": "image-caption pairs of the pretraining domain",
-        "sda_shard_size": "prompts a shard of it",
-        "train_ids": "people of the training split",
-        "val_ids": "people of the validation split",
-        "test_ids": "people of the test split",
-        "images_per_id": "crops a person, give or take one",
-        "twin_share": "share of people who differ from another in one attribute only",
-        "seed": "gives another set of the same kind",
-    }
-    for name, text in helps.items():
-        value = getattr(defaults, name)
-        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"{text} (default: {value})")
-    parser.add_argument("--num_proc", type=int, default=os.cpu_count() or 1, help="processes that draw")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output folder and all that is in it")
-    parser.add_argument("--train_tokenizer", metavar="DIR", help="write a tokenizer trained on the captions to DIR")
-    options = parser.parse_args(arguments)
-    if not options.output and not options.train_tokenizer:
-        parser.error("give --output, --train_tokenizer or both")
-    return options
+@dataclass
+class SampleArguments:
+    """Options of the command."""
+
+    output: str | None = option(None, "folder to write the sample set to")
+    train_tokenizer: str | None = option(
+        None, "folder to write a tokenizer trained on the captions to", metavar="FOLDER"
+    )
+    num_proc: int = option(os.cpu_count() or 1, "processes that draw")
+    overwrite: bool = option(False, "replace the output folder and all that is in it")
+
+    def __post_init__(self) -> None:
+        require(self.num_proc > 0, "num_proc", "1 or more", self.num_proc)
+        if not self.output and not self.train_tokenizer:
+            raise ValueError("give --output, --train_tokenizer or both")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Writes what the command line asks for and says what was written."""
-    options = parse_arguments(arguments)
+def main(argv: list[str] | None = None) -> None:
+    """Write what the command line asks for and say what was written."""
+    options, config = parse_arguments(
+        [SampleArguments, SampleConfig], prog="make_sample", description=__doc__, argv=argv, config=False
+    )
     with plain_errors("make_sample", options.output or options.train_tokenizer):
-        config = SampleConfig(**{name: getattr(options, name) for name in SampleConfig.__dataclass_fields__})
         if options.train_tokenizer:
             print(f"{options.train_tokenizer}: {train_tokenizer(options.train_tokenizer, config)} tokens")
         if not options.output:

@@ -10,8 +10,8 @@ from typing import Any
 from data_scripts.csv_rows import read_csv_rows
 from data_scripts.image_files import path_readings, with_slashes
 from data_scripts.json_rows import UnreadableJson, json_files, read_rows
+from data_scripts.row_checks import RowError, check_captions, check_identity, check_object, check_text, shorten
 from data_scripts.text_files import UnreadableFile
-from data_scripts.validation import RowError, check_captions, check_identity, check_object, check_text, shorten
 
 
 DATASETS = {"cuhk": "CUHK-PEDES", "icfg": "ICFG-PEDES", "rstp": "RSTPReid"}
@@ -80,7 +80,7 @@ class AnnotatedImage:
 
 
 @dataclass(frozen=True)
-class Source:
+class AnnotationFile:
     """An annotation file and what its first rows tell: layout, set (None if it could be any), kind of captions."""
 
     file: Path
@@ -100,7 +100,7 @@ class Sources:
         ignored: reason for each other file of the folder.
     """
 
-    files: list[Source]
+    files: list[AnnotationFile]
     unreadable: list[UnreadableFile] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
 
@@ -137,7 +137,7 @@ def find_sources(annotations: str | Path, dataset: str) -> Sources:
     if dataset == CSV:
         if not Path(annotations).is_file():
             raise ValueError(f"--annotations {annotations} is no file; expected a CSV file with --dataset csv.")
-        return Sources([Source(Path(annotations), CSV_LAYOUT, CSV, one_caption_a_row=True)])
+        return Sources([AnnotationFile(Path(annotations), CSV_LAYOUT, CSV, one_caption_a_row=True)])
     files = json_files(annotations)
     found, unreadable, ignored = [], [], _other_files(Path(annotations), dataset, files)
     unreadable += [error for error in ignored.values() if isinstance(error, UnreadableFile)]
@@ -173,7 +173,7 @@ def find_sources(annotations: str | Path, dataset: str) -> Sources:
     return Sources(chosen, unreadable, ignored)
 
 
-def _choose(found: list[Source], annotations: str | Path, dataset: str) -> list[Source]:
+def _choose(found: list[AnnotationFile], annotations: str | Path, dataset: str) -> list[AnnotationFile]:
     fitting = [source for source in found if source.dataset in (dataset, None)]
     if not fitting:
         others = sorted({source.dataset for source in found})
@@ -213,7 +213,7 @@ def _named_dataset(file: Path) -> str | None:
     return next((dataset for dataset, pattern in _FILE_NAMES.items() if pattern.search(file.name)), None)
 
 
-def _examine(file: Path, dataset: str) -> Source | None:
+def _examine(file: Path, dataset: str) -> AnnotationFile | None:
     """
     Tell what a file is by its first rows; None for one that holds no annotations of persons.
 
@@ -234,7 +234,7 @@ def _examine(file: Path, dataset: str) -> Source | None:
         paths = [row[layout.image] for row in known if isinstance(row[layout.image], str)]
         texts = [row[layout.captions] for row in known]
         singles = sum(isinstance(text, str) for text in texts)
-        return Source(file, layout, _guess_dataset(file, paths), 2 * singles > len(texts))
+        return AnnotationFile(file, layout, _guess_dataset(file, paths), 2 * singles > len(texts))
     if broken:
         raise broken
     if not read:
@@ -267,7 +267,7 @@ def _guess_dataset(file: Path, paths: list[str]) -> str | None:
     return _named_dataset(file)
 
 
-def split_of(source: Source) -> str:
+def split_of(source: AnnotationFile) -> str:
     """
     Gives the split of a processed file: validation and test look alike, so the name must say which it is.
 
@@ -285,7 +285,7 @@ def split_of(source: Source) -> str:
     )
 
 
-def read_images(source: Source, rejected) -> Iterator[tuple[str, AnnotatedImage]]:
+def read_images(source: AnnotationFile, rejected) -> Iterator[tuple[str, AnnotatedImage]]:
     """
     Read a file, rows of the same image joined; images are looked for later.
 

@@ -1,6 +1,5 @@
-"""What both preparation scripts do around their builder: whole or no output, sizes, card, upload, command line."""
+"""What both preparation scripts do around their builder: whole or no output, sizes, card, upload."""
 
-import argparse
 import contextlib
 import fcntl
 import json
@@ -17,51 +16,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_scripts.annotation_builder import ESCAPED, AnnotationBuilder, RejectedRows
+from data_scripts.arguments import REJECTED, PreparationArguments
 from data_scripts.dataset_card import TITLES, write_card
 from data_scripts.published_sizes import PUBLISHED, Size, compare_with_published
 from mra.common.command_line import plain_errors, try_folder
 from mra.common.files import whole_folder
 
 
-REJECTED = "rejected.jsonl"
 _SHARDS = "data/*.parquet"
 
 
-def parse_arguments(
-    parser: argparse.ArgumentParser, arguments: list[str] | None, annotations: str
-) -> argparse.Namespace:
-    """Adds the options that both scripts have, reads the command line and checks it."""
-    parser.add_argument("--annotations", required=True, help=annotations)
-    parser.add_argument("--images", required=True, help="folder of the images")
-    parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--num_proc", type=int, default=1, help="processes that read, check and write (default: 1)")
-    parser.add_argument("--max_shard_size", default="500MB", help="largest Parquet file (default: 500MB)")
-    parser.add_argument(
-        "--on_error",
-        choices=("raise", "skip"),
-        default="raise",
-        help="what becomes of a row that cannot be used: raise stops, skip leaves it out and lists it in "
-        f"{REJECTED} (default: raise)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a set that is already there")
-    parser.add_argument("--follow_symlinks", action="store_true", help="allow links that lead out of --images")
-    parser.add_argument("--no_size_check", action="store_true", help="do not compare with the published sizes")
-    parser.add_argument("--push_to_hub", metavar="USER/NAME", help="also upload the set to this dataset repository")
-    parser.add_argument("--private", action="store_true", help="make the repository private if it is new")
-    options = parser.parse_args(arguments)
-    if options.num_proc < 1:
-        parser.error(f"--num_proc must be 1 or more, got {options.num_proc}")
-    try:
-        size = datasets.utils.py_utils.convert_file_size_to_int(options.max_shard_size)
-    except ValueError:
-        size = 0
-    if size < 1:
-        parser.error(f"--max_shard_size must be a size such as 500MB, got {options.max_shard_size}")
-    return options
-
-
-def run(program: str, prepare: Callable[[], None], output: str | None = None) -> None:
-    """Run a script's work; what the user can fix ends it with the plain message, which names the output if a disk is full."""
+def run(program: str, prepare: Callable[[], None], output: str) -> None:
+    """Run a script's work; what the user can fix ends it with one sentence, which names the output if a disk is full."""
     # It warns of every set that it writes outside its own cache; what fails is raised, whatever the level.
     datasets.utils.logging.set_verbosity_error()
     try:
@@ -73,14 +39,14 @@ def run(program: str, prepare: Callable[[], None], output: str | None = None) ->
 
 
 def prepare(
-    dataset: str, options: argparse.Namespace, make_builder: Callable[[RejectedRows, Path], AnnotationBuilder]
+    dataset: str, options: PreparationArguments, make_builder: Callable[[RejectedRows, Path], AnnotationBuilder]
 ) -> None:
     """
     Writes a set, whole or not at all, says what it holds, and uploads it if asked to.
 
     Args:
         dataset: `sda`, `cuhk`, `icfg`, `rstp` or `csv`.
-        options: of [`parse_arguments`].
+        options: of the command line.
         make_builder: given what to do with bad rows and a folder for temporary files.
 
     Raises:

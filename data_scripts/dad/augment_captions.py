@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from tqdm.auto import tqdm
 
 from data_scripts.dad.command import run_stage
-from data_scripts.dad.files import to_lines, write_whole
+from data_scripts.dad.json_files import to_lines
 from data_scripts.dad.language.attribute_edits import AttributeEditor
-from data_scripts.dad.language.caption_phrases import load_vocabulary
+from data_scripts.dad.language.word_list import load_vocabulary
 from data_scripts.dad.sections import AugmentSection
 from data_scripts.dad.stage_folders import begin_stage
 from data_scripts.dad.target_set import load_target
+from mra.common.files import write_whole
 from mra.training.augmentation import CaptionAugmenter
 from mra.training.order import key_to_seed
 
@@ -54,7 +55,7 @@ class PromptMaker:
                 )
             except ValueError as error:
                 raise ValueError(
-                    f"augment.mode=eda: {error} Here they are `augment.eda_operations`; `augment.mode=attributes` needs no "
+                    f"--augment.mode eda: {error} Here they are `augment.eda_operations`; `--augment.mode attributes` needs no "
                     "WordNet."
                 ) from None
 
@@ -131,5 +132,10 @@ def run(config) -> None:
     stage.finish(**counts)
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Run this stage alone."""
+    run_stage("data_scripts.dad.augment_captions", run, __doc__, ("augment",), argv)
+
+
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.augment_captions", run, __doc__, ("augment",))
+    main()

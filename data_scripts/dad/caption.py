@@ -11,8 +11,8 @@ from typing import Any
 from data_scripts.dad.captioners import Captioner, clean_style
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.reading import DTYPES, open_picture, read_batches
-from data_scripts.dad.sections import require
 from data_scripts.dad.stage_folders import begin_stage, read_stage_rows
+from mra.common.arguments import require
 
 
 def run(config) -> None:
@@ -48,5 +48,10 @@ def _make_row(row: dict[str, Any], text: str, clean: bool) -> dict[str, Any]:
     return {"file_path": row["file_path"], "caption": caption, "raw_caption": text, "prompt_id": row["prompt_id"]}
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Run this stage alone."""
+    run_stage("data_scripts.dad.caption", run, __doc__, ("caption",), argv)
+
+
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.caption", run, __doc__, ("caption",))
+    main()

@@ -1,11 +1,15 @@
-"""The command line around a stage: what the user can mend ends it with one line."""
+"""The command line around a stage: user errors exit with a one-line message."""
 
 import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from data_scripts.dad.config import FactoryConfig, load_config, make_parser
+from data_scripts.dad.config import SECTIONS, FactoryConfig
+from mra.common.arguments import parse_arguments
 from mra.common.command_line import plain_errors
+
+
+_MORE = "\nOptions of other stages are taken too: python -m data_scripts.dad.run --help lists all."
 
 
 def run_stage(
@@ -15,31 +19,29 @@ def run_stage(
     sections: Sequence[str],
     argv: list[str] | None = None,
 ) -> None:
-    """
-    Runs one stage as `python -m data_scripts.dad.<module>`.
+    """Run one stage as `python -m data_scripts.dad.<module>`.
 
     Args:
         name: of the module.
-        run: does the stage's work.
+        run: the stage's work.
         description: shown by `--help`.
-        sections: of the configuration that the stage reads beside `common`.
+        sections: of the configuration that the stage reads besides `common`.
         argv: arguments; the process's own when absent.
     """
-    parser = make_parser(name, description, ("common", *sections))
-    options = parser.parse_args(argv)
-    try:
-        config = load_config(options.config, options.overrides)
-    except ValueError as error:
-        parser.error(str(error))
-    with_plain_errors(name, lambda: run(config))
+    config = FactoryConfig(
+        *parse_arguments(
+            SECTIONS, prog=name, description=f"{description}{_MORE}", argv=argv, shown=("common", *sections)
+        )
+    )
+    with_plain_errors(name, lambda: run(config), config.common.work_dir)
 
 
-def with_plain_errors(name: str, work: Callable[[], None], output: str | None = None) -> None:
-    """Do some work; bad input, or a disk that `output` fills, ends the process with a message and no traceback."""
+def with_plain_errors(name: str, work: Callable[[], None], output: str) -> None:
+    """Do some work; bad input, or a full disk under `output`, ends the process with a message and no traceback."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         with plain_errors(name, output):
             work()
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print(f"{name}: interrupted; the same command continues where it stopped", file=sys.stderr)
         raise SystemExit(130) from None

@@ -15,7 +15,6 @@ from datasets import Dataset
 
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.detectors import PersonDetector
-from data_scripts.dad.files import read_json, to_lines, write_json, write_whole
 from data_scripts.dad.filter_rules import (
     CALIBRATED,
     CHECKS,
@@ -26,12 +25,15 @@ from data_scripts.dad.filter_rules import (
     describe_limits,
 )
 from data_scripts.dad.image_checks import load_picture, measure_image, perceptual_hash
+from data_scripts.dad.json_files import read_json, to_lines, write_json
 from data_scripts.dad.reading import DTYPES, choose_rows, open_picture, read_batches
-from data_scripts.dad.reporting.contact_sheet import Picture, draw_contact_sheet, save_picture
 from data_scripts.dad.sections import FilterSection
 from data_scripts.dad.stage_folders import Stage, begin_stage, read_stage_rows
 from data_scripts.dad.target_set import load_target, read_target
 from data_scripts.dad.text_scores import TextScorer
+from mra.common.cards import markdown_table
+from mra.common.drawing import CONTACT_SHEET, Tile, TileRow, draw_sheet, save_picture
+from mra.common.files import write_whole
 from mra.common.sharding import cut_batches
 
 
@@ -194,30 +196,30 @@ def describe(summary: dict[str, Any], has_sheet: bool = True) -> str:
         f"Limits come from {summary['target_images']:,} images of the target set unless the configuration sets them. "
         "Models look only at what passed the checks before them.",
         "",
-        "| check | limit | looked at | first reason | any reason |",
-        "| --- | --- | ---: | ---: | ---: |",
     ]
-    for check, counts in summary["checks"].items():
-        numbers = " | ".join(f"{counts[name]:,}" for name in ("looked_at", "first_reason", "any_reason"))
-        lines.append(f"| {check} | {counts['limit'] or ''} | {numbers} |")
+    rows = [
+        [check, counts["limit"] or "", *(f"{counts[name]:,}" for name in ("looked_at", "first_reason", "any_reason"))]
+        for check, counts in summary["checks"].items()
+    ]
+    lines.append(markdown_table(["check", "limit", "looked at", "first reason", "any reason"], rows, text_columns=2))
     return "\n".join([*lines, "", *(["![Dropped images by reason](dropped.jpg)", ""] if has_sheet else [])])
 
 
 def _draw_dropped(stage: Stage, rows, scores, decision: Decision, section: FilterSection):
-    groups = []
+    sheet: list[TileRow] = []
     for check in CHECKS:
         places = [place for place, reasons in enumerate(decision.reasons) if reasons[:1] == [check]]
         if places and check != "does not decode":
             chosen = np.linspace(0, len(places) - 1, min(_SHEET_PICTURES, len(places))).astype(int)
-            pictures = [
-                Picture(
+            tiles = [
+                Tile(
                     open_picture(stage.work.images, rows[places[number]]),
                     _label(check, places[number], scores, decision, section),
                 )
                 for number in chosen
             ]
-            groups.append((f"{check}: {len(places):,}", pictures))
-    return draw_contact_sheet(groups, "Dropped images, by first reason") if groups else None
+            sheet.append(TileRow(tiles, f"{check}: {len(places):,}"))
+    return draw_sheet(sheet, CONTACT_SHEET, "Dropped images, by first reason") if sheet else None
 
 
 def _label(check: str, place: int, scores: list[dict], decision: Decision, section: FilterSection) -> str:
@@ -235,5 +237,10 @@ def _label(check: str, place: int, scores: list[dict], decision: Decision, secti
     return f"{row['prompt_id']}: {why}"
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Run this stage alone."""
+    run_stage("data_scripts.dad.filter", run, __doc__, ("filter",), argv)
+
+
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.filter", run, __doc__, ("filter",))
+    main()

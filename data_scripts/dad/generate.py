@@ -1,7 +1,7 @@
 """
 Draws one image for each prompt, with the base model and the trained ControlNet.
 
-    python -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml common.base_model=FOLDER_OR_ID
+    python -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml --common.base_model FOLDER_OR_ID
     accelerate launch --multi_gpu --num_processes 8 -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml ...
 
 Which prompts share a batch follows from the batch's number, and every image has a seed of its own: another number of
@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.diffusion import Conditions, import_diffusers, load_base
-from data_scripts.dad.files import write_whole
 from data_scripts.dad.reading import DTYPES
 from data_scripts.dad.sampling import draw, load_safety_checker, make_pipeline
 from data_scripts.dad.stage_folders import begin_stage, image_path, read_stage_rows
 from data_scripts.dad.target_pairs import warn_of_cut
+from mra.common.files import write_whole
 from mra.common.sharding import cut_batches
 from mra.training.order import key_to_seed
 
@@ -97,5 +97,10 @@ def run(config) -> None:
     stage.finish_rows(rows, expected=len(prompts), name="images")
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Run this stage alone."""
+    run_stage("data_scripts.dad.generate", run, __doc__, ("generate",), argv)
+
+
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.generate", run, __doc__, ("generate",))
+    main()

@@ -3,7 +3,7 @@ Finds the box of every noun phrase of the captions, and writes the annotations o
 
     python -m data_scripts.dad.ground --config recipes/dad/cuhk.yaml
 
-writes `WORK/sda/sda_<start>_<stop>.json`, which prepare_sda reads with `--images WORK/images`.
+writes `WORK/sda/sda_<start>_<stop>.json`, which `mra prepare sda` reads with `--images WORK/images`.
 """
 
 import json
@@ -16,11 +16,12 @@ from torchvision.ops import box_convert, box_iou, nms
 
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.detectors import PhraseBoxes, PhraseDetector
-from data_scripts.dad.files import write_whole
 from data_scripts.dad.language.noun_phrases import NounPhrase, find_noun_phrases, specificity
 from data_scripts.dad.reading import DTYPES, open_picture, read_batches
-from data_scripts.dad.sections import GroundSection, require
+from data_scripts.dad.sections import GroundSection
 from data_scripts.dad.stage_folders import Stage, begin_stage, read_stage_rows, shard_name
+from mra.common.arguments import require
+from mra.common.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -156,5 +157,10 @@ def _overlaps(corners: torch.Tensor, box: int, others: list[int], threshold: flo
     return bool(others) and bool((box_iou(corners[[box]], corners[others]) >= threshold).any())
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Run this stage alone."""
+    run_stage("data_scripts.dad.ground", run, __doc__, ("ground",), argv)
+
+
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.ground", run, __doc__, ("ground",))
+    main()

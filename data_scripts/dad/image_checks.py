@@ -88,7 +88,8 @@ def perceptual_hash(image: Image.Image) -> str:
     Hashes what a picture looks like: 256 signs of its luma's low frequencies, then a grid of mean colours.
 
     The signs are those of the 16 x 16 lowest coefficients of the cosine transform about their median, and change little
-    when a picture is scaled, re-encoded or slightly blurred. The colours tell apart what differs in hue alone.
+    when a picture is scaled, re-encoded or slightly blurred. The colours tell apart what differs in hue alone. The signs
+    are those of `imagehash.phash(image, 16)` but for one bit or two: it counts the mean brightness, and knows no colours.
 
     Returns:
         Hexadecimal digits: 64 of the signs, 192 of 8 x 4 colours.

@@ -17,22 +17,23 @@ import numpy as np
 from datasets import Dataset
 
 from data_scripts.dad.command import run_stage
-from data_scripts.dad.files import read_json, write_json, write_whole
 from data_scripts.dad.image_checks import load_picture
+from data_scripts.dad.json_files import read_json, write_json
 from data_scripts.dad.language.noun_phrases import find_noun_phrases
 from data_scripts.dad.reading import choose_rows, open_picture
-from data_scripts.dad.reporting.contact_sheet import Picture, draw_contact_sheet, save_picture
 from data_scripts.dad.reporting.domain_distance import FeatureExtractor, load_extractor, measure_distance
 from data_scripts.dad.reporting.report_blocks import make_blocks
 from data_scripts.dad.reporting.report_page import to_html, to_markdown
 from data_scripts.dad.stage_folders import WorkFolder, process_state, read_finished, read_stage_rows
 from data_scripts.dad.target_set import load_target
+from mra.common.drawing import CONTACT_SHEET, Tile, TileRow, draw_sheet, save_picture
+from mra.common.files import write_whole
 
 
 _NEEDED = ("augment", "generate", "filter", "caption", "ground")
 _MODELS = ("common.base_model", "filter.person_model", "filter.score_model", "caption.model", "ground.model")
 _SHEET_PICTURES, _SHEET_ROWS = 8, 2
-_LABEL_LINES = 6
+_SHEET_STYLE = dataclasses.replace(CONTACT_SHEET, label_lines=6)
 _FREQUENT = 12  # words and phrases to show
 _WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)*")
 
@@ -166,37 +167,37 @@ def _draw_sheets(config, work: WorkFolder, target: Dataset, regions: Sequence[di
     wanted = _SHEET_PICTURES * _SHEET_ROWS
     ours = [generated[place] for place in choose_rows(len(generated), wanted, seed, "report_sheet")]
     theirs = target.select(choose_rows(len(target), wanted, seed, "report_sheet"))
-    rows = [("Target set", [Picture(load_picture(example), example["captions"][0]) for example in theirs])]
-    if ours:
-        rows.append(("Generated and kept", [Picture(open_picture(work.images, row), row["prompt"]) for row in ours]))
-    groups = [
-        (title if start == 0 else "", own[start : start + _SHEET_PICTURES])
-        for title, own in rows
-        for start in range(0, len(own), _SHEET_PICTURES)
-    ]
-    save_picture(draw_contact_sheet(groups, "Target set and generated images", _LABEL_LINES), folder / "images.jpg")
+    rows = _rows("Target set", [Tile(load_picture(example), example["captions"][0]) for example in theirs])
+    rows += _rows("Generated and kept", [Tile(open_picture(work.images, row), row["prompt"]) for row in ours])
+    save_picture(draw_sheet(rows, _SHEET_STYLE, "Target set and generated images"), folder / "images.jpg")
     figures.append(("images.jpg", "Pictures of the target set, and generated ones with their prompts"))
     with_boxes = [row for row in regions if row["boxes"]]
     if with_boxes:
         chosen = [with_boxes[place] for place in choose_rows(len(with_boxes), wanted, seed, "report_boxes")]
-        pictures = [_picture_with_boxes(work, row) for row in chosen]
-        groups = [
-            ("", pictures[start : start + _SHEET_PICTURES]) for start in range(0, len(pictures), _SHEET_PICTURES)
-        ]
-        save_picture(
-            draw_contact_sheet(groups, "Boxes of the captions' phrases", _LABEL_LINES), folder / "regions.jpg"
-        )
+        rows = _rows("", [_tile_with_boxes(work, row) for row in chosen])
+        save_picture(draw_sheet(rows, _SHEET_STYLE, "Boxes of the captions' phrases"), folder / "regions.jpg")
         figures.append(("regions.jpg", "Captions and the boxes found for their phrases"))
     if (work.folder("filter") / "dropped.jpg").exists():
         figures.append(("../filter/dropped.jpg", "Dropped images by the first reason"))
     return figures
 
 
-def _picture_with_boxes(work: WorkFolder, row: dict) -> Picture:
+def _rows(heading: str, tiles: Sequence[Tile]) -> list[TileRow]:
+    """Break tiles into rows, the first with a heading."""
+    starts = range(0, len(tiles), _SHEET_PICTURES)
+    return [TileRow(tiles[start : start + _SHEET_PICTURES], "" if start else heading) for start in starts]
+
+
+def _tile_with_boxes(work: WorkFolder, row: dict) -> Tile:
     image = open_picture(work.images, {"file_path": row["image"]})
     regions = zip(row["phrases"], row["boxes"], row["logits"], strict=True)
-    return Picture(image, row["caption"], [(f"{score:.2f} {phrase}", box) for phrase, box, score in regions])
+    return Tile(image, row["caption"], boxes=[(f"{score:.2f} {phrase}", box) for phrase, box, score in regions])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run this stage alone."""
+    run_stage("data_scripts.dad.report", run, __doc__, ("report",), argv)
 
 
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.report", run, __doc__, ("report",))
+    main()

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_scripts.dad.files import to_lines, write_whole
+from data_scripts.dad.json_files import to_lines
 from mra.common.command_line import writing_to
+from mra.common.files import write_whole
 from mra.common.sharding import Shard
 
 

@@ -8,7 +8,7 @@ The work folder of the factory: names, whole files, rows in parts, and what each
     WORK/filter/manifest.json, scores.jsonl, thresholds.json, kept.jsonl, report
     WORK/captions/manifest.json, captions.jsonl  {file_path, caption, raw_caption, prompt_id}
     WORK/grounding/manifest.json, regions.jsonl  rows as those of SDA, with their prompt_id
-    WORK/sda/sda_<start>_<stop>.json of 5,000 prompts each, and nothing else, as prepare_sda reads them
+    WORK/sda/sda_<start>_<stop>.json of 5,000 prompts each, and nothing else, as `mra prepare sda` reads them
     WORK/report/manifest.json, index.md
 
 `source_row` is the row of the train split, `source_image_id` the person in it. While a stage runs, every process
@@ -32,7 +32,7 @@ import torch
 from accelerate import PartialState
 
 from data_scripts.dad.config import FactoryConfig
-from data_scripts.dad.files import read_json, write_json
+from data_scripts.dad.json_files import read_json, write_json
 from data_scripts.dad.row_parts import RowParts
 from data_scripts.json_rows import UnreadableJson, read_rows
 from mra.common.environment import ENVIRONMENT_FILE, describe_environment
@@ -44,7 +44,6 @@ from mra.training.checkpointing import RECIPE_FILE
 SHARD_PROMPTS = 5000
 MANIFEST = "manifest.json"
 _SETTINGS = (MANIFEST, RECIPE_FILE, ENVIRONMENT_FILE)
-STAGES = ("train", "augment", "generate", "filter", "caption", "ground", "report")
 FOLDERS = {
     "train": "controlnet",
     "augment": "prompts",

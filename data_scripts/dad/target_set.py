@@ -5,8 +5,8 @@ from typing import Any
 from datasets import Dataset
 
 from images_mra import read_picture
+from mra.common.tables import load_split
 from mra.retrieval.encode import undecoded
-from mra.training.splits import load_split
 
 
 _COLUMNS = ("image", "captions", "image_id")
@@ -26,22 +26,12 @@ def load_target(name: str, split: str = "train") -> Dataset | None:
     Raises:
         ValueError: if there is no such set, it cannot be read, or it is of another kind.
     """
-    try:
-        rows = load_split(name, split)
-    except ConnectionError as error:
-        raise ValueError(
-            f"`common.dataset` {name!r} is no folder, and the Hub cannot be asked for it: {error}. Check the path, or the "
-            "connection."
-        ) from None
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"`common.dataset` {name!r} cannot be read: {error} (prepare_pedes makes such a set)"
-        ) from None
+    rows = load_split(name, split, argument="common.dataset", optional=split != "train")
     missing = [column for column in _COLUMNS if rows is not None and column not in rows.column_names]
     if missing:
         raise ValueError(
-            f"`common.dataset` {name!r} has no column {', '.join(map(repr, missing))}, only {', '.join(rows.column_names)}: "
-            "name a set of images with captions as prepare_pedes writes it."
+            f"common.dataset {name} has no column {', '.join(map(repr, missing))}, only {', '.join(rows.column_names)}: "
+            "name a set of images with captions as `mra prepare pedes` writes it."
         )
     return rows if rows is None else undecoded(rows)
 
@@ -58,6 +48,6 @@ def read_target(rows: Dataset, row: int) -> dict[str, Any]:
         return item | {"image": read_picture(item["image"])}
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"`common.dataset`: the image of row {row} (counting from 0) of the split cannot be read: {error}. Prepare the "
+            f"common.dataset: the image of row {row} (counting from 0) of the split cannot be read: {error}. Prepare the "
             "set again without it."
         ) from None

@@ -1,9 +1,9 @@
 """
-Trains a ControlNet that pulls a frozen Stable Diffusion towards the target set (paper, section on domain-aligned data).
+Train a ControlNet that pulls a frozen Stable Diffusion towards the target set (paper, section on domain-aligned data).
 
 One process, or the eight GPUs of a machine:
 
-    python -m data_scripts.dad.train_dad --config recipes/dad/cuhk.yaml common.base_model=FOLDER_OR_ID
+    python -m data_scripts.dad.train_dad --config recipes/dad/cuhk.yaml --common.base_model FOLDER_OR_ID
     accelerate launch --multi_gpu --num_processes 8 -m data_scripts.dad.train_dad --config recipes/dad/cuhk.yaml ...
 
 The same command goes on after an interruption. SIGTERM saves a checkpoint and ends the run.
@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.controlnet_card import build_controlnet_card, save_controlnet
 from data_scripts.dad.diffusion import Conditions, create_controlnet, load_base, to_latents, training_target
-from data_scripts.dad.files import write_whole
 from data_scripts.dad.stage_folders import begin_stage
 from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs, warn_of_cut
 from data_scripts.dad.target_set import load_target
 from data_scripts.dad.training_validation import Validation, read_errors
+from mra.common.files import write_whole
 from mra.training.arguments import OptimizationArguments, RunArguments
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, start_output_dir
 from mra.training.metrics_log import LossWindow, MetricsLog
@@ -143,7 +143,7 @@ def run(config) -> None:
     # Accelerator
     accelerator = create_accelerator(run)
     stop = StopSignal()
-    checkpoint = start_output_dir(accelerator, run, recipe, "train.{}={}".format)
+    checkpoint = start_output_dir(accelerator, run, recipe, "--train.{} {}".format)
     set_seed(run.seed)
 
     # Data
@@ -257,5 +257,10 @@ def run(config) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Run this stage alone."""
+    run_stage("data_scripts.dad.train_dad", run, __doc__, ("train", "generate"), argv)
+
+
 if __name__ == "__main__":
-    run_stage("data_scripts.dad.train_dad", run, __doc__, ("train", "generate"))
+    main()

@@ -9,10 +9,10 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from data_scripts.dad.diffusion import Conditions
-from data_scripts.dad.files import write_whole
 from data_scripts.dad.sampling import draw, make_pipeline
 from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs
 from data_scripts.dad.target_set import load_target
+from mra.common.files import write_whole
 from mra.common.sharding import Shard, cut_batches
 from mra.training.metrics_log import METRICS_FILE, read_records
 from mra.training.order import key_to_seed

@@ -2,9 +2,11 @@
 
 import random
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from data_scripts.sample.captions import Caption, write_caption, write_two_captions
 from data_scripts.sample.people import CAMERAS, VIEWS, Person, Scene, draw_identities, draw_person, draw_scene
+from mra.common.arguments import option
 
 
 PEDES_FOLDER = "CUHK-PEDES"
@@ -12,40 +14,36 @@ PEDES_FOLDER = "CUHK-PEDES"
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """
-    What a sample set holds.
+    """What a sample set holds."""
 
-    `sda_pairs` image-caption pairs of the pretraining domain in shards of `sda_shard_size` prompts;
-    `train_ids`, `val_ids` and `test_ids` people with about `images_per_id` crops each, two captions a crop;
-    `twin_share` of the people differ from another of their split in one attribute only.
-    """
+    theme_name: ClassVar[str] = "sample set"
 
-    sda_pairs: int = 10000
-    sda_shard_size: int = 5000
-    train_ids: int = 2500
-    val_ids: int = 200
-    test_ids: int = 200
-    images_per_id: int = 4
-    twin_share: float = 0.15
-    seed: int = 0
+    sda_pairs: int = option(10000, "image-caption pairs of the pretraining domain")
+    sda_shard_size: int = option(5000, "prompts in a shard of it")
+    train_ids: int = option(2500, "people in the training split")
+    val_ids: int = option(200, "people in the validation split")
+    test_ids: int = option(200, "people in the test split")
+    images_per_id: int = option(4, "crops of a person, give or take one, each with two captions")
+    twin_share: float = option(0.15, "share of people who differ from another of their split in one attribute only")
+    seed: int = option(0, "another one gives another set of the same kind")
 
     def __post_init__(self):
         for name in ("sda_pairs", "train_ids", "val_ids", "test_ids", "seed"):
             value = getattr(self, name)
             if value < 0:
-                raise ValueError(f"`{name}` must be 0 or more, got {value}.")
+                raise ValueError(f"`{name}` must be 0 or more, got {value}")
         if self.sda_pairs + self.train_ids + self.val_ids + self.test_ids == 0:
-            raise ValueError("The sample set would be empty: give `sda_pairs` or one of the `*_ids` a value above 0.")
+            raise ValueError("The sample set would be empty: give `sda_pairs` or one of the `*_ids` a value above 0")
         if self.sda_shard_size < 1:
-            raise ValueError(f"`sda_shard_size` must be 1 or more, got {self.sda_shard_size}.")
+            raise ValueError(f"`sda_shard_size` must be 1 or more, got {self.sda_shard_size}")
         if not 2 <= self.images_per_id <= len(CAMERAS) - 1:
-            raise ValueError(f"`images_per_id` must lie in 2..{len(CAMERAS) - 1}, got {self.images_per_id}.")
+            raise ValueError(f"`images_per_id` must lie in 2..{len(CAMERAS) - 1}, got {self.images_per_id}")
         if not 0 <= self.twin_share < 1:
-            raise ValueError(f"`twin_share` must lie in 0..1 (1 excluded), got {self.twin_share}.")
+            raise ValueError(f"`twin_share` must lie in 0..1 (1 excluded), got {self.twin_share}")
 
 
 @dataclass
-class Crop:
+class PlannedPicture:
     """One picture of the set: who and how, what is said of it, and where it goes below `images/`."""
 
     path: str
@@ -57,9 +55,9 @@ class Crop:
     parts: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
-def plan_sda(config: SampleConfig) -> list[Crop]:
+def plan_sda(config: SampleConfig) -> list[PlannedPicture]:
     """Plans the pretraining domain: each prompt one person, view and caption, and one picture or now and then two."""
-    crops: list[Crop] = []
+    crops: list[PlannedPicture] = []
     prompt = 0
     while len(crops) < config.sda_pairs:
         name = f"{config.seed}/sda/{prompt}"
@@ -69,17 +67,17 @@ def plan_sda(config: SampleConfig) -> list[Crop]:
         first = draw_scene(rng, person, view=view, camera=None, seed=f"{name}/0")
         caption = write_caption(person, first, rng, "prompt")
         folder = shard_name(prompt, config.sda_shard_size, "c")
-        crops.append(Crop(f"SDA/{folder}/{prompt}_0.jpg", person, first, [caption], prompt, "sda"))
+        crops.append(PlannedPicture(f"SDA/{folder}/{prompt}_0.jpg", person, first, [caption], prompt, "sda"))
         if rng.random() < 0.08 and len(crops) < config.sda_pairs and first.shoes_visible:
             second = draw_scene(rng, person, view=view, camera=None, seed=f"{name}/1")
-            crops.append(Crop(f"SDA/{folder}/{prompt}_1.jpg", person, second, [caption], prompt, "sda"))
+            crops.append(PlannedPicture(f"SDA/{folder}/{prompt}_1.jpg", person, second, [caption], prompt, "sda"))
         prompt += 1
     return crops
 
 
-def plan_pedes(config: SampleConfig) -> list[Crop]:
+def plan_pedes(config: SampleConfig) -> list[PlannedPicture]:
     """Plans the target domain: identities counted from 1 over train, val and test, each seen by several cameras."""
-    crops: list[Crop] = []
+    crops: list[PlannedPicture] = []
     identity = 0
     for split, number in (("train", config.train_ids), ("val", config.val_ids), ("test", config.test_ids)):
         people = draw_identities(random.Random(f"{config.seed}/{split}"), number, config.twin_share)
@@ -96,7 +94,7 @@ def plan_pedes(config: SampleConfig) -> list[Crop]:
                 captions = write_two_captions(person, scene, rng)
                 extension = rng.choices(("jpg", "png", "bmp"), (88, 8, 4))[0]
                 path = f"{PEDES_FOLDER}/imgs/{camera}/{identity:05d}_{index}.{extension}"
-                crops.append(Crop(path, person, scene, captions, identity, split))
+                crops.append(PlannedPicture(path, person, scene, captions, identity, split))
     return crops
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What libraries say that write through C++ or Rust, or in another process, and lose the number of the error.
-_SIGNS = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "File too large",
-    "PytorchStreamWriter failed writing file",
-    "inline_container.cc",  # of the same writer, whose file is shorter than what it wrote
-)
+_SIGNS = {
+    "No space left on device": "No space left on device",
+    "Disk quota exceeded": "Disk quota exceeded",
+    "File too large": "File too large",
+    "PytorchStreamWriter failed writing file": "PytorchStreamWriter failed writing file",
+    "inline_container.cc": "a file is shorter than what was written",  # of the same writer
+}
 _PROJECT = ("__main__", "mra", "data_scripts", "train_pretrain", "train_finetune")
 _BLOCK = 1 << 16  # bytes: more than a file system keeps beside its blocks
 
@@ -35,9 +35,9 @@ def find_full_disk(error: BaseException) -> str | None:
         seen.add(id(current))
         if isinstance(current, OSError) and current.errno in _FULL:
             return current.strerror or os.strerror(current.errno)
-        sign = next((sign for sign in _SIGNS if sign in str(current)), None)
-        if sign is not None:
-            return sign
+        words = next((words for sign, words in _SIGNS.items() if sign in str(current)), None)
+        if words is not None:
+            return words
         current = current.__cause__ or current.__context__
     return None
 
@@ -154,5 +154,5 @@ def _is_raised_here(error: BaseException) -> bool:
 
 def _free_space(output: str | Path) -> str:
     """Return how much is free on the disk of an output, which need not exist."""
-    folder = next(folder for folder in (Path(output).absolute(), *Path(output).absolute().parents) if folder.exists())
+    folder = next(folder for folder in (Path(output).absolute(), *Path(output).absolute().parents) if folder.is_dir())
     return f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB free in {folder}"

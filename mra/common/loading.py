@@ -31,7 +31,7 @@ def load_model(
     if config.get("model_type") != MRAConfig.model_type:
         raise ValueError(
             f"model {path} is of model_type {config.get('model_type')!r}, expected {MRAConfig.model_type!r}: "
-            "convert a published checkpoint with convert_checkpoint.py first"
+            "convert a published checkpoint with `mra convert` first"
         )
     try:
         model, loading = MRAForImageTextRetrieval.from_pretrained(

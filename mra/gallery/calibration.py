@@ -8,7 +8,7 @@ from mra.gallery.types import Calibration
 from mra.retrieval.encoders import Encoder, match_nearest
 from mra.retrieval.evaluation import read_captions
 from mra.retrieval.metrics import retrieval_metrics
-from mra.retrieval.rerank import similarity_matrix, top_k
+from mra.retrieval.reranking import similarity_matrix, top_k
 from mra.retrieval.retrieval_choice import MATCH_WEIGHTS, choice_score
 from mra.retrieval.score_fusion import fuse_scores
 

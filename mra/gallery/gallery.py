@@ -16,16 +16,23 @@ from mra.gallery.parts import read_image
 from mra.gallery.searching import Question, answer, open_query_image
 from mra.gallery.sources import content_hash, open_source
 from mra.gallery.state import OpenGallery
-from mra.gallery.types import BuildReport, Calibration, GalleryStats, Hit, SearchResult, Skipped, Verification
+from mra.gallery.types import (
+    DEFAULT_RERANK,
+    DEFAULT_TOP,
+    BuildReport,
+    Calibration,
+    GalleryStats,
+    Hit,
+    SearchResult,
+    Skipped,
+    Verification,
+)
 from mra.retrieval.score_fusion import require_finite
 
 
 __all__ = ["BuildReport", "Calibration", "Gallery", "GalleryStats", "Hit", "SearchResult", "Skipped", "Verification"]
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_TOP = 20
-DEFAULT_RERANK = 128
 
 
 class Gallery(OpenGallery):

@@ -1,112 +1,58 @@
-"""Make and keep a gallery of one's own images.
+"""The verbs that make and keep a gallery of one's own images: `mra index build`, `add`, `remove`, `stats`, `verify`, `calibrate`."""
 
-python -m mra.gallery.index build --model outputs/finetune/best --images photos --gallery gallery.db --metadata people.csv
-python -m mra.gallery.index add --images more_photos --prefix more/ --gallery gallery.db
-python -m mra.gallery.index remove --gallery gallery.db --where 'camera == "c3"'
-python -m mra.gallery.index stats --gallery gallery.db
-python -m mra.gallery.index verify --gallery gallery.db
-python -m mra.gallery.index calibrate --gallery gallery.db --dataset data/arrow/cuhk --split validation
-"""
-
-import argparse
 import json
-import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from mra.common.command_line import plain_errors, try_folder
-from mra.gallery.arguments import add_model, add_new, add_place, open_gallery, progress_bar
-from mra.gallery.gallery import DEFAULT_RERANK, BuildReport
+from tqdm.auto import tqdm
+
+from mra.common.command_line import try_folder
+from mra.common.tables import load_split
+from mra.gallery.arguments import (
+    CalibrationArguments,
+    EncoderArguments,
+    NewGalleryArguments,
+    PlaceArguments,
+    RemovalArguments,
+    SourceArguments,
+    StatsArguments,
+    open_gallery,
+)
 from mra.gallery.milvus import is_server
+from mra.gallery.types import BuildReport
 
 
 NAMES_SHOWN = 10
 
 
-def main(command_line: list[str] | None = None) -> None:
-    logging.basicConfig(format="%(message)s")
-    args = make_parser().parse_args(command_line)
-    with plain_errors(f"index {args.command}", args.files or args.gallery):
-        args.run(args)
+def build(source: SourceArguments, place: PlaceArguments, encoder: EncoderArguments, new: NewGalleryArguments) -> None:
+    """Index a folder or data set; make the gallery if there is none."""
+    _index(source, place, encoder, new, must_exist=False)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """One sub-command for each verb."""
-    parser = argparse.ArgumentParser(
-        prog="index",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def command(name: str, run, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        add_place(added)
-        added.set_defaults(run=run)
-        return added
-
-    for name, text in (
-        ("build", "index a folder or data set: what is new or changed is encoded"),
-        ("add", "index more images into a gallery that exists"),
-    ):
-        added = command(name, build, text)
-        add_model(added)
-        add_new(added)
-        add_images(added)
-    added = command("remove", remove, "remove images for good: no vector, token or copy stays")
-    which = added.add_mutually_exclusive_group(required=True)
-    which.add_argument("--where", help="""which ones, such as 'camera == "c3"'""")
-    which.add_argument("--keys", nargs="+", help="which ones, by key")
-    added.add_argument("--delete_files", action="store_true", help="delete your own files of these images too")
-    added = command("stats", stats, "what a gallery holds")
-    added.add_argument("--json", action="store_true", help="print one JSON object")
-    command("verify", verify, "read every image again and compare it with what was indexed")
-    added = command("calibrate", calibrate, "choose the threshold on a labelled split")
-    add_model(added)
-    added.add_argument("--dataset", required=True, help="folder or Hub id with columns image, captions and image_id")
-    added.add_argument("--split", default="validation", help="default: %(default)s")
-    added.add_argument(
-        "--rerank", type=int, default=DEFAULT_RERANK, help="images re-ranked for each query (%(default)s)"
-    )
-    added.add_argument("--max_false_alarms", type=float, help="most false alarms to accept, a share such as 0.05")
-    return parser
+def add(source: SourceArguments, place: PlaceArguments, encoder: EncoderArguments, new: NewGalleryArguments) -> None:
+    """Index more images into a gallery that exists."""
+    _index(source, place, encoder, new, must_exist=True)
 
 
-def add_images(parser: argparse.ArgumentParser) -> None:
-    """Options that say what to index."""
-    parser.add_argument(
-        "--images", required=True, help="folder of images, or folder or Hub id that load_dataset reads"
-    )
-    parser.add_argument("--metadata", help="CSV file with the column path, and camera, time and any others")
-    parser.add_argument("--split", help="of a data set")
-    parser.add_argument("--prefix", default="", help="put before the keys, to keep equal file names apart")
-    parser.add_argument("--prune", action="store_true", help="remove images that are no longer in the source")
-    parser.add_argument("--copy_images", action="store_true", default=None, help="keep a copy of each image")
-    parser.add_argument("--batch_size", type=int, default=32, help="images in a forward pass (default: %(default)s)")
-    parser.add_argument("--num_workers", type=int, default=2, help="threads that decode images (default: %(default)s)")
-
-
-def build(args: argparse.Namespace) -> None:
-    if args.files:
-        try_folder(args.files, "--files")
-    if not is_server(args.gallery) and Path(args.gallery).parent.is_dir():
-        try_folder(Path(args.gallery).parent, "--gallery")
-    with open_gallery(args) as gallery:
-        verb = gallery.build if args.command == "build" else gallery.add
-        report = verb(
-            args.images,
-            args.metadata,
-            split=args.split,
-            prefix=args.prefix,
-            prune=args.prune,
-            copy_images=args.copy_images,
-            batch_size=args.batch_size,
-            num_workers=args.num_workers,
-            progress=progress_bar("images"),
-        )
+def _index(
+    source: SourceArguments,
+    place: PlaceArguments,
+    encoder: EncoderArguments,
+    new: NewGalleryArguments,
+    must_exist: bool,
+) -> None:
+    if place.files:
+        try_folder(place.files, "--files")
+    if not is_server(place.gallery) and Path(place.gallery).parent.is_dir():
+        try_folder(Path(place.gallery).parent, "--gallery")
+    with open_gallery(place, encoder, new) as gallery:
+        verb = gallery.add if must_exist else gallery.build
+        options = vars(source) | {"copy_images": source.copy_images or None}
+        report = verb(**options, progress=progress_bar("images"))
         print(format_report(report))
-        print(f"{args.gallery}: {len(gallery):,} images")
+        print(f"{place.gallery}: {len(gallery):,} images")
 
 
 def format_report(report: BuildReport) -> str:
@@ -131,18 +77,20 @@ def format_report(report: BuildReport) -> str:
     return "\n".join(lines)
 
 
-def remove(args: argparse.Namespace) -> None:
-    with open_gallery(args) as gallery:
-        count = gallery.remove(where=args.where, keys=args.keys, delete_files=args.delete_files)
+def remove(removal: RemovalArguments, place: PlaceArguments) -> None:
+    """Remove images for good."""
+    with open_gallery(place) as gallery:
+        count = gallery.remove(where=removal.where, keys=removal.keys, delete_files=removal.delete_files)
         print(f"removed {count:,} images: their vectors, tokens and copies are deleted; {len(gallery):,} are left")
-        if count and not args.delete_files:
+        if count and not removal.delete_files:
             print("your own files are untouched, and building from their folder again would index them again")
 
 
-def stats(args: argparse.Namespace) -> None:
-    with open_gallery(args) as gallery:
+def stats(options: StatsArguments, place: PlaceArguments) -> None:
+    """Print what a gallery holds."""
+    with open_gallery(place) as gallery:
         result = gallery.stats()
-    if args.json:
+    if options.json:
         print(json.dumps(asdict(result)))
         return
     calibration = result.calibration
@@ -166,8 +114,9 @@ def stats(args: argparse.Namespace) -> None:
         print(f"{name:<10} {value}")
 
 
-def verify(args: argparse.Namespace) -> None:
-    with open_gallery(args) as gallery:
+def verify(place: PlaceArguments) -> None:
+    """Read every image again and compare it with what was indexed."""
+    with open_gallery(place) as gallery:
         result = gallery.verify(progress_bar("images"))
     for problem in result.problems:
         print(f"{problem.key}: {problem.reason}")
@@ -178,19 +127,13 @@ def verify(args: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
-def calibrate(args: argparse.Namespace) -> None:
-    from mra.common.tables import load_table
-
-    try:
-        dataset = load_table(args.dataset, args.split)
-    except Exception as error:
-        raise ValueError(f"--dataset {args.dataset}, split {args.split}, cannot be loaded ({error})") from None
-    with open_gallery(args) as gallery:
+def calibrate(calibration: CalibrationArguments, place: PlaceArguments, encoder: EncoderArguments) -> None:
+    """Choose the threshold on a labelled split."""
+    name = f"{calibration.dataset} {calibration.split}"
+    dataset = load_split(calibration.dataset, calibration.split, argument="--dataset")
+    with open_gallery(place, encoder) as gallery:
         result = gallery.calibrate(
-            dataset,
-            rerank=args.rerank,
-            max_false_alarms=args.max_false_alarms,
-            name=f"{args.dataset} {args.split}",
+            dataset, rerank=calibration.rerank, max_false_alarms=calibration.max_false_alarms, name=name
         )
     print(
         f"threshold {result.threshold:.3f}: {result.false_alarms:.1%} false alarms, {result.misses:.1%} misses over "
@@ -198,5 +141,15 @@ def calibrate(args: argparse.Namespace) -> None:
     )
 
 
-if __name__ == "__main__":
-    main()
+def progress_bar(unit: str) -> Callable[[int, int], None]:
+    """Return what shows images done and images in all as a progress bar."""
+    bars = []
+
+    def update(done: int, total: int) -> None:
+        if not bars:  # at the first image, below what loading the model prints
+            bars.append(tqdm(total=total, unit=f" {unit}", leave=False))
+        bars[0].update(done - bars[0].n)
+        if done == total:
+            bars[0].close()
+
+    return update

@@ -211,7 +211,7 @@ class EmbeddedStore(MilvusStore):
         if not path.parent.is_dir():
             raise ValueError(f"gallery {path} cannot be made: there is no folder {path.parent}")
         if path.is_file():
-            raise ValueError(f"gallery {path} is a file: expected a folder that `index build` made, or a new name")
+            raise ValueError(f"gallery {path} is a file: expected a folder that `mra index build` made, or a new name")
         self._path = str(path.resolve())
         if not self._open_folders.get(self._path):
             _refuse_locked(path)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from mra.gallery.milvus import EmbeddedStore, MilvusStore, is_server
 from mra.gallery.store import MemoryStore, Store
+from mra.gallery.types import DEFAULT_COLLECTION
 
 
 MEMORY = ":memory:"
-DEFAULT_COLLECTION = "people"
 
 # Written into every gallery; one of another number is refused.
 FORMAT = 1

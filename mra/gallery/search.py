@@ -1,19 +1,15 @@
-"""Search a gallery in words, by an image of the person, or by both.
+"""Search a gallery in words, by an image of the person, or by both: `mra search`."""
 
-python -m mra.gallery.search "a woman in a red coat with a black backpack" --gallery gallery.db --save ranking.png
-python -m mra.gallery.search --image person.jpg --gallery gallery.db --where 'camera == "c3"' --json
-"""
-
-import argparse
 import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from mra.common.command_line import plain_errors, try_file
+from mra.common.command_line import try_file
 from mra.common.drawing import PICTURE_SUFFIXES, RankedQuery, draw_rankings, save_picture
-from mra.gallery.arguments import add_model, add_place, open_gallery
-from mra.gallery.gallery import DEFAULT_RERANK, DEFAULT_TOP, Gallery, SearchResult
+from mra.gallery.arguments import EncoderArguments, PlaceArguments, SearchArguments, open_gallery
+from mra.gallery.gallery import Gallery
+from mra.gallery.types import SearchResult
 from mra.retrieval.score_fusion import fusion_name
 
 
@@ -21,76 +17,36 @@ IN_PICTURE = 10
 NOT_IN_GALLERY = "probably not in the gallery"
 
 
-def main(command_line: list[str] | None = None) -> None:
-    logging.basicConfig(format="%(message)s")
-    parser = make_parser()
-    args = parser.parse_args(command_line)
-    if not args.texts and args.image is None:
-        parser.error("give a sentence, --image, or both")
-    with plain_errors("search", args.save or args.gallery):
-        if args.save:
-            try_file(args.save, "--save", PICTURE_SUFFIXES)
-        with open_gallery(args) as gallery:
-            run(gallery, args)
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="search",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "texts", nargs="*", metavar="TEXT", help="a sentence; several are searched one after the other"
-    )
-    add_place(parser)
-    add_model(parser)
-    parser.add_argument("--image", help="picture of the person; with a sentence, both count equally")
-    parser.add_argument("--top", type=int, default=DEFAULT_TOP, help="hits to show (default: %(default)s)")
-    parser.add_argument(
-        "--rerank",
-        type=int,
-        default=DEFAULT_RERANK,
-        help="nearest images to re-rank, 0 for none (default: %(default)s)",
-    )
-    parser.add_argument("--where", help="""restricts the search, such as 'camera == "c3" and time > "2026-01-31"'""")
-    parser.add_argument(
-        "--threshold", type=float, help="matching probability of a likely hit; the calibrated one or 0.5"
-    )
-    parser.add_argument(
-        "--phrase", action="append", default=[], help="gets a matching probability with each hit; can be repeated"
-    )
-    parser.add_argument("--save", help=f"write a picture of the best {IN_PICTURE} hits of each search")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a search")
-    return parser
-
-
-def run(gallery: Gallery, args: argparse.Namespace) -> None:
+def search(question: SearchArguments, place: PlaceArguments, encoder: EncoderArguments) -> None:
     """Search for each sentence, or by the image alone, print the hits and save the picture."""
-    rows = []
-    for text in args.texts or [None]:
-        result = gallery.search(
-            text, image=args.image, top=args.top, rerank=args.rerank, where=args.where, threshold=args.threshold
-        )
-        phrases = []
-        if args.phrase and result.hits:
-            phrases = gallery.match(args.phrase, [hit.key for hit in result.hits]).T.tolist()
-        question = " + ".join(part for part in (text, args.image) if part)
-        print(
-            to_json(question, result, args.phrase, phrases)
-            if args.json
-            else to_table(question, result, args.phrase, phrases)
-        )
-        if args.save:
-            rows.append(to_row(gallery, question, result))
-    if args.save:
+    if question.save:
+        try_file(question.save, "--save", PICTURE_SUFFIXES)
+    with open_gallery(place, encoder) as gallery:
+        rows = [_answer(gallery, text, question) for text in question.texts or [None]]
+    if question.save:
         if not any(row.images for row in rows):
             raise ValueError("there is no hit to draw")
-        save_picture(draw_rankings(rows, f"green: likely, red: {NOT_IN_GALLERY}"), Path(args.save))
-        if not args.json:
-            print(f"wrote {args.save}")
+        save_picture(draw_rankings(rows, f"green: likely, red: {NOT_IN_GALLERY}"), Path(question.save))
+        if not question.json:
+            print(f"wrote {question.save}")
+
+
+def _answer(gallery: Gallery, text: str | None, question: SearchArguments) -> RankedQuery | None:
+    """Search for one sentence, print the hits, and return their row of the picture if one is saved."""
+    result = gallery.search(
+        text,
+        image=question.image,
+        top=question.top,
+        rerank=question.rerank,
+        where=question.where,
+        threshold=question.threshold,
+    )
+    phrases = []
+    if question.phrase and result.hits:
+        phrases = gallery.match(question.phrase, [hit.key for hit in result.hits]).T.tolist()
+    asked = " + ".join(part for part in (text, question.image) if part)
+    print((to_json if question.json else to_table)(asked, result, question.phrase, phrases))
+    return to_row(gallery, asked, result) if question.save else None
 
 
 def to_json(question: str, result: SearchResult, names: list[str], phrases: list[list[float]]) -> str:
@@ -155,7 +111,3 @@ def to_row(gallery: Gallery, question: str, result: SearchResult) -> RankedQuery
         is_match=[hit.likely is not False for hit in hits],
         caption="matching probability" if result.reranked else "similarity",
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,6 @@ from mra.gallery.where import RECORD_FIELDS
 NOT_PICTURES = {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".fits", ".fit"}
 
 MAX_KEY_BYTES = 1024
-
-# What the Hub calls a data set: a name, after that of its owner or not.
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 # Names that mean something else in a record or a `where`.
 RESERVED = {"path", "image", "captions", "embedding", "content", "source", "metadata", *RECORD_FIELDS}
@@ -78,9 +74,10 @@ def open_source(images, prefix: str = "", split: str | None = None, gallery_fold
             raise ValueError(f"images {images} is a file: expected a folder, a list of files or a data set")
         source = _folder(folder, prefix, gallery_folder) if folder.is_dir() else None
         if source is None or not (source.items or source.refused):
-            source = _dataset(
-                _load_dataset(str(images), split), str(images), prefix or f"{split}/" if split else prefix
-            )
+            from mra.common.tables import load_split
+
+            dataset = load_split(str(images), split, argument="images", expected="images or a data set of them")
+            source = _dataset(dataset, str(images), prefix or f"{split}/" if split else prefix)
     elif hasattr(images, "features") and hasattr(images, "select_columns"):
         source = _dataset(images, f"data set {images.info.dataset_name or ''} {images.split or ''}".strip(), prefix)
     elif isinstance(images, Sequence):
@@ -138,26 +135,6 @@ def _files(paths: Sequence, prefix: str) -> Source:
             items[key] = Item(key, path, path.read_bytes)
     root = Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]))
     return Source(f"files under {root}", root, sorted(items.values(), key=lambda item: item.key), refused)
-
-
-def _load_dataset(path: str, split: str | None):
-    from datasets import Dataset
-
-    from mra.common.tables import load_table
-
-    # Without a network, the Hub would be asked several times before this is said.
-    if not Path(path).exists() and not _HUB_ID.fullmatch(path):
-        raise ValueError(f"images {path}: there is no such folder")
-    try:
-        loaded = load_table(path, split)
-    except Exception as error:
-        known = "a folder without images" if Path(path).is_dir() else "neither a folder nor a data set on the Hub"
-        raise ValueError(f"images {path} is {known} that load_dataset can read ({error})") from None
-    if isinstance(loaded, Dataset):
-        return loaded
-    if len(loaded) > 1:
-        raise ValueError(f"images {path} has the splits {', '.join(loaded)}: choose one with split")
-    return next(iter(loaded.values()))
 
 
 def _dataset(dataset, name: str, prefix: str) -> Source:

@@ -9,11 +9,11 @@ import torch
 from mra.gallery import maintenance as gallery_maintenance
 from mra.gallery.parts import GalleryParts
 from mra.gallery.picture_files import FileStore
-from mra.gallery.place import DEFAULT_COLLECTION, FORMAT, Place, read_info
+from mra.gallery.place import FORMAT, Place, read_info
 from mra.gallery.sources import Source
 from mra.gallery.store import Record
 from mra.gallery.token_cache import TOKEN_DTYPES, TokenCache
-from mra.gallery.types import Calibration
+from mra.gallery.types import DEFAULT_COLLECTION, Calibration
 from mra.gallery.where import RECORD_FIELDS, Where, parse_where
 from mra.retrieval.encoders import Encoder, TorchEncoder
 
@@ -130,7 +130,7 @@ class OpenGallery:
             place, name = self._place, self._place.collection
             called, option = ("", "") if name == DEFAULT_COLLECTION else (f" {name}", f" --collection {name}")
             raise ValueError(
-                f"there is no gallery{called} at {place.uri}: make one with `python -m mra.gallery.index build --gallery "
+                f"there is no gallery{called} at {place.uri}: make one with `mra index build --gallery "
                 f"{place.uri}{option} --images FOLDER --model MODEL`"
             )
 

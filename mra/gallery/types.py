@@ -1,7 +1,12 @@
-"""What the verbs of a gallery return."""
+"""What the verbs of a gallery return, and what they do where nothing else is asked for."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+
+
+DEFAULT_COLLECTION = "people"
+DEFAULT_TOP = 20
+DEFAULT_RERANK = 128
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,10 @@ def parse_where(text: str, fields: Mapping[str, str]) -> Where:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = f"{error.msg} at character {error.offset}" if isinstance(error, SyntaxError) else str(error)
         raise ValueError(f"where {text!r} cannot be read ({reason}): expected something like {EXAMPLE}") from None
-    return _Reader(text, fields).read(tree, negated=False)
+    return _ConditionReader(text, fields).read(tree, negated=False)
 
 
-class _Reader:
+class _ConditionReader:
     def __init__(self, text: str, fields: Mapping[str, str]):
         self.text, self.fields = text, fields
 

@@ -1,20 +1,16 @@
-"""
-Print the results of several evaluations as one table.
+"""Print the results of several evaluations as one table: `mra compare`."""
 
-    python -m mra.retrieval.compare "fine-tuned=outputs/eval_cuhk" "converted=outputs/eval_released"
-"""
-
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
+from mra.retrieval.arguments import ComparisonArguments
 from mra.retrieval.evaluation import below_similarity, describe_ranking, format_table
 
 
 def read_report(folder: str) -> dict[str, Any]:
     """
-    Read what `eval_retrieval.py` wrote.
+    Read what `mra evaluate` wrote.
 
     Args:
         folder: its `--output_dir`.
@@ -31,14 +27,14 @@ def read_report(folder: str) -> dict[str, Any]:
         if "similarity" not in report:
             raise ValueError("it has no similarity metrics")
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): expected a folder that eval_retrieval.py wrote") from error
+        raise ValueError(f"{path} cannot be read ({error}): expected a folder that `mra evaluate` wrote") from error
     arguments = report.get("arguments", {})
     return {name: arguments[name] for name in ("score_fusion", "match_weight", "flip") if name in arguments} | report
 
 
 def read_result(folder: str) -> dict[str, dict[str, float]]:
     """
-    Read the metrics that `eval_retrieval.py` wrote; arguments and errors are those of `read_report`.
+    Read the metrics that `mra evaluate` wrote; arguments and errors are those of `read_report`.
 
     Returns:
         `similarity` and, if there was re-ranking, `reranked`: each a dict of percentages.
@@ -76,29 +72,12 @@ def describe_differences(reports: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def main(command_line: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="compare", description=__doc__.strip().splitlines()[0])
-    parser.add_argument(
-        "results", nargs="+", metavar="NAME=DIR", help="a row's name and an evaluation's output folder"
-    )
-    reports = {}
-    for item in parser.parse_args(command_line).results:
-        name, separator, folder = item.partition("=")
-        if not separator:
-            parser.error(f"expected NAME=DIR, got {item!r}")
-        if name in reports:
-            parser.error(f"the name {name!r} is given twice: each row needs a name of its own")
-        try:
-            reports[name] = read_report(folder)
-        except ValueError as error:
-            parser.error(str(error))
+def compare(arguments: ComparisonArguments) -> None:
+    """Print the results of several evaluations as one table."""
+    reports = {name: read_report(folder) for name, folder in arguments.folders.items()}
     rows = {}
     for name, report in reports.items():
         rows[f"{name}, similarity"] = report["similarity"]
         if "reranked" in report:
             rows[f"{name}, reranked ({name_ranking(report)})"] = report["reranked"]
     print("\n".join([format_table(rows), *describe_differences(reports)]))
-
-
-if __name__ == "__main__":
-    main()

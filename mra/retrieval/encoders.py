@@ -10,7 +10,7 @@ import torch
 from mra.common.loading import load_model, load_processor
 from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts
 from mra.retrieval.matching import PairMatcher
-from mra.retrieval.rerank import rerank
+from mra.retrieval.reranking import rerank
 from mra.retrieval.retrieval_choice import RetrievalChoice
 
 

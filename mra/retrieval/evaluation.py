@@ -11,7 +11,7 @@ import torch
 from mra.common.sharding import Shard
 from mra.retrieval.encode import encode_images, encode_texts
 from mra.retrieval.metrics import METRIC_NAMES, retrieval_metrics
-from mra.retrieval.rerank import rerank_logits, similarity_matrix, top_k
+from mra.retrieval.reranking import rerank_logits, similarity_matrix, top_k
 from mra.retrieval.score_fusion import (
     DEFAULT_SCORE_FUSION,
     SCORE_FUSIONS,
@@ -247,7 +247,7 @@ def read_captions(dataset) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     if missing:
         raise ValueError(
             f"the dataset has no column {', '.join(missing)}: expected {', '.join(REQUIRED_COLUMNS)} "
-            f"(a person-search set as data_scripts/prepare_pedes.py writes it), got {', '.join(dataset.column_names)}"
+            f"(a person-search set as `mra prepare pedes` writes it), got {', '.join(dataset.column_names)}"
         )
     if len(dataset) == 0:
         raise ValueError("the dataset has no rows: expected at least one image with a caption")

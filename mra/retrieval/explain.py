@@ -1,10 +1,5 @@
-"""Explain a (text, image) pair: which words look where in the image, and how well phrases match it on their own.
+"""Explain a (text, image) pair: which words look where in the image, and how well phrases match it on their own."""
 
-    python -m mra.retrieval.explain --model outputs/sample/finetune/best --image crop.jpg \\
-        --text "a woman in a red coat with a black backpack" --phrases "black backpack" "red coat" --output explanation.png
-"""
-
-import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +9,13 @@ import torch
 from PIL import Image
 
 from images_mra import read_picture
-from mra.common.command_line import plain_errors, try_file
+from mra.common.command_line import try_file
 from mra.common.drawing import PICTURE_SUFFIXES, save_picture
 from mra.common.loading import load_model, load_processor
+from mra.retrieval.arguments import ExplanationArguments
 from mra.retrieval.encode import encode_images, encode_texts, forward_context
 from mra.retrieval.matching import match_pairs
-from mra.retrieval.overlay import Tile, draw_tiles
+from mra.retrieval.overlay import HeatmapTile, draw_tiles
 from mra.retrieval.score_fusion import require_finite
 
 
@@ -222,8 +218,8 @@ def cross_attention(
 
 def draw_explanation(image: Image.Image, explanation: Explanation, columns: int = 6) -> Image.Image:
     """Draws the image, the whole sentence and every word as overlays; words that name nothing visible are faint."""
-    tiles = [Tile("image"), Tile("all words", scale_heatmap(explanation.sentence))]
-    tiles += [Tile(word.word, scale_heatmap(word.heatmap), word.is_stop_word) for word in explanation.words]
+    tiles = [HeatmapTile("image"), HeatmapTile("all words", scale_heatmap(explanation.sentence))]
+    tiles += [HeatmapTile(word.word, scale_heatmap(word.heatmap), word.is_stop_word) for word in explanation.words]
     return draw_tiles(image, f"{explanation.match_probability:.1%} match: {explanation.text}", tiles, columns)
 
 
@@ -283,30 +279,15 @@ def _image_tokens(model, processor, image, image_hidden_states, flip: bool = Tru
     return tokens.view(1, -1, *expected)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Explains what the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="mra.retrieval.explain", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
-    parser.add_argument("--model", required=True, help="model folder or Hub id")
-    parser.add_argument("--image", required=True, help="picture file of a person")
-    parser.add_argument("--text", required=True, help="caption to explain")
-    parser.add_argument("--phrases", nargs="*", default=[], help="phrases to score on their own")
-    parser.add_argument("--output", required=True, help="picture to write, such as explanation.png")
-    parser.add_argument("--num_layers", type=int, help="last fusion layers to average (default: half of them)")
-    options = parser.parse_args(arguments)
-    with plain_errors("mra.retrieval.explain", options.output):
-        try_file(options.output, "--output", PICTURE_SUFFIXES)
-        image = read_picture(options.image)
-        model, processor = load_model(options.model), load_processor(options.model)
-        explanation = explain_pair(model, processor, options.text, image, num_layers=options.num_layers)
-        scores = phrase_scores(model, processor, options.phrases, image) if options.phrases else []
-        save_picture(draw_explanation(image, explanation), Path(options.output))
+def explain(arguments: ExplanationArguments) -> None:
+    """Draw and print the explanation of an image and a caption."""
+    try_file(arguments.output, "--output", PICTURE_SUFFIXES)
+    image = read_picture(arguments.image)
+    model, processor = load_model(arguments.model), load_processor(arguments.model)
+    explanation = explain_pair(model, processor, arguments.text, image, num_layers=arguments.num_layers)
+    scores = phrase_scores(model, processor, arguments.phrases, image) if arguments.phrases else []
+    save_picture(draw_explanation(image, explanation), Path(arguments.output))
     print(f"{explanation.match_probability:6.1%}  {explanation.text}")
     for score in scores:
         print(f"{score.match_probability:6.1%}  {score.phrase}")
-    print(f"wrote {options.output}")
-
-
-if __name__ == "__main__":
-    main()
+    print(f"wrote {arguments.output}")

@@ -1,9 +1,5 @@
-"""Export a model to ONNX: image encoder, text encoder and matcher, checked against PyTorch before anything is kept.
+"""Export a model to ONNX: image encoder, text encoder and matcher, checked against PyTorch before anything is kept."""
 
-python -m mra.retrieval.export --model outputs/sample/finetune/best --output models/sample-onnx --format onnx
-"""
-
-import argparse
 import contextlib
 import importlib.metadata
 import json
@@ -15,9 +11,10 @@ import torch
 from torch import nn
 
 from batching_mra import FusionRows
-from mra.common.command_line import plain_errors, try_folder
+from mra.common.command_line import try_folder
 from mra.common.files import whole_folder
 from mra.common.loading import load_model, load_processor
+from mra.retrieval.arguments import ExportArguments
 from mra.retrieval.encoders import model_fingerprint
 from mra.retrieval.onnx_encoder import DESCRIPTION, FILES, import_onnxruntime
 from mra.retrieval.retrieval_choice import RetrievalChoice
@@ -266,24 +263,10 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
         yield folder
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Exports what the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="mra.retrieval.export", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
-    parser.add_argument("--model", required=True, help="model folder or Hub id")
-    parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--format", choices=["onnx"], default="onnx", help="the only one so far")
-    parser.add_argument("--opset", type=int, help="version of the ONNX operators (default: what PyTorch recommends)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export at --output")
-    options = parser.parse_args(arguments)
-    with plain_errors("mra.retrieval.export", options.output):
-        differences = export_model(options.model, options.output, options.opset, options.overwrite)
+def export(arguments: ExportArguments) -> None:
+    """Export a model and print sizes and differences."""
+    differences = export_model(arguments.model, arguments.output, arguments.opset, arguments.overwrite)
     for name, difference in differences.items():
-        size = (Path(options.output) / FILES[name]).stat().st_size / 2**20
+        size = (Path(arguments.output) / FILES[name]).stat().st_size / 2**20
         print(f"{name}: {size:,.1f} MiB, at most {difference:.1g} from PyTorch")
-    print(f"wrote {options.output}")
-
-
-if __name__ == "__main__":
-    main()
+    print(f"wrote {arguments.output}")

@@ -1,4 +1,4 @@
-"""The encoder of a gallery in onnxruntime, from a folder that `mra.retrieval.export` wrote."""
+"""The encoder of a gallery in onnxruntime, from a folder that `mra export` wrote."""
 
 import json
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class OnnxEncoder:
     It runs on the GPU where onnxruntime was built with CUDA, else on the CPU with as many threads as PyTorch.
 
     Args:
-        folder: that `mra.retrieval.export` wrote.
+        folder: that `mra export` wrote.
         device: "cuda" or "cpu"; None for the GPU if there is one.
         batch_size: images or texts in a run.
 
@@ -39,7 +39,7 @@ class OnnxEncoder:
         if missing:
             raise ValueError(
                 f"model {folder} is no ONNX export, it has no {', '.join(missing)}: make one with "
-                "python -m mra.retrieval.export --model MODEL --output FOLDER --format onnx"
+                "`mra export --model MODEL --output FOLDER`"
             )
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         self.folder = folder

@@ -1,37 +1,25 @@
 """Pictures of what is looked at: heatmaps of the patch grid laid over the image, one tile a word."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from images_mra import to_rgb
-from mra.common.drawing import (
-    GAP,
-    GREY,
-    INK,
-    LABEL_HEIGHT,
-    LABEL_SIZE,
-    LINE_HEIGHT,
-    MARGIN,
-    TEXT_SIZE,
-    WHITE,
-    wrap_text,
-)
+from mra.common.drawing import GREY, HEATMAPS, INK, Tile, TileRow, draw_sheet
 
 
 # Low to high; dark to light as well, so that it can be read in grey and by the colour-blind.
 RAMP = ((38, 30, 84), (134, 38, 112), (220, 74, 66), (250, 160, 40), (255, 240, 150))
 LEAST_OPACITY, MOST_OPACITY = 0.30, 0.72
 FAINT_OPACITY = 0.35  # of the tile of a word that stands for nothing visible
-TILE_HEIGHT = 208  # pixels
-MOST_LINES = 4  # of the caption above the tiles
+TILE_HEIGHT = HEATMAPS.tile_size[1]
 
 
 @dataclass(frozen=True)
-class Tile:
+class HeatmapTile:
     """One small picture: its label, a (rows, columns) heatmap in 0..1 or None for the bare image, and whether it is faint."""
 
     label: str
@@ -40,8 +28,7 @@ class Tile:
 
 
 def overlay_heatmap(image: Image.Image, heatmap: torch.Tensor, is_faint: bool = False) -> Image.Image:
-    """
-    Lays a heatmap over an image of any size.
+    """Lay a heatmap over an image of any size.
 
     Args:
         image: what the heatmap is of, whole.
@@ -59,9 +46,8 @@ def overlay_heatmap(image: Image.Image, heatmap: torch.Tensor, is_faint: bool = 
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def draw_tiles(image: Image.Image, title: str, tiles: Sequence[Tile], columns: int = 6) -> Image.Image:
-    """
-    Draws one overlay a tile, labelled, in rows under a title.
+def draw_tiles(image: Image.Image, title: str, tiles: Sequence[HeatmapTile], columns: int = 6) -> Image.Image:
+    """Draw one overlay a tile, labelled, in rows under a title.
 
     Args:
         image: of any size; it keeps its proportions.
@@ -74,28 +60,15 @@ def draw_tiles(image: Image.Image, title: str, tiles: Sequence[Tile], columns: i
     """
     if not tiles or columns < 1:
         raise ValueError(f"expected at least one tile and one column, got {len(tiles)} and {columns}")
-    columns = min(columns, len(tiles))
     tile_width = max(TILE_HEIGHT // 4, min(2 * TILE_HEIGHT, round(TILE_HEIGHT * image.width / image.height)))
     small = to_rgb(image).resize((tile_width, TILE_HEIGHT), Image.Resampling.LANCZOS)
-    width = max(2 * MARGIN + columns * (tile_width + GAP) - GAP, 320)
-    lines = wrap_text(title, _font(TEXT_SIZE), width - 2 * MARGIN, MOST_LINES)
-    top = MARGIN + len(lines) * LINE_HEIGHT + GAP
-    row_height = TILE_HEIGHT + LABEL_HEIGHT + GAP
-    rows = -(-len(tiles) // columns)
-    canvas = Image.new("RGB", (width, top + rows * row_height + MARGIN - GAP), WHITE)
-    draw = ImageDraw.Draw(canvas)
-    for number, line in enumerate(lines):
-        draw.text((MARGIN, MARGIN + number * LINE_HEIGHT), line, INK, _font(TEXT_SIZE), anchor="la")
-    for number, tile in enumerate(tiles):
-        x = MARGIN + number % columns * (tile_width + GAP)
-        y = top + number // columns * row_height
-        picture = small if tile.heatmap is None else overlay_heatmap(small, tile.heatmap, tile.is_faint)
-        canvas.paste(picture, (x, y))
-        (label,) = wrap_text(tile.label, _font(LABEL_SIZE), tile_width + GAP, 1) or [""]
-        where = (x + tile_width // 2, y + TILE_HEIGHT + LABEL_HEIGHT // 2)
-        draw.text(where, label, GREY if tile.is_faint else INK, _font(LABEL_SIZE), anchor="mm")
-    return canvas
-
-
-def _font(size: int) -> ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    drawn = [
+        Tile(
+            small if tile.heatmap is None else overlay_heatmap(small, tile.heatmap, tile.is_faint),
+            tile.label,
+            GREY if tile.is_faint else INK,
+        )
+        for tile in tiles
+    ]
+    rows = [TileRow(drawn[start : start + columns]) for start in range(0, len(drawn), columns)]
+    return draw_sheet(rows, replace(HEATMAPS, tile_size=small.size), title)

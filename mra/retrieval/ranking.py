@@ -1,11 +1,11 @@
 """How `eval_retrieval.py` ranks: as told, as saved with the model, or as chosen on the validation split and then saved."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mra.common.sharding import Shard
+from mra.common.tables import load_split, split_names
 from mra.retrieval.evaluation import evaluate_retrieval
 from mra.retrieval.rerank_depth import LARGEST_K
 from mra.retrieval.retrieval_choice import (
@@ -43,7 +43,7 @@ class Ranking:
     warnings: tuple[str, ...] = ()
 
 
-def find_ranking(model, processor, args, options: dict, load_split: Callable) -> Ranking:
+def find_ranking(model, processor, args, options: dict) -> Ranking:
     """Settle fusion, weight and depth: as given, as saved with the model, or as chosen now on the validation split.
 
     Every process must call this where several share the work.
@@ -54,7 +54,6 @@ def find_ranking(model, processor, args, options: dict, load_split: Callable) ->
         args: the arguments of `eval_retrieval.py`, of which it reads model, dataset, split, output_dir, rerank_k,
             score_fusion, match_weight, flip and dtype.
         options: further arguments of `evaluate_retrieval`.
-        load_split: gives a split of a dataset by their names, and raises a ValueError where there is none.
 
     Raises:
         ValueError: if a number of images to re-rank is to be chosen but nothing that fits is saved and the dataset has no
@@ -67,7 +66,7 @@ def find_ranking(model, processor, args, options: dict, load_split: Callable) ->
         return Ranking(args.rerank_k, *candidates[0], notes=describe_overruled(args, candidates[0]))
     choice, notes = find_saved_choice(args)
     if choice is None:
-        choice, more = choose_now(model, processor, args, options, load_split)
+        choice, more = choose_now(model, processor, args, options)
         notes += more
     if choice is None:
         fusion = (DEFAULT_SCORE_FUSION, None) if args.score_fusion == AUTO else (args.score_fusion, 1.0)
@@ -80,7 +79,7 @@ def find_ranking(model, processor, args, options: dict, load_split: Callable) ->
     if choice.dtype not in (None, args.dtype):
         notes.append(f"score fusion and weight were chosen in {choice.dtype} and are applied in {args.dtype}")
     warnings = [choice.warning()] if choice.warning() else []
-    if choice.chosen_on == f"{args.dataset} {args.split}":
+    if choice.chosen_on in {f"{args.dataset} {name}" for name in split_names(args.split)}:
         warnings.append("this is the split that the fusion was chosen on: the re-ranked figures flatter the model")
     rerank_k = choice.rerank_k if args.rerank_k == AUTO else args.rerank_k
     return Ranking(rerank_k, choice.score_fusion, choice.match_weight, choice, tuple(notes), tuple(warnings))
@@ -113,24 +112,21 @@ def find_saved_choice(args) -> tuple[RetrievalChoice | None, list[str]]:
     return None, notes
 
 
-def choose_now(
-    model, processor, args, options: dict, load_split: Callable
-) -> tuple[RetrievalChoice | None, list[str]]:
+def choose_now(model, processor, args, options: dict) -> tuple[RetrievalChoice | None, list[str]]:
     """Choose on the validation split and save the choice; None where there is no such split.
 
     Raises:
         ValueError: if there is none and a number of images to re-rank is to be chosen, which has no default.
     """
-    try:
-        validation = load_split(args.dataset, "validation")
-    except ValueError as error:
+    validation = load_split(args.dataset, "validation", argument="--dataset", optional=True)
+    if validation is None:
         if args.rerank_k != AUTO:
             return None, []
         raise ValueError(
             f"--rerank_k {AUTO}: with model {args.model} no choice is saved for --score_fusion {args.score_fusion} "
-            f"{'--flip' if args.flip else '--no_flip'}, and there is no validation split to choose on ({error}): give a "
+            f"{'--flip' if args.flip else '--no_flip'}, and {args.dataset} has no validation split to choose on: give a "
             "number, or choose on a dataset that has one first"
-        ) from None
+        )
     largest = LARGEST_K if args.rerank_k == AUTO else args.rerank_k
     result = evaluate_retrieval(model, processor, validation, rerank_k=min(largest, len(validation)), **options)
     choice = choose_retrieval(result, f"{args.dataset} validation", args.score_fusion, args.match_weight)

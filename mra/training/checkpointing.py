@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 
-from mra.common.command_line import writing_to
+from mra.common.command_line import try_folder, writing_to
 from mra.common.environment import write_environment
 from mra.common.files import clean_folder, flush_tree, replace_folder, unfinished_path, whole_folder, write_whole
+from mra.common.recipes import format_recipe, read_mapping
 from mra.retrieval import RetrievalChoice
-from mra.training.arguments import RECIPE_END, RECIPE_START, read_mapping
 from mra.training.checkpoint_manifest import (
     DamagedCheckpointError,
     check_way,
@@ -59,6 +58,7 @@ class TrainingState:
         best_metric: best R@1 on validation so far, in percent; -1 before the first evaluation.
         best_epoch: epochs done when it was reached.
         best_measure: how `best_metric` is measured; empty before the first evaluation.
+        data: digest of the training set's files, as [`files_digest`] gives it; empty for a set on the Hub.
     """
 
     step: int = 0
@@ -71,6 +71,7 @@ class TrainingState:
     best_metric: float = -1.0
     best_epoch: int = 0
     best_measure: str = ""
+    data: str = ""
 
     def state_dict(self) -> dict[str, Any]:
         """The attributes."""
@@ -81,11 +82,12 @@ class TrainingState:
         Restore the attributes.
 
         Raises:
-            ValueError: if one is missing, unknown or of another type. Checkpoints of older versions lack `best_measure`.
+            ValueError: if one is missing, unknown or of another type. Checkpoints of older versions lack `best_measure`
+                and `data`.
         """
         expected = asdict(self)
         if isinstance(state_dict, Mapping):
-            state_dict = {"best_measure": ""} | dict(state_dict)
+            state_dict = {"best_measure": "", "data": ""} | dict(state_dict)
         if not isinstance(state_dict, Mapping) or state_dict.keys() != expected.keys():
             held = ", ".join(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
             raise ValueError(f"the place in the run must hold {', '.join(expected)}, got {held}")
@@ -366,6 +368,7 @@ def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bo
         ValueError: if it holds another run that is neither resumed nor to be overwritten.
     """
     output_dir = Path(output_dir)
+    try_folder(output_dir, "`output_dir`")
     results = [CHECKPOINTS, METRICS_FILE, "best", EARLIER_BEST, "final", RECIPE_FILE]
     present = [name for name in results if (output_dir / name).exists()]
     if present and resume is None and not overwrite:
@@ -420,8 +423,15 @@ def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState,
     if changed:
         listing = ", ".join(f"{name} ({before!r} before, {now!r} now)" for name, (before, now) in changed.items())
         logger.warning(f"Resuming {checkpoint} with other arguments: {listing}.")
+    data = state.data
     with fit_to_processes(accelerator, checkpoint) as folder:
         accelerator.load_state(str(folder))
+    if "dataset" not in changed and "" not in (data, state.data) and data != state.data:
+        raise ValueError(
+            f"`dataset` {recipe['dataset']}: its files are not those that {checkpoint} was trained on; resume with that set, or "
+            "start another run from the weights (--model_name_or_path)"
+        )
+    state.data = data
     accelerator.step = 0  # groups of accumulated batches start here, also where they have another size than before
     not_restored = restore_random_states(accelerator, checkpoint)
     if not_restored is not None:
@@ -483,8 +493,7 @@ def _remove(folder: Path) -> None:
 
 def write_recipe(path: str | Path, recipe: Mapping[str, Any]) -> None:
     """Save resolved arguments in one move, as YAML that `--config` reads again, marked so that a cut file shows."""
-    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
-    write_whole(path, f"{RECIPE_START}\n{text}{RECIPE_END}\n")
+    write_whole(path, format_recipe(recipe))
 
 
 def changed_keys(recipe: Mapping[str, Any], checkpoint: str | Path) -> dict[str, tuple[Any, Any]]:

@@ -6,21 +6,19 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Image, IterableDatasetDict, LargeList, List, Value
 
+from mra.common.streaming import StreamedTable, arrow_column
+from mra.common.tables import Table
 from mra.training.augmentation import CaptionAugmenter
 from mra.training.crops import open_image, upright_size
 from mra.training.order import Key, key_to_seed
 from mra.training.regions import WHOLE_IMAGE, box_to_pixels, region_attention_mask
-from mra.training.streaming import StreamedTable, arrow_column
-from mra.training.transforms import ERASING_RATIO, ERASING_SCALE, TrainingImageTransform
+from mra.training.transforms import TrainingImageTransform
 
-
-Table = datasets.Dataset | StreamedTable
 
 SDA_COLUMNS = "image (Image), image_id (integer), caption (string), boxes (list of 4 floats), phrases (list of string)"
 PEDES_COLUMNS = "image (Image), image_id (integer), captions (list of string)"
@@ -187,8 +185,6 @@ def build_pretraining_dataset(
     augmenter: CaptionAugmenter | None = None,
     flip_probability: float = 0.5,
     erasing_probability: float = 0.6,
-    erasing_scale: tuple[float, float] = ERASING_SCALE,
-    erasing_ratio: tuple[float, float] = ERASING_RATIO,
     image_backend: str = "tensor",
 ) -> TrainingDataset:
     """
@@ -206,8 +202,7 @@ def build_pretraining_dataset(
         num_pairs: number of the pairs to use, drawn in the same way; all when absent.
         regions: False leaves phrases and masks out of the items (no region terms) and the images as they are with them.
         augmenter: adds an augmented caption to the items.
-        flip_probability, erasing_probability, erasing_scale, erasing_ratio, image_backend: see
-            [`TrainingImageTransform`].
+        flip_probability, erasing_probability, image_backend: see [`TrainingImageTransform`].
 
     Raises:
         ValueError: if the columns are not those of a prepared set, or an argument is out of range.
@@ -216,13 +211,11 @@ def build_pretraining_dataset(
     if regions and single and not {"boxes", "phrases"} <= set(dataset.column_names):
         raise ValueError(
             f"Region terms need the columns boxes and phrases, the set has {', '.join(dataset.column_names)}. "
-            "Prepare it with data_scripts/prepare_sda.py, or set `region_weight: 0`."
+            "Prepare it with `mra prepare sda`, or set `region_weight: 0`."
         )
     if not 0 < data_fraction <= 1:
         raise ValueError(f"`data_fraction` must lie above 0 and not above 1, got {data_fraction}.")
-    transform = _training_transform(
-        processor, flip_probability, erasing_probability, erasing_scale, erasing_ratio, image_backend
-    )
+    transform = _training_transform(processor, flip_probability, erasing_probability, image_backend)
     region_attention_mask((0, 0, 1, 1), transform.image_size, grid_size)  # refuses a grid that does not fit
     image_rows, caption_indices = np.arange(len(dataset)), None
     if data_fraction < 1:
@@ -258,8 +251,6 @@ def build_finetuning_dataset(
     augmenter: CaptionAugmenter | None = None,
     flip_probability: float = 0.5,
     erasing_probability: float = 0.6,
-    erasing_scale: tuple[float, float] = ERASING_SCALE,
-    erasing_ratio: tuple[float, float] = ERASING_RATIO,
     image_backend: str = "tensor",
 ) -> TrainingDataset:
     """
@@ -270,16 +261,13 @@ def build_finetuning_dataset(
         processor: an `MRAProcessor`.
         seed: of everything random.
         augmenter: adds an augmented caption to the items.
-        flip_probability, erasing_probability, erasing_scale, erasing_ratio, image_backend: see
-            [`TrainingImageTransform`].
+        flip_probability, erasing_probability, image_backend: see [`TrainingImageTransform`].
 
     Raises:
         ValueError: if the columns are not those of a prepared PEDES set, or an argument is out of range.
     """
     _check_columns(dataset, ("captions",))
-    transform = _training_transform(
-        processor, flip_probability, erasing_probability, erasing_scale, erasing_ratio, image_backend
-    )
+    transform = _training_transform(processor, flip_probability, erasing_probability, image_backend)
     image_rows, caption_indices = _caption_pairs(dataset, np.arange(len(dataset)))
     persons = arrow_column(dataset, "image_id").to_numpy()
     return TrainingDataset(
@@ -334,7 +322,7 @@ def _check_columns(dataset: Table, caption_columns: tuple[str, ...]) -> bool:
         problems = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(wrong)}"] * bool(wrong)
         raise ValueError(
             f"The set {' and '.join(problems)}; its columns are {', '.join(features)}, expected are {layout}. "
-            "Prepare the set with data_scripts/prepare_sda.py or prepare_pedes.py."
+            "Prepare the set with `mra prepare`."
         )
     return captions[0] == "caption"
 
@@ -374,8 +362,17 @@ def _caption_pairs(dataset: Table, image_rows: np.ndarray) -> tuple[np.ndarray, 
     return np.repeat(image_rows, counts), np.arange(counts.sum()) - np.repeat(offsets, counts)
 
 
-def _training_transform(processor, *options) -> TrainingImageTransform:
+def _training_transform(
+    processor, flip_probability: float, erasing_probability: float, image_backend: str
+) -> TrainingImageTransform:
     """The training transform that ends in the size and normalisation of a processor."""
     images = processor.image_processor
     size = (images.size["height"], images.size["width"])
-    return TrainingImageTransform(size, images.image_mean, images.image_std, *options)
+    return TrainingImageTransform(
+        size,
+        images.image_mean,
+        images.image_std,
+        flip_probability=flip_probability,
+        erasing_probability=erasing_probability,
+        image_backend=image_backend,
+    )

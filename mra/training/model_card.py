@@ -8,7 +8,7 @@ import yaml
 from accelerate.logging import get_logger
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
-from mra.common.environment import describe_environment
+from mra.common.cards import fill_card, markdown_table
 from mra.retrieval import RetrievalChoice, RetrievalResult
 from mra.retrieval.evaluation import below_similarity
 
@@ -18,80 +18,7 @@ logger = get_logger(__name__)
 _METRICS = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "mAP": "mAP", "mINP": "mINP"}
 _LOCAL = ("output_dir", "resume", "overwrite_output_dir", "push_to_hub", "hub_model_id", "hub_private")
 _STAGES = {"similarity": "similarity alone", "reranked": "after re-ranking"}
-
-_SUMMARY = """
-# {name}
-
-MRA model for text-based person retrieval (Yang et al., "Minimizing the Pretraining Gap: Domain-aligned Text-Based Person
-Retrieval", Pattern Recognition 2026, arXiv [2507.10195](https://arxiv.org/abs/2507.10195)): a Swin image encoder, a BERT
-text encoder and a fusion encoder that re-ranks. It finds the photographs of a person in a gallery of pedestrian crops from
-a description in English.
-
-{origin}
-
-## Results
-
-{results}
-"""
-
-_USAGE = """
-## Load it
-
-```python
-import torch
-from PIL import Image
-from transformers import AutoModel, AutoProcessor
-
-model = AutoModel.from_pretrained("{repository}", trust_remote_code=True).eval()
-processor = AutoProcessor.from_pretrained("{repository}", trust_remote_code=True)
-```
-
-## Search with it
-
-```python
-images = [Image.open(path) for path in paths]
-with torch.no_grad():
-    gallery = model.get_image_features(processor(images=images)["pixel_values"])
-    query = model.get_text_features(**processor(text="a woman in a red coat with a black backpack"))
-ranking = (query @ gallery.T)[0].argsort(descending=True)
-```
-
-The first results can be ordered again, more slowly and better, with `model.match_logits`.
-"""
-
-_WEIGHTS_ALONE = """
-## Load it
-
-```python
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained("{repository}", trust_remote_code=True).eval()
-```
-
-The folder holds weights alone: it was converted without a tokenizer, so there is no processor for images and captions.
-"""
-
-_RECIPE = """
-## Recipe
-
-```yaml
-{recipe}```
-
-{environment}
-"""
-
-_LIMITS = """
-## Intended use and limits
-
-For research on text-based person retrieval. The data sets behind it are released for research alone, and show people
-who did not choose to be found: do not use it to identify, follow or watch people. It reads English, expects one person
-per crop, and ranks what it is given; it does not say that a person is absent.
-
-## Licence
-
-The weights follow the terms of the data they were trained on: research, not commercial. The code is under its own
-licence.
-"""
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def build_card(
@@ -101,8 +28,7 @@ def build_card(
     evaluated_on: str | None = None,
     choice: RetrievalChoice | None = None,
 ) -> str:
-    """
-    Writes the card of a trained model.
+    """Write the card of a trained model.
 
     Args:
         recipe: resolved arguments of the run.
@@ -114,31 +40,29 @@ def build_card(
     Returns:
         Text of a `README.md`, its metadata first.
     """
+    start, metrics = recipe["model_name_or_path"], result.metrics if result else {}
     repository = recipe["hub_model_id"] or Path(recipe["output_dir"]).name
-    results, index = (
-        _describe_results(result, evaluated_on, epochs) if result else ("Not evaluated in training.", None)
-    )
-    if choice is not None:
-        results += f"\n\n{_describe_choice(choice)}"
-    start = recipe["model_name_or_path"]
-    environment = describe_environment()
-    versions = ", ".join(f"{library} {version}" for library, version in environment["libraries"].items())
-    shown = {name: value for name, value in recipe.items() if name not in _LOCAL}
-    body = (_SUMMARY + _USAGE + _RECIPE + _LIMITS).format(
-        name=repository.split("/")[-1],
-        origin=f"Trained on `{recipe['dataset']}`" + (f", starting from `{start}`." if start else "."),
-        results=results,
-        repository=repository,
-        recipe=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True),
-        environment=f"Python {environment['python']}, {versions}; revision {environment['git_revision'] or 'unknown'}.",
-    )
     base_model = start if start and not Path(start).exists() else None
-    return _with_metadata(body, repository, base_model=base_model, eval_results=index)
+    entries = _index_entries(result, str(evaluated_on)) if result else None
+    shown = {name: value for name, value in recipe.items() if name not in _LOCAL}
+    return _fill(
+        "trained_model_card.md",
+        repository,
+        {"base_model": base_model, "eval_results": entries},
+        dataset=recipe["dataset"],
+        start=start,
+        metrics=_metrics_table(result) if result else None,
+        warning=below_similarity(metrics) if metrics else None,
+        evaluated_on=evaluated_on,
+        epochs=epochs,
+        choice=choice,
+        fusions=_fusions_table(choice) if choice else None,
+        recipe=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True),
+    )
 
 
 def build_converted_card(repository: str, source: str, config: Mapping[str, Any], has_processor: bool) -> str:
-    """
-    Writes the card of a model converted from a released checkpoint.
+    """Write the card of a model converted from a released checkpoint.
 
     Args:
         repository: Hub id, or name of the folder.
@@ -149,19 +73,19 @@ def build_converted_card(repository: str, source: str, config: Mapping[str, Any]
     Returns:
         Text of a `README.md`, its metadata first.
     """
-    usage = _USAGE if has_processor else _WEIGHTS_ALONE
-    facts = "\n".join(f"| {name} | {value} |" for name, value in config.items())
-    origin = f"Converted from the released checkpoint `{source}`, tensor by tensor.\n\n| | |\n| --- | --- |\n{facts}"
-    body = (_SUMMARY + usage + _LIMITS).format(
-        name=repository.split("/")[-1],
-        origin=origin,
-        results="Nothing was measured in the conversion; `eval_retrieval.py` measures the folder on a test split.",
-        repository=repository,
+    return _fill(
+        "converted_model_card.md",
+        repository,
+        {},
+        source=source,
+        facts=list(config.items()),
+        has_processor=has_processor,
     )
-    return _with_metadata(body, repository)
 
 
-def _with_metadata(body: str, repository: str, **fields) -> str:
+def _fill(template: str, repository: str, metadata: dict[str, Any], **values: object) -> str:
+    """Fill a template with the metadata and values that both cards have, and its own."""
+    name = repository.split("/")[-1]
     data = ModelCardData(
         language="en",
         license="other",
@@ -169,24 +93,20 @@ def _with_metadata(body: str, repository: str, **fields) -> str:
         library_name="transformers",
         pipeline_tag="feature-extraction",
         tags=["text-based-person-retrieval", "image-text-retrieval", "mra"],
-        model_name=repository.split("/")[-1],
-        **fields,
+        model_name=name,
+        **metadata,
     )
-    return f"---\n{data.to_yaml()}\n---\n{body}"
+    return fill_card(_TEMPLATES / template, data, name=name, repository=repository, **values)
 
 
-def _describe_results(result: RetrievalResult, evaluated_on, epochs) -> tuple[str, list[EvalResult]]:
-    """A table for the reader and the entries of the card's model-index."""
-    metrics = result.metrics
+def _metrics_table(result: RetrievalResult) -> str:
     labels = _STAGES | {"reranked": f"{_STAGES['reranked']} ({result.ranking})"}
-    rows = [
-        f"| {labels[stage]} | " + " | ".join(f"{values[key]:.2f}" for key in _METRICS) + " |"
-        for stage, values in metrics.items()
-    ]
-    header = "| | " + " | ".join(_METRICS.values()) + " |\n|" + " --- |" * (len(_METRICS) + 1)
-    table = "\n".join([header, *rows])
-    if lower := below_similarity(metrics):
-        table += f"\n\n**Warning:** {lower}."
+    rows = [[labels[stage], *(f"{values[key]:.2f}" for key in _METRICS)] for stage, values in result.metrics.items()]
+    return markdown_table(["", *_METRICS.values()], rows)
+
+
+def _index_entries(result: RetrievalResult, evaluated_on: str) -> list[EvalResult]:
+    """Return the entries of the card's model-index."""
     ways = {
         "similarity": {"flip": result.flip},
         "reranked": {
@@ -196,39 +116,33 @@ def _describe_results(result: RetrievalResult, evaluated_on, epochs) -> tuple[st
             "match_weight": result.match_weight,
         },
     }
-    index = [
+    return [
         EvalResult(
             task_type="text-to-image-retrieval",
-            dataset_type=str(evaluated_on),
-            dataset_name=Path(str(evaluated_on)).name,
+            dataset_type=evaluated_on,
+            dataset_name=Path(evaluated_on).name,
             dataset_split="validation",
             metric_type=key.lower(),
             metric_name=f"{label} ({_STAGES[stage]})",
             metric_value=round(values[key], 2),
             metric_args=ways[stage],
         )
-        for stage, values in metrics.items()
+        for stage, values in result.metrics.items()
         for key, label in _METRICS.items()
     ]
-    return f"On the validation data of `{evaluated_on}`, in percent, after epoch {epochs}:\n\n{table}", index
 
 
-def _describe_choice(choice: RetrievalChoice) -> str:
-    """What evaluation takes where it is told nothing else, and what else was tried."""
+def _fusions_table(choice: RetrievalChoice) -> str:
+    """Return the fusions that were tried for a choice."""
     rows = [
-        f"| {name} | {values['R1']:.2f} | {values['mAP']:.2f} |" + (" chosen |" if name == choice.fusion else " |")
+        [name, f"{values['R1']:.2f}", f"{values['mAP']:.2f}", "chosen" if name == choice.fusion else ""]
         for name, values in choice.tried_fusions.items()
     ]
-    header = f"| k {max(choice.tried)} | R@1 | mAP | |\n| --- | --- | --- | --- |"
-    return (
-        f"`eval_retrieval.py` takes the {choice.describe()}. `--rerank_k auto` takes {choice.rerank_k}: "
-        f"{choice.describe_depth()}.\n\n" + "\n".join([header, *rows])
-    )
+    return markdown_table([f"k {max(choice.tried)}", "R@1", "mAP", ""], rows)
 
 
 def push_folder(folder: str | Path, args, message: str = "Upload model") -> str:
-    """
-    Uploads a finished folder to the Hub in one commit.
+    """Upload a finished folder to the Hub in one commit.
 
     Args:
         folder: with model, processor, code and card.

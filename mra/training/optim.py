@@ -7,8 +7,9 @@ from functools import partial
 import torch
 from torch import nn
 
+from mra.training.arguments import PARTS
 
-PARTS = ("cross_attention", "late_vision_stages", "late_text_layers", "late_fusion_layers", "mlm_head", "match_head")
+
 _NORMS = ("norm.weight", "norm1.weight", "norm2.weight", "LayerNorm.weight")
 # `schedule: step`: from this share of the run, or this multiple of the warm-up, the linear factor is multiplied by that.
 _DROPS = {"run": ((0.4, 0.5), (0.7, 0.2)), "warmup": ((4, 0.5), (7, 0.2))}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from mra.training.streaming import StreamedTable
+from mra.common.streaming import StreamedTable
 
 
 Key = tuple[int, int]
@@ -28,18 +28,16 @@ class KeyedSampler(torch.utils.data.Sampler):
     Args:
         num_rows: rows of the training set.
         seed: of the order.
-        shuffle: False keeps the rows in order.
 
     Raises:
         ValueError: if there are no rows.
     """
 
-    def __init__(self, num_rows: int, seed: int, shuffle: bool = True):
+    def __init__(self, num_rows: int, seed: int):
         if num_rows < 1:
             raise ValueError(f"`num_rows` must be 1 or more, got {num_rows}: the training set is empty.")
         self.num_rows = num_rows
         self.seed = seed
-        self.shuffle = shuffle
         self.epoch = 0
         self.start = 0
 
@@ -74,8 +72,6 @@ class KeyedSampler(torch.utils.data.Sampler):
 
     def order(self, epoch: int) -> np.ndarray:
         """All rows in the order of an epoch, `(num_rows,)`."""
-        if not self.shuffle:
-            return np.arange(self.num_rows)
         return self._generator(epoch).permutation(self.num_rows)
 
     def _generator(self, epoch: int) -> np.random.Generator:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 
-CROP_PADDING = 10
+CROP_PADDING = 10  # pixels that a crop may reach outside the image on each side
 WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)
 
 Box = tuple[float, float, float, float]
@@ -65,7 +65,7 @@ def box_to_pixels(box: Box, width: int, height: int) -> Box:
     return left, top, box_width, box_height
 
 
-def crop_ranges(box: Box, width: int, height: int, padding: int = CROP_PADDING) -> list[tuple[int, int]]:
+def crop_ranges(box: Box, width: int, height: int) -> list[tuple[int, int]]:
     """
     Gives the ranges from which the corners of a crop that contains the box are drawn, both ends included.
 
@@ -73,23 +73,22 @@ def crop_ranges(box: Box, width: int, height: int, padding: int = CROP_PADDING) 
         box: left, top, width and height in pixels.
         width: of the image, in pixels.
         height: of the image, in pixels.
-        padding: pixels that the crop may reach outside the image on each side.
 
     Returns:
         Ranges for left, top, right and bottom, in that order.
     """
     left, top, box_width, box_height = box
     return [
-        (-padding, math.floor(left)),
-        (-padding, math.floor(top)),
-        (math.ceil(left + box_width), width + padding),
-        (math.ceil(top + box_height), height + padding),
+        (-CROP_PADDING, math.floor(left)),
+        (-CROP_PADDING, math.floor(top)),
+        (math.ceil(left + box_width), width + CROP_PADDING),
+        (math.ceil(top + box_height), height + CROP_PADDING),
     ]
 
 
-def draw_crop(box: Box, width: int, height: int, rng: random.Random, padding: int = CROP_PADDING) -> Crop:
+def draw_crop(box: Box, width: int, height: int, rng: random.Random) -> Crop:
     """Draws a crop that contains the box; see [`crop_ranges`]."""
-    return Crop(*(rng.randint(low, high) for low, high in crop_ranges(box, width, height, padding)))
+    return Crop(*(rng.randint(low, high) for low, high in crop_ranges(box, width, height)))
 
 
 def move_box(box: Box, crop: Crop, flip: bool, height: int, width: int) -> Box:

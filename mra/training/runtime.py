@@ -171,10 +171,6 @@ class Plan:
         """Return the length of the learning-rate schedule: that of the run, or as the published code counts it."""
         return self.counted_steps if count_dropped_batch else self.total_steps
 
-    def is_epoch_end(self, step: int) -> bool:
-        """Whether this optimizer step is the last of an epoch or of the run."""
-        return step % self.steps_per_epoch == 0 or step == self.total_steps
-
 
 def make_plan(num_rows: int, per_device_batch_size: int, num_processes: int, args) -> Plan:
     """

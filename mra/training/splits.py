@@ -1,54 +1,18 @@
-"""Prepared sets, and identities held out for validation where a set has no validation split."""
+"""Identities held out for validation where a set has no validation split."""
 
-import datasets
 import numpy as np
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from mra.common.tables import load_table, open_builder
-from mra.training.streaming import StreamedTable, Streaming, arrow_column, open_streamed_split
+from mra.common.streaming import StreamedTable, arrow_column
+from mra.common.tables import Table
 
-
-Table = Dataset | StreamedTable
 
 logger = get_logger(__name__)
 
 
-def load_split(name: str, split: str, streaming: Streaming | None = None) -> Table | None:
-    """
-    Loads one split of a prepared set.
-
-    Args:
-        name: folder or Hub id.
-        split: `train` or `validation`.
-        streaming: how to read it piece by piece; None makes it a table on disk first.
-
-    Returns:
-        The split, or None if the set has no validation split.
-
-    Raises:
-        ValueError: if there is no such set, or it has no training split.
-    """
-    try:
-        builder = open_builder(name)
-    except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DataFilesNotFoundError):
-        raise ValueError(
-            f"`dataset`: {name!r} is no prepared set, neither a folder with Parquet files nor a Hub id. Make one with "
-            "data_scripts/prepare_sda.py or data_scripts/prepare_pedes.py."
-        ) from None
-    splits = list(builder.info.splits or builder.config.data_files or {})
-    if split in splits and streaming is not None:
-        return open_streamed_split(name, split, streaming)
-    if split in splits:
-        return load_table(name, split)
-    if split == "train":
-        raise ValueError(f"`dataset`: {name!r} has no split 'train', only {', '.join(splits)}.")
-    return None
-
-
 def hold_out_identities(dataset: Table, fraction: float, seed: int) -> tuple[Table, Dataset | None]:
-    """
-    Splits the identities of a training set, so that no person is on both sides.
+    """Split the identities of a training set, so that no person is on both sides.
 
     Args:
         dataset: rows with `image_id`.

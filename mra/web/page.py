@@ -4,13 +4,13 @@ import contextlib
 import datetime
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from mra.gallery.gallery import DEFAULT_RERANK, Gallery
-from mra.gallery.types import BuildReport, GalleryStats, Hit, SearchResult
+from mra.gallery.gallery import Gallery
+from mra.gallery.types import DEFAULT_RERANK, DEFAULT_TOP, BuildReport, GalleryStats, Hit, SearchResult
 from mra.gallery.where import parse_where
 from mra.retrieval.explain import Explanation, PhraseScore, explain_pair
 from mra.web.uploads import Unpacker, UploadLimits, inside_any
@@ -19,6 +19,33 @@ from mra.web.uploads import Unpacker, UploadLimits, inside_any
 MAX_TEXT = 1_000  # characters of a query; the model reads some fifty words
 MAX_PHRASES = 10
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Query:
+    """What the fields of the search tab hold.
+
+    Attributes:
+        text: description of the person, or nothing.
+        image: path of a picture of the person, or None.
+        cameras: chosen ones; none stands for all.
+        first: earliest time, ISO 8601, or nothing.
+        last: latest time.
+        where: condition as `Gallery.search` takes it, or nothing.
+        threshold: matching probability of a likely hit.
+        rerank: whether the best are re-ranked.
+        top: hits to show.
+    """
+
+    text: str | None = None
+    image: str | None = None
+    cameras: Sequence[str] = ()
+    first: str | None = None
+    last: str | None = None
+    where: str | None = None
+    threshold: float = 0.5
+    rerank: bool = True
+    top: int = DEFAULT_TOP
 
 
 class Page:
@@ -43,24 +70,28 @@ class Page:
         stats = self.stats()
         return sorted(camera for camera in stats.cameras if camera) if stats else []
 
-    def query(self, text, image, cameras, first, last, where, threshold, rerank, top) -> SearchResult:
-        """Searches with the fields of the page; raises ValueError where they cannot be used."""
+    def query(self, query: Query) -> SearchResult:
+        """Search with the fields of the page.
+
+        Raises:
+            ValueError: if a field cannot be used, or all are empty.
+        """
         if not len(self.gallery):
             raise ValueError("the gallery is empty: add images first")
-        text = (text or "").strip()
+        text, where, top = (query.text or "").strip(), (query.where or "").strip(), int(query.top)
         if len(text) > MAX_TEXT:
             raise ValueError(f"the description is longer than {MAX_TEXT} characters")
-        if not text and image is None:
+        if not text and query.image is None:
             raise ValueError("describe the person, or give an image")
-        if (where or "").strip():
+        if where:
             parse_where(where, self.gallery.fields)  # by itself, before it stands beside the other filters
         return self.gallery.search(
             text or None,
-            image=image,
-            top=int(top),
-            rerank=max(DEFAULT_RERANK, int(top)) if rerank else 0,
-            where=join_filters(cameras, first, last, where),
-            threshold=float(threshold),
+            image=query.image,
+            top=top,
+            rerank=max(DEFAULT_RERANK, top) if query.rerank else 0,
+            where=join_filters(query.cameras, query.first, query.last, where),
+            threshold=float(query.threshold),
         )
 
     def to_json(self, result: SearchResult) -> dict:

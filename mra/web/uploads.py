@@ -9,26 +9,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from PIL import Image
 
+from mra.web.arguments import UploadLimits
+
 
 BLOCK = 1 << 20  # bytes copied at a time
 METADATA_SUFFIX = ".csv"
 IGNORED_FOLDERS = {"__MACOSX"}
-
-
-@dataclass(frozen=True)
-class UploadLimits:
-    """
-    What one upload may hold.
-
-    Attributes:
-        images: pictures.
-        bytes: of all of them, unpacked.
-        image_bytes: of one.
-    """
-
-    images: int = 10_000
-    bytes: int = 2 * 2**30
-    image_bytes: int = 50 * 2**20
 
 
 @dataclass

@@ -2,19 +2,14 @@
 # The data factory from nothing to a pretraining run on its set, with tiny models. Run by `make demo-dad`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source recipes/demo_environment.sh
 DEMO=outputs/dad/demo
-export TOKENIZERS_PARALLELISM=false
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # models this small gain nothing from a second thread
-
-step() {
-    printf '\n\033[1m$ %s\033[0m\n' "$*"
-    "$@"
-}
 
 # A target set: people of the sample set, with captions.
 step python -m data_scripts.make_sample --output $DEMO/target --sda_pairs 10 --train_ids 300 --val_ids 20 --test_ids 20 \
     --num_proc 2
-step python -m data_scripts.prepare_pedes --dataset cuhk --annotations $DEMO/target/finetune --images $DEMO/target/images \
+step mra prepare pedes --dataset cuhk --annotations $DEMO/target/finetune --images $DEMO/target/images \
     --output $DEMO/arrow/target --overwrite --no_size_check
 
 # Small models in place of Stable Diffusion, BLIP-2, CLIP and Grounding DINO.
@@ -29,7 +24,7 @@ fi
 step python -m data_scripts.dad.run --config recipes/dad/demo.yaml
 
 # Its set is read like SDA.
-step python -m data_scripts.prepare_sda --annotations $DEMO/work/sda --images $DEMO/work/images --output $DEMO/arrow/sda \
+step mra prepare sda --annotations $DEMO/work/sda --images $DEMO/work/images --output $DEMO/arrow/sda \
     --overwrite --no_size_check
 step accelerate launch train_pretrain.py --config recipes/sample/pretrain.yaml --dataset $DEMO/arrow/sda \
     --validation_dataset none --max_train_steps 20 --logging_steps 5 --output_dir $DEMO/pretrain

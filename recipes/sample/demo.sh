@@ -2,25 +2,20 @@
 # The sample set from nothing to ranked pictures, each step an ordinary command of this project. Run by `make demo`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source recipes/demo_environment.sh
 DATA=data/sample
 OUT=outputs/sample
-export TOKENIZERS_PARALLELISM=false
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}  # accelerate would take fewer
-
-step() {
-    printf '\n\033[1m$ %s\033[0m\n' "$*"
-    "$@"
-}
 
 # How scores are fused is chosen on the validation split: in training, for the untrained model here.
 evaluate() {  # model folder, name of the result
-    step python eval_retrieval.py --model "$1" --dataset $DATA/arrow/pedes --split test --output_dir "$OUT/$2" \
+    step mra evaluate --model "$1" --dataset $DATA/arrow/pedes --split test --output_dir "$OUT/$2" \
         --rerank_k 16 --attn_implementation eager
 }
 
 step python -m data_scripts.make_sample --output $DATA --num_proc 2
-step python -m data_scripts.prepare_sda --annotations $DATA/sda --images $DATA/images/SDA --output $DATA/arrow/sda --overwrite
-step python -m data_scripts.prepare_pedes --dataset cuhk --annotations $DATA/finetune --images $DATA/images --output $DATA/arrow/pedes --overwrite
+step mra prepare sda --annotations $DATA/sda --images $DATA/images/SDA --output $DATA/arrow/sda --overwrite
+step mra prepare pedes --dataset cuhk --annotations $DATA/finetune --images $DATA/images --output $DATA/arrow/pedes --overwrite
 
 # What the weights are worth before any training; the loop is entered with nothing to do.
 step accelerate launch train_pretrain.py --config recipes/sample/pretrain.yaml --num_train_epochs 0 --output_dir $OUT/untrained
@@ -32,6 +27,6 @@ evaluate $OUT/pretrain/final eval_pretrained
 evaluate $OUT/finetune/best eval_finetuned
 
 printf '\n'
-step python -m mra.retrieval.compare "before pretraining=$OUT/eval_untrained" \
+step mra compare "before pretraining=$OUT/eval_untrained" \
     "after pretraining=$OUT/eval_pretrained" "after fine-tuning=$OUT/eval_finetuned"
 printf '\nranked pictures: %s\n' "$OUT/eval_finetuned/ranking.png"

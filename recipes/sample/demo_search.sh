@@ -2,35 +2,30 @@
 # Search the sample set's test images in words, with the model that `make demo` trained. Run by `make demo-search`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source recipes/demo_environment.sh
 DATA=data/sample/arrow/pedes
 MODEL=outputs/sample/finetune/best
 OUT=outputs/sample/search
 GALLERY=$OUT/gallery.db
-export TOKENIZERS_PARALLELISM=false
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the model is small: two threads wait for each other longer than one takes
 
 for needed in $MODEL/config.json $DATA/README.md; do
     test -f $needed || { echo "demo_search.sh: there is no $needed: run 'make demo' first" >&2; exit 1; }
 done
 
-step() {
-    printf '\n\033[1m$ %s\033[0m\n' "$*"
-    "$@"
-}
-
 mkdir -p $OUT
 rm -rf $GALLERY
-step python -m mra.gallery.index build --model $MODEL --images $DATA --split test --gallery $GALLERY
+step mra index build --model $MODEL --images $DATA --split test --gallery $GALLERY
 
 # Threshold and weight of the matching score come from a quarter of the validation split, which is quick; 16 re-ranked images.
-step python -m mra.gallery.index calibrate --gallery $GALLERY --dataset $DATA --split "validation[:200]" --rerank 16
-step python -m mra.gallery.index stats --gallery $GALLERY
+step mra index calibrate --gallery $GALLERY --dataset $DATA --split "validation[:200]" --rerank 16
+step mra index stats --gallery $GALLERY
 
-step python -m mra.gallery.search --gallery $GALLERY --top 10 --rerank 16 --save $OUT/ranking.png \
+step mra search --gallery $GALLERY --top 10 --rerank 16 --save $OUT/ranking.png \
     "A woman with a blond ponytail in a long open orange coat over a white shirt, black jeans and a yellow cap." \
     "A man wearing a red coat and grey trousers with a white backpack." \
     "A person in a green skirt with purple boots, pushing a bicycle."
-step python -m mra.gallery.search --gallery $GALLERY --top 5 --rerank 16 --where 'camera in ["cam_a", "cam_b"]' \
+step mra search --gallery $GALLERY --top 5 --rerank 16 --where 'camera in ["cam_a", "cam_b"]' \
     --phrase "orange coat" --phrase "yellow cap" "A woman in a long orange coat with a yellow cap."
 
 printf '\nranked pictures: %s\n' "$OUT/ranking.png"

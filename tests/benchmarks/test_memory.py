@@ -43,7 +43,7 @@ def test_recipe_and_cards(tmp_path, capsys, monkeypatch):
     assert (config.vision_config.embed_dim, config.vision_config.image_size, with_regions) == (8, [64, 32], True)
     with pytest.raises(SystemExit):
         memory.main(["--recipe", str(tmp_path / "none.yaml")])
-    assert "there is no file" in capsys.readouterr().err
+    assert "no recipe at" in capsys.readouterr().err
     with_regions = False
     monkeypatch.setattr(memory, "read_recipe", lambda recipe: (make_config(full_size=False), with_regions))
     memory.main(["--recipe", str(recipe), "--dtype", "float32", "--json"])

@@ -1,27 +1,29 @@
 """mra/common/drawing.py: sizes, frames and text of the picture."""
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from mra.common.drawing import (
-    CROP_SIZE,
-    FRAME,
-    GAP,
+    BOX_COLOURS,
+    CONTACT_SHEET,
     GREEN,
-    LABEL_HEIGHT,
-    MARGIN,
+    RANKINGS,
     RED,
-    TEXT_WIDTH,
     WHITE,
     RankedQuery,
-    _font,
+    SheetStyle,
+    Tile,
+    TileRow,
     draw_rankings,
+    draw_sheet,
+    save_picture,
     wrap_text,
 )
 
 
 BLUE = (0, 0, 255)
-CELL = (CROP_SIZE[0] + 2 * FRAME, CROP_SIZE[1] + 2 * FRAME)
+CROP_SIZE, CELL, FRAME = RANKINGS.tile_size, RANKINGS.cell_size, RANKINGS.frame
+GAP, MARGIN, LABEL_HEIGHT, TEXT_WIDTH = RANKINGS.gap, RANKINGS.margin, RANKINGS.label_line, RANKINGS.text_width
 
 
 def make_query(matches, **options):
@@ -60,7 +62,7 @@ def test_rows_of_different_length():
 
 
 def test_text_is_wrapped_to_the_column():
-    font = _font(16)
+    font = ImageFont.load_default(16)
     text = "a very long caption with many words " * 4 + "x" * 200
     lines = wrap_text(text, font, 200, max_lines=100)
     assert all(font.getlength(line) <= 200 for line in lines)
@@ -76,3 +78,31 @@ def test_arguments_are_checked():
     query.scores = [0.5]
     with pytest.raises(ValueError, match="query 0 must have as many images as scores and matches, got 2, 1 and 2"):
         draw_rankings([query])
+
+
+def test_boxes_are_drawn_where_they_are():
+    tile = Tile(Image.new("RGB", (64, 128)), "label", boxes=[("a hat", [0.5, 0.25, 0.5, 0.25])])
+    sheet = draw_sheet([TileRow([tile], "row")], CONTACT_SHEET)
+    places = [(x, y) for x in range(sheet.width) for y in range(sheet.height)]
+    pixels = {place for place in places if sheet.getpixel(place) == BOX_COLOURS[0]}
+    black = [place for place in places if sheet.getpixel(place) == (0, 0, 0)]
+    left, top = min(x for x, _ in black), min(y for _, y in black)
+    assert {(left + 32, top + 32), (left + 95, top + 32), (left + 32, top + 95), (left + 95, top + 95)} <= pixels
+    with pytest.raises(ValueError, match="rows is empty"):
+        draw_sheet([TileRow([], "row")], CONTACT_SHEET)
+
+
+def test_a_title_of_one_line_widens_the_sheet():
+    tile = Tile(Image.new("RGB", (10, 20)))
+    title = "a title much wider than one tile"
+    wide, wrapped = (draw_sheet([TileRow([tile])], SheetStyle((20, 40), title_lines=lines), title) for lines in (1, 9))
+    assert wide.width > ImageFont.load_default(16).getlength(title) > wrapped.width
+    assert wrapped.height > wide.height
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.webp", "a.tif", "a.bmp", "a.gif"])
+def test_pictures_are_saved_in_the_format_of_their_name(tmp_path, name):
+    save_picture(Image.new("RGB", (8, 8), BLUE), tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert image.size == (8, 8) and Image.registered_extensions()[f".{name[2:].lower()}"] == image.format
+    assert [path.name for path in tmp_path.iterdir()] == [name]

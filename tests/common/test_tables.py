@@ -1,5 +1,6 @@
 """What is loaded is what the files hold now, whatever `datasets` keeps in its cache."""
 
+import errno
 import json
 import os
 
@@ -8,11 +9,10 @@ import pytest
 from accelerate import PartialState
 from PIL import Image
 
-from eval_retrieval import load_split as load_for_evaluation
-from mra.common.tables import cache_folder, load_table, open_builder
+from mra.common.command_line import FullDiskError
+from mra.common.streaming import Streaming
+from mra.common.tables import cache_folder, load_split, open_builder, split_names
 from mra.gallery.sources import open_source
-from mra.training.splits import load_split
-from mra.training.streaming import Streaming
 
 
 CARD = """---
@@ -47,29 +47,29 @@ def write_rows(folder, ids, card: str | None = CARD):
 
 def load_everywhere(name: str) -> list[list[int]]:
     streamed = load_split(name, "train", Streaming(1, 10, 1))
-    tables = [load_table(name, "train"), load_table(name)["train"], load_split(name, "train")]
-    return [list(table["image_id"]) for table in (*tables, load_for_evaluation(name, "train"), streamed.to_dataset())]
+    tables = [load_split(name, "train"), load_split(name), load_split(name, "train[:100%]"), streamed.to_dataset()]
+    return [list(table["image_id"]) for table in tables]
 
 
 @pytest.mark.parametrize("card", [CARD, None])
 def test_a_changed_folder_is_read_again(tmp_path, card):
     name = write_rows(tmp_path / "set", [1, 2, 1], card)
-    assert load_everywhere(name) == [[1, 2, 1]] * 5
+    assert load_everywhere(name) == [[1, 2, 1]] * 4
     write_rows(tmp_path / "set", [2, 1, 2], card)
-    assert load_everywhere(name) == [[2, 1, 2]] * 5
+    assert load_everywhere(name) == [[2, 1, 2]] * 4
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path):
     for ids in ([1, 2], [2, 1]):
         name = write_rows(tmp_path / str(ids[0]) / "set", ids)
-        assert load_everywhere(name) == [ids] * 5
+        assert load_everywhere(name) == [ids] * 4
 
 
 def test_an_unchanged_folder_is_not_copied_again(tmp_path, monkeypatch):
     name = write_rows(tmp_path / "set", [1, 2])
-    first = load_table(name, "train")
+    first = load_split(name, "train")
     monkeypatch.chdir(tmp_path)
-    again = load_table("set", "train")
+    again = load_split("set", "train")
     assert again.cache_files == first.cache_files
     assert open_builder("set").cache_dir.startswith(str(tmp_path / "cache"))
 
@@ -87,7 +87,7 @@ def test_labels_of_a_folder_of_pictures_are_read_again(tmp_path):
         rows = [{"file_name": name, "image_id": number} for name, number in zip(("a.png", "b.png"), ids, strict=True)]
         (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
         os.utime(folder / "metadata.jsonl", ns=(10**18, 10**18))
-        assert list(load_table(str(folder), "train")["image_id"]) == ids
+        assert list(load_split(str(folder), "train")["image_id"]) == ids
 
 
 def test_a_gallery_reads_a_changed_set(tmp_path):
@@ -101,3 +101,60 @@ def test_a_gallery_reads_a_changed_set(tmp_path):
         datasets.Dataset.from_dict(rows, features=features).to_parquet(shard)
         (tmp_path / "set/README.md").write_text(CARD)
         assert [item.columns for item in open_source(tmp_path / "set").items] == [{"person": person}]
+
+
+def test_slices_of_splits(tmp_path):
+    name = write_rows(tmp_path / "set", list(range(10)))
+    for split, expected in {
+        "train[:3]": [0, 1, 2],
+        "train[-2:]": [8, 9],
+        "train[50%:70%]": [5, 6],
+    }.items():
+        streamed = load_split(name, split, Streaming(1, 10, 1))
+        assert list(load_split(name, split)["image_id"]) == expected == streamed.to_dataset()["image_id"][:]
+    assert list(load_split(name, "train[:1]+train[9:]")["image_id"]) == [0, 9]
+    assert split_names("train[:10%] + test") == ["train", "test"]
+    with pytest.raises(ValueError, match=r"`streaming` reads one split, got train\[:1\]\+train\[9:\]"):
+        load_split(name, "train[:1]+train[9:]", Streaming(1, 10, 1))
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    name = write_rows(tmp_path / "set", [1])
+    assert load_split(name, "validation", optional=True) is None
+    with pytest.raises(ValueError, match=rf"^--data {name} has no split test\[:5\]: expected one of train$"):
+        load_split(name, "test[:5]", argument="--data")
+    with pytest.raises(
+        ValueError, match=rf"^dataset {tmp_path}/none: there is no such folder; expected a prepared set"
+    ):
+        load_split(f"{tmp_path}/none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=rf"^images {tmp_path}/empty is a folder without data; expected pictures"):
+        load_split(f"{tmp_path}/empty", argument="images", expected="pictures")
+    with pytest.raises(ValueError, match=rf"^dataset {name} cannot be read: ValueError: Unknown|Unrecognized"):
+        load_split(name, "train[:x]")
+    datasets.Dataset.from_dict({"image_id": [1]}).to_parquet(tmp_path / "two/test.parquet")
+    datasets.Dataset.from_dict({"image_id": [1]}).to_parquet(tmp_path / "two/train.parquet")
+    with pytest.raises(ValueError, match=r"two has the splits train, test: choose one with split"):
+        load_split(f"{tmp_path}/two")
+
+
+@pytest.mark.parametrize("damage", ["cut off", "zeros inside", "another file"])
+def test_a_damaged_file_is_named(tmp_path, damage):
+    name = write_rows(tmp_path / "set", list(range(2000)), None)
+    shard = tmp_path / "set/data/train-00001-of-00002.parquet"
+    whole = (tmp_path / "set/data/train-00000-of-00001.parquet").read_bytes()
+    contents = {"cut off": whole[:-50], "zeros inside": whole[:40] + bytes(1000) + whole[1040:], "another file": b"x"}
+    shard.write_bytes(contents[damage])
+    with pytest.raises(ValueError, match=rf"^dataset {name} cannot be read: {shard}: "):
+        load_split(name, "train")
+
+
+def test_a_full_disk_is_not_a_damaged_set(tmp_path, monkeypatch):
+    name = write_rows(tmp_path / "set", [1])
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(datasets, "load_dataset", full)
+    with pytest.raises(FullDiskError, match=f"{tmp_path}/cache cannot be written: the disk is full"):
+        load_split(name, "train")

@@ -428,7 +428,7 @@ def test_wrong_arguments_are_named(source, change, message, monkeypatch):
 def test_pedes_annotations_are_sent_to_the_other_script(source):
     root, _ = source
     write_json(root / "sda" / FIRST, [{"split": "train", "captions": ["a"], "file_path": "a.jpg", "id": 1}])
-    assert "Use prepare_pedes.py" in failure(root)
+    assert "use `mra prepare pedes`" in failure(root)
 
 
 def test_no_row_left_is_an_error(source):

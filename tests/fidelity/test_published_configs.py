@@ -14,8 +14,8 @@ from transformers import BertTokenizer
 
 import train_finetune
 import train_pretrain
+from mra.common.arguments import parse_arguments, resolved_recipe
 from mra.training import model_setup
-from mra.training.arguments import parse_arguments, resolved_recipe
 from mra.training.augmentation import STOP_WORDS, create_augmenter
 from mra.training.optim import create_optimizer
 from tests.helpers.tiny import tiny_model

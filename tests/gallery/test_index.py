@@ -10,8 +10,8 @@ import signal
 import pytest
 import torch
 
+from mra.cli import main
 from mra.gallery import Gallery
-from mra.gallery.index import main
 from tests.helpers.galleries import draw_picture, encoder_of, save_tiny_model, write_pictures
 
 
@@ -24,7 +24,7 @@ def model(tmp_path_factory):
 def run(capsys):
     def run(*arguments) -> str:
         capsys.readouterr()
-        main([str(argument) for argument in arguments])
+        main(["index", *map(str, arguments)])
         return capsys.readouterr().out
 
     return run
@@ -75,25 +75,26 @@ def test_calibrate_writes_the_threshold(run, model, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["stats"], "index stats: there is no gallery at"),
+        (["stats"], "mra index stats: there is no gallery at"),
         (["remove", "--keys", "x"], "there is no gallery at"),
         (["add", "--images", "people"], "there is no gallery at"),
         (["build", "--images", "people"], "is new: give the model to build it with"),
         (["build", "--images", "people", "--model", "no/such/model"], "model no/such/model is neither a folder"),
-        (["build", "--images", "empty", "--model", "nowhere"], "that load_dataset can read"),
+        (["build", "--images", "empty", "--model", "nowhere"], "images empty is a folder without data"),
         (["build", "--images", "photos/of/2026", "--model", "nowhere"], "photos/of/2026: there is no such folder"),
         (["build", "--images", "people", "--backend", "onnx"], "needs --model"),
         (["build", "--images", "people", "--metadata", "no.csv", "--model", "m"], "no.csv cannot be read"),
     ],
 )
-def test_wrong_input_ends_in_one_line(run, tmp_path, monkeypatch, arguments, message):
+def test_wrong_input_ends_in_one_line(run, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     write_pictures(tmp_path / "people", 1)
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit) as stopped:
         run(arguments[0], "--gallery", "g.db", *arguments[1:])
-    assert message in str(stopped.value) and "\n" not in str(stopped.value).partition(message)[0]
+    sentence = capsys.readouterr().err if stopped.value.code == 2 else str(stopped.value)  # 2: a wrong argument
+    assert message in sentence and "\n" not in sentence.partition(message)[0]
     assert not (tmp_path / "g.db").exists()
 
 
@@ -129,7 +130,7 @@ def build_and_die(arguments: list[str], calls: int, after: bool) -> None:
         module, owner, method = name.rsplit(".", 2)
         owner = getattr(importlib.import_module(module), owner)
         setattr(owner, method, deadly(getattr(owner, method)))
-    main(arguments)
+    main(["index", *arguments])
 
 
 def test_a_build_killed_five_times_equals_one_built_in_one_go(run, model, tmp_path):
@@ -140,7 +141,7 @@ def test_a_build_killed_five_times_equals_one_built_in_one_go(run, model, tmp_pa
     (people / "zzz.png").write_bytes((people / "cam_0" / "000.jpg").read_bytes())
     options = ["--images", people, "--model", model, "--device", "cpu", "--batch_size", "3", "--copy_images"]
     pick, context = random.Random(), multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mra.gallery.index", "pymilvus", "milvus_lite.db"])
+    context.set_forkserver_preload(["mra.cli", "mra.gallery.index", "pymilvus", "milvus_lite.db"])
     moments = []
     for _ in range(5):
         moments.append((pick.randint(1, 15), pick.random() < 0.5))

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from mra.cli import main
 from mra.gallery import Gallery
-from mra.gallery.search import main
 from tests.helpers.galleries import encoder_of, save_tiny_model, write_pictures
 
 
@@ -25,7 +25,7 @@ def place(tmp_path_factory):
 def run(place, capsys):
     def run(*arguments) -> str:
         capsys.readouterr()
-        main([*map(str, arguments), "--gallery", str(place[0] / "g.db"), "--device", "cpu"])
+        main(["search", *map(str, arguments), "--gallery", str(place[0] / "g.db"), "--device", "cpu"])
         return capsys.readouterr().out
 
     return run
@@ -82,7 +82,10 @@ def test_the_picture_has_a_row_for_each_sentence(run, tmp_path):
     "arguments, message",
     [
         ([], "give a sentence, --image, or both"),
-        (["x", "--where", "hat == 1"], "search: where: 'hat' is no field of this gallery: it has key, camera, time"),
+        (
+            ["x", "--where", "hat == 1"],
+            "mra search: where: 'hat' is no field of this gallery: it has key, camera, time",
+        ),
         (["x", "--where", 'camera = "c0"'], "cannot be read"),
         (["--image", "nowhere.jpg"], "image nowhere.jpg cannot be read"),
         (["x", "--top", "0"], "top must be at least 1"),

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from mra.gallery import Gallery, index, search
+from mra.cli import main
+from mra.gallery import Gallery
 from mra.gallery.milvus import MilvusStore
 from tests.helpers.galleries import encoder_of, save_tiny_model, write_pictures
 
@@ -23,25 +24,25 @@ def test_the_life_of_a_gallery_on_a_server(milvus_server, model, tmp_path, monke
     keys = write_pictures(tmp_path / "people", 6)
     place = ["--gallery", milvus_server.uri, "--collection", "life"]
 
-    def run(command, *arguments):
+    def run(*words):
         capsys.readouterr()
-        command([*map(str, arguments), *place])
+        main([*map(str, words), *place])
         return capsys.readouterr().out
 
     build = ("build", "--images", tmp_path / "people", "--model", model, "--device", "cpu")
-    assert "6 added" in run(index.main, *build)
-    assert "6 unchanged" in run(index.main, *build)
+    assert "6 added" in run("index", *build)
+    assert "6 unchanged" in run("index", *build)
     ask = ("a red coat", "--json", "--device", "cpu", "--top", 9)
-    first = json.loads(run(search.main, *ask))
+    first = json.loads(run("search", *ask))
     with Gallery(":memory:", encoder=encoder_of(model)) as exact:
         exact.build(tmp_path / "people")
         assert [hit["key"] for hit in first["hits"]] == [hit.key for hit in exact.search("a red coat").hits]
     with Gallery(milvus_server.uri, token=milvus_server.token, collection="life", device="cpu") as other:
         assert len(other) == 6  # one client more at the same time
-        assert "removed 1 images" in run(index.main, "remove", "--keys", keys[0])
+        assert "removed 1 images" in run("index", "remove", "--keys", keys[0])
         assert len(other) == 5 and keys[0] not in {hit.key for hit in other.search("a red coat", rerank=0).hits}
-    assert "5 images, 0 problems" in run(index.main, "verify")
-    assert json.loads(run(index.main, "stats", "--json"))["images"] == 5
+    assert "5 images, 0 problems" in run("index", "verify")
+    assert json.loads(run("index", "stats", "--json"))["images"] == 5
     assert list((tmp_path / ".cache" / "mra_retrieval").rglob("tokens.bin"))
 
 

@@ -7,15 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import PartialState
 
-from data_scripts.dad.config import FactoryConfig, load_config
+from data_scripts.dad.config import SECTIONS, FactoryConfig
 from data_scripts.dad.tiny.make_diffusion import build
+from mra.common.arguments import read_arguments
 from tests.helpers.runs import ROOT, TIMEOUT, free_port
 from tests.helpers.training import make_pedes
 
@@ -29,7 +30,7 @@ CAPTIONS = (
     "The woman has long brown hair. She is wearing a yellow dress and red boots.",
     "a man in a green shirt and grey trousers with a blue bag",
 )
-SECTIONS = {
+CHANGES = {
     "common": {"image_size": SIZE, "condition": "white", "seed": 3},
     "train": {
         "max_train_steps": 6,
@@ -48,6 +49,11 @@ SECTIONS = {
 }
 
 
+def load_config(path: str | Path | None = None, argv: Sequence[str] = ()) -> FactoryConfig:
+    """Read a configuration and options, which win over it, outside a command."""
+    return FactoryConfig(*read_arguments(SECTIONS, argv, path))
+
+
 def write_sources(root: Path) -> None:
     """The base model `base` and the target set `pedes` of 16 training images with speaking captions."""
     build(root / "base", channels=(8, 16))
@@ -61,7 +67,7 @@ def write_sources(root: Path) -> None:
 
 def write_config(root: Path, work: str, **changes) -> Path:
     """A configuration with a work folder under `root`; changes by section."""
-    sections = {name: values | changes.get(name, {}) for name, values in SECTIONS.items()}
+    sections = {name: values | changes.get(name, {}) for name, values in CHANGES.items()}
     sections |= {name: values for name, values in changes.items() if name not in sections}
     places = {"work_dir": str(root / work), "dataset": str(root / "pedes"), "base_model": str(root / "base")}
     sections["common"] = places | sections["common"]

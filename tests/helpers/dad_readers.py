@@ -11,13 +11,14 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
-from data_scripts.dad.config import FactoryConfig, load_config
-from data_scripts.dad.files import to_lines, write_whole
+from data_scripts.dad.config import FactoryConfig
+from data_scripts.dad.json_files import to_lines
 from data_scripts.dad.row_parts import RowParts
 from data_scripts.dad.run import run_stages
 from data_scripts.dad.stage_folders import begin_stage, image_path
 from data_scripts.dad.tiny.make_readers import make_readers
-from tests.helpers.dad import fork
+from mra.common.files import write_whole
+from tests.helpers.dad import fork, load_config
 
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 160, 60), "blue": (40, 60, 200), "yellow": (220, 200, 60)}
@@ -120,7 +121,7 @@ def run(path: Path, *stages: str) -> FactoryConfig:
 def run_jobs(path: Path, stage: str) -> None:
     """Runs a stage as two jobs apart, the second first."""
     for shard in ("1/2", "0/2"):
-        run_stages(load_config(str(path), [f"common.shard={shard}"]), [stage])
+        run_stages(load_config(str(path), [f"--common.shard={shard}"]), [stage])
 
 
 def run_forked(path: Path, stage: str, num_processes: int = 1, kill_after: int | None = None) -> list[int]:

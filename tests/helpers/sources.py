@@ -64,7 +64,7 @@ def run_client(code: str, folder: Path, env: dict[str, str] | None = None) -> st
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=env or environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=folder, env=env or environment, capture_output=True, text=True, timeout=600
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout

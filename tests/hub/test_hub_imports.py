@@ -56,7 +56,7 @@ def load(folder, tmp_path, installed=None, *arguments):
     start = f"import sys, runpy; sys.path += {paths!r}; sys.argv = ['load.py', {str(folder)!r}, *{arguments!r}]; "
     start += "runpy.run_path('load.py', run_name='__main__')"
     return subprocess.run(
-        [sys.executable, "-S", "-c", start], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-S", "-c", start], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
 
 
@@ -98,6 +98,6 @@ def test_a_missing_helper_is_named_from_the_root(tmp_path):
     command = (
         "import transformers.models.bert.modeling_bert as bert; del bert.eager_attention_forward; import modeling_mra"
     )
-    process = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    process = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=600)
     last = process.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: cannot import name 'eager_attention_forward'"), process.stderr

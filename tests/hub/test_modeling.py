@@ -683,7 +683,7 @@ def test_a_process_that_cannot_import_the_project(model, config, saved, tmp_path
     start = f"import sys, runpy; sys.path += {libraries!r}; sys.argv = ['elsewhere.py', {str(saved)!r}]; "
     start += "runpy.run_path('elsewhere.py', run_name='__main__')"
     process = subprocess.run(
-        [sys.executable, "-S", "-c", start], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-S", "-c", start], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
     assert process.returncode == 0, process.stderr
     result = json.loads(process.stdout.splitlines()[-1])

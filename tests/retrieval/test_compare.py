@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from mra.retrieval.compare import main, read_result
+from mra.cli import main
+from mra.retrieval.compare import read_result
 
 
 POSTERIOR = {"score_fusion": "posterior", "match_weight": 0.4, "flip": True}
@@ -19,14 +20,14 @@ def write(folder, report=POSTERIOR, rerank_k=8, **metrics):
 
 
 def compare(tmp_path, capsys, *names):
-    main([f"{name}={tmp_path / name}" for name in names])
+    main(["compare", *(f"{name}={tmp_path / name}" for name in names)])
     return capsys.readouterr().out.splitlines()
 
 
 def test_rows_follow_the_command_line(tmp_path, capsys):
     write(tmp_path / "a", similarity=11.25, reranked=12.5)
     write(tmp_path / "b", similarity=99.0)
-    main([f"second={tmp_path / 'b'}", f"first={tmp_path / 'a'}"])
+    main(["compare", f"second={tmp_path / 'b'}", f"first={tmp_path / 'a'}"])
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split() == ["R@1", "R@5", "R@10", "mAP", "mINP"]
     assert [row.split()[-5] for row in rows] == ["99.00", "11.25", "12.50"]
@@ -84,9 +85,9 @@ def test_errors_name_the_file(tmp_path, capsys):
         with pytest.raises(ValueError, match=r"metrics\.json cannot be read"):
             read_result(tmp_path)
     with pytest.raises(SystemExit):
-        main([str(tmp_path)])
+        main(["compare", str(tmp_path)])
     assert "NAME=DIR" in capsys.readouterr().err
     write(tmp_path / "a", similarity=11.25)
     with pytest.raises(SystemExit):
-        main([f"a={tmp_path / 'a'}", f"a={tmp_path / 'a'}"])
+        main(["compare", f"a={tmp_path / 'a'}", f"a={tmp_path / 'a'}"])
     assert "the name 'a' is given twice" in capsys.readouterr().err

@@ -5,12 +5,12 @@ import torch
 from PIL import Image
 
 from modeling_mra import MRAForImageTextRetrieval
+from mra.cli import main
 from mra.retrieval.encode import encode_images, encode_texts
 from mra.retrieval.explain import (
     cross_attention,
     draw_explanation,
     explain_pair,
-    main,
     phrase_scores,
     scale_heatmap,
     word_positions,
@@ -206,14 +206,14 @@ def test_the_command_writes_a_picture(tmp_path, model, processor, image, capsys)
     processor.save_pretrained(tmp_path / "model")
     image.save(tmp_path / "crop.png")
     arguments = ["--model", str(tmp_path / "model"), "--text", "a red coat", "--output", str(tmp_path / "out.png")]
-    main([*arguments, "--image", str(tmp_path / "crop.png"), "--phrases", "black backpack", "coat"])
+    main(["explain", *arguments, "--image", str(tmp_path / "crop.png"), "--phrases", "black backpack", "coat"])
     printed = capsys.readouterr().out
     expected = phrase_scores(model, processor, ["black backpack", "coat"], image)
     for score in expected:
         assert f"{score.match_probability:6.1%}  {score.phrase}\n" in printed
     assert Image.open(tmp_path / "out.png").width > 200
-    with pytest.raises(SystemExit, match=r"mra.retrieval.explain: .*nowhere.png"):
-        main([*arguments, "--image", str(tmp_path / "nowhere.png")])
+    with pytest.raises(SystemExit, match=r"mra explain: .*nowhere.png"):
+        main(["explain", *arguments, "--image", str(tmp_path / "nowhere.png")])
 
 
 def test_the_model_is_left_as_it_was(model, processor, image):

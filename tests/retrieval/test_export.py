@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from modeling_mra import MRAForImageTextRetrieval
+from mra.cli import main
 from mra.common.loading import load_model
 from mra.retrieval import export
 from mra.retrieval.encoders import TorchEncoder
-from mra.retrieval.export import ImageEncoder, check_graph, main, make_graphs, write_graph
+from mra.retrieval.export import ImageEncoder, check_graph, make_graphs, write_graph
 from mra.retrieval.onnx_encoder import DESCRIPTION, FILES, OnnxEncoder
 from tests.helpers.tiny import tiny_config, tiny_model, tiny_processor
 
@@ -28,7 +29,7 @@ def folders(tmp_path_factory):
     model = root / "model"
     tiny_model(cls=MRAForImageTextRetrieval, scale=0.3).save_pretrained(model)
     tiny_processor().save_pretrained(model)
-    main(["--model", str(model), "--output", str(root / "onnx"), "--format", "onnx"])
+    main(["export", "--model", str(model), "--output", str(root / "onnx"), "--format", "onnx"])
     return model, root / "onnx"
 
 
@@ -125,19 +126,19 @@ def test_a_refused_export_leaves_nothing(folders, tmp_path, monkeypatch):
         export, "write_graph", lambda graph, _, folder, __: (folder / FILES[graph.name]).write_text("graph")
     )
     monkeypatch.setattr(export, "check_graph", refuse)
-    with pytest.raises(SystemExit, match=r"mra.retrieval.export: it differs"):
-        main(["--model", str(folders[0]), "--output", str(tmp_path / "onnx")])
+    with pytest.raises(SystemExit, match=r"mra export: it differs"):
+        main(["export", "--model", str(folders[0]), "--output", str(tmp_path / "onnx")])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_an_earlier_export_is_replaced(folders, tmp_path):
     model, output = folders
     with pytest.raises(SystemExit, match=f"--output {output} exists: pass --overwrite"):
-        main(["--model", str(model), "--output", str(output)])
+        main(["export", "--model", str(model), "--output", str(output)])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")
     with pytest.raises(SystemExit, match="is no earlier export and is not replaced"):
-        main(["--model", str(model), "--output", str(tmp_path / "mine"), "--overwrite"])
+        main(["export", "--model", str(model), "--output", str(tmp_path / "mine"), "--overwrite"])
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "file"]
 
 
@@ -145,8 +146,8 @@ def test_a_folder_that_is_no_export_is_named(folders, encoders):
     with pytest.raises(ValueError, match=r"is no ONNX export, it has no onnx.json, image_encoder.onnx"):
         OnnxEncoder(folders[0])
     nowhere = folders[0].parent / "nowhere"
-    with pytest.raises(SystemExit, match=rf"mra.retrieval.export: model {nowhere} is neither a folder"):
-        main(["--model", str(nowhere), "--output", str(folders[0].parent / "other")])
+    with pytest.raises(SystemExit, match=rf"mra export: model {nowhere} is neither a folder"):
+        main(["export", "--model", str(nowhere), "--output", str(folders[0].parent / "other")])
     with pytest.raises(ValueError, match="caption 1 must be a text"):
         encoders[1].encode_texts(["red", " "])
     with pytest.raises(ValueError, match="images is empty"):

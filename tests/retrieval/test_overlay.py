@@ -4,10 +4,19 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from mra.common.drawing import GAP, LABEL_HEIGHT, MARGIN
-from mra.retrieval.overlay import LEAST_OPACITY, MOST_OPACITY, RAMP, TILE_HEIGHT, Tile, draw_tiles, overlay_heatmap
+from mra.common.drawing import HEATMAPS
+from mra.retrieval.overlay import (
+    LEAST_OPACITY,
+    MOST_OPACITY,
+    RAMP,
+    TILE_HEIGHT,
+    HeatmapTile,
+    draw_tiles,
+    overlay_heatmap,
+)
 
 
+GAP, MARGIN, LABEL_HEIGHT = HEATMAPS.gap, HEATMAPS.margin, HEATMAPS.label_line
 GREY = (100, 100, 100)
 
 
@@ -35,9 +44,9 @@ def test_the_patch_lies_where_the_grid_says():
 def test_tiles_are_laid_out_in_rows():
     image = Image.new("RGB", (50, 100), GREY)
     tiles = [
-        Tile("image"),
-        Tile("red", torch.ones(2, 1)),
-        Tile("a very long word that cannot fit", torch.zeros(2, 1), True),
+        HeatmapTile("image"),
+        HeatmapTile("red", torch.ones(2, 1)),
+        HeatmapTile("a very long word that cannot fit", torch.zeros(2, 1), True),
     ]
     picture = draw_tiles(image, "A title", tiles, columns=2)
     row = TILE_HEIGHT + LABEL_HEIGHT + GAP
@@ -55,7 +64,8 @@ def test_tiles_are_laid_out_in_rows():
 @pytest.mark.parametrize("size", [(10, 400), (400, 10)])
 def test_extreme_proportions_stay_in_bounds(size):
     assert (
-        draw_tiles(Image.new("RGB", size), "", [Tile("image")] * 2).width <= 2 * MARGIN + 2 * (2 * TILE_HEIGHT) + GAP
+        draw_tiles(Image.new("RGB", size), "", [HeatmapTile("image")] * 2).width
+        <= 2 * MARGIN + 2 * (2 * TILE_HEIGHT) + GAP
     )
 
 

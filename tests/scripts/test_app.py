@@ -6,17 +6,18 @@ import socket
 import urllib.error
 import urllib.parse
 import urllib.request
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.helpers.app import make_gallery, running_page
+from mra.web import server
+from mra.web.arguments import PageArguments
+from tests.helpers.app import ROOT, make_gallery, running_page
 
 
 gradio_client = pytest.importorskip("gradio_client", reason="the web page is tested by make test-app")
 Client, handle_file, AppError = gradio_client.Client, gradio_client.handle_file, gradio_client.exceptions.AppError
-app = pytest.importorskip("app")
+gradio = pytest.importorskip("gradio")
 
 pytestmark = pytest.mark.app
 
@@ -90,7 +91,7 @@ def test_only_the_three_endpoints_are_public(client):
 def test_no_file_is_served(url, root, prefix):
     """Not even those of the gallery: the page holds its pictures itself."""
     secret = root / "secret.jpg"
-    wanted = [secret, root / "people" / "cam_0" / "000.jpg", root / "model" / "config.json", Path(app.__file__)]
+    wanted = [secret, root / "people" / "cam_0" / "000.jpg", root / "model" / "config.json", ROOT / "app.py"]
     wanted += [
         "/etc/passwd",
         "app.py",
@@ -169,9 +170,9 @@ def test_the_address_must_be_asked_for(root, url, monkeypatch, environment, argu
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     launched = {}
-    monkeypatch.setattr(app.gr.Blocks, "launch", lambda self, **options: launched.update(options))
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda self, **options: launched.update(options))
     monkeypatch.setitem(os.environ, "GRADIO_TEMP_DIR", "")
-    app.main(["--gallery", str(root / "empty.db"), *arguments])
+    server.main(["--gallery", str(root / "empty.db"), *arguments])
     assert launched["server_name"] == expected
     assert launched["allowed_paths"] == [] and not launched["share"] and not launched["run_history"]
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
@@ -193,14 +194,14 @@ def test_what_is_wrong_is_told_without_a_traceback(root, monkeypatch):
     monkeypatch.setitem(os.environ, "GRADIO_TEMP_DIR", "")
     monkeypatch.delenv("MRA_GALLERY", raising=False)
     with pytest.raises(SystemExit):
-        app.main([])
+        server.main([])
     with pytest.raises(SystemExit, match=r"app.py: model .* is neither a folder"):
-        app.main(["--gallery", str(root / "other.db"), "--model", str(root / "nowhere")])
+        server.main(["--gallery", str(root / "other.db"), "--model", str(root / "nowhere")])
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
         with pytest.raises(SystemExit, match=f"app.py: port {port} is taken: pass another --port"):
-            app.main(["--gallery", str(root / "other.db"), "--port", port])
+            server.main(["--gallery", str(root / "other.db"), "--port", port])
     monkeypatch.setenv("MRA_GALLERY", "x.db")
-    assert app.make_parser().parse_args([]).gallery == "x.db"
+    assert PageArguments().gallery == "x.db"

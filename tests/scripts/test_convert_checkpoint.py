@@ -373,9 +373,8 @@ def test_an_existing_output_is_kept(converted, state_dict, tmp_path, capsys):
     arguments = ["--checkpoint", str(path), "--output", str(output)]
     main(arguments)
     stamp = (output / "model.safetensors").stat().st_mtime_ns
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="--overwrite"):
         main(arguments)
-    assert "--overwrite" in capsys.readouterr().err
     assert (output / "model.safetensors").stat().st_mtime_ns == stamp
     (output / "old.txt").touch()
     main([*arguments, "--overwrite"])
@@ -572,7 +571,7 @@ def test_the_output_is_tried_before_the_work(tmp_path, state_dict, monkeypatch):
     monkeypatch.setattr(
         convert_checkpoint, "read_checkpoint", lambda path: pytest.fail("read before the output was tried")
     )
-    with pytest.raises(ValueError, match=r"`output`: .* cannot be written"):
+    with pytest.raises(ValueError, match=r"`output` .*file is a file, expected a folder"):
         convert_to_folder(tmp_path / "any.pth", tmp_path / "file" / "model")
 
 

@@ -178,7 +178,7 @@ def test_depth_is_chosen_for_the_chosen_fusion(with_validation, capsys):
     assert choice.describe_depth() in printed
     other = next(name for name in ("published", "single") if name != choice.score_fusion)
     with pytest.raises(
-        SystemExit, match=f"no choice is saved for --score_fusion {other} --flip, and there is no valida"
+        SystemExit, match=f"no choice is saved for --score_fusion {other} --flip, and .*data has no valida"
     ):
         evaluate(with_validation, "three", capsys, *more, "--score_fusion", other)
 
@@ -256,15 +256,21 @@ def test_attention_and_precision(folders, single_process, tmp_path, attn_impleme
         (("--model", "{}/absent"), "model .*absent is neither a folder with a config"),
         (("--model", "{}/bert"), "model_type 'bert', expected 'mra_retrieval'"),
         (("--model", "{}/bare"), "model .*bare has no MRA processor"),
-        (("--dataset", "{}/absent"), "--dataset .*absent is neither a folder nor a dataset on the Hub"),
-        (("--dataset", "{}/bert"), "--dataset .*bert is a folder that load_dataset cannot read"),
-        (("--split", "validation"), "--split validation is not in .*: expected one of train, test"),
-        (("--rerank_k", "many"), "--rerank_k must be a number, 0 or more, or auto, got 'many'"),
-        (("--rerank_k", "auto"), "there is no validation split to choose on"),
-        (("--match_weight", "0.4"), "match_weight 0.4 is given with score_fusion auto: only posterior has a weight"),
-        (("--score_fusion", "posterior", "--match_weight", "-1"), "match_weight must be a number from 0 on, got -1"),
-        (("--rerank", "3"), "not used by the HfArgumentParser"),
-        (("--unknown", "3"), "not used by the HfArgumentParser"),
+        (("--dataset", "{}/absent"), "--dataset .*absent: there is no such folder; expected a prepared set"),
+        (("--dataset", "{}/bert"), "--dataset .*bert is a folder without data"),
+        (("--split", "validation"), "--dataset .* has no split validation: expected one of train, test"),
+        (("--rerank_k", "many"), "`--rerank_k` must be of type int or one of auto, got 'many'"),
+        (("--rerank_k", "auto"), "has no validation split to choose on"),
+        (
+            ("--match_weight", "0.4"),
+            "`score_fusion` must be posterior with match_weight, which no other fusion has, got 'auto'",
+        ),
+        (
+            ("--score_fusion", "posterior", "--match_weight", "-1"),
+            "`match_weight` must be 0 or more, or left out, got -1",
+        ),
+        (("--rerank", "3"), "unknown argument '--rerank'; did you mean '--rerank_k'"),
+        (("--unknown", "3"), "unknown argument '--unknown'"),
     ],
 )
 def test_mistakes_are_named(folders, tmp_path, capsys, change, message):

@@ -25,7 +25,7 @@ HEADINGS = (
 
 def stages(script: str) -> dict[str, str]:
     source = (ROOT / script).read_text()
-    main = source[source.index("def main(") :]
+    main = source[source.index("def main(") : source.rindex('if __name__ == "__main__":')]
     pieces = re.split(r"^ +# ([A-Z][a-z ]+)\n", main, flags=re.MULTILINE)
     return dict(zip(pieces[1::2], pieces[2::2], strict=True))
 

@@ -38,7 +38,7 @@ def test_a_space_starts_from_its_files_and_variables_alone(tmp_path):
 
     make_gallery(tmp_path)
     space = tmp_path / "space"
-    shutil.copytree(ROOT / "mra_retrieval", space / "mra_retrieval", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "mra", space / "mra", ignore=shutil.ignore_patterns("__pycache__"))
     for path in [*ROOT.glob("*_mra.py"), ROOT / "app.py", *SPACE.iterdir()]:
         shutil.copy(path, space)
     port = free_port()
@@ -53,4 +53,4 @@ def test_a_space_starts_from_its_files_and_variables_alone(tmp_path):
         found = client.predict("a red coat", None, [], "", "", "", 0.5, True, 5, api_name="/search")
         client.close()
     assert len(found["hits"]) == 5 and (space / "gallery.db").is_dir()
-    assert (space / "mra_retrieval" / "__pycache__").is_dir()  # its own modules were run, not those of the project
+    assert (space / "mra" / "web" / "__pycache__").is_dir()  # its own modules were run, not those of the project

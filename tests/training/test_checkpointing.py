@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import logging
 import random
@@ -15,8 +16,8 @@ from safetensors.torch import save_file
 
 from modeling_mra import MRAForPreTraining
 from mra.common.command_line import FullDiskError
+from mra.common.recipes import read_mapping
 from mra.training import checkpointing
-from mra.training.arguments import read_mapping
 from mra.training.checkpoint_manifest import DamagedCheckpointError, read_manifest
 from mra.training.checkpointing import (
     Checkpointer,
@@ -24,6 +25,7 @@ from mra.training.checkpointing import (
     changed_keys,
     find_checkpoint,
     list_checkpoints,
+    load_checkpoint,
     prepare_output_dir,
     save_model,
     set_newer_aside,
@@ -179,6 +181,30 @@ def test_state_goes_there_and_back():
     other = TrainingState()
     other.load_state_dict(state.state_dict())
     assert other == state and (other.epoch, other.samples_in_epoch, other.samples_seen) == (1, 0, 16)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "saved", "now", "is_refused"),
+    [
+        ("set", "a", "b", True),
+        ("set", "a", "a", False),
+        ("set", "", "b", False),  # of an older version
+        ("set", "a", "", False),  # on the Hub
+        ("other", "a", "b", False),  # chosen: the arguments that differ are warned of
+    ],
+)
+def test_a_training_set_that_changed_is_refused(tmp_path, dataset, saved, now, is_refused):
+    """Rows written anew under the same path would be trained on from the middle of an epoch of others."""
+    write_recipe(tmp_path / "recipe.yaml", {"dataset": "set"})
+    state = TrainingState(data=now)
+    accelerator = fake_accelerator(
+        load_state=lambda folder: state.load_state_dict(TrainingState(step=3, data=saved).state_dict())
+    )
+    scheduler = SimpleNamespace(optimizer=SimpleNamespace(param_groups=[]), get_last_lr=list)
+    refused = pytest.raises(ValueError, match=r"`dataset` set: its files are not those that .* was trained on; resume")
+    with refused if is_refused else contextlib.nullcontext():
+        load_checkpoint(accelerator, tmp_path, {"dataset": dataset}, state, scheduler, 8)
+    assert is_refused or (state.data, state.step) == (now, 3)
 
 
 # ---------------------------------------------------------------- damaged checkpoints

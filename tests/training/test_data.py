@@ -5,11 +5,11 @@ import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 
+from mra.common.streaming import StreamedTable, Streaming
 from mra.training.augmentation import CaptionAugmenter
 from mra.training.collator import TrainingCollator
 from mra.training.data import build_finetuning_dataset, build_pretraining_dataset, phrase_to_id
 from mra.training.order import make_sampler
-from mra.training.streaming import StreamedTable, Streaming
 from tests.helpers.training import GRID, make_pedes, make_processor, make_sda
 
 

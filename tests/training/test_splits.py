@@ -1,7 +1,7 @@
 import pytest
 from accelerate import PartialState
 
-from mra.training.splits import hold_out_identities, load_split
+from mra.training.splits import hold_out_identities
 from tests.helpers.training import make_pedes
 
 
@@ -11,14 +11,6 @@ def logging_state():
     PartialState(cpu=True)
     yield
     PartialState._reset_state()
-
-
-def test_splits_are_loaded_by_name(tmp_path):
-    make_pedes(4).to_parquet(tmp_path / "train-00000-of-00001.parquet")
-    assert len(load_split(str(tmp_path), "train")) == 4
-    assert load_split(str(tmp_path), "validation") is None
-    with pytest.raises(ValueError, match="prepare_sda"):
-        load_split(str(tmp_path / "nowhere"), "train")
 
 
 def test_no_person_is_on_both_sides():

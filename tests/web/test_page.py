@@ -1,5 +1,6 @@
 """mra/web/page.py: the page's searches, explanations and indexing, on a small gallery."""
 
+import dataclasses
 import json
 import zipfile
 
@@ -9,7 +10,7 @@ from PIL import Image
 from mra.gallery.gallery import Gallery
 from mra.gallery.where import parse_where
 from mra.retrieval.explain import explain_pair
-from mra.web.page import MAX_TEXT, Page, join_filters
+from mra.web.page import MAX_TEXT, Page, Query, join_filters
 from mra.web.uploads import UploadLimits
 from tests.helpers.galleries import draw_picture, encoder_of, save_tiny_model, write_pictures
 
@@ -33,7 +34,7 @@ def page(model, tmp_path):
 
 
 def search(page, text="a red coat", image=None, filters=NO_FILTER, threshold=0.5, rerank=True, top=5):
-    return page.query(text, image, *filters, threshold, rerank, top)
+    return page.query(Query(text, image, *filters, threshold, rerank, top))
 
 
 def test_a_query_passes_everything_on(page):
@@ -163,3 +164,13 @@ def test_what_a_program_gets_is_plain(page):
     assert "path" not in hit and {"rank", "key", "score", "similarity", "likely", "camera", "time", "metadata"} == set(
         hit
     )
+
+
+def test_the_page_asks_with_every_field_of_a_query(page):
+    """The layout names its fields as `Query` does, in its order, which is that of the endpoint's arguments."""
+    gradio = pytest.importorskip("gradio", reason="the web page is tested by make test-app")
+    from mra.web.blocks import add_fields
+
+    with gradio.Blocks():
+        _, fields = add_fields(page)
+    assert list(fields) == [field.name for field in dataclasses.fields(Query)]

@@ -1,1 +1,1 @@
-"""English of the data factory: phrases of a caption, attribute edits, noun phrases, the word list."""
+"""English of the data factory: the word list, a parsed caption, its noun phrases and attribute edits."""

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Sequence
 
-from data_scripts.dad.language.caption_phrases import Caption, Phrase, Vocabulary
 from data_scripts.dad.language.caption_text import (
     cut_words,
     insert_before,
@@ -12,6 +11,8 @@ from data_scripts.dad.language.caption_text import (
     replace_tokens,
     replace_words,
 )
+from data_scripts.dad.language.parsed_caption import ParsedCaption, Phrase
+from data_scripts.dad.language.word_list import Vocabulary
 
 
 Edit = dict[str, str]
@@ -21,7 +22,7 @@ _SAYING = ("is", "are", "was", "were", "that", "which")
 _ENDS = (",", ".", ";", ":", "!", "?", "", ")")
 
 
-def gender_of(caption: Caption) -> str | None:
+def gender_of(caption: ParsedCaption) -> str | None:
     """`man` or `woman` where the caption says one of the two and not the other."""
     persons = caption.vocabulary.raw["persons"]
     men = any(word in (*persons["men"], "he", "his", "him") for word in caption.words)
@@ -34,7 +35,7 @@ class AttributeEditor:
     Draws one change at a time.
 
     Args:
-        vocabulary: of [`~data_scripts.dad.language.caption_phrases.load_vocabulary`].
+        vocabulary: of [`~data_scripts.dad.language.word_list.load_vocabulary`].
     """
 
     def __init__(self, vocabulary: Vocabulary):
@@ -54,21 +55,21 @@ class AttributeEditor:
             The changed text and the changes in order: `operation`, `attribute`, `before` and `after`. Without a
             phrase that the vocabulary knows, the text as it came and no change.
         """
-        phrases = len(Caption(text, self.vocabulary).phrases)
+        phrases = len(ParsedCaption(text, self.vocabulary).phrases)
         wanted = max(1, round(strength * phrases)) if phrases else 0
         edits: list[Edit] = []
         touched: set[int] = set()
         for _ in range(4 * wanted):
             if len(edits) == wanted:
                 break
-            change = self._draw_change(Caption(text, self.vocabulary), touched, rng)
+            change = self._draw_change(ParsedCaption(text, self.vocabulary), touched, rng)
             if change is not None:
                 text, edit = change
                 text = mend_articles(text)
                 edits.append(edit)
         return text, edits
 
-    def _draw_change(self, caption: Caption, touched: set[int], rng: random.Random) -> Change | None:
+    def _draw_change(self, caption: ParsedCaption, touched: set[int], rng: random.Random) -> Change | None:
         """One operation on a phrase that was not changed yet; None where it does not apply."""
         free = [index for index in range(len(caption.phrases)) if index not in touched]
         operation = rng.choices(("replace", "insert", "delete", "swap"), (6, 2, 1, 1))[0]
@@ -96,7 +97,7 @@ class AttributeEditor:
 
     # ------------------------------------------------------------ replace
 
-    def _recolour(self, caption: Caption, phrase: Phrase, rng: random.Random) -> Change | None:
+    def _recolour(self, caption: ParsedCaption, phrase: Phrase, rng: random.Random) -> Change | None:
         units = phrase.having("colour")
         if not units:
             return None
@@ -107,7 +108,7 @@ class AttributeEditor:
         after = self._draw_colour(caption, phrase, rng, known)
         return replace_words(caption, unit.start, unit.stop, after), _log("replace", "colour", phrase, before, after)
 
-    def _draw_colour(self, caption: Caption, phrase: Phrase, rng: random.Random, known: set[str]) -> str:
+    def _draw_colour(self, caption: ParsedCaption, phrase: Phrase, rng: random.Random, known: set[str]) -> str:
         hair = phrase.noun.category == "hair"
         weights = self.raw["hair_colours" if hair else "colours"]
         same = {"gray": "grey", "blonde": "blond", "navy": "navy blue"}
@@ -125,7 +126,7 @@ class AttributeEditor:
         """The colours that its kind or cloth comes in; all where empty."""
         return self.raw["nouns"]["lower"]["jeans"]["colours"] if phrase.having("denim") else phrase.noun.colours
 
-    def _rename(self, caption: Caption, phrase: Phrase, rng: random.Random) -> Change | None:
+    def _rename(self, caption: ParsedCaption, phrase: Phrase, rng: random.Random) -> Change | None:
         noun = phrase.noun
         if noun.keep or not self._stands_free(caption, phrase) or self._is_fixed(caption, phrase):
             return None
@@ -151,7 +152,7 @@ class AttributeEditor:
         text = replace_words(caption, phrase.start, phrase.stop, after)
         return text, _log("replace", "noun", phrase, before, after)
 
-    def _remodify(self, caption: Caption, phrase: Phrase, rng: random.Random) -> Change | None:
+    def _remodify(self, caption: ParsedCaption, phrase: Phrase, rng: random.Random) -> Change | None:
         units = [unit for unit in phrase.modifiers if unit.name in self.raw["drawn"]]
         if not units or self._is_fixed(caption, phrase):
             return None
@@ -167,7 +168,7 @@ class AttributeEditor:
         after = rng.choice(choices)
         return replace_words(caption, unit.start, unit.stop, after), _log("replace", unit.name, phrase, before, after)
 
-    def _change_gender(self, caption: Caption, phrase: Phrase, rng: random.Random) -> Change | None:
+    def _change_gender(self, caption: ParsedCaption, phrase: Phrase, rng: random.Random) -> Change | None:
         persons, gender = self.raw["persons"], gender_of(caption)
         forbidden = {"man": self.raw["only_man"], "woman": self.raw["only_woman"]}
         several = any(word in (*persons["many"], *self.raw["more_than_one"]) for word in caption.words)
@@ -186,7 +187,7 @@ class AttributeEditor:
         before, after = caption.slice(phrase.noun_start, phrase.stop), names.get(phrase.noun.name)
         return (text, _log("replace", "gender", phrase, before, after)) if after else None
 
-    def _other_pronoun(self, caption: Caption, index: int, gender: str) -> str | None:
+    def _other_pronoun(self, caption: ParsedCaption, index: int, gender: str) -> str | None:
         word, pronouns = caption.words[index], self.raw["pronouns"]
         if gender == "man":
             return "her" if word == "his" else pronouns.get(word)
@@ -197,7 +198,7 @@ class AttributeEditor:
 
     # ------------------------------------------------------------ insert
 
-    def _insert_colour(self, caption: Caption, phrase: Phrase, rng: random.Random) -> Change | None:
+    def _insert_colour(self, caption: ParsedCaption, phrase: Phrase, rng: random.Random) -> Change | None:
         noun = phrase.noun
         if "colour" not in noun.takes or phrase.having("colour") or not self._takes_words(caption, phrase):
             return None
@@ -205,7 +206,7 @@ class AttributeEditor:
             return None  # black hair in a ponytail
         return self._insert(caption, phrase, "colour", self._draw_colour(caption, phrase, rng, set()))
 
-    def _insert_modifier(self, caption: Caption, phrase: Phrase, rng: random.Random) -> Change | None:
+    def _insert_modifier(self, caption: ParsedCaption, phrase: Phrase, rng: random.Random) -> Change | None:
         open_classes = [name for name in self.raw["drawn"] if name in phrase.noun.takes and not phrase.having(name)]
         if phrase.noun.category not in self.raw["put_length_before"]:
             open_classes = [name for name in open_classes if name != "length"]  # "short trousers" are shorts
@@ -221,18 +222,18 @@ class AttributeEditor:
             return None
         return self._insert(caption, phrase, name, word)
 
-    def _has_pattern(self, caption: Caption, phrase: Phrase) -> bool:
+    def _has_pattern(self, caption: ParsedCaption, phrase: Phrase) -> bool:
         """Whether it is of a cloth that has none, or the caption tells of one behind it: "a blouse with polka dots"."""
         behind = caption.words[phrase.stop : phrase.stop + 5]
         cloth = any(unit.name in ("denim", "leather") for unit in phrase.modifiers)
         return cloth or any(word in self.raw["patterned_by"] for word in behind)
 
-    def _has_grey_hair(self, caption: Caption) -> bool:
+    def _has_grey_hair(self, caption: ParsedCaption) -> bool:
         hair = [phrase for phrase in caption.phrases if phrase.noun.category == "hair"]
         words = [caption.words[unit.start : unit.stop] for phrase in hair for unit in phrase.having("colour")]
         return any(word in ("grey", "gray", "white", "silver") for unit in words for word in unit)
 
-    def _insert(self, caption: Caption, phrase: Phrase, name: str, word: str) -> Change:
+    def _insert(self, caption: ParsedCaption, phrase: Phrase, name: str, word: str) -> Change:
         """Puts a word before the noun where its class stands in English."""
         order = self.vocabulary.order
         later = [unit.start for unit in phrase.modifiers if order.index(unit.name) > order.index(name)]
@@ -240,7 +241,7 @@ class AttributeEditor:
         text = insert_before(caption, place, word)
         return text, _log("insert", name, phrase, "", word)
 
-    def _add_thing(self, caption: Caption, touched: set[int], rng: random.Random) -> Change | None:
+    def _add_thing(self, caption: ParsedCaption, touched: set[int], rng: random.Random) -> Change | None:
         present = {phrase.noun.category for phrase in caption.phrases}
         open_categories = [category for category in self.raw["additions"] if category not in present]
         if any(phrase in caption.text.lower() for phrase in self.raw["absent"]) or not open_categories:
@@ -264,7 +265,7 @@ class AttributeEditor:
 
     # ------------------------------------------------------------ delete and swap
 
-    def _delete_modifier(self, caption: Caption, phrase: Phrase, rng: random.Random) -> Change | None:
+    def _delete_modifier(self, caption: ParsedCaption, phrase: Phrase, rng: random.Random) -> Change | None:
         units = [
             unit for unit in phrase.modifiers if unit.name not in ("denim", "length") or len(phrase.modifiers) > 1
         ]
@@ -277,7 +278,7 @@ class AttributeEditor:
         before = caption.slice(start, stop)
         return cut_words(caption, start, stop), _log("delete", name, phrase, before, "")
 
-    def _drop_sentence(self, caption: Caption, touched: set[int], rng: random.Random) -> Change | None:
+    def _drop_sentence(self, caption: ParsedCaption, touched: set[int], rng: random.Random) -> Change | None:
         starts = [0] + [index + 1 for index, word in enumerate(caption.words) if word in ".!?"]
         sentences = [caption.sentence(start) for start in starts if start < len(caption.words)]
         if len(sentences) < 2:
@@ -293,7 +294,7 @@ class AttributeEditor:
         text = (caption.text[: caption.spans[start][0]].rstrip() + caption.text[caption.spans[stop - 1][1] :]).strip()
         return text, {"operation": "delete", "attribute": "sentence", "before": before, "after": ""}
 
-    def _swap_colours(self, caption: Caption, free: list[int], touched: set[int], rng) -> Change | None:
+    def _swap_colours(self, caption: ParsedCaption, free: list[int], touched: set[int], rng) -> Change | None:
         found = [index for index in free if len(caption.phrases[index].having("colour")) == 1]
         found = [index for index in found if caption.phrases[index].noun.category != "hair"]
         if len(found) < 2:
@@ -320,16 +321,16 @@ class AttributeEditor:
 
     # ------------------------------------------------------------ what may be changed
 
-    def _stands_free(self, caption: Caption, phrase: Phrase) -> bool:
+    def _stands_free(self, caption: ParsedCaption, phrase: Phrase) -> bool:
         """Whether no unknown word belongs to the phrase (`football shirt`, `shirt collar`)."""
         before, after = caption.word(phrase.start - 1), caption.word(phrase.stop)
         return before in (*self.raw["before"], *_ENDS) and after in (*self.raw["after"], *_ENDS)
 
-    def _takes_words(self, caption: Caption, phrase: Phrase) -> bool:
+    def _takes_words(self, caption: ParsedCaption, phrase: Phrase) -> bool:
         """Whether a word may be put before the noun: not where the caption goes on to say what it is like."""
         return self._stands_free(caption, phrase) and caption.word(phrase.stop) not in _SAYING
 
-    def _is_fixed(self, caption: Caption, phrase: Phrase) -> bool:
+    def _is_fixed(self, caption: ParsedCaption, phrase: Phrase) -> bool:
         """Whether the sentence says something that holds of this kind of thing alone."""
         start, stop = caption.sentence(phrase.noun_start)
         words = set(caption.words[start : phrase.noun_start] + caption.words[phrase.stop : stop])

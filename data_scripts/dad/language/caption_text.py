@@ -2,7 +2,7 @@
 
 import re
 
-from data_scripts.dad.language.caption_phrases import Caption
+from data_scripts.dad.language.parsed_caption import ParsedCaption
 
 
 _VOWEL = re.compile(r"^(?:[aeio]|u(?!ni|se|su|ti|k)|hour|honest|x-ray)", re.IGNORECASE)
@@ -11,7 +11,7 @@ _ARTICLE = re.compile(r"\b(an?)(\s+)([^\W\d_][\w-]*)", re.IGNORECASE)
 
 
 def mend_articles(text: str) -> str:
-    """Puts `a` or `an` as the next word asks for it."""
+    """Put `a` or `an` as the next word asks for it."""
 
     def mend(match: re.Match) -> str:
         article, space, word = match.groups()
@@ -25,19 +25,19 @@ def mend_articles(text: str) -> str:
 
 
 def match_case(word: str, model: str) -> str:
-    """A word with a capital where its model has one."""
+    """Return a word with a capital where its model has one."""
     return word.capitalize() if model[:1].isupper() else word
 
 
-def replace_words(caption: Caption, start: int, stop: int, words: str) -> str:
-    """The text with some tokens replaced; a capital at their start stays."""
+def replace_words(caption: ParsedCaption, start: int, stop: int, words: str) -> str:
+    """Return the text with some tokens replaced; a capital at their start stays."""
     old = caption.slice(start, stop)
     new = words[:1].upper() + words[1:] if old[:1].isupper() and start in _sentence_starts(caption) else words
     return caption.text[: caption.spans[start][0]] + new + caption.text[caption.spans[stop - 1][1] :]
 
 
-def insert_before(caption: Caption, place: int, word: str) -> str:
-    """The text with a word put before a token."""
+def insert_before(caption: ParsedCaption, place: int, word: str) -> str:
+    """Return the text with a word put before a token."""
     where = caption.spans[place][0]
     rest = caption.text[where:]
     if place in _sentence_starts(caption) and rest[:1].isupper():
@@ -45,16 +45,16 @@ def insert_before(caption: Caption, place: int, word: str) -> str:
     return f"{caption.text[:where]}{word} {rest}"
 
 
-def cut_words(caption: Caption, start: int, stop: int) -> str:
-    """The text without some tokens and the space behind them."""
+def cut_words(caption: ParsedCaption, start: int, stop: int) -> str:
+    """Return the text without some tokens and the space behind them."""
     rest = caption.text[caption.spans[stop][0] :]
     if start in _sentence_starts(caption) and caption.slice(start, stop)[:1].isupper():
         rest = rest[:1].upper() + rest[1:]
     return caption.text[: caption.spans[start][0]] + rest
 
 
-def replace_tokens(caption: Caption, words: list[str | None]) -> str:
-    """The text with new words in place of tokens: None keeps one, an empty word drops it and the space before it."""
+def replace_tokens(caption: ParsedCaption, words: list[str | None]) -> str:
+    """Return the text with new words in place of tokens: None keeps one, an empty word drops it and the space before it."""
     pieces, end = [], 0
     for (start, stop), word in zip(caption.spans, words, strict=True):
         pieces.append("" if word == "" else caption.text[end:start])
@@ -63,5 +63,5 @@ def replace_tokens(caption: Caption, words: list[str | None]) -> str:
     return "".join(pieces) + caption.text[end:]
 
 
-def _sentence_starts(caption: Caption) -> set[int]:
+def _sentence_starts(caption: ParsedCaption) -> set[int]:
     return {0} | {index + 1 for index, word in enumerate(caption.words) if word in ".!?"}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from data_scripts.dad.reporting.report_page import Block, Figure, Heading, Paragraph, Table
+from data_scripts.dad.reporting.report_page import Block, Heading, Paragraph, Picture, Table
 
 
 _MODEL_ROLES = {
@@ -46,7 +46,7 @@ def make_blocks(facts: dict[str, Any], figures: Sequence[tuple[str, str]]) -> li
         *_captions(facts["captions"]),
         *_regions(facts["regions"]),
         Heading("Pictures"),
-        *(Figure(path, caption) for path, caption in figures),
+        *(Picture(path, caption) for path, caption in figures),
     ]
 
 

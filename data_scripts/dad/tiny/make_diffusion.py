@@ -8,12 +8,13 @@ pictures would be noise whatever the rest learns. It has the parts of Stable Dif
 same code loads it and the real one.
 """
 
-import argparse
 import json
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -23,12 +24,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from data_scripts.dad.command import with_plain_errors
 from data_scripts.dad.diffusion import import_diffusers, to_pixels
+from data_scripts.dad.language.word_list import ATTRIBUTES_FILE
 from images_mra import read_picture
+from mra.common.arguments import option, parse_arguments, require
 
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 SUFFIX = "</w>"
-WORDS_FILE = Path(__file__).parents[1] / "language" / "vocabulary" / "attributes.yaml"
 _LETTERS = "a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 8 9 . , ; : ' - ! ? ( ) / &"
 _SENTENCE = "a an the and with in of on is has wears wearing dressed carrying holding walking standing photo person"
 _LEARNING_RATE = 1.2e-2  # peak
@@ -37,7 +39,7 @@ _IMAGES = 2000  # of the folder, at most: the autoencoder sees no more in its fe
 
 def make_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer whose pieces are learnt from the factory's own vocabulary."""
-    words = re.findall(r"[a-z]+", WORDS_FILE.read_text(encoding="utf-8"))
+    words = re.findall(r"[a-z]+", ATTRIBUTES_FILE.read_text(encoding="utf-8"))
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=SUFFIX, unk_token=END))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -166,7 +168,7 @@ def read_images(folder: str | Path, image_size: Sequence[int], seed: int) -> tor
     """
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not paths:
-        raise ValueError(f"--images {folder} holds no .jpg or .png file.")
+        raise ValueError(f"--images {folder} holds no .jpg or .png file")
     paths = random.Random(seed).sample(paths, min(_IMAGES, len(paths)))
     return torch.stack([to_pixels(read_picture(path), list(image_size)) for path in paths])
 
@@ -200,29 +202,36 @@ def build(
     return Path(output)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Builds what the command line names."""
-    parser = argparse.ArgumentParser(prog="tiny_diffusion", description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--images", help="folder of images to fit the autoencoder to; random if left out")
-    parser.add_argument("--image_size", type=int, nargs=2, default=(64, 32), help="height and width (default: 64 32)")
-    parser.add_argument("--channels", type=int, nargs="+", default=(64, 64), help="of the UNet (default: 64 64)")
-    parser.add_argument("--steps", type=int, default=600, help="of the autoencoder's training (default: 600)")
-    parser.add_argument(
-        "--prediction_type",
-        choices=("epsilon", "v_prediction", "sample"),
-        default="sample",
-        help="what the UNet predicts (default: sample, which needs the least training)",
+@dataclass
+class DiffusionArguments:
+    """Options of the command."""
+
+    output: str = option(help="folder to write")
+    images: str | None = option(None, "folder of images to fit the autoencoder to; random if left out")
+    image_size: list[int] = option([64, 32], "height and width")
+    channels: list[int] = option([64, 64], "of the UNet")
+    steps: int = option(600, "of the autoencoder's training")
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = option(
+        "sample", "what the UNet predicts; a sample needs the least training"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights and training (default: 0)")
-    options = parser.parse_args(argv)
+    seed: int = option(0, "of weights and training")
+
+    def __post_init__(self) -> None:
+        require(len(self.image_size) == 2, "image_size", "height and width", self.image_size)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Build what the command line names."""
+    (options,) = parse_arguments(
+        [DiffusionArguments], prog="tiny_diffusion", description=__doc__, argv=argv, config=False
+    )
 
     def work():
         images = options.images and read_images(options.images, options.image_size, options.seed)
         build(options.output, images, options.channels, options.steps, options.prediction_type, options.seed)
         print(f"{options.output}: a small Stable Diffusion for images of {options.image_size}")
 
-    with_plain_errors("tiny_diffusion", work)
+    with_plain_errors("tiny_diffusion", work, options.output)
 
 
 if __name__ == "__main__":

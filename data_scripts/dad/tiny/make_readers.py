@@ -8,8 +8,8 @@ DINO) and `detector` (YOLOS) give boxes, `clip` compares images with texts. With
 BLIP is trained on its captions for a minute, so that it says what captions say, if not what the image shows.
 """
 
-import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -43,8 +43,9 @@ from transformers import (
 )
 
 from images_mra import read_picture
+from mra.common.arguments import option, parse_arguments, require
+from mra.common.tables import load_split
 from mra.retrieval.encode import undecoded
-from mra.training.splits import load_split
 
 
 SAMPLE_TOKENIZER = Path(__file__).resolve().parents[2] / "sample" / "tokenizer"
@@ -198,7 +199,7 @@ MAKERS: dict[str, Callable[..., None]] = {
 
 
 def make_readers(folder: str | Path, names=tuple(MAKERS), seed: int = 0) -> None:
-    """Writes the named models, each into a folder of its name."""
+    """Write the named models, each into a folder of its name."""
     for name in names:
         MAKERS[name](Path(folder) / name, seed)
 
@@ -247,15 +248,24 @@ def _save(folder: str | Path, seed: int, make_model: Callable, processor) -> Non
     processor.save_pretrained(folder)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Writes what the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--models", nargs="+", choices=list(MAKERS), default=list(MAKERS), help="default: all")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
-    parser.add_argument("--captions", metavar="SET", help="prepared set to train the BLIP on; untrained if left out")
-    parser.add_argument("--steps", type=int, default=300, help="of that training (default: 300)")
-    options = parser.parse_args(arguments)
+@dataclass
+class ReaderArguments:
+    """Options of the command."""
+
+    output: str = option(help="folder to write")
+    models: list[str] = option(list(MAKERS), "models to write")
+    seed: int = option(0, "of the weights")
+    captions: str | None = option(None, "prepared set to train the BLIP on; untrained if left out")
+    steps: int = option(300, "of that training")
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.models if name not in MAKERS]
+        require(not unknown, "models", f"names among {', '.join(MAKERS)}", ", ".join(unknown))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write what the command line names."""
+    (options,) = parse_arguments([ReaderArguments], prog="tiny_readers", description=__doc__, argv=argv, config=False)
     make_readers(options.output, options.models, options.seed)
     if options.captions and "blip" in options.models:
         train_blip(Path(options.output) / "blip", load_split(options.captions, "train"), options.steps, options.seed)

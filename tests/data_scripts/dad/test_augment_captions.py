@@ -10,8 +10,9 @@ import pytest
 from data_scripts.dad import augment_captions
 from data_scripts.dad.augment_captions import PromptMaker, make_rows
 from data_scripts.dad.language.attribute_edits import AttributeEditor, gender_of
-from data_scripts.dad.language.caption_phrases import Caption, load_vocabulary
 from data_scripts.dad.language.caption_text import mend_articles
+from data_scripts.dad.language.parsed_caption import ParsedCaption
+from data_scripts.dad.language.word_list import load_vocabulary
 from data_scripts.dad.sections import AugmentSection
 from data_scripts.dad.stage_folders import WorkFolder, read_stage_rows
 from tests.helpers.dad import make_config, tree, write_sources
@@ -43,14 +44,16 @@ def found(caption):
 
 
 def test_phrases_are_found_with_what_belongs_to_them():
-    caption = Caption(CAPTIONS[2], VOCABULARY)
+    caption = ParsedCaption(CAPTIONS[2], VOCABULARY)
     assert found(caption) == [
         ("girl", []),
         ("jeans", ["light blue"]),
         ("hoodie", ["orange"]),
         ("sneakers", ["grey", "white"]),
     ]
-    said = Caption("His shirt is dark blue and the dress shirt on top of it has short sleeves", VOCABULARY).phrases
+    said = ParsedCaption(
+        "His shirt is dark blue and the dress shirt on top of it has short sleeves", VOCABULARY
+    ).phrases
     assert [phrase.noun.name for phrase in said] == ["shirt", "dress shirt"] and said[0].said is not None
 
 
@@ -81,7 +84,7 @@ def test_no_word_changes_without_an_edit(number, caption):
             came, went = (count(*(edit[side] for edit in edits)) for side in ("after", "before"))
             added = count("the person") if "The person" in text and "person" not in caption else Counter()
             assert count(text) + went == count(caption) + came + added, (caption, text, edits)
-            genders = [gender_of(Caption(each, VOCABULARY)) for each in (caption, text)]
+            genders = [gender_of(ParsedCaption(each, VOCABULARY)) for each in (caption, text)]
             assert (
                 genders[0] == genders[1]
                 or any(edit["attribute"].startswith("gender") for edit in edits)
@@ -132,8 +135,8 @@ def test_pronouns_follow_the_gender():
 
 @pytest.mark.parametrize("number", [1, 5, 6])
 def test_who_wears_a_dress_or_a_beard_keeps_the_gender(number):
-    gender = gender_of(Caption(CAPTIONS[number], VOCABULARY))
-    assert {gender_of(Caption(text, VOCABULARY)) for text in every_prompt(CAPTIONS[number])} == {gender}
+    gender = gender_of(ParsedCaption(CAPTIONS[number], VOCABULARY))
+    assert {gender_of(ParsedCaption(text, VOCABULARY)) for text in every_prompt(CAPTIONS[number])} == {gender}
 
 
 def test_drawn_hair_has_the_colours_of_hair():
@@ -190,7 +193,7 @@ def test_a_caption_without_known_phrases_stays_alone():
 def test_eda_without_wordnet_says_what_to_do(monkeypatch):
     monkeypatch.setattr(nltk.data, "path", ["/nowhere"])
     with pytest.raises(
-        ValueError, match=r"nltk\.downloader wordnet.*`augment\.eda_operations`; `augment\.mode=attributes`"
+        ValueError, match=r"nltk\.downloader wordnet.*`augment\.eda_operations`; `--augment\.mode attributes`"
     ):
         PromptMaker(AugmentSection(mode="eda"), 0)
 

@@ -7,7 +7,7 @@ from transformers import AutoProcessor, BlipForConditionalGeneration
 
 from data_scripts.dad.caption import run as run_caption
 from data_scripts.dad.captioners import Captioner, clean_style
-from data_scripts.dad.config import load_config
+from tests.helpers.dad import load_config
 from tests.helpers.dad_readers import (
     draw_person,
     files_of,
@@ -153,4 +153,4 @@ def test_killed_jobs_apart_and_two_processes_give_the_same_file(root):
 
 def test_no_model():
     with pytest.raises(ValueError, match=r"`caption\.model` must be a captioner's folder or Hub id, got None"):
-        run_caption(load_config(None, ["common.work_dir=nowhere", "common.dataset=nowhere"]))
+        run_caption(load_config(None, ["--common.work_dir=nowhere", "--common.dataset=nowhere"]))

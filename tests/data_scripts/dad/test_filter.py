@@ -7,9 +7,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from data_scripts.dad import filter as filter_stage
-from data_scripts.dad.config import load_config
 from data_scripts.dad.filter_rules import calibrate, cheap_reasons, decide
 from data_scripts.dad.sections import FilterSection
+from tests.helpers.dad import load_config
 from tests.helpers.dad_readers import (
     draw_person,
     files_of,

@@ -11,7 +11,6 @@ from transformers import (
     Owlv2Processor,
 )
 
-from data_scripts.dad.config import load_config
 from data_scripts.dad.detectors import PersonDetector, PhraseBoxes, PhraseDetector, find_token_spans
 from data_scripts.dad.ground import choose_regions
 from data_scripts.dad.language.noun_phrases import find_noun_phrases
@@ -19,6 +18,7 @@ from data_scripts.dad.sections import GroundSection
 from data_scripts.dad.stage_folders import image_path
 from data_scripts.dad.tiny.make_readers import SPECIAL_IDS, make_tokenizer
 from data_scripts.prepare_sda import main as prepare_sda
+from tests.helpers.dad import load_config
 from tests.helpers.dad_readers import (
     draw_person,
     files_of,

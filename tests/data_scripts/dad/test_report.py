@@ -5,11 +5,11 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from data_scripts.dad.config import load_config
-from data_scripts.dad.files import to_lines, write_whole
+from data_scripts.dad.json_files import to_lines
 from data_scripts.dad.report import describe_captions, describe_regions
-from data_scripts.dad.reporting.contact_sheet import BOX_COLOURS, Picture, draw_contact_sheet
-from data_scripts.dad.reporting.report_page import Figure, Heading, Paragraph, Table, to_html, to_markdown
+from data_scripts.dad.reporting.report_page import Heading, Paragraph, Picture, Table, to_html, to_markdown
+from mra.common.files import write_whole
+from tests.helpers.dad import load_config
 from tests.helpers.dad_readers import draw_person, make_sources, run, write_config, write_generated
 
 
@@ -76,21 +76,13 @@ def test_words_and_boxes_are_counted():
     assert regions["kinds"] == {"upper": {"boxes": 1, "mean_area": pytest.approx(0.2), "mean_score": 0.6}}
 
 
-def test_boxes_are_drawn_where_they_are():
-    picture = Picture(Image.new("RGB", (64, 128)), "label", [("a hat", [0.5, 0.25, 0.5, 0.25])])
-    sheet = draw_contact_sheet([("row", [picture])], "")
-    pixels = {
-        (x, y) for x in range(sheet.width) for y in range(sheet.height) if sheet.getpixel((x, y)) == BOX_COLOURS[0]
-    }
-    black = [(x, y) for x in range(sheet.width) for y in range(sheet.height) if sheet.getpixel((x, y)) == (0, 0, 0)]
-    left, top = min(x for x, _ in black), min(y for _, y in black)
-    assert {(left + 32, top + 32), (left + 95, top + 32), (left + 32, top + 95), (left + 95, top + 95)} <= pixels
-    with pytest.raises(ValueError, match="groups is empty"):
-        draw_contact_sheet([("row", [])], "")
-
-
 def test_blocks_in_both_languages():
-    blocks = [Heading("A & B", 1), Paragraph("x < y", True), Table(["a", "n"], [["p|q", "1"]]), Figure("f.jpg", "pic")]
+    blocks = [
+        Heading("A & B", 1),
+        Paragraph("x < y", True),
+        Table(["a", "n"], [["p|q", "1"]]),
+        Picture("f.jpg", "pic"),
+    ]
     assert to_markdown(blocks) == (
         "# A & B\n\n> **Note.** x < y\n\n| a | n |\n| --- | ---: |\n| p\\|q | 1 |\n\n![pic](f.jpg)\n\n*pic*\n"
     )

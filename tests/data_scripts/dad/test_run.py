@@ -7,15 +7,16 @@ import types
 import pytest
 
 from data_scripts.dad import augment_captions, run
+from data_scripts.dad.config import STAGES
 from data_scripts.dad.reporting.domain_distance import measure_distance
-from data_scripts.dad.stage_folders import FOLDERS, STAGES, WorkFolder, read_finished
+from data_scripts.dad.stage_folders import FOLDERS, WorkFolder, read_finished
 from data_scripts.dad.tiny.make_diffusion import build, read_images
 from data_scripts.dad.tiny.make_readers import make_readers
 from data_scripts.dad.training_validation import read_errors
 from data_scripts.make_sample import main as make_sample
 from data_scripts.prepare_pedes import main as prepare_pedes
 from data_scripts.prepare_sda import main as prepare_sda
-from mra.training.splits import load_split
+from mra.common.tables import load_split
 from tests.helpers.dad import launch_module, tree, write_config, write_sources
 from tests.helpers.sources import read_set
 
@@ -40,10 +41,10 @@ def test_stages_run_in_order_and_are_found_by_name(monkeypatch):
         module = types.ModuleType(stage)
         module.run = lambda config, stage=stage: ran.append((stage, config))
         monkeypatch.setitem(sys.modules, f"data_scripts.dad.{run.MODULES.get(stage, stage)}", module)
-    run.main(["common.work_dir=w", "common.dataset=d", "--stages", "report,train,caption"])
+    run.main(["--common.work_dir=w", "--common.dataset=d", "--stages", "report,train,caption"])
     assert [stage for stage, _ in ran] == ["train", "caption", "report"] and ran[0][1].common.work_dir == "w"
     ran.clear()
-    run.main(["common.work_dir=w", "common.dataset=d"])
+    run.main(["--common.work_dir=w", "--common.dataset=d"])
     assert [stage for stage, _ in ran] == list(STAGES)
 
 
@@ -110,9 +111,9 @@ def test_help_lists_the_arguments_of_the_stage(stage, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         call_module(monkeypatch, stage, "--help")
     shown = capsys.readouterr().out
-    assert end.value.code == 0 and "common.work_dir" in shown and f"\n{stage}: " in shown
+    assert end.value.code == 0 and "--common.work_dir" in shown and f"\n{stage}:\n" in shown
     others = set(STAGES) - {stage, "generate"}  # training draws as generation does
-    assert not any(f"\n{other}: " in shown for other in others)
+    assert not any(f"\n{other}:\n" in shown for other in others)
 
 
 def test_finished_stages_are_passed_over(root, monkeypatch):
@@ -126,10 +127,10 @@ def test_finished_stages_are_passed_over(root, monkeypatch):
     "arguments, said, code",
     [
         (["--stages", "train,paint"], "--stages: unknown 'paint'", 2),
-        (["generate.batch_sise=3"], "did you mean 'batch_size'", 2),
+        (["--generate.batch_sise=3"], "did you mean '--generate.batch_size'", 2),
         (["--stages", "generate"], "stage 'train' was not run. Run it first: --stages train.", 1),
-        (["--stages", "train", "common.base_model=none"], "`common.base_model` is not set", 1),
-        (["--stages", "augment", "common.dataset=/nowhere"], "is no prepared set", 1),
+        (["--stages", "train", "--common.base_model=none"], "`common.base_model` is not set", 1),
+        (["--stages", "augment", "--common.dataset=/nowhere"], "there is no such folder; expected a prepared set", 1),
     ],
 )
 def test_bad_input_ends_the_command(root, capsys, arguments, said, code):

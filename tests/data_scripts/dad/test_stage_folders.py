@@ -6,8 +6,6 @@ import multiprocessing
 import datasets
 import pytest
 
-from data_scripts.dad.config import load_config
-from data_scripts.dad.files import write_whole
 from data_scripts.dad.row_parts import RowParts
 from data_scripts.dad.stage_folders import (
     WorkFolder,
@@ -18,11 +16,13 @@ from data_scripts.dad.stage_folders import (
     read_stage_rows,
     shard_name,
 )
+from mra.common.files import write_whole
 from mra.common.sharding import Shard
+from tests.helpers.dad import load_config
 
 
 def configure(tmp_path, *overrides):
-    return load_config(None, [f"common.work_dir={tmp_path}", "common.dataset=pedes", *overrides])
+    return load_config(None, [f"--common.work_dir={tmp_path}", "--common.dataset=pedes", *overrides])
 
 
 def finish(config, *stages):
@@ -97,21 +97,21 @@ def test_a_stage_is_not_continued_with_other_settings(tmp_path):
 def test_a_stage_that_made_nothing_is_begun_anew(tmp_path):
     """A mistyped model ends the stage at once; the right one must not be refused then."""
     finish(configure(tmp_path), "train", "augment", "generate", "filter")
-    begin_stage(configure(tmp_path, "caption.model=blpi"), "caption")
+    begin_stage(configure(tmp_path, "--caption.model=blpi"), "caption")
     assert (
-        begin_stage(configure(tmp_path, "caption.model=blip"), "caption").manifest["settings"]["caption.model"]
+        begin_stage(configure(tmp_path, "--caption.model=blip"), "caption").manifest["settings"]["caption.model"]
         == "blip"
     )
     with pytest.raises(ValueError, match=r"caption\.model"):  # another job may be at work
-        begin_stage(configure(tmp_path, "caption.model=git", "common.shard=1/2"), "caption")
-    begin_stage(configure(tmp_path, "caption.model=blip"), "caption").finish(captions=0)
+        begin_stage(configure(tmp_path, "--caption.model=git", "--common.shard=1/2"), "caption")
+    begin_stage(configure(tmp_path, "--caption.model=blip"), "caption").finish(captions=0)
     with pytest.raises(ValueError, match=r"caption\.model"):
-        begin_stage(configure(tmp_path, "caption.model=git"), "caption")
+        begin_stage(configure(tmp_path, "--caption.model=git"), "caption")
 
 
 def test_settings_that_decide_nothing_may_change(tmp_path):
     finish(configure(tmp_path), "train")
-    assert begin_stage(configure(tmp_path, "train.num_workers=0", "train.save_steps=7"), "train").is_finished
+    assert begin_stage(configure(tmp_path, "--train.num_workers=0", "--train.save_steps=7"), "train").is_finished
 
 
 def test_a_stage_waits_for_those_it_is_made_from(tmp_path):
@@ -151,7 +151,7 @@ def test_a_broken_row_is_named(tmp_path):
 
 
 def test_another_controlnet_needs_no_training(tmp_path):
-    config = configure(tmp_path, "generate.controlnet=user/controlnet")
+    config = configure(tmp_path, "--generate.controlnet=user/controlnet")
     finish(config, "augment")
     assert set(begin_stage(config, "generate").manifest["made_from"]) == {"augment"}
 
@@ -159,7 +159,7 @@ def test_another_controlnet_needs_no_training(tmp_path):
 def test_a_digest_follows_the_settings_up_the_line(tmp_path):
     digests = []
     for name, strength in (("a", 0.5), ("b", 0.25), ("c", 0.5)):
-        config = configure(tmp_path / name, f"augment.strength={strength}")
+        config = configure(tmp_path / name, f"--augment.strength={strength}")
         finish(config, "train", "augment", "generate")
         digests.append(digest(read_finished(WorkFolder(tmp_path / name), "generate")))
     assert digests[0] == digests[2] != digests[1]
@@ -167,17 +167,17 @@ def test_a_digest_follows_the_settings_up_the_line(tmp_path):
 
 def test_jobs_apart_have_shares_of_their_own(tmp_path):
     finish(configure(tmp_path), "train", "augment")
-    config = configure(tmp_path, "common.shard=2/3")
+    config = configure(tmp_path, "--common.shard=2/3")
     assert begin_stage(config, "generate").shard == Shard(2, 3)
     assert begin_stage(config, "augment", splits=False).is_finished
     with pytest.raises(ValueError, match="not shared between jobs"):
-        begin_stage(configure(tmp_path / "new", "common.shard=0/2"), "augment", splits=False)
+        begin_stage(configure(tmp_path / "new", "--common.shard=0/2"), "augment", splits=False)
 
 
 def test_a_stage_is_complete_once_no_row_is_missing(tmp_path):
     finish(configure(tmp_path), "train", "augment")
     for job, complete in ((0, False), (1, True)):
-        stage = begin_stage(configure(tmp_path, f"common.shard={job}/2"), "generate")
+        stage = begin_stage(configure(tmp_path, f"--common.shard={job}/2"), "generate")
         rows = stage.rows(stage.work.generated)
         rows.append([{"prompt_id": job}])
         assert stage.finish_rows(rows, expected=2, name="images") is complete
@@ -193,7 +193,7 @@ def test_a_stage_is_not_continued_with_other_rows_of_the_target_set(tmp_path):
     write(tmp_path / "one/set", "0" * 16)
     write(tmp_path / "moved/set", "0" * 16)
     write(tmp_path / "other/set", "1" * 16)
-    before, after = (configure(tmp_path / "work", f"common.dataset={tmp_path / 'set'}") for _ in range(2))
+    before, after = (configure(tmp_path / "work", f"--common.dataset={tmp_path / 'set'}") for _ in range(2))
     (tmp_path / "set").symlink_to(tmp_path / "one/set")
     begin_stage(before, "augment").finish(rows=1)
     for folder in ("moved", "one"):

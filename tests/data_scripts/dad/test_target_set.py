@@ -1,9 +1,9 @@
 """What is no target set is told by name, and by row."""
 
+import datasets
 import pytest
 from datasets import Dataset, Features, Image, List, Value
 
-from data_scripts.dad import target_set
 from data_scripts.dad.target_set import load_target, read_target
 from tests.helpers.training import make_pedes, make_sda
 
@@ -16,20 +16,22 @@ def test_a_prepared_set_is_loaded(tmp_path):
 
 def test_another_kind_of_set_is_refused(tmp_path):
     make_sda(3).to_parquet(tmp_path / "train-00000-of-00001.parquet")
-    with pytest.raises(ValueError, match=r"`common\.dataset` '.*' has no column 'captions', only .*prepare_pedes"):
+    with pytest.raises(ValueError, match=r"common\.dataset .* has no column 'captions', only .*mra prepare pedes"):
         load_target(str(tmp_path))
 
 
 def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
     (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"broken")
-    with pytest.raises(ValueError, match=rf"`common\.dataset` '{tmp_path}' cannot be read"):
+    with pytest.raises(
+        ValueError, match=rf"common\.dataset {tmp_path} cannot be read: {tmp_path}/train-00000-of-00001\.parquet: "
+    ):
         load_target(str(tmp_path))
 
-    def unreachable(*arguments):
+    def unreachable(*arguments, **options):
         raise ConnectionError("Couldn't reach the Hub")
 
-    monkeypatch.setattr(target_set, "load_split", unreachable)
-    with pytest.raises(ValueError, match=r"'pedez' is no folder, and the Hub cannot be asked for it: Couldn't reach"):
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
+    with pytest.raises(ValueError, match=r"pedez is not a folder, and the Hub cannot be reached; .*Couldn't reach"):
         load_target("pedez")
 
 

@@ -201,7 +201,7 @@ def test_no_steps_keep_the_base_model(root):
 
 
 def test_other_settings_are_refused_in_one_line(reference, root):
-    before, arguments = tree(reference), ["--config", str(root / "reference.yaml"), "train.learning_rate=1"]
+    before, arguments = tree(reference), ["--config", str(root / "reference.yaml"), "--train.learning_rate=1"]
     with pytest.raises(SystemExit, match=r"train\.learning_rate \(0\.003 then, 1\.0 now\)"):
         run_stage("train_dad", train_dad.run, "", ("train",), arguments)
     assert tree(reference) == before
@@ -234,9 +234,9 @@ _PUSH_TWICE = """
 import sys
 from data_scripts.dad import train_dad
 from data_scripts.dad.command import with_plain_errors
-from data_scripts.dad.config import load_config
+from tests.helpers.dad import load_config
 
-config = load_config(sys.argv[1], ["train.push_to_hub=true", "train.hub_model_id=user/dad"])
+config = load_config(sys.argv[1], ["--train.push_to_hub=true", "--train.hub_model_id=user/dad"])
 for _ in range(2):
-    with_plain_errors("train_dad", lambda: train_dad.run(config))
+    with_plain_errors("train_dad", lambda: train_dad.run(config), config.common.work_dir)
 """

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from data_scripts.dad.language.noun_phrases import KINDS, find_noun_phrases, specificity
+from data_scripts.dad.language.word_list import load_vocabulary
 from data_scripts.make_sample import SampleConfig, make_sample
 
 
@@ -46,6 +47,8 @@ def texts(caption: str) -> list[str]:
             ["an asian man", "black-rimmed glasses", "tattered gloves"],
         ),
         ("a zorblat in plimsolls", ["a zorblat", "plimsolls"]),  # unknown words count as nouns
+        ("a café, a man’s hat and a 2-piece suit", ["a café", "a man’s hat", "a 2-piece suit"]),
+        ("a shirt with numbers, a tank over jeans", ["a shirt with numbers", "a tank", "jeans"]),
         ("he is tall and very slim", []),
         ("", []),
         ("... , the the", []),
@@ -79,6 +82,10 @@ def test_place_and_head():
         ("dark clothes", "outfit"),
         ("a parked car", "other"),
         ("a pale face", "body"),
+        ("two pedestrians", "person"),
+        ("a black suit", "full"),
+        ("a sundress", "full"),
+        ("a winter coat", "upper"),
     ],
 )
 def test_kind(phrase, kind):
@@ -101,3 +108,23 @@ def test_phrases_of_the_sample_set_are_found(tmp_path):
     expected = [(row["caption"], phrase) for row in rows for phrase in row["phrases"]]
     found = [phrase in texts(caption) for caption, phrase in expected]
     assert len(expected) > 1000 and sum(found) > 0.98 * len(expected)
+
+
+def test_every_word_is_listed_once():
+    """What the typed phrases know is known to the noun phrases, too."""
+    raw = load_vocabulary().raw
+    names = {
+        name
+        for nouns in raw["nouns"].values()
+        for noun, entry in nouns.items()
+        for name in (noun, *entry.get("also", ()))
+    }
+    names |= {*raw["persons"]["men"], *raw["persons"]["women"], *raw["persons"]["neutral"]}
+    further = [word for words in raw["further_nouns"].values() for word in words]
+    assert not names & set(further) and len(further) == len(set(further))
+    modifiers = {word for words in raw["modifiers"].values() for word in words} | {
+        *raw["colours"],
+        *raw["hair_colours"],
+    }
+    assert not modifiers & set(raw["further_modifiers"])
+    assert {name for name in names if " " not in name} <= load_vocabulary().kinds.keys()

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from accelerate import PartialState
 
-from mra.training import streaming
-from mra.training.splits import hold_out_identities, load_split
-from mra.training.streaming import StreamedTable, Streaming, arrow_column, make_streaming
+from mra.common import streaming
+from mra.common.streaming import StreamedTable, Streaming, arrow_column, make_streaming
+from mra.common.tables import load_split
+from mra.training.splits import hold_out_identities
 from tests.helpers.runs import ROOT
 from tests.helpers.training import make_pedes, make_sda
 
@@ -125,8 +126,8 @@ def test_streams_from_the_hub(folder, rows, hub_server, tmp_path):
         "import sys\n"
         "from accelerate import PartialState; PartialState(cpu=True)\n"
         "from huggingface_hub import HfApi\n"
-        "from mra.training.splits import load_split\n"
-        "from mra.training.streaming import Streaming\n"
+        "from mra.common.tables import load_split\n"
+        "from mra.common.streaming import Streaming\n"
         "HfApi().create_repo('user/sda', repo_type='dataset')\n"
         "HfApi().upload_folder(repo_id='user/sda', repo_type='dataset', folder_path=sys.argv[1])\n"
         "table = load_split('user/sda', 'train', Streaming(2, 8, 1))\n"

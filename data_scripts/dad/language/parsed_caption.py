@@ -1,89 +1,13 @@
-"""Typed phrases of a caption (what is worn, carried and seen of a person), found by the vocabulary's rules."""
+"""A caption parsed: its tokens, their parts of speech, and what is worn, carried and seen of a person."""
 
 import functools
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import yaml
+from data_scripts.dad.language.word_list import Noun, Vocabulary, load_vocabulary
 
 
-VOCABULARY_FILE = Path(__file__).parent / "vocabulary" / "attributes.yaml"
-_TOKEN = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*|\d+|[^\w\s]|_")
-
-
-@dataclass(frozen=True)
-class Noun:
-    """
-    A name of the vocabulary.
-
-    Attributes:
-        name: as it stands in a caption; `kind` is its first name.
-        category: nouns of one category may stand for each other.
-        takes: classes of words that may stand before it.
-        plural: whether it is a plural, or takes no article.
-        only: the gender that it implies, or None.
-        keep: whether it is left as it is.
-        colours: that are drawn for it; all where empty.
-    """
-
-    name: str
-    kind: str
-    category: str
-    takes: tuple[str, ...]
-    plural: bool
-    only: str | None
-    keep: bool
-    colours: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The vocabulary file, indexed by the words as they stand in a caption."""
-
-    raw: dict[str, Any]
-    nouns: dict[tuple[str, ...], Noun]
-    modifiers: dict[tuple[str, ...], tuple[str, ...]]  # words -> classes
-    colours: frozenset[tuple[str, ...]]
-    order: tuple[str, ...]
-    persons: frozenset[str]
-    longest: int = 3
-
-    def names(self, category: str) -> list[Noun]:
-        """The first names of a category that may be put in place of each other."""
-        nouns = [noun for noun in self.nouns.values() if noun.category == category and noun.name == noun.kind]
-        return [noun for noun in nouns if not noun.keep]
-
-
-@functools.cache
-def load_vocabulary(path: Path = VOCABULARY_FILE) -> Vocabulary:
-    """Reads the vocabulary once."""
-    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    nouns, modifiers = {}, {}
-    for category, entries in raw["nouns"].items():
-        for kind, entry in entries.items():
-            for name in (kind, *entry.get("also", ())):
-                nouns[tuple(name.split())] = Noun(
-                    name,
-                    kind,
-                    category,
-                    tuple(entry["takes"]),
-                    entry.get("plural", False),
-                    entry.get("only"),
-                    entry.get("keep", False),
-                    tuple(entry.get("colours", ())),
-                )
-    for name, words in raw["modifiers"].items():
-        for word in words:
-            key = tuple(word.split())
-            modifiers[key] = (*modifiers.get(key, ()), name)
-    shaded = {(shade, *colour.split()) for shade in raw["shades"] for colour in raw["colours"]}
-    colours = {tuple(colour.split()) for colour in (*raw["colours"], *raw["hair_colours"])} | shaded
-    colours |= {(*colour, word) for colour in colours for word in raw["shaded_by"] if len(colour) < 3}
-    persons = raw["persons"]
-    known = frozenset({*persons["men"], *persons["women"], *persons["neutral"]})
-    return Vocabulary(raw, nouns, modifiers, frozenset(colours), tuple(raw["modifiers"]), known)
+_TOKEN = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*|[^\w\s]|_")
 
 
 @dataclass
@@ -97,8 +21,7 @@ class Modifier:
 
 @dataclass
 class Phrase:
-    """
-    A noun with what stands before it.
+    """A noun with what stands before it.
 
     Attributes:
         noun: of the vocabulary; for a person, made up.
@@ -117,37 +40,35 @@ class Phrase:
     said: Modifier | None = None
 
     def having(self, name: str) -> list[Modifier]:
-        """Its modifiers of a class."""
+        """Return its modifiers of a class."""
         found = [modifier for modifier in self.modifiers if modifier.name == name]
         return found + ([self.said] if self.said is not None and self.said.name == name else [])
 
 
-class Caption:
-    """
-    A caption's tokens, with the text between them kept, and its typed phrases.
+class ParsedCaption:
+    """A caption's tokens, with the text between them kept, and its typed phrases.
 
     Args:
         text: of the caption.
-        vocabulary: to find phrases by.
+        vocabulary: the word list; None for the project's.
     """
 
-    def __init__(self, text: str, vocabulary: Vocabulary):
-        self.text, self.vocabulary = text, vocabulary
+    def __init__(self, text: str, vocabulary: Vocabulary | None = None):
+        self.text, self.vocabulary = text, vocabulary or load_vocabulary()
         matches = list(_TOKEN.finditer(text))
         self.spans = [match.span() for match in matches]
-        self.words = [match.group().lower() for match in matches]
-        self.phrases = self._find_phrases()
+        self.words = [match.group().lower().replace("’", "'") for match in matches]
 
     def slice(self, start: int, stop: int) -> str:
-        """The text of some tokens."""
+        """Return the text of some tokens."""
         return self.text[self.spans[start][0] : self.spans[stop - 1][1]] if start < stop else ""
 
     def word(self, index: int) -> str:
-        """A token in lower case; empty outside the caption."""
+        """Return a token in lower case; empty outside the caption."""
         return self.words[index] if 0 <= index < len(self.words) else ""
 
     def sentence(self, index: int) -> tuple[int, int]:
-        """Tokens, from and to, of the sentence that a token belongs to."""
+        """Return the tokens, from and to, of the sentence that a token belongs to."""
         start, stop = index, index
         while start > 0 and self.words[start - 1] not in ".!?":
             start -= 1
@@ -155,7 +76,9 @@ class Caption:
             stop += 1
         return start, min(stop + 1, len(self.words))
 
-    def _find_phrases(self) -> list[Phrase]:
+    @functools.cached_property
+    def phrases(self) -> list[Phrase]:
+        """Nouns of the word list with what is said of each."""
         phrases, index = [], 0
         while index < len(self.words):
             noun, length = self._noun_at(index)
@@ -212,3 +135,55 @@ class Caption:
             if len(words) == length and words in self.vocabulary.colours:
                 return Modifier("colour", start + 1, start + 1 + length)
         return None
+
+    @functools.cached_property
+    def tags(self) -> list[str]:
+        """Part of speech of each token: D determiner, J modifier, N noun, C "and", P preposition, X what ends a phrase."""
+        tags: list[str] = []
+        for index, word in enumerate(self.words):
+            tags.append(self._tag_word(word, tags[-1] if tags else "X", self.word(index + 1)))
+        for start in range(len(tags) - 2):
+            if " ".join(self.words[start : start + 3]) in self.vocabulary.words("phrasal"):
+                tags[start : start + 3] = "PPP"
+        return tags
+
+    def _tag_word(self, word: str, before: str, following: str) -> str:
+        known = self.vocabulary
+        if not word[0].isalnum():
+            return "C" if word == "&" else "X"
+        if word == "and":
+            return "C"
+        if word in known.words("determiners") and not (word == "that" and before == "N"):
+            return "D"
+        if word in known.words("prepositions"):
+            return "P"
+        if word in known.words("conjunctions") or word in known.words("pronouns"):
+            return "X"
+        if word in known.words("plain_nouns"):
+            return "N"
+        inside, is_modifier = before in "DJC", word in known.single_modifiers
+        is_noun = word in known.kinds or word in known.words("placeless")
+        if word in known.words("verbs") and not (inside and (is_modifier or word in known.kinds)):
+            return "X"
+        if word in known.words("adverbs"):
+            return "X"
+        if is_modifier or word.endswith(tuple(known.raw["modifier_endings"])) or word.isdecimal():
+            return "N" if is_noun and not self._continues(following) else "J"
+        if is_noun or word in known.words("patterned_by") or word in known.words("made_of"):
+            return "N"
+        if word.endswith("ly"):
+            return "J" if inside or self._continues(following) else "X"
+        if word.endswith("ing"):
+            return "J" if inside and self._continues(following) else "X"
+        if word.endswith("ed") and len(word) > 4:
+            return "J" if self._continues(following) else "X"
+        return "N"
+
+    def _continues(self, following: str) -> bool:
+        """Return whether a word can be followed by more of the same phrase."""
+        if not following or not following[0].isalnum():
+            return False
+        if following in self.vocabulary.single_modifiers:
+            return True
+        ending = ("determiners", "prepositions", "conjunctions", "pronouns", "verbs", "adverbs")
+        return not any(following in self.vocabulary.words(name) for name in ending)

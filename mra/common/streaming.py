@@ -14,8 +14,6 @@ import pyarrow.parquet as pq
 from accelerate import PartialState
 from accelerate.logging import get_logger
 
-from mra.common.tables import open_builder
-
 
 logger = get_logger(__name__)
 
@@ -84,7 +82,7 @@ class StreamedTable:
         if not files or not all(str(file).endswith(".parquet") for file in files):
             raise ValueError(
                 f"`streaming` reads Parquet files, got {', '.join(map(str, files[:3])) or 'none'}: prepare the set with "
-                "data_scripts/prepare_sda.py or prepare_pedes.py, or leave `streaming` out."
+                "`mra prepare`, or leave `streaming` out."
             )
         self.files = [str(file) for file in files]
         self.streaming = streaming
@@ -180,23 +178,6 @@ class StreamedTable:
         """Rows that this reader needs at a time: a run of each of its lanes, and the row groups that it cuts."""
         lane = self.streaming.buffer // self.streaming.lanes + 2 * self._longest
         return self.streaming.lanes_of_a_reader * lane
-
-
-def open_streamed_split(name: str, split: str, streaming: Streaming) -> StreamedTable:
-    """
-    Opens one split of a prepared set for streaming.
-
-    Args:
-        name: folder or Hub id.
-        split: an existing one.
-        streaming: how to read it.
-
-    Raises:
-        ValueError: if it is not made of Parquet files.
-    """
-    builder = open_builder(name)
-    files = (builder.config.data_files or {}).get(split, [])
-    return StreamedTable(files, streaming, builder.info.features)
 
 
 def arrow_column(table: datasets.Dataset | StreamedTable, name: str):

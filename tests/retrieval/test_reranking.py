@@ -1,4 +1,4 @@
-"""mra/retrieval/rerank.py against the matching head applied pair by pair to padded captions."""
+"""mra/retrieval/reranking.py against the matching head applied pair by pair to padded captions."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from mra.retrieval.encode import encode_images, encode_texts
 from mra.retrieval.evaluation import read_captions
 from mra.retrieval.matching import match_pairs
-from mra.retrieval.rerank import rerank, similarity_matrix, top_k
+from mra.retrieval.reranking import rerank, similarity_matrix, top_k
 from tests.helpers.retrieval import tiny_dataset, tiny_model, tiny_processor
 from tests.oracle.plain import plain_rerank
 

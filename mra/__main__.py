@@ -1,0 +1,6 @@
+"""`python -m mra` is the console script `mra`."""
+
+from mra.cli import main
+
+
+main()

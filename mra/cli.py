@@ -1,0 +1,204 @@
+"""The console script `mra`: one verb for each thing that the toolkit does besides training.
+
+The options of every verb lie in modules that import none of the heavy libraries. What does the work is imported once the
+command line is read, so that `--help` and a mistyped option are answered at once.
+"""
+
+import difflib
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_scripts.arguments import PedesArguments, SdaArguments
+from mra.common.arguments import parse_arguments
+from mra.common.command_line import plain_errors
+from mra.common.imports import import_quickly
+from mra.gallery.arguments import (
+    CalibrationArguments,
+    EncoderArguments,
+    NewGalleryArguments,
+    PlaceArguments,
+    RemovalArguments,
+    SearchArguments,
+    SourceArguments,
+    StatsArguments,
+)
+from mra.retrieval.arguments import ComparisonArguments, ExplanationArguments, ExportArguments, RetrievalArguments
+from mra.training.arguments import ConversionArguments
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What `mra VERB` does.
+
+    Attributes:
+        summary: shown by `mra --help`, and with the example by `mra VERB --help`.
+        example: what follows `mra VERB`.
+        run: `module:function`, imported once the command line is read; it takes an instance of each theme.
+        themes: dataclasses of the options.
+        output: options that name what is written, for a disk that is full: the first that is given counts.
+    """
+
+    summary: str
+    example: str
+    run: str
+    themes: tuple[type, ...]
+    output: tuple[str, ...] = ()
+
+    def __call__(self, argv: list[str], program: str) -> None:
+        description = f"{self.summary[0].upper()}{self.summary[1:]}.\n\n    {program} {self.example}"
+        values = parse_arguments(self.themes, prog=program, description=description, argv=argv, config=False)
+        logging.basicConfig(format="%(message)s")
+        module, _, function = self.run.partition(":")
+        with plain_errors(program, self._find_output(values)):
+            getattr(import_quickly(module), function)(*values)
+
+    def _find_output(self, values: Sequence[Any]) -> str | None:
+        given = (getattr(value, name, None) for name in self.output for value in values)
+        return next(filter(None, given), None)
+
+
+@dataclass(frozen=True)
+class Script:
+    """A verb that is a script of its own as well.
+
+    Attributes:
+        summary: shown by `mra --help`.
+        module: whose `main` reads the command line and does the work.
+        themes: dataclasses of the options.
+        config: whether it reads a recipe.
+    """
+
+    summary: str
+    module: str
+    themes: tuple[type, ...]
+    config: bool = False
+
+    def __call__(self, argv: list[str], program: str) -> None:
+        description = f"{self.summary[0].upper()}{self.summary[1:]}."
+        # Answers --help and refuses a typo before an import that takes long.
+        parse_arguments(self.themes, prog=program, description=description, argv=argv, config=self.config)
+        importlib.import_module(self.module).main(argv, program)
+
+
+_INDEXED = (SourceArguments, PlaceArguments, EncoderArguments, NewGalleryArguments)
+_WRITTEN = ("save", "output", "files", "gallery")
+
+VERBS: dict[str, Verb | Script] = {
+    "index build": Verb(
+        "index a folder or data set: what is new or changed is encoded",
+        "--model outputs/finetune/best --images photos --gallery gallery.db --metadata people.csv",
+        "mra.gallery.index:build",
+        _INDEXED,
+        _WRITTEN,
+    ),
+    "index add": Verb(
+        "index more images into a gallery that exists",
+        "--images more_photos --prefix more/ --gallery gallery.db",
+        "mra.gallery.index:add",
+        _INDEXED,
+        _WRITTEN,
+    ),
+    "index remove": Verb(
+        "remove images for good: no vector, token or copy stays",
+        """--gallery gallery.db --where 'camera == "c3"'""",
+        "mra.gallery.index:remove",
+        (RemovalArguments, PlaceArguments),
+        _WRITTEN,
+    ),
+    "index stats": Verb(
+        "show what a gallery holds",
+        "--gallery gallery.db",
+        "mra.gallery.index:stats",
+        (StatsArguments, PlaceArguments),
+    ),
+    "index verify": Verb(
+        "read every image again and compare it with what was indexed",
+        "--gallery gallery.db",
+        "mra.gallery.index:verify",
+        (PlaceArguments,),
+    ),
+    "index calibrate": Verb(
+        "choose the threshold on a labelled split",
+        "--gallery gallery.db --dataset data/arrow/cuhk --split validation",
+        "mra.gallery.index:calibrate",
+        (CalibrationArguments, PlaceArguments, EncoderArguments),
+        _WRITTEN,
+    ),
+    "search": Verb(
+        "search a gallery in words, by an image of the person, or by both",
+        '"a woman in a red coat with a black backpack" --gallery gallery.db --save ranking.png',
+        "mra.gallery.search:search",
+        (SearchArguments, PlaceArguments, EncoderArguments),
+        _WRITTEN,
+    ),
+    "explain": Verb(
+        "show which words look where in an image, and how well phrases match it",
+        '--model outputs/finetune/best --image crop.jpg --text "a red coat" --output explanation.png',
+        "mra.retrieval.explain:explain",
+        (ExplanationArguments,),
+        _WRITTEN,
+    ),
+    "export": Verb(
+        "export a model to ONNX, checked against PyTorch",
+        "--model outputs/finetune/best --output models/mra-onnx",
+        "mra.retrieval.export:export",
+        (ExportArguments,),
+        _WRITTEN,
+    ),
+    "evaluate": Script("evaluate a model on a labelled split", "eval_retrieval", (RetrievalArguments,), config=True),
+    "compare": Verb(
+        "print the results of several evaluations as one table",
+        "fine-tuned=outputs/eval_cuhk converted=outputs/eval_released",
+        "mra.retrieval.compare:compare",
+        (ComparisonArguments,),
+    ),
+    "prepare sda": Script(
+        "convert annotations and images of SDA for load_dataset", "data_scripts.prepare_sda", (SdaArguments,)
+    ),
+    "prepare pedes": Script(
+        "convert a person-search set, or one's own captions, for load_dataset",
+        "data_scripts.prepare_pedes",
+        (PedesArguments,),
+    ),
+    "convert": Script(
+        "convert a released checkpoint to a folder for from_pretrained, or back",
+        "convert_checkpoint",
+        (ConversionArguments,),
+    ),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Do what the first words of the command line name.
+
+    Raises:
+        SystemExit: with code 2 after one sentence if they name nothing.
+    """
+    words, name = list(sys.argv[1:] if argv is None else argv), ""
+    while name not in VERBS:
+        known = [verb.removeprefix(name).split()[0] for verb in VERBS if verb.startswith(name)]
+        program = f"mra {name}".strip()
+        if not words or words[0] in ("-h", "--help"):
+            print(_usage(program, name))
+            raise SystemExit(0 if words else 2)
+        word = words.pop(0)
+        if word not in known:
+            close = difflib.get_close_matches(word, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(dict.fromkeys(known))}"
+            sys.stderr.write(f"{program}: error: unknown verb {word!r}; {hint}\n")
+            raise SystemExit(2)
+        name = f"{name}{word}" if f"{name}{word}" in VERBS else f"{name}{word} "
+    VERBS[name](words, f"mra {name}")
+
+
+def _usage(program: str, prefix: str) -> str:
+    """Return what `--help` shows of the verbs that begin with some words."""
+    verbs = {name.removeprefix(prefix): verb.summary for name, verb in VERBS.items() if name.startswith(prefix)}
+    width = max(map(len, verbs))
+    lines = [f"usage: {program} VERB [--OPTION VALUE ...]", "", "Find a person in images from a sentence.", ""]
+    lines += [f"  {name:<{width}}  {summary}" for name, summary in verbs.items()]
+    return "\n".join([*lines, "", f"{program} VERB --help lists the options of a verb."])

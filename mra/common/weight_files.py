@@ -14,8 +14,12 @@ NUMPY_GLOBALS = [
     np.ndarray,
     np.dtype,
     *{type(np.dtype(code)) for code in np.typecodes["All"]},
-    *((getattr(np._core.multiarray, n), f"numpy.{c}.multiarray.{n}") for n in ("scalar", "_reconstruct") for c in ("core", "_core")),
-]  # fmt: skip
+    *(
+        (function, f"numpy.{core}.multiarray.{function.__name__}")
+        for function in (np.float64().__reduce__()[0], np.empty(0).__reduce__()[0])
+        for core in ("core", "_core")
+    ),
+]
 
 
 def load_tensors(path: Path, argument: str) -> Any:

@@ -6,6 +6,7 @@ from torch import nn
 from transformers.activations import GELUActivation
 
 from layers_mra import MRAFusionLayer, mix_values, visibility_mask
+from mra.common.private_interfaces import pack_linear
 from mra.common.sharding import without_lone_row
 from mra.retrieval.encode import TextEncodings, forward_context
 from mra.retrieval.score_fusion import match_scores
@@ -274,16 +275,12 @@ class _PackedLinear:
         self.bias = torch.cat([linear.bias for linear in linears]).to(dtype)
         self.activation = activation
         is_plain_cpu = self.weight.device.type == "cpu" and dtype == torch.float32
-        self.is_packed = is_plain_cpu and torch.backends.mkldnn.is_available()
-        self.fused = ("none", [], "")
-        if self.is_packed:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, ROWS_PER_PRODUCT)
-            if isinstance(activation, GELUActivation):
-                self.fused, self.activation = ("gelu", [], "none"), None
+        is_gelu = isinstance(activation, GELUActivation)
+        self.packed = pack_linear(self.weight, self.bias, ROWS_PER_PRODUCT, is_gelu) if is_plain_cpu else None
+        if self.packed is not None:
+            self.weight = None
+            self.activation = None if is_gelu else activation
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        if self.is_packed:
-            states = torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, *self.fused)
-        else:
-            states = F.linear(states, self.weight, self.bias)
+        states = F.linear(states, self.weight, self.bias) if self.packed is None else self.packed(states)
         return states if self.activation is None else self.activation(states)

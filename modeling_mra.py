@@ -1,6 +1,6 @@
 """MRA for text-based person retrieval: Swin vision encoder, BERT text layers, BERT fusion layers (arXiv 2507.10195)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -109,7 +109,7 @@ class MRAOutput(ModelOutput):
     text_hidden_states: torch.FloatTensor | None = None
 
 
-@dataclass
+@dataclass(init=False)
 class MRAPreTrainingOutput(ModelOutput):
     """
     Output of [`MRAForPreTraining`]; a term whose inputs were not passed is `None`.
@@ -135,15 +135,15 @@ class MRAPreTrainingOutput(ModelOutput):
     image_embeds: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
 
-    @classmethod
-    def from_terms(cls, terms: Mapping[str, tuple[float, torch.Tensor | None]], **embeds) -> "MRAPreTrainingOutput":
-        """Return the weighted sum of terms, see [`weighted_sum`], the terms that were computed, and embeddings."""
-        computed = {name: term for name, (_, term) in terms.items() if term is not None}
-        declared = {field.name: computed.pop(field.name) for field in fields(cls) if field.name in computed}
-        output = cls(weighted_sum(terms), **declared, **embeds)
-        for name, term in computed.items():
-            output[name] = term
-        return output
+    def __init__(self, *values: torch.Tensor | None, **named: torch.Tensor | None):
+        # The generated `__init__` would refuse a term that no field declares, also where a library rebuilds the output.
+        names = [field.name for field in fields(self)]
+        declared = dict.fromkeys(names) | dict(zip(names, values, strict=False))
+        for name, value in declared.items():
+            setattr(self, name, named.pop(name, value))
+        self.__post_init__()
+        for name, value in named.items():
+            self[name] = value
 
 
 @dataclass
@@ -722,7 +722,10 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
             "augmented_itm_loss": (config.augmentation_weight, augmented_itm_loss),
             "mlm_loss": (config.mlm_weight, mlm_loss),
         }
-        return MRAPreTrainingOutput.from_terms(terms, image_embeds=image_embeds, text_embeds=text_embeds)
+        computed = {name: term for name, (_, term) in terms.items() if term is not None}
+        return MRAPreTrainingOutput(
+            weighted_sum(terms), **computed, image_embeds=image_embeds, text_embeds=text_embeds
+        )
 
     def mlm_logits(
         self, mlm_input_ids: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor
@@ -818,7 +821,14 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         return loss
 
     @torch.no_grad()
-    def _draw_pairs(self, image_embeds, text_embeds, identity_ids, generator, take_own=None) -> MatchingPairs:
+    def _draw_pairs(
+        self,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        identity_ids: torch.Tensor,
+        generator: torch.Generator | None,
+        take_own: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> MatchingPairs:
         """Draw a hard negative image for each text, then a text for each image; `take_own` picks rows of this process."""
         similarity = image_embeds @ text_embeds.t() / self.temperature
         negative_images, has_image = losses.choose_hard_negatives(similarity.t(), identity_ids, generator)

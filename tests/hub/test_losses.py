@@ -1,5 +1,6 @@
 """Losses against oracles that follow the formulas row by row."""
 
+import copy
 import importlib
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_map
 
 from losses_mra import (
     choose_hard_negatives,
@@ -221,6 +223,10 @@ def test_a_loss_is_one_function_one_field_and_one_line(with_another_loss, tmp_pa
     torch.testing.assert_close(output.compactness_loss, expected)
     torch.testing.assert_close(output.loss, before.loss + 0.5 * expected)
     assert list(output)[: len(before)] == list(before) and output["compactness_loss"] is output.to_tuple()[-1]
+    # accelerate, FSDP and data loaders rebuild an output in these ways
+    rebuilt = [tree_map(torch.clone, output), type(output)(dict(output)), copy.copy(output)]
+    for other in rebuilt:
+        assert list(other) == list(output) and torch.equal(other["compactness_loss"], output.compactness_loss)
     gradients = [
         torch.autograd.grad(o.loss, m.mra.text_projection.linear.weight)[0]
         for o, m in ((before, plain), (output, model))

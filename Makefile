@@ -5,8 +5,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := .venv/bin
 SAMPLE := data/sample
 RUNS := outputs/sample
-CODE := batching_mra.py configuration_mra.py images_mra.py layers_mra.py losses_mra.py modeling_mra.py processing_mra.py train_pretrain.py train_finetune.py \
-	eval_retrieval.py convert_checkpoint.py app.py docs/site_hooks.py mra data_scripts metrics benchmarks tests
+CODE := $(wildcard *.py) docs/site_hooks.py mra data_scripts metrics benchmarks tests
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-search demo-dad app test test-slow test-app test-server style quality docs clean
@@ -60,9 +59,11 @@ style: .venv/installed  ## Format the code and sort its imports
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-quality: .venv/installed  ## Check style without changing anything
+quality: .venv/installed  ## Check style, types and the direction of imports without changing anything
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest tests/project/test_imports.py
 
 demo-dad: .venv/installed  ## Target set -> data factory with tiny models -> pretraining set -> 20 steps (about 4 minutes on 2 cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/dad/demo.sh

@@ -1,6 +1,7 @@
 """Configuration of the MRA text-based person retrieval model: architecture and the choices of the objective."""
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, PreTrainedConfig
@@ -22,8 +23,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 @strict
 class MRAVisionConfig(PreTrainedConfig):
-    r"""
-    Architecture of the Swin vision encoder.
+    r"""Architecture of the Swin vision encoder.
 
     Args:
         image_size (`list[int]`, *optional*, defaults to `[384, 256]`):
@@ -66,7 +66,7 @@ class MRAVisionConfig(PreTrainedConfig):
     drop_path_rate: float | int = 0.1
     layer_norm_eps: float = 1e-5
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         for name in ("image_size", "depths", "num_heads", "window_size"):
             setattr(self, name, list(getattr(self, name)))
         super().__post_init__(**kwargs)
@@ -84,12 +84,12 @@ class MRAVisionConfig(PreTrainedConfig):
 
     @property
     def stride(self) -> int:
-        """Pixels between two image tokens."""
+        """Return the pixels between two image tokens."""
         return self.patch_size * 2 ** (len(self.depths) - 1)
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Rows and columns of the image tokens."""
+        """Return the rows and columns of the image tokens."""
         return self.image_size[0] // self.stride, self.image_size[1] // self.stride
 
     @property
@@ -111,8 +111,7 @@ class MRAVisionConfig(PreTrainedConfig):
 
 @strict
 class MRATextConfig(BertConfig):
-    r"""
-    Architecture of the BERT layers: the first ones read text alone, the last `num_fusion_layers` add cross-attention.
+    r"""Architecture of the BERT layers: the first ones read text alone, the last `num_fusion_layers` add cross-attention.
 
     Args:
         num_hidden_layers (`int`, *optional*, defaults to 12):
@@ -131,7 +130,7 @@ class MRATextConfig(BertConfig):
 
     num_fusion_layers: int = 6
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if not 0 < self.num_fusion_layers < self.num_hidden_layers:
             raise ValueError(
@@ -141,14 +140,13 @@ class MRATextConfig(BertConfig):
 
     @property
     def num_text_layers(self) -> int:
-        """Layers that read text alone."""
+        """Return the layers that read text alone."""
         return self.num_hidden_layers - self.num_fusion_layers
 
 
 @strict
 class MRAConfig(PreTrainedConfig):
-    r"""
-    Configuration of [`MRAModel`], [`MRAForPreTraining`] and [`MRAForImageTextRetrieval`].
+    r"""Configuration of [`MRAModel`], [`MRAForPreTraining`] and [`MRAForImageTextRetrieval`].
 
     Args:
         vision_config (`dict` or `MRAVisionConfig`, *optional*):
@@ -197,13 +195,17 @@ class MRAConfig(PreTrainedConfig):
     """
 
     model_type = "mra_retrieval"
-    sub_configs_defaults = {  # noqa: RUF012
+    sub_configs_defaults = {  # noqa: RUF012  # pyright: ignore[reportAssignmentType]  # a type is a valid specification
         "vision_config": MRAVisionConfig,
         "text_config": MRATextConfig,
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:  # what `__post_init__` leaves
+        vision_config: MRAVisionConfig = MRAVisionConfig()
+        text_config: MRATextConfig = MRATextConfig()
+    else:
+        vision_config: dict | PreTrainedConfig | None = None
+        text_config: dict | PreTrainedConfig | None = None
     projection_type: str = "part_pooling"
     projection_dim: int = 2048
     projection_dropout: float | int = 0.5
@@ -222,7 +224,7 @@ class MRAConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
     tie_word_embeddings: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         _check_choice("projection_type", self.projection_type, PROJECTION_TYPES)
         _check_choice("region_features", self.region_features, REGION_FEATURES)

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mra.common.arguments import parse_arguments
 from mra.training.arguments import ConversionArguments, HubArguments
@@ -52,6 +53,7 @@ PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.com
 
 
 def main(argv: list[str] | None = None, program: str = "convert_checkpoint.py") -> None:
+    """Convert a checkpoint between the published layout and folders for `from_pretrained`."""
     (args,) = parse_arguments([ConversionArguments], prog=program, description=__doc__, argv=argv, config=False)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     with plain_errors(program, args.output, (ValueError,)):
@@ -81,8 +83,7 @@ def convert_to_folder(
     repository: str | None = None,
     num_attention_heads: int | None = None,
 ) -> MRAConfig:
-    """
-    Write a released checkpoint of MRA or APTM as a folder for `from_pretrained`, whole or not at all.
+    """Write a released checkpoint of MRA or APTM as a folder for `from_pretrained`, whole or not at all.
 
     Args:
         checkpoint: a `.pth` as [`read_checkpoint`] takes it.
@@ -126,8 +127,7 @@ def convert_to_folder(
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict | None]:
-    """
-    Read the tensors of a released checkpoint and its stored configuration, if it has one.
+    """Read the tensors of a released checkpoint and its stored configuration, if it has one.
 
     The file holds a state dict, bare or as its `model`, `state_dict` or `model_state_dict`, with a `config` beside it or not.
     Names may carry the prefix of DistributedDataParallel or torch.compile. Nothing but tensors, plain values and NumPy's
@@ -176,9 +176,8 @@ def _strip_prefixes(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     return state_dict
 
 
-def _plain(value, name: str):
-    """
-    Turn NumPy's and torch's numbers, arrays and dtypes in a stored configuration into what JSON can hold.
+def _plain(value: Any, name: str) -> Any:
+    """Turn NumPy's and torch's numbers, arrays and dtypes in a stored configuration into what JSON can hold.
 
     Raises:
         ValueError: naming the entry that is anything else.
@@ -200,14 +199,14 @@ def _refuse_infinite(path: Path, state_dict: Mapping[str, torch.Tensor]) -> None
     diverged = [name for name, tensor in state_dict.items() if not torch.isfinite(tensor).all()]
     if diverged:
         raise ValueError(
-            f"{path} holds NaN or infinite values in {len(diverged)} of {len(state_dict)} tensors ({', '.join(diverged[:5])}): "
-            "its training diverged or the file is damaged; take an earlier checkpoint or download it again"
+            f"{path} holds NaN or infinite values in {len(diverged)} of {len(state_dict)} tensors "
+            f"({', '.join(diverged[:5])}): its training diverged or the file is damaged; take an earlier "
+            "checkpoint or download it again"
         )
 
 
 def assemble(config: MRAConfig, state_dict: Mapping[str, torch.Tensor]) -> MRAForPreTraining:
-    """
-    Builds a model around tensors that are there already, in the precision they have and without a copy of them.
+    """Build a model around existing tensors, in their precision and without copying them.
 
     It can be saved and renamed but not run: buffers that are not saved hold no data.
     """
@@ -219,8 +218,7 @@ def assemble(config: MRAConfig, state_dict: Mapping[str, torch.Tensor]) -> MRAFo
 
 
 def build_processor(config: MRAConfig, stored: Mapping, tokenizer: str) -> MRAProcessor:
-    """
-    Builds the processor of a converted model.
+    """Build the processor of a converted model.
 
     Args:
         config: of the model.
@@ -254,7 +252,7 @@ def build_processor(config: MRAConfig, stored: Mapping, tokenizer: str) -> MRAPr
 
 
 def describe_architecture(config: MRAConfig) -> dict[str, str]:
-    """What a model card tells of the architecture."""
+    """Return what a model card says about the architecture."""
     vision, text = config.vision_config, config.text_config
     return {
         "image size": f"{vision.image_size[0]} x {vision.image_size[1]} pixels (height x width)",
@@ -268,8 +266,7 @@ def describe_architecture(config: MRAConfig) -> dict[str, str]:
 
 
 def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool = False) -> None:
-    """
-    Writes a folder as a `.pth` in the published layout, whole or not at all.
+    """Write a folder as a `.pth` in the published layout, whole or not at all.
 
     Args:
         folder: of an `MRAForPreTraining`, converted or trained here.
@@ -284,7 +281,7 @@ def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool
         fix = "give a file name" if output.is_dir() else "pass --overwrite or another name"
         raise ValueError(f"`output`: {str(output)!r} exists: {fix}")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"`checkpoint`: {str(folder)!r} is no folder with a config.json.")
+        raise ValueError(f"`checkpoint`: {str(folder)!r} is not a folder with a config.json.")
     try_folder(output.parent, "`output`")
     with writing_to(output), whole_file(output) as unfinished:
         config = MRAConfig.from_pretrained(folder)
@@ -295,8 +292,7 @@ def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool
 
 
 def read_folder(folder: Path) -> dict[str, torch.Tensor]:
-    """
-    Reads the safetensors of a folder, in one file or several, each tensor in the precision it was saved in.
+    """Read the safetensors of a folder, in one file or several, each tensor in the precision it was saved in.
 
     Raises:
         ValueError: if there are none.
@@ -315,7 +311,7 @@ def read_folder(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _complete(state_dict: dict[str, torch.Tensor], config: MRAConfig, folder: Path) -> dict[str, torch.Tensor]:
-    """Adds the tied tensors, which safetensors hold once, and checks that the folder is whole."""
+    """Add the tied tensors, which safetensors hold once, and checks that the folder is whole."""
     for target, source in MRAForPreTraining._tied_weights_keys.items():
         if source in state_dict:
             state_dict.setdefault(target, state_dict[source])
@@ -328,7 +324,7 @@ def _complete(state_dict: dict[str, torch.Tensor], config: MRAConfig, folder: Pa
     misshapen = [name for name in expected if name in state_dict and state_dict[name].shape != expected[name].shape]
     if missing or unknown or misshapen:
         raise ValueError(
-            f"`checkpoint`: {str(folder)!r} is no whole MRAForPreTraining: missing {missing}, unknown {unknown}, of "
+            f"`checkpoint`: {str(folder)!r} is not a whole MRAForPreTraining: missing {missing}, unknown {unknown}, of "
             f"another shape {misshapen}. Folders of a bare MRAModel lack what the published layout needs."
         )
     return state_dict
@@ -338,7 +334,7 @@ def _complete(state_dict: dict[str, torch.Tensor], config: MRAConfig, folder: Pa
 
 
 def _check_folder(output: Path, overwrite: bool) -> None:
-    """Refuses to replace anything but a folder that this script or `save_pretrained` wrote, and that when told to."""
+    """Refuse to replace anything but a folder that this script or `save_pretrained` wrote, and only with `--overwrite`."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
@@ -346,7 +342,7 @@ def _check_folder(output: Path, overwrite: bool) -> None:
     config = output / "config.json"
     known = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type")
     if known != MRAConfig.model_type:
-        raise ValueError(f"`output`: {str(output)!r} is no MRA folder and is not replaced: give another name.")
+        raise ValueError(f"`output`: {str(output)!r} is not an MRA folder and is not replaced: give another name.")
 
 
 if __name__ == "__main__":

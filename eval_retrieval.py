@@ -31,6 +31,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
+from PIL import Image
 from safetensors.torch import save_file
 
 from mra.common.command_line import plain_errors, try_folder
@@ -59,6 +60,7 @@ logger = logging.getLogger("mra_retrieval")
 
 
 def main(argv: list[str] | None = None, program: str = "eval_retrieval.py") -> None:
+    """Evaluate a model on a split, print the metrics and save them."""
     (args,) = parse_arguments([RetrievalArguments], prog=program, description=__doc__, argv=argv)
     state = start_processes()
     if state.is_main_process:
@@ -74,7 +76,7 @@ def main(argv: list[str] | None = None, program: str = "eval_retrieval.py") -> N
             try_folder(args.output_dir, "--output_dir")
         with state.main_process_first():
             dataset = load_split(args.dataset, args.split, argument="--dataset")
-        model = load_model(args.model, args.attn_implementation).to(state.device)
+        model = load_model(args.model, args.attn_implementation).to(state.device)  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
         processor = load_processor(args.model)
         ranking = find_ranking(model, processor, args, options)
         weight = 1.0 if ranking.match_weight is None else ranking.match_weight
@@ -168,7 +170,7 @@ def save_result(
     return written
 
 
-def draw_result(result: RetrievalResult, dataset: Dataset, args: RetrievalArguments):
+def draw_result(result: RetrievalResult, dataset: Dataset, args: RetrievalArguments) -> Image.Image:
     """Draw the final ranking of queries that are evenly spaced over all, so that none is picked by its result."""
     num_queries, dataset = len(result.captions), undecoded(dataset)
     num_rows = min(args.num_queries_in_picture, num_queries)

@@ -5,6 +5,7 @@ import numbers
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -57,8 +58,7 @@ _JPEG_LEAST = {0xE0: 14, 0xEE: 12}  # JFIF and Adobe say how colours are stored;
 
 
 def open_picture(source: bytes | str | Path) -> Image.Image:
-    """
-    Open a picture without decoding its pixels; metadata that Pillow cannot read are left out.
+    """Open a picture without decoding its pixels; metadata that Pillow cannot read are left out.
 
     Args:
         source: the bytes of an image file, or its path.
@@ -88,8 +88,7 @@ def open_picture(source: bytes | str | Path) -> Image.Image:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """
-    Return the EXIF orientation of an opened picture, 1 to 8; 1 where it has none or one that means nothing.
+    """Return the EXIF orientation of an opened picture, 1 to 8; 1 where it has none or one that means nothing.
 
     Of a decoded TIFF it is 1, since Pillow turns those as it decodes them.
     """
@@ -97,7 +96,7 @@ def read_orientation(image: Image.Image) -> int:
         value = image.getexif().get(_ORIENTATION)
     except Exception:  # broken EXIF, for which Pillow raises many kinds: the picture stays as it is stored
         return 1
-    return int(value) if isinstance(value, numbers.Real) and value in _TURNS else 1
+    return int(float(value)) if isinstance(value, numbers.Real) and value in _TURNS else 1
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -108,8 +107,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def decode_picture(image: Image.Image, reduction: int = 1) -> Image.Image:
-    """
-    Decode an opened picture: upright, 8-bit RGB as [`to_rgb`] gives it.
+    """Decode an opened picture: upright, 8-bit RGB as [`to_rgb`] gives it.
 
     Args:
         image: from [`open_picture`], not decoded yet, or any Pillow image.
@@ -133,8 +131,7 @@ def decode_picture(image: Image.Image, reduction: int = 1) -> Image.Image:
 
 
 def read_picture(source: bytes | str | Path | dict | Image.Image | None) -> Image.Image:
-    """
-    Read a picture: upright, 8-bit RGB.
+    """Read a picture: upright, 8-bit RGB.
 
     Args:
         source: the bytes of an image file, its path, both as `datasets.Image(decode=False)` gives them, an image that is open
@@ -155,7 +152,7 @@ def read_picture(source: bytes | str | Path | dict | Image.Image | None) -> Imag
     if not isinstance(source, (bytes, Image.Image)):
         if not hasattr(source, "convert"):
             raise ValueError(f"expected an image, its bytes or its path, got {type(source).__name__}")
-        return source.convert("RGB")
+        return cast(Any, source).convert("RGB")
     try:
         return decode_picture(source if isinstance(source, Image.Image) else open_picture(source))
     except Image.UnidentifiedImageError:
@@ -173,8 +170,7 @@ def _as_os_error(error: Exception) -> OSError:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """
-    Convert a picture of any mode to 8-bit RGB.
+    """Convert a picture of any mode to 8-bit RGB.
 
     - 16-bit grey is divided by 257 (TIFF of fewer bits by its own range), where Pillow would clip it to white.
     - 32-bit integers and floats: values in 0..1 (floats) are multiplied by 255, values in 0..255 stay, integers in 0..65535
@@ -232,8 +228,7 @@ def _white_level(image: Image.Image) -> float | None:
 
 
 def without_metadata(content: bytes, orientation: int = 1) -> bytes:
-    """
-    Return a JPEG, PNG or TIFF without what is no pixel, its pixels untouched; other contents as they came.
+    """Return a JPEG, PNG or TIFF without anything but pixels, its pixels untouched; other contents as they came.
 
     Args:
         content: of an image file.
@@ -250,8 +245,7 @@ def without_metadata(content: bytes, orientation: int = 1) -> bytes:
 
 
 def storable_picture(content: bytes) -> bytes:
-    """
-    Return the bytes of a picture to store, so that every reader gets the same pixels of them.
+    """Return the bytes of a picture to store, so that every reader gets the same pixels of them.
 
     What `datasets.Image` decodes and `convert("RGB")` turns into what [`read_picture`] gives is returned as it is. Where
     metadata would stop it, a JPEG loses them and keeps its orientation, and another format becomes an upright PNG. A picture
@@ -264,7 +258,7 @@ def storable_picture(content: bytes) -> bytes:
     try:
         image = Image.open(io.BytesIO(content))
         is_plain = _reads_as_everywhere(image)
-    except Exception:  # of any kind, by metadata or pixels: what follows tells which
+    except Exception:  # of any kind, by metadata or pixels: the next lines find out which
         is_plain = False
     if is_plain:
         return content
@@ -345,7 +339,7 @@ def _read_pointers(image: Image.Image) -> None:
 
 
 def _bare_tiff(content: bytes) -> bytes:
-    """Blank the tags of a TIFF that are no pixels: EXIF, GPS, XMP, profiles and an orientation that is no number."""
+    """Blank the tags of a TIFF other than pixels: EXIF, GPS, XMP, profiles and an orientation that is not a number."""
     order = "<" if content[:2] == b"II" else ">"
     patched = bytearray(content)
     try:

@@ -93,8 +93,7 @@ ImageKeysValues = list[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass
 class MRAOutput(ModelOutput):
-    """
-    Output of [`MRAModel`].
+    """Output of [`MRAModel`].
 
     Args:
         image_embeds: `(images, projection_dim)`, L2-normalised.
@@ -111,8 +110,7 @@ class MRAOutput(ModelOutput):
 
 @dataclass(init=False)
 class MRAPreTrainingOutput(ModelOutput):
-    """
-    Output of [`MRAForPreTraining`]; a term whose inputs were not passed is `None`.
+    """Output of [`MRAForPreTraining`]; a term whose inputs were not passed is `None`.
 
     Terms added to `forward` are in it under their names too.
 
@@ -148,8 +146,7 @@ class MRAPreTrainingOutput(ModelOutput):
 
 @dataclass
 class MRAImageTextRetrievalOutput(ModelOutput):
-    """
-    Output of [`MRAForImageTextRetrieval`].
+    """Output of [`MRAForImageTextRetrieval`].
 
     Args:
         similarity: `(texts, images)` cosine similarities.
@@ -282,8 +279,7 @@ class MRAModel(MRAPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """
-        Encode tokens with the text-only layers.
+        """Encode tokens with the text-only layers.
 
         Args:
             input_ids, attention_mask: `(batch, length)`; 1 = token.
@@ -305,8 +301,7 @@ class MRAModel(MRAPreTrainedModel):
         return packing.unpack(self.text_model(input_ids, mask, packing))
 
     def get_image_keys_values(self, image_hidden_states: torch.Tensor) -> ImageKeysValues:
-        """
-        Project images once for all texts that will meet them in [`fuse`].
+        """Project images once for all texts that will meet them in [`fuse`].
 
         Args:
             image_hidden_states: `(images, length, vision hidden_size)`.
@@ -320,8 +315,7 @@ class MRAModel(MRAPreTrainedModel):
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """
-        Embed images, from pixels or from hidden states that are already there.
+        """Embed images, from pixels or from hidden states that are already there.
 
         Args:
             pixel_values: `(batch, 3, height, width)`.
@@ -345,8 +339,7 @@ class MRAModel(MRAPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         text_hidden_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """
-        Embed captions, from tokens or from hidden states that are already there.
+        """Embed captions, from tokens or from hidden states that are already there.
 
         Args:
             input_ids, attention_mask: `(batch, length)`; shorter ones are padded to `max_text_length`, because
@@ -369,8 +362,7 @@ class MRAModel(MRAPreTrainedModel):
     def pad_captions(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Pad `(batch, length)` tokens and their mask to `max_text_length`, which `part_pooling` pools over.
+        """Pad `(batch, length)` tokens and their mask to `max_text_length`, which `part_pooling` pools over.
 
         Longer ones are left alone, with a warning where they are pooled. Without a mask every position is a token.
         """
@@ -401,8 +393,7 @@ class MRAModel(MRAPreTrainedModel):
             )
 
     def project_image(self, image_hidden_states: torch.Tensor, patch_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        Project image tokens to the shared space.
+        """Project image tokens to the shared space.
 
         Args:
             image_hidden_states: `(batch, 1 + patches, vision hidden_size)`.
@@ -436,8 +427,7 @@ class MRAModel(MRAPreTrainedModel):
         image_keys_values: ImageKeysValues | None = None,
         rows: FusionRows | None = None,
     ) -> torch.Tensor:
-        """
-        Let texts attend to images in the fusion layers.
+        """Let texts attend to images in the fusion layers.
 
         What depends on the text or on the image alone is computed once for each.
 
@@ -490,8 +480,7 @@ class MRAModel(MRAPreTrainedModel):
         text_index: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """
-        Score pairs of text and image, given as to [`fuse`].
+        """Score pairs of text and image, given as to [`fuse`].
 
         Args:
             text_index, image_index: `(pairs,)`, text and image of each pair; row i with row i when absent.
@@ -514,8 +503,7 @@ class MRAModel(MRAPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> MRAOutput:
-        """
-        Encode images, texts or both.
+        """Encode images, texts or both.
 
         Args:
             pixel_values: `(images, 3, height, width)`.
@@ -589,8 +577,7 @@ class MRAForImageTextRetrieval(MRAEncodersMixin, MRAPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         return_match_logits: bool = False,
     ) -> MRAImageTextRetrievalOutput:
-        """
-        Score every text against every image.
+        """Score every text against every image.
 
         Args:
             pixel_values: `(images, 3, height, width)`.
@@ -665,8 +652,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         generator: torch.Generator | None = None,
         lengths: TextLengths | None = None,
     ) -> MRAPreTrainingOutput:
-        """
-        Compute the losses whose inputs are passed.
+        """Compute the losses whose inputs are passed.
 
         Args:
             pixel_values: `(batch, 3, height, width)`.
@@ -730,8 +716,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
     def mlm_logits(
         self, mlm_input_ids: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor
     ) -> torch.Tensor:
-        """
-        Predict the tokens of masked captions that see their image.
+        """Predict the tokens of masked captions that see their image.
 
         Args:
             mlm_input_ids, attention_mask: `(batch, length)`.
@@ -762,8 +747,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
     def _encode_regions(
         self, image_hidden_states: torch.Tensor, region_attention_mask: torch.Tensor | None
     ) -> tuple[ImageTokens, torch.Tensor | None]:
-        """
-        Add the tokens of regions to those of their images, and embed the regions.
+        """Add the tokens of regions to those of their images, and embed the regions.
 
         Args:
             image_hidden_states: `(batch, 1 + patches, vision hidden_size)`.
@@ -791,8 +775,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
     def _contrast(
         self, image_embeds: torch.Tensor | None, text: TextBatch, generator: torch.Generator | None
     ) -> torch.Tensor | None:
-        """
-        Embed a kind of text, contrast it with images over all processes, and draw the pairs to match.
+        """Embed a kind of text, contrast it with images over all processes, and draw the pairs to match.
 
         Args:
             image_embeds: `(batch, projection_dim)`, L2-normalised.
@@ -838,8 +821,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         return MatchingPairs.join(*(drawn if take_own is None else map(take_own, drawn)))
 
     def _fuse_texts(self, texts: list[TextBatch], images: ImageTokens) -> None:
-        """
-        Set `rows` and `fused` of every kind of text, from one pass through the fusion layers.
+        """Set `rows` and `fused` of every kind of text, from one pass through the fusion layers.
 
         Args:
             texts: with hidden states and `pairs`; masked captions meet their own images.

@@ -1,11 +1,17 @@
 """Processor of MRA: deterministic preprocessing of pedestrian crops and captions."""
 
 import re
+from typing import Any
 
+import torch
 from PIL import Image
-from transformers import AutoTokenizer, BatchFeature, BertConfig, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, BertConfig, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,  # pyright: ignore[reportPrivateImportUsage]  # exported, not listed
+    OPENAI_CLIP_STD,  # pyright: ignore[reportPrivateImportUsage]
+    PILImageResampling,
+)
 from transformers.utils import logging
 
 
@@ -24,8 +30,7 @@ _NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
 
 
 def normalize_caption(caption: str, style: str = "plain", max_words: int | None = 56) -> str:
-    """
-    Prepare a caption for the tokenizer as the published code does.
+    """Prepare a caption for the tokenizer as the published code does.
 
     Args:
         caption: any text with at least one character.
@@ -61,7 +66,7 @@ class MRAImageProcessor(TorchvisionBackend):
     do_rescale = True
     do_normalize = True
 
-    def process_image(self, image, do_convert_rgb=None, **kwargs):
+    def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> torch.Tensor:
         """Convert a Pillow image as training does ([`to_rgb`]), and let the library do the rest."""
         if do_convert_rgb and isinstance(image, Image.Image):
             image = to_rgb(image)
@@ -69,8 +74,7 @@ class MRAImageProcessor(TorchvisionBackend):
 
 
 class MRAProcessor(ProcessorMixin):
-    r"""
-    Wraps an [`MRAImageProcessor`] and a BERT tokenizer.
+    r"""Wraps an [`MRAImageProcessor`] and a BERT tokenizer.
 
     Args:
         image_processor ([`MRAImageProcessor`]): for the crops.
@@ -83,20 +87,30 @@ class MRAProcessor(ProcessorMixin):
         ValueError: if `caption_style` is unknown.
     """
 
-    def __init__(self, image_processor, tokenizer, max_text_length=56, caption_style="plain", **kwargs):
+    def __init__(
+        self,
+        image_processor: MRAImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        max_text_length: int = 56,
+        caption_style: str = "plain",
+        **kwargs: Any,
+    ) -> None:
         if caption_style not in CAPTION_STYLES:
             raise ValueError(f"`caption_style` must be one of {', '.join(CAPTION_STYLES)}, got {caption_style!r}.")
         self.max_text_length = max_text_length
         self.caption_style = caption_style
         super().__init__(image_processor, tokenizer, **kwargs)
 
-    def __call__(self, images=None, text=None, return_tensors="pt", **kwargs) -> BatchFeature:
-        """
-        Prepare images, texts or both.
+    def __call__(
+        self, images: Any = None, text: Any = None, return_tensors: str = "pt", **kwargs: Any
+    ) -> BatchFeature:
+        """Prepare images, texts or both.
 
         Args:
             images: one image or a list, as [`MRAImageProcessor`] takes them.
             text (`str` or `list[str]`): captions or phrases. The first that is cut to `max_text_length` is warned of.
+            return_tensors: format of the result, `pt` for PyTorch.
+            **kwargs: further arguments of the image processor.
 
         Returns:
             `pixel_values` `(images, 3, height, width)` float, `input_ids` and `attention_mask`
@@ -129,8 +143,10 @@ class MRAProcessor(ProcessorMixin):
         return BatchFeature(features)
 
     @classmethod
-    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        """Loads the parts without config.json, which names code that the Auto classes would ask to trust."""
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: str, processor_dict: dict | None = None, **kwargs: Any
+    ) -> Any:
+        """Load the parts without config.json, which names code that the Auto classes would ask to trust."""
         return [
             MRAImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
             AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=BertConfig(), **kwargs),
@@ -146,7 +162,7 @@ class MRAProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """Names that [`__call__`] may return."""
+        """Return the names that [`__call__`] may return."""
         return ["pixel_values", "input_ids", "attention_mask"]
 
 

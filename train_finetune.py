@@ -1,5 +1,4 @@
-"""
-Fine-tune MRA on one person-retrieval set: the losses of pretraining on captions and on augmented captions.
+"""Fine-tune MRA on one person-retrieval set: the losses of pretraining on captions and on augmented captions.
 
 One machine of four GPUs, as published:
 
@@ -9,13 +8,14 @@ The sample set on a CPU:
 
     accelerate launch --config_file accelerate_configs/cpu.yaml train_finetune.py --config recipes/sample/finetune.yaml
 
-An interrupted run goes on with --resume latest. SIGTERM to the training processes saves a checkpoint and ends them.
+An interrupted run continues with --resume latest. SIGTERM to the training processes saves a checkpoint and ends them.
 """
 
 from pathlib import Path
 
 from mra.common.arguments import parse_arguments, resolved_recipe
 from mra.training.arguments import FINETUNING as THEMES
+from mra.training.arguments import FinetuneDataArguments
 
 
 if __name__ == "__main__":
@@ -28,18 +28,19 @@ from accelerate.utils import set_seed
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from configuration_mra import MRAConfig
 from mra.common.command_line import plain_errors
 from mra.common.streaming import make_streaming
-from mra.common.tables import files_digest, load_split
+from mra.common.tables import Table, files_digest, load_split
 from mra.training.augmentation import create_augmenter
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra.training.collator import TrainingCollator
-from mra.training.data import build_finetuning_dataset
+from mra.training.data import TrainingDataset, build_finetuning_dataset
 from mra.training.metrics_log import LossWindow, MetricsLog
 from mra.training.model_card import build_card, push_folder
 from mra.training.model_setup import create_config, create_model, create_processor
 from mra.training.optim import create_optimizer, create_schedule
-from mra.training.order import make_sampler
+from mra.training.order import KeyedSampler, make_sampler
 from mra.training.runtime import (
     StopSignal,
     configure_deepspeed,
@@ -54,13 +55,16 @@ from mra.training.runtime import (
 )
 from mra.training.splits import hold_out_identities
 from mra.training.validation import record_best, validate
+from processing_mra import MRAProcessor
 
 
 logger = get_logger(__name__)
 
 
-def build_datasets(data, processor, config, seed):
-    """The training set, with augmented captions if they count, and what to validate on, if anything."""
+def build_datasets(
+    data: FinetuneDataArguments, processor: MRAProcessor, config: MRAConfig, seed: int
+) -> tuple[TrainingDataset, Table | None]:
+    """Build the training set, with augmented captions if they count, and the validation set, if any."""
     train = load_split(data.dataset, "train", make_streaming(data))
     validation = load_split(data.dataset, "validation", optional=True)
     if validation is None:
@@ -82,8 +86,10 @@ def build_datasets(data, processor, config, seed):
     return dataset, validation
 
 
-def build_loader(dataset, sampler, processor, data, seed):
-    """Batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
+def build_loader(
+    dataset: TrainingDataset, sampler: KeyedSampler, processor: MRAProcessor, data: FinetuneDataArguments, seed: int
+) -> DataLoader:
+    """Build a loader of batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
     collator = TrainingCollator(
         processor.tokenizer,
         processor.max_text_length,
@@ -109,6 +115,7 @@ def build_loader(dataset, sampler, processor, data, seed):
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Fine-tune a model from a recipe and the command line."""
     # Parse
     arguments = parse_arguments(THEMES, description=__doc__, argv=argv)
     model_args, objective, data, optim, run, evaluation, hub = arguments

@@ -1,5 +1,4 @@
-"""
-Pretrain MRA on SDA: contrastive, matching and masked-language losses on captions, and the first two on regions.
+"""Pretrain MRA on SDA: contrastive, matching and masked-language losses on captions, and the first two on regions.
 
 One machine of four GPUs, as published:
 
@@ -9,13 +8,14 @@ The sample set on a CPU:
 
     accelerate launch --config_file accelerate_configs/cpu.yaml train_pretrain.py --config recipes/sample/pretrain.yaml
 
-An interrupted run goes on with --resume latest. SIGTERM to the training processes saves a checkpoint and ends them.
+An interrupted run continues with --resume latest. SIGTERM to the training processes saves a checkpoint and ends them.
 """
 
 from pathlib import Path
 
 from mra.common.arguments import parse_arguments, resolved_recipe
 from mra.training.arguments import PRETRAINING as THEMES
+from mra.training.arguments import PretrainDataArguments
 
 
 if __name__ == "__main__":
@@ -28,17 +28,18 @@ from accelerate.utils import set_seed
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from configuration_mra import MRAConfig
 from mra.common.command_line import plain_errors
 from mra.common.streaming import make_streaming
-from mra.common.tables import files_digest, load_split
+from mra.common.tables import Table, files_digest, load_split
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra.training.collator import TrainingCollator
-from mra.training.data import build_pretraining_dataset
+from mra.training.data import TrainingDataset, build_pretraining_dataset
 from mra.training.metrics_log import LossWindow, MetricsLog
 from mra.training.model_card import build_card, push_folder
 from mra.training.model_setup import create_config, create_model, create_processor
 from mra.training.optim import create_optimizer, create_schedule
-from mra.training.order import make_sampler
+from mra.training.order import KeyedSampler, make_sampler
 from mra.training.runtime import (
     StopSignal,
     configure_deepspeed,
@@ -52,13 +53,16 @@ from mra.training.runtime import (
     start_trackers,
 )
 from mra.training.validation import record_best, validate
+from processing_mra import MRAProcessor
 
 
 logger = get_logger(__name__)
 
 
-def build_datasets(data, processor, config, seed):
-    """The training set, with regions if they count, and the validation split of another set if one is named."""
+def build_datasets(
+    data: PretrainDataArguments, processor: MRAProcessor, config: MRAConfig, seed: int
+) -> tuple[TrainingDataset, Table | None]:
+    """Build the training set, with regions if they count, and the validation split of another set if one is named."""
     dataset = build_pretraining_dataset(
         load_split(data.dataset, "train", make_streaming(data)),
         processor,
@@ -79,8 +83,10 @@ def build_datasets(data, processor, config, seed):
     return dataset, validation
 
 
-def build_loader(dataset, sampler, processor, data, seed):
-    """Batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
+def build_loader(
+    dataset: TrainingDataset, sampler: KeyedSampler, processor: MRAProcessor, data: PretrainDataArguments, seed: int
+) -> DataLoader:
+    """Build a loader of batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
     collator = TrainingCollator(
         processor.tokenizer,
         processor.max_text_length,
@@ -106,6 +112,7 @@ def build_loader(dataset, sampler, processor, data, seed):
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Pretrain a model from a recipe and the command line."""
     # Parse
     arguments = parse_arguments(THEMES, description=__doc__, argv=argv)
     model_args, objective, data, optim, run, evaluation, hub = arguments

@@ -1,5 +1,4 @@
-"""
-Time the input of training: from the bytes of a JPEG to a masked batch, image by image with Pillow against `mra.training`.
+"""Time the input of training: from the bytes of a JPEG to a masked batch, image by image with Pillow against `mra.training`.
 
     python benchmarks/data.py --full_size --json
 
@@ -11,6 +10,7 @@ import random
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from benchmarks.measure import Cost, caption_lengths, describe_device, make_config, show
+from configuration_mra import MRAConfig
 from data_scripts.builders import SDA_FEATURES
 from mra.common.arguments import option, parse_arguments
 from mra.training.collator import TrainingCollator
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         results[f"{source}_cpu_ratio"] = ratios["tensor"][-1]
         results[f"{source}_max_abs_difference"] = difference["max"]
         results[f"{source}_mean_abs_difference"] = difference["mean"]
-    results["summed_cpu_ratio"] = totals["plain"] / totals["tensor"]  # tells mostly of the largest pictures
+    results["summed_cpu_ratio"] = totals["plain"] / totals["tensor"]  # mostly reflects the largest pictures
     # Geometric means weigh every kind of source alike.
     results["pillow_cpu_ratio"] = statistics.geometric_mean(ratios["pillow"])
     results["pillow_max_abs_difference"] = max(difference["pillow"] for difference in differences)
@@ -94,17 +95,18 @@ def main(argv: list[str] | None = None) -> None:
     show(results, args.json)
 
 
-def make_processor(config) -> MRAProcessor:
-    """A processor of the model's image size, with the tokenizer of the sample set."""
+def make_processor(config: MRAConfig) -> MRAProcessor:
+    """Return a processor of the model's image size, with the tokenizer of the sample set."""
     height, width = config.vision_config.image_size
     images = MRAImageProcessor(size={"height": height, "width": width})
     tokenizer = AutoTokenizer.from_pretrained(Path(__file__).resolve().parent.parent / TOKENIZER)
     return MRAProcessor(images, tokenizer, max_text_length=config.max_text_length)
 
 
-def compare(folder: Path, rows, processor, config, seed: int, batch_size: int) -> tuple[dict, dict]:
-    """
-    Makes every batch of one source in each way.
+def compare(
+    folder: Path, rows: list[dict], processor: MRAProcessor, config: MRAConfig, seed: int, batch_size: int
+) -> tuple[dict, dict]:
+    """Make every batch of one source in each way.
 
     Returns:
         CPU-seconds by way, and the differences: of pixels in 8-bit steps, largest and mean with `tensor`, largest with
@@ -119,7 +121,7 @@ def compare(folder: Path, rows, processor, config, seed: int, batch_size: int) -
         for backend in ("tensor", "pillow")
     }
 
-    def run(way, numbers):
+    def run(way: str, numbers: list[int]) -> dict[str, torch.Tensor]:
         if way == "plain":
             return plain.batch(0, numbers)
         return collate(built[way].__getitems__([(0, number) for number in numbers]))
@@ -160,9 +162,10 @@ def token_difference(ours: dict, plain: dict) -> float:
     return largest
 
 
-def write_source(folder: Path, sizes, count: int, max_text_length: int, seed: int) -> list[dict]:
-    """
-    Draws pictures of one kind of source and writes them as files and as a prepared Parquet file.
+def write_source(
+    folder: Path, sizes: Sequence[tuple[int, int]], count: int, max_text_length: int, seed: int
+) -> list[dict]:
+    """Draw pictures of one kind of source and write them as files and as a prepared Parquet file.
 
     Args:
         folder: where to write.
@@ -205,7 +208,7 @@ def write_source(folder: Path, sizes, count: int, max_text_length: int, seed: in
 
 
 def draw_noise(side: int, generator: np.random.Generator) -> np.ndarray:
-    """Colours `(3, side, side)` around 128 whose amplitudes fall with the frequency, as those of photographs do."""
+    """Return colours `(3, side, side)` around 128 whose amplitudes fall with the frequency, as those of photographs do."""
     frequencies = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
     frequencies[0, 0] = 1
     phases = np.exp(2j * np.pi * generator.random((4, *frequencies.shape)))
@@ -215,7 +218,7 @@ def draw_noise(side: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def draw_picture(width: int, height: int, noise: np.ndarray, generator: np.random.Generator) -> Image.Image:
-    """A random part of the noise with six blocks in it that have sharp edges."""
+    """Return a random part of the noise with six sharp-edged blocks in it."""
     top, left = (generator.integers(0, noise.shape[1] - side + 1) for side in (height, width))
     channels = noise[:, top : top + height, left : left + width].copy()
     for _ in range(6):

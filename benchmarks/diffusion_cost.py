@@ -1,5 +1,4 @@
-"""
-Count the operations and parameters of the models that the factory is meant for, without their weights.
+"""Count the operations and parameters of the models that the factory is meant for, without their weights.
 
     python -m benchmarks.diffusion_cost
     python -m benchmarks.diffusion_cost --teraflops 125 --bandwidth 2.0
@@ -32,14 +31,14 @@ Cost = tuple[float | None, float, float]  # parameters in millions, TFLOP an ima
 
 
 def count(run: Callable[[], object]) -> float:
-    """Teraflops of a call, and of the backward passes in it."""
+    """Return the teraflops of a call, and of the backward passes in it."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() / 1e12
 
 
 def millions(model: torch.nn.Module) -> float:
-    """Parameters in millions."""
+    """Return the parameters in millions."""
     return sum(parameter.numel() for parameter in model.parameters()) / 1e6
 
 
@@ -136,8 +135,7 @@ def text_scorers() -> dict[str, Cost]:
 
 
 def hours(cost: Cost, teraflops: float, bandwidth: float) -> float:
-    """
-    Hours for 100,000 images.
+    """Return the hours for 100,000 images.
 
     Args:
         cost: of an image.

@@ -1,10 +1,9 @@
-"""
-Open and read a set of SDA's size: seconds until the first batch, and memory then and after many batches.
+"""Open and read a set of SDA's size: seconds until the first batch, and memory then and after many batches.
 
     python benchmarks/large_set.py --rows 1217750 --batches 2000 --json
 
-Writes Parquet files of SDA's columns with pictures of a few pixels, then trains on nothing: each way of reading, as a table and
-streamed, runs in a process of its own with worker processes. Memory is that of all of them without pages of files, which the
+Writes Parquet files of SDA's columns with pictures of a few pixels and reads them without training: as a table and
+streamed, each in a process of its own with worker processes. Memory is that of all of them without pages of files, which the
 system takes back when it needs them; what forked workers still share with their parent is counted for each.
 """
 
@@ -17,12 +16,14 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/large_set.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import datasets
+import datasets.config
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -76,9 +77,8 @@ def main(argv: list[str] | None = None) -> None:
     show(results, args.json)
 
 
-def measure(folder: Path, cache: Path, streamed: bool, args) -> dict[str, float]:
-    """
-    Opens the set and reads batches from it.
+def measure(folder: Path, cache: Path, streamed: bool, args: LargeSetBenchmark) -> dict[str, float]:
+    """Open the set and read batches from it.
 
     Returns:
         Seconds until the set is open and until the first batch is there; memory in MiB before opening, when open, after a
@@ -122,7 +122,7 @@ def anonymous_memory() -> float:
     """MiB of this process and its workers that no file holds."""
     processes = ["self", *(str(child.pid) for child in multiprocessing.active_children())]
     status = [Path(f"/proc/{process}/status").read_text() for process in processes]
-    return sum(int(re.search(r"RssAnon:\s*(\d+) kB", text)[1]) for text in status) / 1024
+    return sum(int(cast(re.Match, re.search(r"RssAnon:\s*(\d+) kB", text))[1]) for text in status) / 1024
 
 
 def write_set(folder: Path, rows: int) -> None:
@@ -147,7 +147,7 @@ def write_set(folder: Path, rows: int) -> None:
 
 
 def picture(color: int) -> bytes:
-    """A PNG of one colour."""
+    """Return a PNG of one colour."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 16), (color, 255 - color, 128)).save(buffer, "PNG")
     return buffer.getvalue()

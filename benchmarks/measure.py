@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -52,8 +52,7 @@ class ModelBenchmark:
 
 @dataclass
 class Cost:
-    """
-    What some work took.
+    """What some work took.
 
     Attributes:
         seconds: on the clock.
@@ -79,12 +78,12 @@ class Cost:
 
 
 def make_config(full_size: bool) -> MRAConfig:
-    """The published architecture for CUHK-PEDES and ICFG-PEDES, or a tiny one."""
+    """Return the published architecture for CUHK-PEDES and ICFG-PEDES, or a tiny one."""
     return MRAConfig() if full_size else MRAConfig(**SMALL)
 
 
 def caption_lengths(count: int, longest: int) -> torch.Tensor:
-    """Tokens of `(count,)` captions in random order: quantiles of a normal distribution, so that their mean is fixed."""
+    """Return the tokens of `(count,)` captions in random order: quantiles of a normal distribution with a fixed mean."""
     quantiles = torch.distributions.Normal(MEAN_LENGTH, LENGTH_DEVIATION).icdf((torch.arange(count) + 0.5) / count)
     return quantiles[torch.randperm(count)].round().long().clamp(SHORTEST, longest)
 
@@ -96,8 +95,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 3) -> float:
-    """
-    Multiply-adds a second that one large matrix product reaches; on a CPU a CPU-second.
+    """Multiply-adds a second that one large matrix product reaches; on a CPU a CPU-second.
 
     The best of some repeats, and on a CPU in float32 of the two libraries there, MKL and oneDNN, which differ by half on some
     processors.
@@ -124,12 +122,12 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():  # getrusage also counts what the parent held when it started this process
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])
+        return 1024 * int(cast(re.Match, re.search(r"VmHWM:\s*(\d+) kB", status.read_text()))[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start the count of an accelerator's peak memory anew; a process's own cannot be."""
+    """Restart the count of an accelerator's peak memory; that of a process cannot be restarted."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -1,5 +1,4 @@
-"""
-Count the peak memory of a recipe's training step from its tensors' sizes: no accelerator is needed, nothing is computed.
+"""Count the peak memory of a recipe's training step from its tensors' sizes: no accelerator is needed, nothing is computed.
 
     python benchmarks/memory.py --recipe recipes/pretrain_sda.yaml --gradient_checkpointing vision --json
 
@@ -79,15 +78,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def tiny_config() -> MRAConfig:
-    """The configuration of the other benchmarks without `--full_size`."""
+    """Return the configuration of the other benchmarks without `--full_size`."""
     from benchmarks.measure import make_config
 
     return make_config(full_size=False)
 
 
 def read_recipe(recipe: dict) -> tuple[MRAConfig, bool]:
-    """
-    The published architecture under a recipe's changes, and whether it trains on regions, as what starts anew does.
+    """Return the published architecture with a recipe's changes, and whether it trains on regions, as for a new run.
 
     What a model folder that a recipe starts from says of its architecture is not read.
     """
@@ -101,8 +99,7 @@ def read_recipe(recipe: dict) -> tuple[MRAConfig, bool]:
 def peak_of_step(
     config: MRAConfig, with_regions: bool, batch_size: int, checkpointing: str, dtype: torch.dtype
 ) -> dict[str, int]:
-    """
-    Bytes alive at the peak of the second step, by kind of tensor.
+    """Return the bytes alive at the peak of the second step, by kind of tensor.
 
     Args:
         config: of the model.
@@ -158,7 +155,7 @@ def forget_values(model: torch.nn.Module, mode: FakeTensorMode) -> None:
 
 
 def make_batch(config: MRAConfig, with_regions: bool, batch_size: int) -> dict:
-    """Arguments of `MRAForPreTraining.forward` with captions of realistic lengths."""
+    """Return the arguments of `MRAForPreTraining.forward` with captions of realistic lengths."""
     shape, rows = (batch_size, config.max_text_length), torch.arange(batch_size)
     tokens, mask = torch.ones(shape, dtype=torch.long), torch.ones(shape, dtype=torch.long)
     lengths = caption_lengths(batch_size, config.max_text_length).tolist()

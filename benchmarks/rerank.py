@@ -1,8 +1,7 @@
-"""
-Times re-ranking: pairs of query and image, padded and one query at a time, against `mra.retrieval.rerank`.
+"""Times re-ranking: pairs of query and image, padded and one query at a time, against `mra.retrieval.rerank`.
 
-    python benchmarks/rerank.py --full_size --json
-    python benchmarks/rerank.py --full_size --json --device cuda --dtype bfloat16 --queries 512 --gallery 256 --k 128
+python benchmarks/rerank.py --full_size --json
+python benchmarks/rerank.py --full_size --json --device cuda --dtype bfloat16 --queries 512 --gallery 256 --k 128
 """
 
 import sys
@@ -57,14 +56,14 @@ def main(argv: list[str] | None = None) -> None:
     queries, gallery, k = (
         given or default for given, default in zip((args.queries, args.gallery, args.k), defaults, strict=True)
     )
-    model = make_model(make_config(args.full_size)).to(device)
+    model = make_model(make_config(args.full_size)).to(device)  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
     padded, mask, texts, images = make_encodings(model.config, queries, gallery, args.image_batch_size, dtype)
     top_indices = torch.rand(queries, gallery).topk(k).indices
 
-    def ours():
+    def ours() -> torch.Tensor:
         return rerank(model, texts, images, top_indices, batch_size=args.batch_size, dtype=dtype)[0]
 
-    def plain():
+    def plain() -> torch.Tensor:
         with forward_context(model, dtype):
             return plain_rerank(
                 model,
@@ -114,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_model(config: MRAConfig) -> MRAModel:
-    """A random model whose weights are large enough that the scores of different pairs differ visibly."""
+    """Build a random model whose weights are large enough that the scores of different pairs differ visibly."""
     model = MRAModel(config).eval()
     with torch.no_grad():
         for parameter in [*model.fusion_layers.parameters(), *model.match_head.parameters()]:
@@ -123,9 +122,10 @@ def make_model(config: MRAConfig) -> MRAModel:
     return model
 
 
-def make_encodings(config, queries: int, gallery: int, image_batch_size: int, dtype: torch.dtype):
-    """
-    Random encodings of captions of different lengths and of images with one view.
+def make_encodings(
+    config: MRAConfig, queries: int, gallery: int, image_batch_size: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, TextEncodings, ImageEncodings]:
+    """Random encodings of captions of different lengths and of images with one view.
 
     Returns:
         `(queries, max_text_length, hidden)` padded hidden states and their mask, the same texts without padding, and the
@@ -142,8 +142,7 @@ def make_encodings(config, queries: int, gallery: int, image_batch_size: int, dt
 
 
 def multiply_adds(config: MRAConfig, lengths: torch.Tensor, gallery: int, k: int) -> tuple[float, float]:
-    """
-    Counts the multiply-adds of the fusion layers' matrix products for one pair, on average.
+    """Count the multiply-adds of the fusion layers' matrix products for one pair, on average.
 
     Args:
         config: of the model.
@@ -159,10 +158,10 @@ def multiply_adds(config: MRAConfig, lengths: torch.Tensor, gallery: int, k: int
     square, feed_forward = width * width, 2 * width * text.intermediate_size
     keys_values = 2 * tokens * config.vision_config.hidden_size * width
 
-    def self_attention(length):
+    def self_attention(length: int) -> int:
         return 4 * length * square + 2 * length**2 * width
 
-    def cross_attention(length):
+    def cross_attention(length: int) -> int:
         return 2 * length * square + 2 * length * tokens * width
 
     padded = config.max_text_length

@@ -13,7 +13,7 @@ from typing import Literal
 
 from mra.common.arguments import option, parse_arguments
 from mra.common.loading import load_model, load_processor
-from mra.common.tables import load_split
+from mra.common.tables import Table, load_split
 from mra.retrieval import choose_retrieval, evaluate_retrieval
 from mra.retrieval.evaluation import RetrievalResult
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps({"benchmark": "score_fusions"} | settings | {"choices": choices, "results": results}))
 
 
-def evaluate(model: str, split, args: ScoreFusionBenchmark) -> RetrievalResult:
+def evaluate(model: str, split: Table, args: ScoreFusionBenchmark) -> RetrievalResult:
     """Evaluate a model with re-ranking on one split."""
     loaded = load_model(model, args.attn_implementation)
     return evaluate_retrieval(loaded, load_processor(model), split, rerank_k=args.rerank_k)

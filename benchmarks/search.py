@@ -1,9 +1,8 @@
-"""
-Times searching: a gallery of drawn pictures built and asked through a model, and an index of synthetic vectors of any size.
+"""Times searching: a gallery of drawn pictures built and asked through a model, and an index of synthetic vectors of any size.
 
-    python benchmarks/search.py --vectors 20000 --index hnsw --json
-    python benchmarks/search.py --vectors 200000 --pictures 0 --json
-    python benchmarks/search.py --full_size --vectors 0 --pictures 32 --json
+python benchmarks/search.py --vectors 20000 --index hnsw --json
+python benchmarks/search.py --vectors 200000 --pictures 0 --json
+python benchmarks/search.py --full_size --vectors 0 --pictures 32 --json
 """
 
 import sys
@@ -74,8 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     show(results, args.json)
 
 
-def measure_pictures(folder: Path, model: str, args) -> dict:
-    """Building, and the stages of a search with every picture re-ranked: tokens in the cache, and encoded anew."""
+def measure_pictures(folder: Path, model: str, args: SearchBenchmark) -> dict:
+    """Time the build and the stages of a search that re-ranks every picture, with tokens cached and encoded again."""
     generator = np.random.default_rng(args.seed)
     (folder / "pictures").mkdir()
     for number in range(args.pictures):
@@ -103,8 +102,8 @@ def measure_pictures(folder: Path, model: str, args) -> dict:
     return results
 
 
-def measure_vectors(folder: Path, args) -> dict:
-    """Writing, opening and searching an embedded index, compared with exact search."""
+def measure_vectors(folder: Path, args: SearchBenchmark) -> dict:
+    """Time writing, opening and searching an embedded index, and compare it with exact search."""
     vectors, queries = make_vectors(args.vectors, args.dim, args.queries, args.seed)
     before = peak_memory(torch.device("cpu"))
     place = Place(folder / "vectors.db", index=args.index)
@@ -151,7 +150,7 @@ def measure_vectors(folder: Path, args) -> dict:
 
 
 def make_vectors(count: int, dim: int, num_queries: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors in groups of one person, and queries near some of the persons, further off than their images."""
+    """Draw unit vectors in groups of one person, and queries near some of the persons but further off than their images."""
     generator = np.random.default_rng(seed)
 
     def unit(values: np.ndarray) -> np.ndarray:
@@ -169,7 +168,7 @@ def make_vectors(count: int, dim: int, num_queries: int, seed: int) -> tuple[np.
 
 
 def save_model(folder: Path, full_size: bool) -> str:
-    """A random model with its processor."""
+    """Build a random model with its processor."""
     config = make_config(full_size)
     MRAForImageTextRetrieval(config).save_pretrained(folder)
     height, width = config.vision_config.image_size

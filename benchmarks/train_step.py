@@ -1,14 +1,14 @@
-"""
-Times one step of fine-tuning with augmented captions: as published, plainly, against `MRAForPreTraining`.
+"""Times one step of fine-tuning with augmented captions: as published, plainly, against `MRAForPreTraining`.
 
-    python benchmarks/train_step.py --full_size --json
-    python benchmarks/train_step.py --full_size --json --device cuda --dtype bfloat16 --batch_size 32
+python benchmarks/train_step.py --full_size --json
+python benchmarks/train_step.py --full_size --json --device cuda --dtype bfloat16 --batch_size 32
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -32,6 +32,7 @@ from benchmarks.measure import (
     peak_memory,
     show,
 )
+from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
 from mra.common.arguments import option, parse_arguments
 from mra.training.collator import TrainingCollator
@@ -93,8 +94,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 class Benchmark:
-    """
-    A random model and a batch, and both ways to take a step.
+    """A random model and a batch, and both ways to take a step.
 
     Args:
         full_size: the published architecture instead of a tiny one.
@@ -104,7 +104,9 @@ class Benchmark:
         checkpointing: what of ours is computed again in the backward pass: `none`, `vision` or `all`.
     """
 
-    def __init__(self, full_size: bool, batch_size: int, device: torch.device, dtype: torch.dtype, checkpointing: str):
+    def __init__(
+        self, full_size: bool, batch_size: int, device: torch.device, dtype: torch.dtype, checkpointing: str
+    ) -> None:
         self.device, self.dtype, self.checkpointing = device, dtype, checkpointing
         self.model = MRAForPreTraining(make_config(full_size)).to(device).train()
         batch = make_batch(self.model.config, batch_size)
@@ -135,7 +137,7 @@ class Benchmark:
         self.model.zero_grad()
 
     def fusion_step(self, variant: str) -> None:
-        """Matching and masked language alone, forward and backward, from images and captions that are already encoded."""
+        """Run matching and masked language alone, forward and backward, from encoded images and captions."""
         self.set_up(variant)
         encoded = self.encode()
         run = self.plain_fusion_loss if variant == "plain" else self.fusion_loss
@@ -150,7 +152,7 @@ class Benchmark:
         config, size = self.model.config, len(self.batch["input_ids"])
         generator = torch.Generator(self.device).manual_seed(0)
 
-        def random(*shape):
+        def random(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, device=self.device, generator=generator)
 
         images = random(size, 1 + config.vision_config.num_patches, config.vision_config.hidden_size).requires_grad_()
@@ -159,7 +161,14 @@ class Benchmark:
         image_embeds, *text_embeds = (nn.functional.normalize(random(size, config.projection_dim)) for _ in range(3))
         return images, texts, image_embeds, text_embeds
 
-    def plain_fusion_loss(self, images, texts, image_embeds, text_embeds, generator) -> torch.Tensor:
+    def plain_fusion_loss(
+        self,
+        images: torch.Tensor,
+        texts: Sequence[torch.Tensor],
+        image_embeds: torch.Tensor,
+        text_embeds: Sequence[torch.Tensor],
+        generator: torch.Generator,
+    ) -> torch.Tensor:
         """Three passes through the fusion layers that share nothing."""
         model, batch = self.model, self.batch
         loss = plain_mlm_loss(model, images, batch["mlm_input_ids"], batch["attention_mask"], batch["labels"])
@@ -168,8 +177,15 @@ class Benchmark:
             loss = loss + plain_itm_loss(model.mra, images, states, batch[f"{prefix}attention_mask"], *negatives)
         return loss
 
-    def fusion_loss(self, images, texts, image_embeds, text_embeds, generator) -> torch.Tensor:
-        """What `MRAForPreTraining.forward` does once images and captions are encoded, without the contrastive loss."""
+    def fusion_loss(
+        self,
+        images: torch.Tensor,
+        texts: Sequence[torch.Tensor],
+        image_embeds: torch.Tensor,
+        text_embeds: Sequence[torch.Tensor],
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Do what `MRAForPreTraining.forward` does with encoded images and captions, the contrastive loss left out."""
         model, batch, lengths = self.model, self.batch, self.batch["lengths"]
         mask, identities = batch["attention_mask"], batch["identity_ids"]
         caption = TextBatch("caption", batch["input_ids"], mask, identities, lengths.caption)
@@ -202,12 +218,12 @@ class Benchmark:
         return max((plain[name] - ours[name]).abs().item() for name in LOSSES)
 
 
-def make_batch(config, batch_size: int) -> dict:
-    """Captions of random words and realistic lengths through the collator of the training scripts."""
+def make_batch(config: MRAConfig, batch_size: int) -> dict:
+    """Return captions of random words and realistic lengths from the collator of the training scripts."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     words = [word for word in tokenizer.get_vocab() if word.isalpha()]
 
-    def captions():
+    def captions() -> list[str]:
         lengths = caption_lengths(batch_size, config.max_text_length) - 2  # [CLS] and [SEP]
         return [" ".join(words[i] for i in torch.randint(len(words), (int(length),))) for length in lengths]
 
@@ -225,8 +241,8 @@ def make_batch(config, batch_size: int) -> dict:
     return TrainingCollator(tokenizer, config.max_text_length)(examples)
 
 
-def memory_in_another_process(variant: str, args) -> int:
-    """Bytes that one step adds, weights and gradients included, to a process that has only imported its libraries."""
+def memory_in_another_process(variant: str, args: TrainStepBenchmark) -> int:
+    """Return the bytes that one step, weights and gradients included, adds to a process that only imported its libraries."""
     names = ("batch_size", "checkpointing", "device", "dtype", "threads")
     options = [f"--{name}={getattr(args, name)}" for name in names]
     command = [sys.executable, __file__, f"--memory_of={variant}", *options]

@@ -1,0 +1,1 @@
+"""Preparation of data sets: SDA, PEDES sets, the sample set and the data factory."""

@@ -1,4 +1,4 @@
-"""Base of the dataset builders: rows from several processes, bad rows logged, failures told plainly."""
+"""Base of the dataset builders: rows from several processes, bad rows logged, failures explained plainly."""
 
 import contextlib
 import hashlib
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
+import datasets.exceptions
 
 from data_scripts.row_checks import RowError
 from data_scripts.text_files import UnreadableFile
@@ -27,7 +28,7 @@ _watched_parent: int | None = None
 
 @contextlib.contextmanager
 def _children_end_with_us() -> Iterator[None]:
-    """Makes processes forked meanwhile end when this one is killed; those of a pool would wait for it for ever."""
+    """Make processes that are forked meanwhile end when this one is killed; a pool's would wait for it for ever."""
     global _watched_parent
     _watched_parent = os.getpid()
     try:
@@ -51,8 +52,7 @@ os.register_at_fork(after_in_child=_start_watching)
 
 
 class RejectedRows:
-    """
-    What becomes of rows that cannot be used: an error, or a line of a log.
+    """What becomes of rows that cannot be used: an error, or a line of a log.
 
     The log is a folder, in which every chunk of rows has its own file, so that processes share it and its order does
     not depend on them.
@@ -62,13 +62,12 @@ class RejectedRows:
         on_error: `raise` or `skip`.
     """
 
-    def __init__(self, folder: str | Path, on_error: str):
+    def __init__(self, folder: str | Path, on_error: str) -> None:
         self.folder = str(folder)
         self.on_error = on_error
 
     def add(self, chunk: str, file: str, row: int, image: Any, error: RowError) -> None:
-        """
-        Notes a row.
+        """Record a row.
 
         Raises:
             ValueError: in place of the note, with `on_error="raise"`.
@@ -81,7 +80,7 @@ class RejectedRows:
             log.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def read(self) -> Iterator[dict]:
-        """Yields the notes in the order of the rows."""
+        """Yield the records in the order of the rows."""
         for path in sorted(Path(self.folder).glob("*.jsonl")):
             with open(path, encoding="utf-8") as log:
                 yield from map(json.loads, log)
@@ -97,8 +96,7 @@ class Chunk:
 
 
 class AnnotationBuilder(datasets.GeneratorBasedBuilder):
-    """
-    Base of the two builders: writes `chunks`, each row checked, in as many processes as there are.
+    """Base of the two builders: writes `chunks`, each row checked, in as many processes as there are.
 
     Args:
         rejected: what becomes of rows that cannot be used.
@@ -108,7 +106,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
     DEFAULT_WRITER_BATCH_SIZE = 200  # rows in memory, and in a row group
     FEATURES: ClassVar[datasets.Features]
 
-    def __init__(self, rejected: RejectedRows, scratch: str | Path):
+    def __init__(self, rejected: RejectedRows, scratch: str | Path) -> None:
         self.rejected = rejected
         self.failure = os.path.join(scratch, "failure.txt")
         self._digests = Path(scratch, "digests")
@@ -119,12 +117,11 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
         super().__init__(cache_dir=os.path.join(scratch, "cache"), dataset_name="prepared")
 
     def examples_of(self, chunk: Chunk) -> Iterator[dict]:
-        """Yields the examples of a chunk."""
+        """Yield the examples of a chunk."""
         raise NotImplementedError
 
     def leave_out_rest(self, chunk: str, error: UnreadableFile) -> None:
-        """
-        List a file that cannot be read from some row on, and note it for the summary.
+        """List a file that cannot be read from some row on, and note it for the summary.
 
         Args:
             chunk: behind which it is listed.
@@ -143,8 +140,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
         )
 
     def prepare(self, folder: str | Path, max_shard_size: str, num_proc: int) -> None:
-        """
-        Writes Parquet shards.
+        """Write Parquet shards.
 
         Raises:
             ValueError: with the message for the first row that cannot be used, or if there are no rows.
@@ -162,13 +158,12 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
                 raise ValueError(Path(self.failure).read_text(encoding="utf-8") or repr(error)) from error
             if isinstance(error, RuntimeError) and num_proc > 1 and find_full_disk(error) is None:
                 raise ValueError(
-                    f"A process was killed or broke down, perhaps for want of memory ({error}). Use a smaller --num_proc."
+                    f"A worker died, possibly out of memory ({error}). Use a smaller --num_proc."
                 ) from error
             raise
 
     def digest(self, split: str) -> str:
-        """
-        Name the content of a prepared split: equal for equal rows, whatever the number of processes and shards.
+        """Name the content of a prepared split: equal for equal rows, whatever the number of processes and shards.
 
         Args:
             split: one of `chunks`.
@@ -181,10 +176,10 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
             digest.update(Path(self._digests, chunk.name).read_bytes())
         return digest.hexdigest()
 
-    def _info(self):
+    def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(features=self.FEATURES)
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         splits = []
         for name, chunks in self.chunks.items():
             split = datasets.SplitGenerator(name=name, gen_kwargs={"chunks": chunks})
@@ -192,7 +187,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
             splits.append(split)
         return splits
 
-    def _generate_examples(self, chunks):
+    def _generate_examples(self, chunks: list[Chunk]) -> Iterator[tuple[Any, dict[str, Any]]]:
         if os.getpid() != self.main_process:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers for all
         key = 0
@@ -205,24 +200,24 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
                 key += 1
             Path(self._digests, chunk.name).write_bytes(digest.digest())
 
-    def _prepare_split_single(self, *args, **kwargs):
+    def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Any:
         try:
             yield from super()._prepare_split_single(*args, **kwargs)
         except datasets.exceptions.DatasetGenerationError as error:
             if isinstance(
                 error.__cause__, (ValueError, OSError)
             ):  # lost on the way out of a pool, unless written down
-                # Another process was first, or the disk is full: the error itself goes on in any case.
+                # Another process was first, or the disk is full: the error itself is raised in any case.
                 with contextlib.suppress(OSError), open(self.failure, "x", encoding="utf-8", errors=ESCAPED) as file:
                     file.write(str(error.__cause__))
             raise
 
-    def _stop_with_the_others(self):
+    def _stop_with_the_others(self) -> None:
         if os.getpid() != self.main_process and os.path.exists(self.failure):
             raise RuntimeError("another process has stopped")
 
 
-def _add_to_digest(digest, example: dict) -> None:
+def _add_to_digest(digest: Any, example: dict) -> None:
     image = example["image"]
     values = json.dumps({**example, "image": [image["path"], len(image["bytes"])]}, sort_keys=True)
     digest.update(f"{len(values)}:{values}".encode())

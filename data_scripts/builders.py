@@ -1,14 +1,14 @@
 """Builders that turn annotation rows and image files into `datasets` tables with the image bytes inside."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 
-from data_scripts.annotation_builder import AnnotationBuilder, Chunk
+from data_scripts.annotation_builder import AnnotationBuilder, Chunk, RejectedRows
 from data_scripts.image_files import ImageRoot, RootSearch, with_slashes
 from data_scripts.json_rows import json_files, read_rows
 from data_scripts.pedes_layouts import CSV, DATASETS, AnnotatedImage, camera_of, find_sources, read_images
@@ -40,8 +40,7 @@ _EXAMPLES = 40  # images of SDA looked for to find the root; each row is held to
 
 
 class SdaBuilder(AnnotationBuilder):
-    """
-    SDA: JSON files with a row an image, however large.
+    """SDA: JSON files with a row an image, however large.
 
     Args:
         annotations: a JSON file or a folder of them.
@@ -55,7 +54,14 @@ class SdaBuilder(AnnotationBuilder):
 
     FEATURES = SDA_FEATURES
 
-    def __init__(self, annotations, images, rejected, scratch, follow_symlinks: bool = False):
+    def __init__(
+        self,
+        annotations: str | Path,
+        images: str | Path,
+        rejected: RejectedRows,
+        scratch: str | Path,
+        follow_symlinks: bool = False,
+    ) -> None:
         super().__init__(rejected, scratch)
         self._num_chunks = 0
         self._open_rows: tuple[str, int, Iterator] | None = None
@@ -70,7 +76,7 @@ class SdaBuilder(AnnotationBuilder):
         self._hashes = None
 
     def _scan(self, file: Path, search: RootSearch) -> Iterator[Chunk]:
-        """Reads a file through once, so that what is cut off comes to light before hours of work."""
+        """Read a file through once, so that a truncated one is found before hours of work."""
         rows, unreadable = 0, None
         try:
             for row in read_rows(file):
@@ -97,7 +103,7 @@ class SdaBuilder(AnnotationBuilder):
             self.leave_out_rest(name, unreadable)
 
     def examples_of(self, chunk: Chunk) -> Iterator[dict]:
-        """Yields the examples of a chunk."""
+        """Yield the examples of a chunk."""
         file, start = chunk.content
         for row, value in enumerate(self._rows_from(file, start, chunk.size), start):
             try:
@@ -122,7 +128,7 @@ class SdaBuilder(AnnotationBuilder):
         }
 
     def _rows_from(self, file: str, start: int, size: int) -> Iterator[Any]:
-        """Rows of a file; goes on where the last chunk ended, if that was right before."""
+        """Yield rows of a file, from where the last chunk ended if this one follows it."""
         if self._open_rows is None or self._open_rows[:2] != (file, start):
             rows = read_rows(file)
             for _ in range(start):
@@ -142,8 +148,7 @@ def _check_is_sda(file: Path, row: Any) -> None:
 
 
 class PedesBuilder(AnnotationBuilder):
-    """
-    CUHK-PEDES, ICFG-PEDES and RSTPReid, from official or processed files.
+    """CUHK-PEDES, ICFG-PEDES and RSTPReid, from official or processed files.
 
     Args:
         dataset: `cuhk`, `icfg` or `rstp`.
@@ -158,7 +163,15 @@ class PedesBuilder(AnnotationBuilder):
 
     FEATURES = PEDES_FEATURES
 
-    def __init__(self, dataset, annotations, images, rejected, scratch, follow_symlinks: bool = False):
+    def __init__(
+        self,
+        dataset: str,
+        annotations: str | Path,
+        images: str | Path,
+        rejected: RejectedRows,
+        scratch: str | Path,
+        follow_symlinks: bool = False,
+    ) -> None:
         super().__init__(rejected, scratch)
         self.sources = find_sources(annotations, dataset)
         for error in self.sources.unreadable:
@@ -182,7 +195,7 @@ class PedesBuilder(AnnotationBuilder):
             self.chunks[split] = [Chunk(f"{next(names):08d}", len(part), part) for part in parts]
 
     def examples_of(self, chunk: Chunk) -> Iterator[dict]:
-        """Yields the examples of a chunk."""
+        """Yield the examples of a chunk."""
         for image in chunk.content:
             captions, rows = [], []
             for row, texts in image.texts:
@@ -220,7 +233,9 @@ class PedesBuilder(AnnotationBuilder):
             image = next((value[name] for name in ("image", "file_path", "img_path", "path") if name in value), None)
         self.rejected.add("00000000", file, row, image, error)
 
-    def _find_root(self, folder, splits, dataset: str, follow_symlinks: bool) -> ImageRoot:
+    def _find_root(
+        self, folder: str | Path, splits: Mapping[str, Sequence[AnnotatedImage]], dataset: str, follow_symlinks: bool
+    ) -> ImageRoot:
         names = ("images",) if dataset == CSV else ("imgs", DATASETS[dataset], f"{DATASETS[dataset]}/imgs")
         search = RootSearch(folder, names, self.sources.files[0].layout.image, follow_symlinks)
         for rows in splits.values():
@@ -228,7 +243,7 @@ class PedesBuilder(AnnotationBuilder):
                 search.look(image.file, image.texts[0][0], image.path)
         return search.choose()
 
-    def _note_repeated(self, splits) -> None:
+    def _note_repeated(self, splits: Mapping[str, Sequence[AnnotatedImage]]) -> None:
         owners: dict[str, str] = {}
         repeated = across = 0
         for split, images in splits.items():

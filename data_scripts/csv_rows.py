@@ -8,8 +8,7 @@ from data_scripts.text_files import SAVE_AS_UTF8, UnreadableFile, name_bad_byte,
 
 
 def read_csv_rows(path: str | Path, required: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """
-    Yield the rows of a comma-separated file, empty lines left out, each without its empty cells.
+    """Yield the rows of a comma-separated file, empty lines left out, each without its empty cells.
 
     Args:
         path: of the file, in UTF-8.
@@ -21,17 +20,17 @@ def read_csv_rows(path: str | Path, required: tuple[str, ...]) -> Iterator[dict[
     """
     row = 0
 
-    def unreadable(problem: str, mend: str = "correct the row") -> UnreadableFile:
-        return UnreadableFile(path, row, problem, "CSV", mend, "counting from 0, without the header")
+    def unreadable(problem: str, advice: str = "correct the row") -> UnreadableFile:
+        return UnreadableFile(path, row, problem, "CSV", advice, "counting from 0, without the header")
 
     try:
         if other := name_other_kind(path):
-            problem, mend = other
+            problem, advice = other
             if problem != "the file is empty":  # the check of the header says what is missing
-                raise unreadable(problem, mend)
+                raise unreadable(problem, advice)
         with open_text(path, newline="") as file:
             reader = csv.DictReader(file, restkey="", strict=True)
-            reader.fieldnames = names = _check_header(path, reader.fieldnames or [], required)
+            reader.fieldnames = names = _check_header(path, list(reader.fieldnames or []), required)
             for values in reader:
                 if "" in values:
                     count = len(names) + len(values[""])

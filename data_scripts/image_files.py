@@ -17,8 +17,7 @@ from images_mra import storable_picture
 
 
 def path_readings(path: Any, field: str) -> list[tuple[str, ...]]:
-    """
-    Split the path of an image; it may not lead out of the image root.
+    """Split the path of an image; it may not lead out of the image root.
 
     Args:
         path: as the annotations give it, its folders separated by `/`, or by the backslashes of Windows.
@@ -53,8 +52,7 @@ def with_slashes(path: str) -> str:
 
 @dataclass(frozen=True)
 class PathRule:
-    """
-    How the paths of the annotations lie to `--images`.
+    """How the paths of the annotations lie to `--images`.
 
     Args:
         subfolder: of `--images`, in which the paths start.
@@ -78,8 +76,7 @@ class PathRule:
 
 @dataclass(frozen=True)
 class ImageRoot:
-    """
-    The folder below which images are looked for.
+    """The folder below which images are looked for.
 
     Args:
         folder: as the user named it; nothing outside it is read.
@@ -97,12 +94,12 @@ class ImageRoot:
 
     @functools.cached_property
     def _resolved(self) -> str:
-        """The folder without links: as costly to find out as to decode a small image."""
+        """Resolve the folder's links, which costs as much as decoding a small image."""
         return os.path.realpath(self.folder)
 
     @functools.cached_property
     def _endings(self) -> set[tuple[str, ...]]:
-        """The folders that lead to this one, by its name and without links."""
+        """Return the folders that lead to this one, by its name and without links."""
         return {Path(place).parts[1:] for place in (os.path.abspath(self.folder), self._resolved)}
 
     def rules_for(self, readings: list[tuple[str, ...]]) -> Iterator[PathRule]:
@@ -126,8 +123,7 @@ class ImageRoot:
         return None
 
     def locate(self, path: Any, field: str = "image") -> str:
-        """
-        Return the file that a path names, whether it exists or not.
+        """Return the file that a path names, whether it exists or not.
 
         Raises:
             RowError: if the path leads out of the root, or is found by another rule than the paths of other rows.
@@ -150,7 +146,7 @@ class ImageRoot:
                 )
         return located
 
-    def _refuse_other_rules(self, path: str, readings, located: str | None, field: str) -> None:
+    def _refuse_other_rules(self, path: str, readings: Any, located: str | None, field: str) -> None:
         """Refuse a path that another rule leads to another file than the rule of all paths."""
         for rule in self.rules_for(readings):
             other = self.find(rule, readings) if rule != self.rule else None
@@ -158,12 +154,11 @@ class ImageRoot:
                 continue
             here = f"{shorten(path)} is the file {other} when {rule}"
             there = f"{self.example} was found when {self.rule}, by which this is {located or 'missing'}"
-            mend = "Let all paths start at the same folder, name that folder as --images"
-            raise RowError(field, "another path rule", f"{here}; {there}", mend)
+            advice = "Let all paths start at the same folder, name that folder as --images"
+            raise RowError(field, "another path rule", f"{here}; {there}", advice)
 
     def read(self, path: Any, field: str = "image") -> bytes:
-        """
-        Read an image file and decode it once; returns the bytes to store, as `decode` gives them.
+        """Read an image file and decode it once; returns the bytes to store, as `decode` gives them.
 
         Raises:
             RowError: if it is missing, unreadable or corrupt, or the path leads out of the root.
@@ -173,24 +168,23 @@ class ImageRoot:
             with open(located, "rb") as file:
                 content = file.read()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            mend = "Unpack the image archives again, correct --images"
+            advice = "Unpack the image archives again, correct --images"
             problem = f"expected the file {located}, which does not exist"
             if self.rule != PathRule():
                 problem += f" ({self.example} was found when {self.rule})"
-            raise RowError(field, "missing image", problem, mend) from None
+            raise RowError(field, "missing image", problem, advice) from None
         except OSError as error:
             raise RowError(field, "unreadable image", f"{located}: {error.strerror or error}") from None
         try:
             return decode(content)
         except OSError as error:
-            cause = "it is no image" if isinstance(error, UnidentifiedImageError) else error
-            mend = "Unpack the image archive again"
-            raise RowError(field, "corrupt image", f"{located} cannot be decoded: {cause}", mend) from None
+            cause = "it is not an image" if isinstance(error, UnidentifiedImageError) else error
+            advice = "Unpack the image archive again"
+            raise RowError(field, "corrupt image", f"{located} cannot be decoded: {cause}", advice) from None
 
 
 def decode(content: bytes) -> bytes:
-    """
-    Decode all of an image, and return the bytes to store: as they are, or [`storable_picture`]'s.
+    """Decode all of an image, and return the bytes to store: as they are, or [`storable_picture`]'s.
 
     Raises:
         OSError: if it is not an image, or a broken one.
@@ -202,8 +196,7 @@ def decode(content: bytes) -> bytes:
 
 
 class RootSearch:
-    """
-    Finds out how the paths of an annotation file lie to `--images`.
+    """Finds out how the paths of an annotation file lie to `--images`.
 
     The user may name the folder of all sets (`images`), of one set (`images/CUHK-PEDES`) or of its images
     (`images/CUHK-PEDES/imgs`), and the paths may start at any of these. The rule that finds most of the paths looked at is
@@ -221,7 +214,7 @@ class RootSearch:
 
     def __init__(
         self, folder: str | Path, names: tuple[str, ...], field: str = "image", follow_symlinks: bool = False
-    ):
+    ) -> None:
         folder = str(folder)
         if not os.path.isdir(folder):
             found = "is a file" if os.path.exists(folder) else "does not exist"
@@ -236,7 +229,7 @@ class RootSearch:
 
     @property
     def has_found(self) -> bool:
-        """Whether a file was found for any path."""
+        """Return whether a file was found for any path."""
         return bool(self._hits)
 
     def look(self, file: str, row: int, path: Any) -> None:
@@ -253,8 +246,7 @@ class RootSearch:
                 self._examples.setdefault(rule, f"{file}, row {row}")
 
     def choose(self) -> ImageRoot:
-        """
-        Return the root with the rule that found most, of equals the plainest.
+        """Return the root with the rule that found most, of equals the plainest.
 
         Raises:
             ValueError: if none of the files was found.

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from data_scripts.text_files import SAVE_AS_UTF8, UnreadableFile, name_bad_byte, name_other_kind, open_text
 
@@ -20,26 +20,27 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class UnreadableJson(UnreadableFile):
-    """
-    A file that stops being JSON at some row.
+    """A file that stops being JSON at some row.
 
     Args:
         path: of the file.
         row: number of the first row that cannot be read, from 0.
         problem: what is wrong there.
-        mend: what to do about it.
+        advice: what to do about it.
     """
 
     reason = "unreadable JSON"
 
-    def __init__(self, path: str | Path, row: int, problem: str, mend: str = "download or unpack the file again"):
-        super().__init__(path, row, problem, "a JSON list of objects", mend)
+    def __init__(
+        self, path: str | Path, row: int, problem: str, advice: str = "download or unpack the file again"
+    ) -> None:
+        super().__init__(path, row, problem, "a JSON list of objects", advice)
 
 
 class _Text:
     """A file's text, of which only a window is in memory."""
 
-    def __init__(self, file):
+    def __init__(self, file: IO[str]) -> None:
         self.file = file
         self.window = ""
         self.start = 0
@@ -56,7 +57,7 @@ class _Text:
 
     def next_character(self) -> str:
         while True:
-            self.start = _SPACE.match(self.window, self.start).end()
+            self.start = cast(re.Match, _SPACE.match(self.window, self.start)).end()  # it matches the empty text, too
             if self.start < len(self.window):
                 return self.window[self.start]
             if not self.more():
@@ -64,8 +65,7 @@ class _Text:
 
 
 def read_rows(path: str | Path) -> Iterator[Any]:
-    """
-    Yield the elements of a JSON list, or of a file with one JSON object a line.
+    """Yield the elements of a JSON list, or of a file with one JSON object a line.
 
     Whole numbers of a thousand digits or more come as floats, which may be infinite.
 
@@ -129,7 +129,7 @@ def _decode(text: _Text) -> tuple[Any, str]:
             value, end = _DECODER.raw_decode(text.window, text.start)
             source, text.start = text.window[text.start : end], end
             return value, source
-        except json.JSONDecodeError:  # perhaps it goes on behind the window
+        except json.JSONDecodeError:  # it may continue behind the window
             if len(text.window) - text.start > _LARGEST_ROW or not text.more():
                 raise
 
@@ -140,8 +140,7 @@ def is_json_name(path: Path) -> bool:
 
 
 def json_files(path: str | Path, argument: str = "--annotations") -> list[Path]:
-    """
-    Lists the JSON files that a path names, numbers in their names in order of value.
+    """List the JSON files that a path names, numbers in their names in order of value.
 
     Args:
         path: a file, or a folder with `*.json` or `*.jsonl` files right in it.

@@ -8,11 +8,12 @@ import json
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 
 if __name__ == "__main__" and not __package__:  # run as `python data_scripts/make_sample.py`
@@ -37,7 +38,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def _draw_and_save(task: tuple[str, PlannedPicture]) -> dict[str, tuple[float, ...]]:
     folder, crop = task
     image, parts = render(crop.person, crop.scene)
-    options = {"quality": 90} if crop.path.endswith(".jpg") else {}
+    options: dict[str, Any] = {"quality": 90} if crop.path.endswith(".jpg") else {}
     image.save(Path(folder, crop.path), **options)
     return parts
 
@@ -59,9 +60,8 @@ def _draw_all(crops: list[PlannedPicture], folder: Path, num_proc: int) -> None:
             crop.parts = parts
 
 
-def box_of(edges, rng: random.Random, jitter: float = 0.008) -> list[float]:
-    """
-    Words a part's extent as a detector would.
+def box_of(edges: Sequence[float], rng: random.Random, jitter: float = 0.008) -> list[float]:
+    """Return a part's extent in the words of a detector.
 
     Args:
         edges: left, top, right, bottom in 0..1.
@@ -85,7 +85,7 @@ def box_of(edges, rng: random.Random, jitter: float = 0.008) -> list[float]:
 
 
 def sda_row(crop: PlannedPicture) -> dict:
-    """Builds a row of an SDA shard; about one in a hundred has no boxes."""
+    """Build a row of an SDA shard; about one in a hundred has no boxes."""
     rng = random.Random(f"{crop.scene.seed}/boxes")
     boxes, logits, phrases = [], [], []
     caption = crop.captions[0]
@@ -134,7 +134,7 @@ def _pedes_rows(crops: list[PlannedPicture]) -> Iterator[tuple[str, list[dict]]]
         yield f"finetune/cuhk_{split}.json", rows
 
 
-def _write_json(path: Path, value) -> None:
+def _write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")
 
@@ -169,8 +169,7 @@ def _manifest(config: SampleConfig) -> dict:
 def make_sample(
     output: str | Path, config: SampleConfig | None = None, *, num_proc: int = 1, overwrite: bool = False
 ) -> bool:
-    """
-    Writes a sample set, whole or not at all.
+    """Write a sample set, whole or not at all.
 
     Args:
         output: the folder to make; `sda/`, `pedes/`, `finetune/` and `images/` go below it.
@@ -207,16 +206,15 @@ def make_sample(
 
 
 def sample_texts(config: SampleConfig | None = None) -> Iterator[str]:
-    """Yields the captions that a tokenizer may see: those of the pretraining domain and of the training split."""
+    """Yield the captions that a tokenizer may see: those of the pretraining domain and of the training split."""
     config = config or SampleConfig()
     for crop in plan_sda(config) + plan_pedes(config):
         if crop.split in ("sda", "train"):
             yield from (caption.text for caption in crop.captions)
 
 
-def train_vocabulary(texts, size: int = VOCABULARY_SIZE) -> list[str]:
-    """
-    Trains an uncased WordPiece vocabulary that can spell any lower-case ASCII word.
+def train_vocabulary(texts: Iterable[str], size: int = VOCABULARY_SIZE) -> list[str]:
+    """Train an uncased WordPiece vocabulary that can spell any lower-case ASCII word.
 
     Args:
         texts: what to learn from.
@@ -239,7 +237,7 @@ def train_vocabulary(texts, size: int = VOCABULARY_SIZE) -> list[str]:
 
 
 def train_tokenizer(folder: str | Path, config: SampleConfig | None = None) -> int:
-    """Writes a tokenizer trained on the sample's captions, as a folder for `AutoTokenizer`; returns its size."""
+    """Write a tokenizer trained on the sample's captions, as a folder for `AutoTokenizer`; returns its size."""
     from transformers import BertTokenizer
 
     tokens = train_vocabulary(sample_texts(config))

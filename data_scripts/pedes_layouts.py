@@ -1,7 +1,7 @@
-"""Annotation files of CUHK-PEDES, ICFG-PEDES and RSTPReid, told apart by their content, and CSV files of one's own."""
+"""Annotation files of CUHK-PEDES, ICFG-PEDES and RSTPReid, distinguished by their content, and CSV files of one's own."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ CSV = "csv"  # captions of one's own, in place of a set
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 _PACKED_NAME = re.compile(r"\.jsonl?\.|\bjson\w*\.(gz|zip|bz2|xz|zst|7z)$", re.IGNORECASE)
-_LOOKED_AT = 20  # rows from which a file's layout is told
+_LOOKED_AT = 20  # rows that decide a file's layout
 _MSMT17_NAME = re.compile(r"\d+_\d+_(\d+)_\d{4}(?:morning|noon|afternoon)_")  # person_number_camera_time, ICFG-PEDES
 _RSTP_NAME = re.compile(r"\d{4}_(c\d+)_\d+\.\w+$")
 _CUHK_FOLDERS = {"cam_a", "cam_b", "cuhk01", "cuhk03", "market", "test_query", "train_query"}
@@ -32,8 +32,7 @@ _FILE_NAMES = {
 
 @dataclass(frozen=True)
 class Layout:
-    """
-    Names of the fields of one kind of annotation file.
+    """Names of the fields of one kind of annotation file.
 
     Args:
         name: `official`, `processed` or `csv`.
@@ -41,7 +40,7 @@ class Layout:
         captions: field with a caption or a list of them.
         identity: field with the person's number.
         split: field with the split, None where each split has its own file.
-        camera: field with the camera, None where the path tells it.
+        camera: field with the camera, None where the path shows it.
     """
 
     name: str
@@ -53,7 +52,7 @@ class Layout:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Fields that every row must have."""
+        """Return the fields that every row must have."""
         return tuple(name for name in (self.image, self.captions, self.identity, self.split) if name)
 
 
@@ -91,8 +90,7 @@ class AnnotationFile:
 
 @dataclass(frozen=True)
 class Sources:
-    """
-    What `--annotations` holds for one set.
+    """What `--annotations` holds for one set.
 
     Args:
         files: to read.
@@ -106,8 +104,7 @@ class Sources:
 
 
 def camera_of(path: str) -> str | None:
-    """
-    Reads the camera off an image's path, where the set's naming has it.
+    """Read the camera from an image's path if the set's naming has it.
 
     CUHK-PEDES: folder `cam_a`, ...; RSTPReid: `0000_c5_0022.jpg`; ICFG-PEDES: named as in MSMT17.
     """
@@ -122,8 +119,7 @@ def camera_of(path: str) -> str | None:
 
 
 def find_sources(annotations: str | Path, dataset: str) -> Sources:
-    """
-    Find the files of one set: the official one, or the processed ones.
+    """Find the files of one set: the official one, or the processed ones.
 
     Args:
         annotations: a file, or a folder that may hold files of other sets and other files too.
@@ -136,7 +132,7 @@ def find_sources(annotations: str | Path, dataset: str) -> Sources:
     """
     if dataset == CSV:
         if not Path(annotations).is_file():
-            raise ValueError(f"--annotations {annotations} is no file; expected a CSV file with --dataset csv.")
+            raise ValueError(f"--annotations {annotations} is not a file; expected a CSV file with --dataset csv.")
         return Sources([AnnotationFile(Path(annotations), CSV_LAYOUT, CSV, one_caption_a_row=True)])
     files = json_files(annotations)
     found, unreadable, ignored = [], [], _other_files(Path(annotations), dataset, files)
@@ -176,7 +172,7 @@ def find_sources(annotations: str | Path, dataset: str) -> Sources:
 def _choose(found: list[AnnotationFile], annotations: str | Path, dataset: str) -> list[AnnotationFile]:
     fitting = [source for source in found if source.dataset in (dataset, None)]
     if not fitting:
-        others = sorted({source.dataset for source in found})
+        others = sorted({source.dataset for source in found if source.dataset})
         raise ValueError(
             f"--annotations {annotations} holds {', '.join(DATASETS[name] for name in others)}, not {DATASETS[dataset]}. "
             f"Pass --dataset {others[0]}, or the annotations of {DATASETS[dataset]}."
@@ -196,7 +192,7 @@ def _choose(found: list[AnnotationFile], annotations: str | Path, dataset: str) 
 
 
 def _other_files(folder: Path, dataset: str, files: list[Path]) -> dict[str, str | UnreadableFile]:
-    """Files of the folder that are not JSON by their names; packed annotations cannot be read."""
+    """Return the files of the folder that are not JSON by their names; packed annotations cannot be read."""
     if not folder.is_dir():
         return {}
     others: dict[str, str | UnreadableFile] = {}
@@ -214,8 +210,7 @@ def _named_dataset(file: Path) -> str | None:
 
 
 def _examine(file: Path, dataset: str) -> AnnotationFile | None:
-    """
-    Tell what a file is by its first rows; None for one that holds no annotations of persons.
+    """Tell what a file is by its first rows; None for one that holds no annotations of persons.
 
     Raises:
         UnreadableFile: if it breaks before that is clear, has no row, or names its fields otherwise.
@@ -268,11 +263,10 @@ def _guess_dataset(file: Path, paths: list[str]) -> str | None:
 
 
 def split_of(source: AnnotationFile) -> str:
-    """
-    Gives the split of a processed file: validation and test look alike, so the name must say which it is.
+    """Return the split of a processed file: validation and test look alike, so the name must say which it is.
 
     Raises:
-        ValueError: if neither name nor content tells.
+        ValueError: if neither name nor content shows the split.
     """
     named = {SPLITS[word] for word in _words(source.file) if word in SPLITS}
     if len(named) == 1:
@@ -285,9 +279,10 @@ def split_of(source: AnnotationFile) -> str:
     )
 
 
-def read_images(source: AnnotationFile, rejected) -> Iterator[tuple[str, AnnotatedImage]]:
-    """
-    Read a file, rows of the same image joined; images are looked for later.
+def read_images(
+    source: AnnotationFile, rejected: Callable[[str, int, Any, RowError], None]
+) -> Iterator[tuple[str, AnnotatedImage]]:
+    """Read a file, rows of the same image joined; images are looked for later.
 
     Args:
         source: of [`find_sources`].
@@ -319,7 +314,7 @@ def read_images(source: AnnotationFile, rejected) -> Iterator[tuple[str, Annotat
             image = images.setdefault(key, AnnotatedImage(file, layout, path, identity, camera=camera))
             _check_same(layout.identity, "person", identity, image.identity, image)
             if camera is not None and image.camera is not None:
-                _check_same(layout.camera, "camera", camera, image.camera, image)
+                _check_same(layout.camera or "camera", "camera", camera, image.camera, image)
             image.camera = image.camera or camera
         except RowError as error:
             rejected(file, row, value, error)
@@ -343,7 +338,7 @@ def _until_broken(rows: Iterator[Any], broken: list[UnreadableFile]) -> Iterator
 def _check_split(row: dict, layout: Layout) -> str:
     split = row.get(layout.split, "train")  # a CSV file may leave it out
     if not isinstance(split, str) or split not in SPLITS:
-        raise RowError(layout.split, "unknown split", f"expected train, val or test, got {shorten(split)}")
+        raise RowError(layout.split or "split", "unknown split", f"expected train, val or test, got {shorten(split)}")
     return SPLITS[split]
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_scripts.annotation_builder import ESCAPED, AnnotationBuilder, RejectedRows
@@ -21,6 +20,7 @@ from data_scripts.dataset_card import TITLES, write_card
 from data_scripts.published_sizes import PUBLISHED, Size, compare_with_published
 from mra.common.command_line import plain_errors, try_folder
 from mra.common.files import whole_folder
+from mra.common.streaming import list_lengths
 
 
 _SHARDS = "data/*.parquet"
@@ -41,8 +41,7 @@ def run(program: str, prepare: Callable[[], None], output: str) -> None:
 def prepare(
     dataset: str, options: PreparationArguments, make_builder: Callable[[RejectedRows, Path], AnnotationBuilder]
 ) -> None:
-    """
-    Writes a set, whole or not at all, says what it holds, and uploads it if asked to.
+    """Write a set, whole or not at all, report what it holds, and upload it if requested.
 
     Args:
         dataset: `sda`, `cuhk`, `icfg`, `rstp` or `csv`.
@@ -83,13 +82,13 @@ def prepare(
 
 @contextlib.contextmanager
 def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside the output for one run at a time; what runs that were killed have left there is removed."""
+    """Make a folder beside the output for one run at a time, without what killed runs have left there."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         if not overwrite:
             raise ValueError(f"--output {output} exists; expected a new folder. Pass --overwrite to replace it.")
         if not (output / "README.md").is_file() or not any(output.glob(_SHARDS)):
             raise ValueError(
-                f"--output {output} exists and is no prepared set, so that --overwrite does not replace it. "
+                f"--output {output} exists and is not a prepared set, so that --overwrite does not replace it. "
                 "Choose another folder, or remove it yourself."
             )
     try_folder(output.parent, "--output")
@@ -113,7 +112,7 @@ def _collect_shards(source: Path, target: Path, builder: AnnotationBuilder) -> d
     """Move the shards to `data/SPLIT-00000-of-00001-DIGEST.parquet`, without empty ones; return the splits with rows."""
     target.mkdir(parents=True)
     splits = {}
-    for name, info in builder.info.splits.items():
+    for name, info in (builder.info.splits or {}).items():
         shards = [path for path in sorted(source.glob(f"prepared-{name}*.parquet")) if pq.read_metadata(path).num_rows]
         for index, path in enumerate(shards):
             path.rename(target / f"{name}-{index:05d}-of-{len(shards):05d}-{builder.digest(name)}.parquet")
@@ -132,19 +131,26 @@ def _write_rejected(rejected: RejectedRows, folder: Path) -> Counter:
 
 
 def _measure(folder: Path, split: str) -> Size:
-    """Counts what the shards of a split hold, images left unread."""
+    """Count what the shards of a split hold without reading images."""
     images = captions = 0
     people = []
     for path in sorted(folder.glob(f"{split}-*.parquet")):
         names = pq.read_schema(path).names
         table = pq.read_table(path, columns=["image_id", *(["captions"] if "captions" in names else [])])
         images += len(table)
-        captions += pc.sum(pc.list_value_length(table["captions"])).as_py() if "captions" in names else len(table)
+        captions += int(list_lengths(table["captions"]).sum()) if "captions" in names else len(table)
         people.append(np.unique(table["image_id"].to_numpy()))
     return Size(images, captions, len(np.unique(np.concatenate(people))))
 
 
-def _report(dataset: str, options, sizes: dict[str, Size], counts: Counter, notes: list[str], seconds: float) -> None:
+def _report(
+    dataset: str,
+    options: PreparationArguments,
+    sizes: dict[str, Size],
+    counts: Counter,
+    notes: list[str],
+    seconds: float,
+) -> None:
     rows = sum(size.images for size in sizes.values()) + sum(counts.values())
     print(f"{options.output}: {TITLES[dataset]}, {rows:,} rows in {seconds:.1f} s ({rows / seconds:,.0f} rows/s)")
     for split, size in sizes.items():
@@ -186,7 +192,7 @@ def _create_repository(repository: str, private: bool) -> None:
 
 
 def _upload(folder: Path, repository: str) -> None:
-    """Uploads a prepared set in one commit, in place of what was there."""
+    """Upload a prepared set in one commit that replaces the previous content."""
     from huggingface_hub import HfApi
 
     try:

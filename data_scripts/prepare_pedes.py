@@ -1,8 +1,7 @@
-"""
-Turn the annotations and images of a person-search set, or of one's own, into a folder that `datasets.load_dataset` reads.
+"""Turn the annotations and images of a person-search set, or of one's own, into a folder that `datasets.load_dataset` reads.
 
-    mra prepare pedes --dataset cuhk --annotations data/finetune --images images --output data/arrow/cuhk
-    mra prepare pedes --dataset csv --annotations people.csv --images crops --output data/arrow/people
+mra prepare pedes --dataset cuhk --annotations data/finetune --images images --output data/arrow/cuhk
+mra prepare pedes --dataset csv --annotations people.csv --images crops --output data/arrow/people
 """
 
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:  # run as `python data_scripts/prepare_pedes.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from data_scripts.annotation_builder import RejectedRows
 from data_scripts.arguments import PedesArguments
 from mra.common.arguments import parse_arguments
 
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None, program: str = "prepare_pedes") -> None:
     from data_scripts.builders import PedesBuilder
     from data_scripts.preparation import prepare, run
 
-    def make_builder(rejected, scratch):
+    def make_builder(rejected: RejectedRows, scratch: str | Path) -> PedesBuilder:
         paths = (options.annotations, options.images)
         return PedesBuilder(options.dataset, *paths, rejected, scratch, options.follow_symlinks)
 

@@ -1,7 +1,6 @@
-"""
-Turn the annotations and images of SDA into a folder that `datasets.load_dataset` reads.
+"""Turn the annotations and images of SDA into a folder that `datasets.load_dataset` reads.
 
-    mra prepare sda --annotations data/sda --images images/SDA --output data/arrow/sda --num_proc 8
+mra prepare sda --annotations data/sda --images images/SDA --output data/arrow/sda --num_proc 8
 """
 
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:  # run as `python data_scripts/prepare_sda.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from data_scripts.annotation_builder import RejectedRows
 from data_scripts.arguments import SdaArguments
 from mra.common.arguments import parse_arguments
 
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None, program: str = "prepare_sda") -> None:
     from data_scripts.builders import SdaBuilder
     from data_scripts.preparation import prepare, run
 
-    def make_builder(rejected, scratch):
+    def make_builder(rejected: RejectedRows, scratch: str | Path) -> SdaBuilder:
         return SdaBuilder(options.annotations, options.images, rejected, scratch, options.follow_symlinks)
 
     run(program, lambda: prepare("sda", options, make_builder), options.output)

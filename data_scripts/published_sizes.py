@@ -30,8 +30,7 @@ PUBLISHED = {
 
 
 def compare_with_published(dataset: str, sizes: dict[str, Size]) -> list[str]:
-    """
-    Compares a prepared set with the published one.
+    """Compare a prepared set with the published one.
 
     Args:
         dataset: `sda`, `cuhk`, `icfg` or `rstp`; nothing is published of another.

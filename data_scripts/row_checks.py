@@ -1,8 +1,8 @@
-"""Checks of one annotation row: what is wrong is said with file, row, field and mend."""
+"""Checks of one annotation row: what is wrong is said with file, row, field and remedy."""
 
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 ROUNDING = 1e-3  # a coordinate this far outside 0..1 counts as rounded and is moved to the border
@@ -11,31 +11,30 @@ OVERHANG = 0.02  # detectors place edges a few pixels outside the image; further
 
 
 class RowError(ValueError):
-    """
-    A row that cannot be used.
+    """A row that cannot be used.
 
     Args:
         field: of the row.
         reason: a few words, the same for all errors of a kind; they are counted by it.
         problem: what was expected and what came.
-        mend: what to do about it, before leaving the row out.
+        advice: what to do about it, before leaving the row out.
     """
 
-    def __init__(self, field: str, reason: str, problem: str, mend: str = "Correct the row"):
+    def __init__(self, field: str, reason: str, problem: str, advice: str = "Correct the row") -> None:
         super().__init__(problem)
         self.field = field
         self.reason = reason
         self.problem = problem
-        self.mend = mend
+        self.advice = advice
 
-    def __reduce__(self):
-        return type(self), (self.field, self.reason, self.problem, self.mend)  # on its way to another process
+    def __reduce__(self) -> tuple:
+        return type(self), (self.field, self.reason, self.problem, self.advice)  # on its way to another process
 
     def describe(self, file: str | Path, row: int) -> str:
-        """The message for the person who runs the preparation."""
+        """Return the message for the person who runs the preparation."""
         return (
             f"{file}, row {row} (counting from 0), field {self.field}: {self.reason}: {self.problem}. "
-            f"{self.mend}, or pass --on_error skip to leave such rows out."
+            f"{self.advice}, or pass --on_error skip to leave such rows out."
         )
 
 
@@ -49,8 +48,7 @@ def shorten(value: Any, length: int = 120) -> str:
 
 
 def check_object(row: Any, required: tuple[str, ...]) -> None:
-    """
-    Refuses what is no object, or lacks a field.
+    """Refuse a value that is not an object or lacks a field.
 
     Raises:
         RowError: naming the field.
@@ -65,8 +63,7 @@ def check_object(row: Any, required: tuple[str, ...]) -> None:
 
 
 def check_unicode(text: str, field: str) -> None:
-    """
-    Refuse text that no file can hold: half of a surrogate pair, which JSON lets `\\ud83d` stand for.
+    """Refuse text that no file can hold: half of a surrogate pair, which JSON can write as an escape.
 
     Raises:
         RowError: naming the field.
@@ -79,8 +76,7 @@ def check_unicode(text: str, field: str) -> None:
 
 
 def check_text(text: Any, field: str) -> str:
-    """
-    Refuses a caption or phrase without a letter or digit; gives back the others unchanged.
+    """Refuse a caption or phrase without a letter or digit; return others unchanged.
 
     Raises:
         RowError: naming the field.
@@ -95,8 +91,7 @@ def check_text(text: Any, field: str) -> str:
 
 
 def check_captions(captions: Any, field: str) -> list[str]:
-    """
-    Refuses a list of captions that is empty or has an empty one.
+    """Refuse a list of captions that is empty or contains an empty one.
 
     Raises:
         RowError: naming the field.
@@ -109,20 +104,18 @@ def check_captions(captions: Any, field: str) -> list[str]:
 
 
 def check_identity(value: Any, field: str) -> int:
-    """
-    Refuses what is no integer that 64 bits hold.
+    """Refuse a value that is not a 64-bit integer.
 
     Raises:
         RowError: naming the field.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or not -(2**63) <= value < 2**63:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not -(2**63) <= cast(int, value) < 2**63:
         raise RowError(field, "wrong type", f"expected an integer, got {shorten(value)}")
     return int(value)
 
 
 def check_regions(row: dict) -> tuple[list[list[float]], list[float], list[str]]:
-    """
-    Checks `boxes`, `logits` and `phrases` of an SDA row; all three may be absent, which is a row without regions.
+    """Check `boxes`, `logits` and `phrases` of an SDA row; all three may be absent, which is a row without regions.
 
     A coordinate outside 0..1 by at most [`ROUNDING`] is moved to the border. Edges may hang over the image by at most
     [`OVERHANG`] of its side: training cuts them there.
@@ -149,20 +142,18 @@ def check_regions(row: dict) -> tuple[list[list[float]], list[float], list[str]]
 
 
 def check_number(value: Any, field: str) -> float:
-    """
-    Refuse what is not a finite number of 32 bits.
+    """Refuse what is not a finite number of 32 bits.
 
     Raises:
         RowError: naming the field.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= LARGEST:
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(cast(float, value)) <= LARGEST:
         raise RowError(field, "wrong type", f"expected a finite number, got {shorten(value)}")
     return float(value)
 
 
 def check_box(box: Any, field: str) -> list[float]:
-    """
-    Checks one box; see [`check_regions`].
+    """Check one box; see [`check_regions`].
 
     Raises:
         RowError: naming the field.
@@ -170,9 +161,9 @@ def check_box(box: Any, field: str) -> list[float]:
     if not isinstance(box, list) or len(box) != 4:
         raise RowError(field, "wrong type", f"expected [cx, cy, w, h], got {shorten(box)}")
     values = [check_number(value, field) for value in box]
-    mend = "Divide pixel coordinates by the image's width and height, or correct the row"
+    advice = "Divide pixel coordinates by the image's width and height, or correct the row"
     if min(values) < -ROUNDING or max(values) > 1 + ROUNDING:
-        raise RowError(field, "box outside 0..1", f"expected cx, cy, w and h in 0..1, got {shorten(box)}", mend)
+        raise RowError(field, "box outside 0..1", f"expected cx, cy, w and h in 0..1, got {shorten(box)}", advice)
     cx, cy, width, height = (min(max(value, 0.0), 1.0) for value in values)
     if not (width > 0 and height > 0):
         raise RowError(field, "box without area", f"expected w and h above 0, got {shorten(box)}")

@@ -1,4 +1,4 @@
-"""Text files of users: opened as UTF-8, and told plainly where they are something else."""
+"""Text files of users: opened as UTF-8, with plain errors if they are something else."""
 
 import os
 import re
@@ -21,25 +21,24 @@ _LOOKED_AT = 1024
 
 
 class UnreadableFile(ValueError):
-    """
-    A file that cannot be read from some row on.
+    """A file that cannot be read from some row on.
 
     Args:
         path: of the file.
         row: number of the first row that cannot be read, from 0.
         problem: what is wrong there.
         expected: kind of file.
-        mend: what to do about it.
+        advice: what to do about it.
         counting: how rows are counted.
     """
 
     reason = "unreadable file"
 
     def __init__(
-        self, path: str | Path, row: int, problem: str, expected: str, mend: str, counting: str = "counting from 0"
-    ):
+        self, path: str | Path, row: int, problem: str, expected: str, advice: str, counting: str = "counting from 0"
+    ) -> None:
         super().__init__(
-            f"{path}: row {row} ({counting}) cannot be read: {problem}; expected {expected}; {mend}, or pass --on_error "
+            f"{path}: row {row} ({counting}) cannot be read: {problem}; expected {expected}; {advice}, or pass --on_error "
             "skip to leave out what cannot be read"
         )
         self.path = str(path)
@@ -48,8 +47,7 @@ class UnreadableFile(ValueError):
 
 
 def open_text(path: str | Path, newline: str | None = None) -> IO[str]:
-    """
-    Open a text file in UTF-8, with or without a byte order mark.
+    """Open a text file in UTF-8, with or without a byte order mark.
 
     Args:
         path: of the file.
@@ -68,8 +66,7 @@ def name_bad_byte(text: str) -> str | None:
 
 
 def name_other_kind(path: str | Path) -> tuple[str, str] | None:
-    """
-    Tell by its first bytes that a file is not text in UTF-8.
+    """Tell by its first bytes that a file is not text in UTF-8.
 
     Returns:
         What it is and what to do about it; None where nothing speaks against text.

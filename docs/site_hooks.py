@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+from mkdocs.config.defaults import MkDocsConfig  # pyright: ignore[reportMissingImports]  # the extra [docs]
+from mkdocs.structure.files import File, Files  # pyright: ignore[reportMissingImports]  # the extra [docs]
+from mkdocs.structure.pages import Page  # pyright: ignore[reportMissingImports]  # the extra [docs]
 
 
 ROOT = Path(__file__).resolve().parent.parent

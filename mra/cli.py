@@ -49,6 +49,7 @@ class Verb:
     output: tuple[str, ...] = ()
 
     def __call__(self, argv: list[str], program: str) -> None:
+        """Read the arguments and run the verb."""
         description = f"{self.summary[0].upper()}{self.summary[1:]}.\n\n    {program} {self.example}"
         values = parse_arguments(self.themes, prog=program, description=description, argv=argv, config=False)
         logging.basicConfig(format="%(message)s")
@@ -78,6 +79,7 @@ class Script:
     config: bool = False
 
     def __call__(self, argv: list[str], program: str) -> None:
+        """Check the arguments and run the script."""
         description = f"{self.summary[0].upper()}{self.summary[1:]}."
         # Answers --help and refuses a typo before an import that takes long.
         parse_arguments(self.themes, prog=program, description=description, argv=argv, config=self.config)

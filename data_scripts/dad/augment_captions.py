@@ -1,5 +1,4 @@
-"""
-Makes prompts from the captions of the target set: each caption, and changed copies of it.
+"""Makes prompts from the captions of the target set: each caption, and changed copies of it.
 
     python -m data_scripts.dad.augment_captions --config recipes/dad/cuhk.yaml
 
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from tqdm.auto import tqdm
 
 from data_scripts.dad.command import run_stage
+from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.json_files import to_lines
 from data_scripts.dad.language.attribute_edits import AttributeEditor
 from data_scripts.dad.language.word_list import load_vocabulary
@@ -32,8 +32,7 @@ _ATTEMPTS = 5  # for each prompt, to find one that the caption does not have yet
 
 
 class PromptMaker:
-    """
-    Turns a caption into prompts.
+    """Turns a caption into prompts.
 
     Args:
         section: mode, number and strength.
@@ -43,7 +42,7 @@ class PromptMaker:
         ValueError: if `eda` needs WordNet and it is not installed.
     """
 
-    def __init__(self, section: AugmentSection, seed: int):
+    def __init__(self, section: AugmentSection, seed: int) -> None:
         self.section, self.seed = section, seed
         if section.mode == "attributes":
             self.editor = AttributeEditor(load_vocabulary())
@@ -55,13 +54,12 @@ class PromptMaker:
                 )
             except ValueError as error:
                 raise ValueError(
-                    f"--augment.mode eda: {error} Here they are `augment.eda_operations`; `--augment.mode attributes` needs no "
-                    "WordNet."
+                    f"--augment.mode eda: {error} Here they are `augment.eda_operations`; `--augment.mode attributes` "
+                    "works without WordNet."
                 ) from None
 
     def __call__(self, caption: str, number: int) -> list[tuple[str, list[dict]]]:
-        """
-        The prompts of a caption, itself first, no two alike, each with its changes.
+        """Return the different prompts of a caption, itself first, each with its changes.
 
         Args:
             caption: as it stands in the set.
@@ -89,8 +87,7 @@ class PromptMaker:
 
 
 def make_rows(captions: list[list[str]], persons: list[int], maker: PromptMaker, most: int | None) -> Iterator[dict]:
-    """
-    Rows of `prompts.jsonl`.
+    """Return the rows of `prompts.jsonl`.
 
     Args:
         captions: of each row of the train split.
@@ -113,8 +110,8 @@ def make_rows(captions: list[list[str]], persons: list[int], maker: PromptMaker,
             prompt_id += 1
 
 
-def run(config) -> None:
-    """Writes the prompts that the configuration asks for, unless they are there."""
+def run(config: FactoryConfig) -> None:
+    """Write the prompts that the configuration asks for, unless they are there."""
     stage = begin_stage(config, "augment", splits=False)
     if stage.is_finished:
         return

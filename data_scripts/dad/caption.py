@@ -1,5 +1,4 @@
-"""
-Describes every image that was kept, whatever its prompt said.
+"""Describes every image that was kept, whatever its prompt said.
 
     python -m data_scripts.dad.caption --config recipes/dad/cuhk.yaml
 
@@ -10,15 +9,17 @@ from typing import Any
 
 from data_scripts.dad.captioners import Captioner, clean_style
 from data_scripts.dad.command import run_stage
+from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.reading import DTYPES, open_picture, read_batches
-from data_scripts.dad.stage_folders import begin_stage, read_stage_rows
+from data_scripts.dad.stage_folders import begin_stage, device_of, read_stage_rows
 from mra.common.arguments import require
 
 
-def run(config) -> None:
-    """Captions what is missing."""
+def run(config: FactoryConfig) -> None:
+    """Caption the images that have no caption yet."""
     section = config.caption
     require(section.model is not None, "caption.model", "a captioner's folder or Hub id", section.model)
+    assert section.model is not None
     stage = begin_stage(config, "caption")
     if stage.is_finished:
         return
@@ -27,7 +28,7 @@ def run(config) -> None:
         section.model,
         section.prompt,
         dtype=DTYPES[section.dtype],
-        device=stage.state.device,
+        device=device_of(stage.state),
         max_new_tokens=section.max_new_tokens,
         num_beams=section.num_beams,
     )
@@ -42,7 +43,7 @@ def run(config) -> None:
 
 
 def _make_row(row: dict[str, Any], text: str, clean: bool) -> dict[str, Any]:
-    """A row of captions.jsonl; the caption is empty where no word came, and grounding leaves the image out."""
+    """Build a row of captions.jsonl; a caption without a word is left empty, and grounding skips its image."""
     caption = clean_style(text) if clean else text
     caption = caption if any(character.isalnum() for character in caption) else ""
     return {"file_path": row["file_path"], "caption": caption, "raw_caption": text, "prompt_id": row["prompt_id"]}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
+from transformers import BatchFeature
 
 from data_scripts.dad.reading import load_pretrained
 
@@ -18,8 +19,7 @@ _SCRAPS = re.compile(r"</?[a-z_]+>|\[[A-Z]+\]|<\|[^|]*\|>")
 
 
 class Captioner:
-    """
-    A model of `AutoModelForImageTextToText` that describes pictures.
+    """A model of `AutoModelForImageTextToText` that describes pictures.
 
     How it is asked follows from the model: through its chat template where its processor has one; by a task token such
     as `<DETAILED_CAPTION>` for Florence-2; else with the prompt as the beginning of the text, or without any.
@@ -42,7 +42,7 @@ class Captioner:
         device: str | torch.device = "cpu",
         max_new_tokens: int = 60,
         num_beams: int = 1,
-    ):
+    ) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.model = load_pretrained(AutoModelForImageTextToText, name, "caption.model", dtype=dtype).to(device).eval()
@@ -72,7 +72,7 @@ class Captioner:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> list[str]:
-        """Describes pictures; the texts are the model's own words without the prompt and special tokens."""
+        """Describe pictures; the texts are the model's own words without the prompt and special tokens."""
         inputs = self._inputs(list(images)).to(self.model.device)
         for key, value in inputs.items():
             if torch.is_tensor(value) and value.is_floating_point():
@@ -85,11 +85,11 @@ class Captioner:
         return [self._mend_spaces(self._without_prompt(_SCRAPS.sub(" ", text))) for text in texts]
 
     def _mend_spaces(self, text: str) -> str:
-        """Words one space apart, and "t-shirt" where BERT's tokenizer, which BLIP and GIT have, gives "t - shirt"."""
+        """Separate words by one space, and join "t - shirt", as BERT's tokenizer (BLIP, GIT) writes it, to "t-shirt"."""
         text = " ".join(text.split())
         return _PARTED_HYPHEN.sub("-", text) if self.parts_hyphens else text
 
-    def _inputs(self, images: list[Image.Image]):
+    def _inputs(self, images: list[Image.Image]) -> BatchFeature:
         if self.kind == "chat":
             question = {"type": "text", "text": self.prompt}
             chats = [[{"role": "user", "content": [{"type": "image", "image": image}, question]}] for image in images]
@@ -105,7 +105,7 @@ class Captioner:
         return self.processor(images=images, text=[self.prompt] * len(images), padding=True, return_tensors="pt")
 
     def _without_prompt(self, text: str) -> str:
-        """Leaves out the prompt where the text begins with it, however it is spaced after tokenising."""
+        """Remove the prompt from the start of the text, however it is spaced after tokenising."""
         if self.kind == "task" or not self.prompt:
             return text
         words = [re.escape(piece) for piece in re.findall(r"\w+|[^\w\s]", self.prompt)]
@@ -113,7 +113,7 @@ class Captioner:
 
 
 def _shared_start(asked: torch.Tensor, output: torch.Tensor) -> int:
-    """How many tokens of the question all rows of the output begin with: all, all but the closing one, or none."""
+    """Count the tokens of the question that all rows of the output begin with: all, all but the closing one, or none."""
     for length in (asked.shape[1], asked.shape[1] - 1):
         if 0 < length <= output.shape[1] and torch.equal(asked[:, 1:length], output[:, 1:length]):
             return length
@@ -121,8 +121,7 @@ def _shared_start(asked: torch.Tensor, output: torch.Tensor) -> int:
 
 
 def clean_style(text: str) -> str:
-    """
-    Gives a caption the style of SDA's: its first sentence, in lower case, without a closing stop or a speaker's name.
+    """Return a caption in SDA's style: its first sentence, in lower case, without a final stop or a speaker's name.
 
     Args:
         text: as the model gave it.

@@ -15,7 +15,7 @@ _MORE = "\nOptions of other stages are taken too: python -m data_scripts.dad.run
 def run_stage(
     name: str,
     run: Callable[[FactoryConfig], None],
-    description: str,
+    description: str | None,
     sections: Sequence[str],
     argv: list[str] | None = None,
 ) -> None:

@@ -1,10 +1,13 @@
 """A trained ControlNet as a folder with a card, whole or not at all."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
+from accelerate import Accelerator
 from huggingface_hub import ModelCardData
 
+from data_scripts.dad.config import FactoryConfig
 from mra.common.cards import fill_card
 from mra.common.command_line import writing_to
 from mra.common.files import whole_folder
@@ -13,7 +16,7 @@ from mra.common.files import whole_folder
 _TEMPLATE = Path(__file__).parent / "templates" / "controlnet_card.md"
 
 
-def build_controlnet_card(config, step: int, errors: dict[int, float]) -> str:
+def build_controlnet_card(config: FactoryConfig, step: int, errors: dict[int, float]) -> str:
     """Write the card.
 
     Args:
@@ -31,7 +34,7 @@ def build_controlnet_card(config, step: int, errors: dict[int, float]) -> str:
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["controlnet", "stable-diffusion", "text-based-person-retrieval"],
-        base_model=None if Path(common.base_model).exists() else common.base_model,
+        base_model=None if common.base_model and Path(common.base_model).exists() else common.base_model,
     )
     return fill_card(
         _TEMPLATE,
@@ -49,7 +52,7 @@ def build_controlnet_card(config, step: int, errors: dict[int, float]) -> str:
     )
 
 
-def save_controlnet(accelerator, controlnet, folder: str | Path, card: str) -> None:
+def save_controlnet(accelerator: Accelerator, controlnet: Any, folder: str | Path, card: str) -> None:
     """Write a ControlNet for `from_pretrained`; every process must call this.
 
     Args:
@@ -61,6 +64,7 @@ def save_controlnet(accelerator, controlnet, folder: str | Path, card: str) -> N
     folder = Path(folder)
     if accelerator.is_main_process:
         with writing_to(folder), whole_folder(folder) as unfinished:
-            accelerator.unwrap_model(controlnet).save_pretrained(unfinished)
+            unwrapped: Any = accelerator.unwrap_model(controlnet)
+            unwrapped.save_pretrained(unfinished)
             (unfinished / "README.md").write_text(card, encoding="utf-8")
     accelerator.wait_for_everyone()

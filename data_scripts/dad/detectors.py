@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,8 +20,7 @@ _RECORDED = 0.1  # weaker detections of persons are not worth a note
 
 @dataclass
 class PhraseBoxes:
-    """
-    What a detector says of one image.
+    """What a detector says of one image.
 
     Attributes:
         boxes: (boxes, 4) cx, cy, w, h in 0..1 of the image, cut at its edges; some may be empty.
@@ -34,8 +34,7 @@ class PhraseBoxes:
 
 
 class PhraseDetector:
-    """
-    A model of `AutoModelForZeroShotObjectDetection` that is asked for phrases: Grounding DINO, OWL-ViT and their kin.
+    """A model of `AutoModelForZeroShotObjectDetection` that is asked for phrases: Grounding DINO, OWL-ViT and their kin.
 
     Args:
         name: folder or Hub id.
@@ -43,10 +42,12 @@ class PhraseDetector:
         dtype, device: of the weights.
 
     Raises:
-        ValueError: if there is no such model, or its scores cannot be told apart by phrase.
+        ValueError: if there is no such model, or its scores cannot be distinguished by phrase.
     """
 
-    def __init__(self, name: str, argument: str, dtype=torch.float32, device: str | torch.device = "cpu"):
+    def __init__(
+        self, name: str, argument: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> None:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
         model = load_pretrained(AutoModelForZeroShotObjectDetection, name, argument, dtype=dtype)
@@ -59,8 +60,7 @@ class PhraseDetector:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[PhraseBoxes]:
-        """
-        Looks for phrases in images.
+        """Look for phrases in images.
 
         Args:
             images: RGB.
@@ -69,12 +69,12 @@ class PhraseDetector:
         detect = self._detect_by_tokens if self.kind in TOKEN_MODELS else self._detect_by_queries
         return detect(list(images), [[phrase.lower() for phrase in own] for own in phrases])
 
-    def _forward(self, images, text, **options):
+    def _forward(self, images: Sequence[Image.Image], text: Any, **options: Any) -> tuple[Any, Any]:
         inputs = self.processor(images=images, text=text, return_tensors="pt", **options).to(self.model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         return inputs, self.model(**inputs)
 
-    def _detect_by_tokens(self, images, phrases) -> list[PhraseBoxes]:
+    def _detect_by_tokens(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[PhraseBoxes]:
         texts = [". ".join(own) + "." for own in phrases]
         inputs, outputs = self._forward(images, texts, padding=True)
         scores = outputs.logits.float().sigmoid().cpu()  # (images, boxes, max_text_len), 0 past the text
@@ -91,7 +91,7 @@ class PhraseDetector:
             found.append(PhraseBoxes(cut_at_edges(own_boxes), torch.stack(by_phrase, dim=1), own_scores.amax(dim=1)))
         return found
 
-    def _detect_by_queries(self, images, phrases) -> list[PhraseBoxes]:
+    def _detect_by_queries(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[PhraseBoxes]:
         options = {"padding": "max_length", "truncation": True}  # these read texts of a fixed length
         _, outputs = self._forward(images, phrases, **options)
         scores = outputs.logits.float().sigmoid().cpu()  # (images, boxes, most phrases)
@@ -108,8 +108,7 @@ class PhraseDetector:
 
 
 def find_token_spans(phrases: Sequence[str], offsets: Sequence[Sequence[int]]) -> list[list[int]]:
-    """
-    Tells which tokens of "first phrase. second phrase." each phrase is made of.
+    """Find which tokens of "first phrase. second phrase." belong to each phrase.
 
     Args:
         phrases: in the order of the text.
@@ -131,13 +130,12 @@ def find_token_spans(phrases: Sequence[str], offsets: Sequence[Sequence[int]]) -
 
 
 def cut_at_edges(boxes: torch.Tensor) -> torch.Tensor:
-    """Cuts boxes (boxes, 4) cx, cy, w, h at the edges of the image; what lies outside gets no area."""
+    """Clip boxes `(boxes, 4)` of cx, cy, w, h at the edges of the image; a box outside gets area 0."""
     return box_convert(box_convert(boxes, "cxcywh", "xyxy").clamp(0, 1), "xyxy", "cxcywh")
 
 
 class PersonDetector:
-    """
-    Finds persons, with a detector of fixed classes (DETR, YOLOS, RT-DETR) or one that is asked for phrases.
+    """Finds persons, with a detector of fixed classes (DETR, YOLOS, RT-DETR) or one that is asked for phrases.
 
     Args:
         name: folder or Hub id of either.
@@ -147,7 +145,7 @@ class PersonDetector:
         ValueError: if there is no such model, or it does not know persons.
     """
 
-    def __init__(self, name: str, dtype=torch.float32, device: str | torch.device = "cpu"):
+    def __init__(self, name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
         argument = "filter.person_model"
@@ -165,8 +163,7 @@ class PersonDetector:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> list[list[list[float]]]:
-        """
-        Finds the persons of every image.
+        """Find the persons of every image.
 
         Returns:
             For each image a list of [score, cx, cy, w, h], best first, boxes in 0..1 of the image.
@@ -177,7 +174,7 @@ class PersonDetector:
             found = self._detect(list(images))
         return [_list_persons(boxes, scores) for boxes, scores in found]
 
-    def _detect(self, images) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _detect(self, images: Sequence[Image.Image]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         inputs = self.processor(images=images, return_tensors="pt").to(self.model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         outputs = self.model(**inputs)

@@ -21,8 +21,7 @@ CONDITION_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def import_diffusers() -> Any:
-    """
-    Imports the optional library.
+    """Import the optional library.
 
     Raises:
         ValueError: if it cannot be imported.
@@ -37,8 +36,7 @@ def import_diffusers() -> Any:
 
 @dataclass
 class BaseModel:
-    """
-    A Stable Diffusion without its safety checker, all of it frozen.
+    """A Stable Diffusion without its safety checker, all of it frozen.
 
     Attributes:
         unet: the denoiser.
@@ -56,7 +54,7 @@ class BaseModel:
 
     @property
     def latent_factor(self) -> int:
-        """Pixels to a side of a latent."""
+        """Return the pixels to a side of a latent."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def latent_shape(self, image_size: list[int]) -> tuple[int, int, int]:
@@ -65,26 +63,25 @@ class BaseModel:
         return self.vae.config.latent_channels, height, width
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "BaseModel":
-        """Moves all parts."""
+        """Move all parts."""
         for part in (self.unet, self.vae, self.text_encoder):
-            part.to(device, dtype)
+            part.to(device, dtype)  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
         return self
 
 
 def load_base(name: str | None, revision: str | None = None) -> BaseModel:
-    """
-    Loads what training needs of a Stable Diffusion pipeline.
+    """Load what training needs of a Stable Diffusion pipeline.
 
     Args:
         name: folder or Hub id.
         revision: commit or branch on the Hub.
 
     Raises:
-        ValueError: if no base model is named, or it is no Stable Diffusion pipeline.
+        ValueError: if no base model is named, or it is not a Stable Diffusion pipeline.
     """
     diffusers = import_diffusers()
-    _require_base(name)
-    options = {"revision": revision}
+    name = require_base(name)
+    options: dict[str, Any] = {"revision": revision}
     try:
         parts = BaseModel(
             unet=diffusers.UNet2DConditionModel.from_pretrained(name, subfolder="unet", **options),
@@ -100,12 +97,14 @@ def load_base(name: str | None, revision: str | None = None) -> BaseModel:
     return parts
 
 
-def _require_base(name: str | None) -> None:
+def require_base(name: str | None) -> str:
+    """Return the name of the base model, which must be set."""
     if name is None:
         raise ValueError(
             "`common.base_model` is not set: name a Stable Diffusion pipeline whose licence suits you, a folder or a "
             "Hub id. docs/dad.md lists some."
         )
+    return name
 
 
 def _not_a_pipeline(name: str, error: Exception) -> str:
@@ -117,8 +116,7 @@ def _not_a_pipeline(name: str, error: Exception) -> str:
 
 
 def create_controlnet(base: BaseModel, condition: str) -> Any:
-    """
-    Makes a ControlNet from the base's UNet: a copy of its encoder and middle block with zero convolutions.
+    """Make a ControlNet from the base's UNet: a copy of its encoder and middle block with zero convolutions.
 
     With `condition: none` the embedding of the condition image is frozen. Its last layer is zero, so it adds exactly
     nothing, whatever the image, before training and after it.
@@ -139,8 +137,7 @@ def create_controlnet(base: BaseModel, condition: str) -> Any:
 
 
 class Conditions:
-    """
-    Condition images of a kind.
+    """Condition images of a kind.
 
     Args:
         kind: `none` (zeros), `white` (ones) or `folder`.
@@ -151,41 +148,39 @@ class Conditions:
         ValueError: if the folder does not exist.
     """
 
-    def __init__(self, kind: str, image_size: list[int], folder: str | None = None):
+    def __init__(self, kind: str, image_size: list[int], folder: str | None = None) -> None:
         self.kind = kind
         self.image_size = list(image_size)
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None and not self.folder.is_dir():
-            raise ValueError(f"`common.condition_dir` {folder!r} is no folder.")
+            raise ValueError(f"`common.condition_dir` {folder!r} is not a folder.")
 
     def require(self, rows: Iterable[int]) -> None:
-        """
-        Looks for the images of rows before work begins.
+        """Check that the images of rows exist before work begins.
 
         Raises:
             ValueError: if one is missing.
         """
         if self.folder is not None:
             for row in sorted(set(rows)):
-                self._find(row)
+                self._find(self.folder, row)
 
     def __call__(self, row: int) -> torch.Tensor:
-        """
-        The condition of a row of the train split: `(3, height, width)` in 0..1.
+        """Return the condition of a row of the train split: `(3, height, width)` in 0..1.
 
         Raises:
             ValueError: if the folder has no image for it.
         """
         if self.folder is None:
             return torch.full((3, *self.image_size), float(self.kind == "white"))
-        return to_pixels(read_picture(self._find(row)), self.image_size)
+        return to_pixels(read_picture(self._find(self.folder, row)), self.image_size)
 
-    def _find(self, row: int) -> Path:
-        paths = [self.folder / f"{row}{suffix}" for suffix in CONDITION_SUFFIXES]
+    def _find(self, folder: Path, row: int) -> Path:
+        paths = [folder / f"{row}{suffix}" for suffix in CONDITION_SUFFIXES]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
             raise ValueError(
-                f"`common.condition_dir` {str(self.folder)!r} has no image of row {row} of the train split: expected "
+                f"`common.condition_dir` {str(folder)!r} has no image of row {row} of the train split: expected "
                 f"{paths[0].name} or with another suffix of {', '.join(CONDITION_SUFFIXES[1:])}."
             )
         return path
@@ -195,14 +190,13 @@ class Conditions:
 
 
 def to_pixels(image: Image.Image, image_size: list[int]) -> torch.Tensor:
-    """An RGB image as `(3, height, width)` in 0..1, resized bicubically to the size."""
+    """Return an RGB image as `(3, height, width)` in 0..1, resized bicubically to the size."""
     resized = image.resize((image_size[1], image_size[0]), Image.Resampling.BICUBIC)
     return F.to_dtype(torch.from_numpy(np.array(resized)).permute(2, 0, 1), torch.float32, scale=True)
 
 
-def to_latents(vae, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """
-    Draws the latents of images.
+def to_latents(vae: Any, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Draw the latents of images.
 
     Args:
         vae: the autoencoder.
@@ -213,9 +207,10 @@ def to_latents(vae, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return (posterior.mean + posterior.std * noise.to(vae.dtype)) * vae.config.scaling_factor
 
 
-def training_target(scheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """
-    What the denoiser is to predict, by the scheduler's `prediction_type`.
+def training_target(
+    scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """Return what the denoiser must predict under the scheduler's `prediction_type`.
 
     Raises:
         ValueError: if the type is not one of Stable Diffusion's.

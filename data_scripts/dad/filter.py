@@ -1,5 +1,4 @@
-"""
-Scores every generated image and keeps those that look like pictures of the target set, each of one person.
+"""Scores every generated image and keeps those that look like pictures of the target set, each of one person.
 
     python -m data_scripts.dad.filter --config recipes/dad/cuhk.yaml
 
@@ -8,12 +7,15 @@ checks come first; models, if any are named, see what passed them. The paper dro
 thresholds are not published; nothing here is tuned to that figure.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from PIL import Image
 
 from data_scripts.dad.command import run_stage
+from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.detectors import PersonDetector
 from data_scripts.dad.filter_rules import (
     CALIBRATED,
@@ -28,7 +30,7 @@ from data_scripts.dad.image_checks import load_picture, measure_image, perceptua
 from data_scripts.dad.json_files import read_json, to_lines, write_json
 from data_scripts.dad.reading import DTYPES, choose_rows, open_picture, read_batches
 from data_scripts.dad.sections import FilterSection
-from data_scripts.dad.stage_folders import Stage, begin_stage, read_stage_rows
+from data_scripts.dad.stage_folders import Stage, begin_stage, device_of, read_stage_rows
 from data_scripts.dad.target_set import load_target, read_target
 from data_scripts.dad.text_scores import TextScorer
 from mra.common.cards import markdown_table
@@ -41,8 +43,8 @@ PUBLISHED_SHARE = "10.63%"
 _SHEET_PICTURES = 6  # of each reason
 
 
-def run(config) -> None:
-    """Scores what is missing; decides and reports once all is scored."""
+def run(config: FactoryConfig) -> None:
+    """Score the remaining images; decide and report once all are scored."""
     section = config.filter
     stage = begin_stage(config, "filter")
     if stage.is_finished:
@@ -62,8 +64,8 @@ def run(config) -> None:
         stage.state.wait_for_everyone()
         if not decision.kept():
             raise ValueError(
-                f"none of {len(rows):,} images passed; {stage.folder / 'report.md'} tells why. Set wider limits (`filter.min_…`) "
-                f"and remove {stage.folder}, or generate better images."
+                f"none of {len(rows):,} images passed; {stage.folder / 'report.md'} says why. Set wider limits "
+                f"(`filter.min_…`) and remove {stage.folder}, or generate better images."
             )
         stage.finish(images=len(rows), kept=len(decision.kept()))
 
@@ -71,23 +73,23 @@ def run(config) -> None:
 class _Scorer:
     """All scores of an image."""
 
-    def __init__(self, section: FilterSection, stage: Stage):
+    def __init__(self, section: FilterSection, stage: Stage) -> None:
         self.section = section
         self.images = stage.work.images
-        options = {"dtype": DTYPES[section.dtype], "device": stage.state.device}
+        options = {"dtype": DTYPES[section.dtype], "device": device_of(stage.state)}
         self._find_persons = PersonDetector(section.person_model, **options) if section.person_model else None
         self._score_texts = TextScorer(section.score_model, **options) if section.score_model else None
 
-    def persons(self, images: list) -> list[list | None]:
-        """Persons of each image, None without a model."""
+    def persons(self, images: list) -> Sequence[list | None]:
+        """Return the persons of each image, None without a model."""
         return self._find_persons(images) if self._find_persons and images else [None] * len(images)
 
-    def text_scores(self, images: list, texts: list[str]) -> list[float | None]:
-        """How well each text fits its image, None without a model."""
+    def text_scores(self, images: list, texts: list[str]) -> Sequence[float | None]:
+        """Score how well each text fits its image, None without a model."""
         return self._score_texts(images, texts) if self._score_texts and images else [None] * len(images)
 
     def score_batch(self, batch: list[dict[str, Any]], thresholds: dict[str, Any]) -> list[dict[str, Any]]:
-        """Rows of scores.jsonl for rows of generated.jsonl."""
+        """Return the rows of scores.jsonl for rows of generated.jsonl."""
         rows, pictures = [], []
         for row in batch:
             scores = {"prompt_id": row["prompt_id"], "file_path": row["file_path"], "decodes": True}
@@ -95,7 +97,7 @@ class _Scorer:
             try:
                 picture = load_picture(self.images / row["file_path"])
             except FileNotFoundError:
-                open_picture(self.images, row)  # a row without its file is no broken picture: says so
+                open_picture(self.images, row)  # a row without its file is not a broken picture: says so
             except (OSError, ValueError):
                 rows.append(scores | {"decodes": False})
                 continue
@@ -110,8 +112,8 @@ class _Scorer:
         return rows
 
 
-def _calibrate(config, stage: Stage, scorer: _Scorer) -> dict[str, Any]:
-    """The thresholds, from the target's train images on the first run and from thresholds.json afterwards."""
+def _calibrate(config: FactoryConfig, stage: Stage, scorer: _Scorer) -> dict[str, Any]:
+    """Return the thresholds, from the target's train images on the first run and from thresholds.json afterwards."""
     section, path = config.filter, stage.work.thresholds
     if stage.state.is_main_process and not path.exists():
         dataset = load_target(config.common.dataset)
@@ -135,7 +137,14 @@ def _measure_target(dataset: Dataset, scorer: _Scorer, section: FilterSection) -
 # Decision
 
 
-def _write_decision(stage: Stage, rows, scores, thresholds, decision: Decision, section: FilterSection) -> None:
+def _write_decision(
+    stage: Stage,
+    rows: list[dict[str, Any]],
+    scores: list[dict[str, Any]],
+    thresholds: dict[str, Any],
+    decision: Decision,
+    section: FilterSection,
+) -> None:
     dropped = [
         {
             "prompt_id": scores[place]["prompt_id"],
@@ -159,7 +168,7 @@ def _write_decision(stage: Stage, rows, scores, thresholds, decision: Decision, 
 def summarise(
     decision: Decision, scores: list[dict], thresholds: dict[str, Any], section: FilterSection
 ) -> dict[str, Any]:
-    """Counts of the filter: what `report.json` holds."""
+    """Return the counts of the filter that `report.json` holds."""
     limits = describe_limits(thresholds, section)
     first, any_of = decision.count(first=True), decision.count(first=False)
     with_persons = sum(row["persons"] is not None for row in scores)
@@ -184,7 +193,7 @@ def summarise(
 
 
 def describe(summary: dict[str, Any], has_sheet: bool = True) -> str:
-    """The report in Markdown."""
+    """Return the report in Markdown."""
     images, kept = summary["images"], summary["kept"]
     share = f"{kept / images:.2%}" if images else "none"
     lines = [
@@ -205,7 +214,13 @@ def describe(summary: dict[str, Any], has_sheet: bool = True) -> str:
     return "\n".join([*lines, "", *(["![Dropped images by reason](dropped.jpg)", ""] if has_sheet else [])])
 
 
-def _draw_dropped(stage: Stage, rows, scores, decision: Decision, section: FilterSection):
+def _draw_dropped(
+    stage: Stage,
+    rows: list[dict[str, Any]],
+    scores: list[dict[str, Any]],
+    decision: Decision,
+    section: FilterSection,
+) -> Image.Image | None:
     sheet: list[TileRow] = []
     for check in CHECKS:
         places = [place for place, reasons in enumerate(decision.reasons) if reasons[:1] == [check]]
@@ -223,7 +238,7 @@ def _draw_dropped(stage: Stage, rows, scores, decision: Decision, section: Filte
 
 
 def _label(check: str, place: int, scores: list[dict], decision: Decision, section: FilterSection) -> str:
-    """The prompt's number, and the score that an image was dropped for."""
+    """Return the prompt's number and the score that an image was dropped for."""
     row = scores[place]
     if check in CALIBRATED:
         why = f"{row[CALIBRATED[check][0]]:.4g}"

@@ -11,7 +11,7 @@ from data_scripts.dad.image_checks import HASH_BITS, find_near_duplicates
 from data_scripts.dad.sections import FilterSection
 
 
-# Checks in the order in which an image's first reason is looked for. Near-duplicates are told last, among what passed all
+# Checks in the order in which an image's first reason is looked for. Near-duplicates come last, among what passed all
 # else, so that a good picture never goes because of a bad one before it.
 CHECKS = (
     "does not decode",
@@ -38,8 +38,7 @@ _SHOWN_QUANTILES = (0.0, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 0.9, 0.95, 0.
 
 
 def calibrate(target: Sequence[dict[str, float]], section: FilterSection) -> dict[str, Any]:
-    """
-    Sets the thresholds.
+    """Set the thresholds.
 
     Args:
         target: measures of the target images, with `text_score` where a model gives one.
@@ -68,7 +67,7 @@ def calibrate(target: Sequence[dict[str, float]], section: FilterSection) -> dic
 
 
 def describe_limits(thresholds: dict[str, Any], section: FilterSection) -> dict[str, str]:
-    """What each check asks for, in words: check -> limit and where it comes from."""
+    """Describe each check: check -> limit and where it comes from."""
     person = (
         f"one of score {section.person_threshold:g} or more, {section.min_person_height:.0%} of the height or more"
     )
@@ -86,7 +85,7 @@ def describe_limits(thresholds: dict[str, Any], section: FilterSection) -> dict[
 
 
 def cheap_reasons(row: dict[str, Any], thresholds: dict[str, Any], section: FilterSection) -> list[str]:
-    """Checks that need no model, in their order: those that a scored image fails."""
+    """Return the checks without a model that a scored image fails, in their order."""
     if not row["decodes"]:
         return ["does not decode"]
     small = row["width"] < section.min_width or row["height"] < section.min_height
@@ -94,7 +93,7 @@ def cheap_reasons(row: dict[str, Any], thresholds: dict[str, Any], section: Filt
 
 
 def model_reasons(row: dict[str, Any], thresholds: dict[str, Any], section: FilterSection) -> list[str]:
-    """Checks by models: those that a scored image fails; what no model scored passes."""
+    """Return the checks by models that a scored image fails; an image without a model's score passes that check."""
     reasons = _outside(row, thresholds, with_models=True)
     if row["persons"] is not None:
         persons = [height for score, _, _, _, height in row["persons"] if score >= section.person_threshold]
@@ -116,8 +115,7 @@ def _outside(row: dict[str, Any], thresholds: dict[str, Any], with_models: bool)
 
 @dataclass
 class Decision:
-    """
-    What becomes of scored images.
+    """What becomes of scored images.
 
     Attributes:
         reasons: of each row, in the order of `CHECKS`; none for what is kept.
@@ -128,17 +126,16 @@ class Decision:
     look_alikes: dict[int, int]
 
     def kept(self) -> list[int]:
-        """Positions of the rows that are kept."""
+        """Return the positions of the rows that are kept."""
         return [place for place, reasons in enumerate(self.reasons) if not reasons]
 
     def count(self, first: bool) -> Counter:
-        """Images that each check dropped: as the first reason, or as any of theirs."""
+        """Return the images that each check dropped: as the first reason, or as any of theirs."""
         return Counter(reason for reasons in self.reasons for reason in (reasons[:1] if first else reasons))
 
 
 def decide(rows: Sequence[dict[str, Any]], thresholds: dict[str, Any], section: FilterSection) -> Decision:
-    """
-    Decides which images are kept.
+    """Decide which images are kept.
 
     Args:
         rows: of `scores.jsonl`, in the order of their prompts: of near-duplicates the first is kept.

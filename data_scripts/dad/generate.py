@@ -1,5 +1,4 @@
-"""
-Draws one image for each prompt, with the base model and the trained ControlNet.
+"""Draws one image for each prompt, with the base model and the trained ControlNet.
 
     python -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml --common.base_model FOLDER_OR_ID
     accelerate launch --multi_gpu --num_processes 8 -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml ...
@@ -10,15 +9,17 @@ processes, or a run that was killed and started again, gives the same images.
 
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from data_scripts.dad.command import run_stage
-from data_scripts.dad.diffusion import Conditions, import_diffusers, load_base
+from data_scripts.dad.config import FactoryConfig
+from data_scripts.dad.diffusion import Conditions, import_diffusers, load_base, require_base
 from data_scripts.dad.reading import DTYPES
 from data_scripts.dad.sampling import draw, load_safety_checker, make_pipeline
-from data_scripts.dad.stage_folders import begin_stage, image_path, read_stage_rows
+from data_scripts.dad.stage_folders import begin_stage, device_of, image_path, read_stage_rows
 from data_scripts.dad.target_pairs import warn_of_cut
 from mra.common.files import write_whole
 from mra.common.sharding import cut_batches
@@ -26,8 +27,7 @@ from mra.training.order import key_to_seed
 
 
 def choose_prompts(rows: list[dict], num_images: int | None) -> list[dict]:
-    """
-    The prompts to draw, spread evenly over all.
+    """Return the prompts to draw, spread evenly over all.
 
     Raises:
         ValueError: if there are none, or fewer than asked for.
@@ -38,9 +38,8 @@ def choose_prompts(rows: list[dict], num_images: int | None) -> list[dict]:
     return [rows[index * len(rows) // count] for index in range(count)]
 
 
-def load_pipeline(config, controlnet: str | Path, device: torch.device):
-    """
-    Loads what draws the images.
+def load_pipeline(config: FactoryConfig, controlnet: str | Path, device: torch.device) -> Any:
+    """Load what draws the images.
 
     Raises:
         ValueError: if base model or ControlNet cannot be loaded.
@@ -51,13 +50,19 @@ def load_pipeline(config, controlnet: str | Path, device: torch.device):
         network = import_diffusers().ControlNetModel.from_pretrained(controlnet)
     except OSError as error:
         raise ValueError(f"ControlNet {str(controlnet)!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-    checker = load_safety_checker(common.base_model, common.base_revision) if section.safety_checker else (None, None)
+    checker = (
+        load_safety_checker(require_base(common.base_model), common.base_revision)
+        if section.safety_checker
+        else (None, None)
+    )
     pipeline = make_pipeline(base, network.eval(), section.scheduler, *checker)
     return pipeline.to(device, DTYPES[section.dtype])
 
 
-def draw_batch(pipeline, batch: list[dict], conditions: Conditions, config, folder: Path) -> list[dict]:
-    """Draws the images of one batch, writes each whole, and gives their rows."""
+def draw_batch(
+    pipeline: Any, batch: list[dict], conditions: Conditions, config: FactoryConfig, folder: Path
+) -> list[dict]:
+    """Draw the images of one batch, write each whole or not at all, and return their rows."""
     section = config.generate
     seeds = [key_to_seed("image", config.common.seed, row["prompt_id"]) for row in batch]
     control = torch.stack([conditions(row["source_row"]) for row in batch])
@@ -72,14 +77,14 @@ def draw_batch(pipeline, batch: list[dict], conditions: Conditions, config, fold
     return rows
 
 
-def run(config) -> None:
-    """Draws what is missing of the images that the configuration asks for."""
+def run(config: FactoryConfig) -> None:
+    """Draw the images of the configuration that are still missing."""
     common, section = config.common, config.generate
     stage = begin_stage(config, "generate")
     if stage.is_finished:
         return
     prompts = choose_prompts(read_stage_rows(stage.work.prompts), section.num_images)
-    pipeline = load_pipeline(config, section.controlnet or stage.work.controlnet, stage.state.device)
+    pipeline = load_pipeline(config, section.controlnet or stage.work.controlnet, device_of(stage.state))
     if stage.state.is_main_process:
         texts = [row["prompt"] + section.prompt_suffix for row in prompts]
         warn_of_cut(pipeline.tokenizer, texts, "prompts", "what they say last is not drawn")

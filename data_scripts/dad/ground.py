@@ -1,5 +1,4 @@
-"""
-Finds the box of every noun phrase of the captions, and writes the annotations of a set like SDA.
+"""Finds the box of every noun phrase of the captions, and writes the annotations of a set like SDA.
 
     python -m data_scripts.dad.ground --config recipes/dad/cuhk.yaml
 
@@ -15,11 +14,12 @@ import torch
 from torchvision.ops import box_convert, box_iou, nms
 
 from data_scripts.dad.command import run_stage
+from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.detectors import PhraseBoxes, PhraseDetector
 from data_scripts.dad.language.noun_phrases import NounPhrase, find_noun_phrases, specificity
 from data_scripts.dad.reading import DTYPES, open_picture, read_batches
 from data_scripts.dad.sections import GroundSection
-from data_scripts.dad.stage_folders import Stage, begin_stage, read_stage_rows, shard_name
+from data_scripts.dad.stage_folders import Stage, begin_stage, device_of, read_stage_rows, shard_name
 from mra.common.arguments import require
 from mra.common.files import write_whole
 
@@ -33,16 +33,17 @@ class Region:
     score: float
 
 
-def run(config) -> None:
-    """Grounds what is missing, and writes the annotations once all is there."""
+def run(config: FactoryConfig) -> None:
+    """Ground the remaining images, and write the annotations once all are grounded."""
     section = config.ground
     require(section.model is not None, "ground.model", "a zero-shot detector's folder or Hub id", section.model)
+    assert section.model is not None
     stage = begin_stage(config, "ground")
     if stage.is_finished:
         return
     captioned = read_stage_rows(stage.work.captions)
     rows = [row for row in captioned if row["caption"]]
-    detector = PhraseDetector(section.model, "ground.model", DTYPES[section.dtype], stage.state.device)
+    detector = PhraseDetector(section.model, "ground.model", DTYPES[section.dtype], device_of(stage.state))
     if not rows:
         raise ValueError(
             f"none of {len(captioned):,} images has a caption ({stage.work.captions}): name another `caption.model` or "
@@ -61,7 +62,7 @@ def run(config) -> None:
 
 
 def write_annotations(stage: Stage, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes SDA's JSON lists, a file for each 5,000 prompts, in place of what lies there."""
+    """Write SDA's JSON lists, one file for each 5,000 prompts, and replace earlier ones."""
     stage.work.annotations.mkdir(parents=True, exist_ok=True)
     shards: dict[str, list[dict]] = {}
     for row in rows:
@@ -99,8 +100,7 @@ def _ground_batch(stage: Stage, detector: PhraseDetector, batch: list[dict], sec
 
 
 def choose_regions(phrases: Sequence[NounPhrase], found: PhraseBoxes, section: GroundSection) -> list[Region]:
-    """
-    Gives each phrase one box at most.
+    """Assign at most one box to each phrase.
 
     The candidates of a phrase are the boxes above both thresholds and the smallest side, the weaker of two that overlap
     left out. The person takes the best of its own, and shares it with anyone. The other phrases choose in the order of
@@ -144,7 +144,7 @@ def choose_regions(phrases: Sequence[NounPhrase], found: PhraseBoxes, section: G
 
 
 def _candidates(found: PhraseBoxes, column: int, section: GroundSection) -> list[int]:
-    """Boxes that may be a phrase's, best first."""
+    """Return the candidate boxes of a phrase, best first."""
     scores = found.scores[:, column]
     passes = (found.best >= section.box_threshold) & (scores >= section.text_threshold)
     passes &= found.boxes[:, 2:].amin(dim=1) >= max(section.min_box_side, 0.001)  # rounding leaves no box without area

@@ -23,8 +23,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 @dataclass(frozen=True)
 class ImageMeasures:
-    """
-    What the cheap checks read of one picture.
+    """What the cheap checks read of one picture.
 
     Attributes:
         width, height: pixels.
@@ -50,7 +49,7 @@ MEASURES = ("brightness", "contrast", "colour", "sharpness", "detail")
 
 
 def measure_image(image: Image.Image) -> dict[str, float]:
-    """Measures an RGB picture; see [`ImageMeasures`] for the keys and their units."""
+    """Measure an RGB picture; see [`ImageMeasures`] for the keys and their units."""
     small = image.resize(MEASURED_SIZE, Image.Resampling.BICUBIC)
     pixels = np.asarray(small, dtype=np.float64)
     luma = pixels @ _LUMA
@@ -70,8 +69,7 @@ def measure_image(image: Image.Image) -> dict[str, float]:
 
 
 def load_picture(source: Any) -> Image.Image:
-    """
-    Gives the RGB picture of a PIL image, a row with an "image", or a path, decoded whole.
+    """Return the RGB picture of a PIL image, a row with an "image", or a path, fully decoded.
 
     Raises:
         OSError: if the file is missing.
@@ -84,8 +82,7 @@ def load_picture(source: Any) -> Image.Image:
 
 
 def perceptual_hash(image: Image.Image) -> str:
-    """
-    Hashes what a picture looks like: 256 signs of its luma's low frequencies, then a grid of mean colours.
+    """Hash a picture's appearance: 256 signs of its luma's low frequencies, then a grid of mean colours.
 
     The signs are those of the 16 x 16 lowest coefficients of the cosine transform about their median, and change little
     when a picture is scaled, re-encoded or slightly blurred. The colours tell apart what differs in hue alone. The signs
@@ -96,15 +93,15 @@ def perceptual_hash(image: Image.Image) -> str:
     """
     luma = image.convert("L").resize((_HASH_IMAGE, _HASH_IMAGE), Image.Resampling.BICUBIC)
     side = int(HASH_BITS**0.5)
-    lowest = dctn(np.asarray(luma, dtype=np.float64), norm="ortho")[:side, :side].ravel()
+    frequencies = np.asarray(dctn(np.asarray(luma, dtype=np.float64), norm="ortho"))
+    lowest = frequencies[:side, :side].flatten()
     lowest[0] = 0.0  # the mean brightness has a sign that says nothing
     signs = np.packbits(lowest > np.median(lowest)).tobytes()
     return signs.hex() + image.resize(_COLOUR_GRID, Image.Resampling.BOX).tobytes().hex()
 
 
 def find_near_duplicates(hashes: Sequence[str], max_bits: int = 15, max_colour: float = 24.0) -> dict[int, int]:
-    """
-    Finds the pictures that look like an earlier one which is no near-duplicate itself.
+    """Find the pictures that look like an earlier one that is not a near-duplicate itself.
 
     Two hashes that differ in at most `max_bits` bits agree in one of `max_bits + 1` bands at least, so that comparing
     the pictures that share a band finds every such pair without looking at all pairs.
@@ -139,7 +136,7 @@ def find_near_duplicates(hashes: Sequence[str], max_bits: int = 15, max_colour: 
 
 
 def _bands(signs: np.ndarray, number: int) -> list[np.ndarray]:
-    """Cuts hashes into bands of interleaved bits, so that no band holds only the lowest frequencies, which vary least."""
+    """Cut hashes into bands of interleaved bits, so that no band holds only the lowest frequencies, which vary least."""
     bits = np.unpackbits(signs, axis=1)
     bands = []
     for band in range(number):
@@ -149,7 +146,7 @@ def _bands(signs: np.ndarray, number: int) -> list[np.ndarray]:
 
 
 def _alike_in_band(band: np.ndarray, words: np.ndarray, max_bits: int) -> np.ndarray:
-    """Pairs (later, earlier) that share a band and differ in at most `max_bits` bits of all."""
+    """Return the pairs (later, earlier) that share a band and differ in at most `max_bits` bits of all."""
     _, groups, sizes = np.unique(band, return_inverse=True, return_counts=True)
     shared = np.flatnonzero(sizes[groups] > 1)
     order = shared[np.argsort(groups[shared], kind="stable")]

@@ -9,13 +9,12 @@ from mra.common.files import write_whole
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes one JSON value, whole or not at all."""
+    """Write one JSON value, whole or not at all."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
-    """
-    Read one JSON value.
+    """Read one JSON value.
 
     Raises:
         ValueError: naming the file, if it is damaged.
@@ -29,5 +28,5 @@ def read_json(path: str | Path) -> Any:
 
 
 def to_lines(rows: Iterable[dict[str, Any]]) -> str:
-    """Rows as JSON, one a line."""
+    """Return the rows as JSON, one a line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

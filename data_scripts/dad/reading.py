@@ -1,6 +1,6 @@
 """What the stages that read images share: pictures of the work folder, models by name, and batches that resume."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from mra.training.order import key_to_seed
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def load_pretrained(cls, name: str, argument: str, **options: Any):
-    """
-    Loads a model or processor from a folder or the Hub.
+def load_pretrained(cls: Any, name: str, argument: str, **options: Any) -> Any:
+    """Load a model or processor from a folder or the Hub.
 
     Raises:
         ValueError: naming the argument, if that is not possible.
@@ -35,8 +34,7 @@ def load_pretrained(cls, name: str, argument: str, **options: Any):
 
 
 def open_picture(images: Path, row: dict[str, Any]) -> Image.Image:
-    """
-    Opens the picture of a row of `generated.jsonl`.
+    """Open the picture of a row of `generated.jsonl`.
 
     Raises:
         ValueError: naming the file, if it is missing or broken.
@@ -51,8 +49,7 @@ def open_picture(images: Path, row: dict[str, Any]) -> Image.Image:
 def read_batches(
     stage: Stage, path: Path, rows: Sequence[dict], batch_size: int, read: Callable[[list[dict]], list[dict]]
 ) -> bool:
-    """
-    Reads rows in fixed batches and writes what comes of them, each process its share; every process must call this.
+    """Read rows in fixed batches and write the results, each process its share; every process must call this.
 
     What a batch holds depends on the rows and the batch size alone, since padding and kernels round differently with it:
     a batch of which a row is missing is read whole again, so that a killed run ends with the same file.
@@ -76,14 +73,14 @@ def read_batches(
     return stage.merge_rows(parts, len(rows))
 
 
-def _missing(stage: Stage, rows: Sequence[dict], batch_size: int, done) -> list[list[dict]]:
+def _missing(stage: Stage, rows: Sequence[dict], batch_size: int, done: Collection) -> list[list[dict]]:
     own = stage.shard.own(cut_batches(len(rows), batch_size))
     batches = [[rows[place] for place in batch] for batch in own]
     return [batch for batch in batches if any(row["prompt_id"] not in done for row in batch)]
 
 
 def choose_rows(number: int, wanted: int, seed: int, purpose: str) -> list[int]:
-    """Positions of `wanted` of `number` rows, ascending, chosen by seed and purpose; all where there are no more."""
+    """Return ascending positions of `wanted` of `number` rows, chosen by seed and purpose, or of all if there are fewer."""
     if wanted >= number:
         return list(range(number))
     order = np.random.default_rng(key_to_seed(purpose, seed)).permutation(number)

@@ -1,5 +1,4 @@
-"""
-Writes one page about what the factory made: what was kept, how captions and boxes look, how far from the target it is.
+"""Writes one page about what the factory made: what was kept, how captions and boxes look, how far from the target it is.
 
     python -m data_scripts.dad.report --config recipes/dad/cuhk.yaml
 
@@ -17,6 +16,7 @@ import numpy as np
 from datasets import Dataset
 
 from data_scripts.dad.command import run_stage
+from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.image_checks import load_picture
 from data_scripts.dad.json_files import read_json, write_json
 from data_scripts.dad.language.noun_phrases import find_noun_phrases
@@ -24,7 +24,7 @@ from data_scripts.dad.reading import choose_rows, open_picture
 from data_scripts.dad.reporting.domain_distance import FeatureExtractor, load_extractor, measure_distance
 from data_scripts.dad.reporting.report_blocks import make_blocks
 from data_scripts.dad.reporting.report_page import to_html, to_markdown
-from data_scripts.dad.stage_folders import WorkFolder, process_state, read_finished, read_stage_rows
+from data_scripts.dad.stage_folders import WorkFolder, device_of, process_state, read_finished, read_stage_rows
 from data_scripts.dad.target_set import load_target
 from mra.common.drawing import CONTACT_SHEET, Tile, TileRow, draw_sheet, save_picture
 from mra.common.files import write_whole
@@ -38,8 +38,8 @@ _FREQUENT = 12  # words and phrases to show
 _WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)*")
 
 
-def run(config) -> None:
-    """Writes the page, anew at every call: the stages may have changed since the last."""
+def run(config: FactoryConfig) -> None:
+    """Write the page again at every call, because the stages may have changed since the last one."""
     state, work = process_state(), WorkFolder(Path(config.common.work_dir))
     manifests = {name: read_finished(work, name) for name in _NEEDED}
     if state.is_main_process:
@@ -57,7 +57,7 @@ def run(config) -> None:
             },
             "regions": describe_regions(regions),
             "distances": _measure_distances(
-                config, work, target, load_extractor(config.report.feature_extractor, state.device)
+                config, work, target, load_extractor(config.report.feature_extractor, device_of(state))
             ),
         }
         figures = _draw_sheets(config, work, target, regions)
@@ -90,7 +90,7 @@ def _count_stages(work: WorkFolder, manifests: dict[str, dict]) -> dict[str, int
 
 
 def describe_captions(captions: Sequence[str]) -> dict[str, Any]:
-    """Counts words: per caption, different ones, the most frequent."""
+    """Count words: per caption, different ones, the most frequent."""
     words = [_WORD.findall(caption.lower()) for caption in captions]
     lengths = [len(own) for own in words] or [0]
     counts = Counter(word for own in words for word in own)
@@ -104,7 +104,7 @@ def describe_captions(captions: Sequence[str]) -> dict[str, Any]:
 
 
 def describe_regions(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts boxes: per image, by what they show, their size and score, and the phrases that got none."""
+    """Count boxes: per image, by what they show, their size and score, and the phrases that got none."""
     kinds, areas, scores = Counter(), {}, {}
     phrases = Counter(phrase.lower() for row in rows for phrase in row["phrases"])
     named = 0
@@ -131,9 +131,9 @@ def describe_regions(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _measure_distances(
-    config, work: WorkFolder, target: Dataset, extractor: FeatureExtractor
+    config: FactoryConfig, work: WorkFolder, target: Dataset, extractor: FeatureExtractor
 ) -> dict[str, dict | None]:
-    """Distances of what was kept, of all that was generated, and of one half of the target from the other."""
+    """Return the distances of what was kept, of all that was generated, and of one half of the target from the other."""
     seed, limit = config.common.seed, config.report.images
     places = choose_rows(len(target), limit, seed, "report_target")
     pictures = target.select(places)
@@ -146,11 +146,11 @@ def _measure_distances(
         distances[name] = _distance(paths, pictures, extractor)
     # Rows lie in the order of persons: every other one, so that both halves show the same cameras and places.
     halves = [pictures.select(range(first, len(pictures), 2)) for first in (0, 1)]
-    distances["target halves"] = _distance(*halves, extractor)
+    distances["target halves"] = _distance(halves[0], halves[1], extractor)
     return distances
 
 
-def _distance(generated: Sequence, target: Sequence, extractor: FeatureExtractor) -> dict | None:
+def _distance(generated: Any, target: Any, extractor: FeatureExtractor) -> dict | None:
     if min(len(generated), len(target)) < 2:
         return None
     return dataclasses.asdict(measure_distance(generated, target, extractor))
@@ -159,18 +159,20 @@ def _distance(generated: Sequence, target: Sequence, extractor: FeatureExtractor
 # Contact sheets
 
 
-def _draw_sheets(config, work: WorkFolder, target: Dataset, regions: Sequence[dict]) -> list[tuple[str, str]]:
-    """Draws the sheets; gives their paths relative to the page, and what they show."""
+def _draw_sheets(
+    config: FactoryConfig, work: WorkFolder, target: Dataset, regions: Sequence[dict]
+) -> list[tuple[str, str]]:
+    """Draw the sheets and return their paths relative to the page, and what they show."""
     folder, seed = work.folder("report"), config.common.seed
     figures = []
     generated = read_stage_rows(work.kept)
     wanted = _SHEET_PICTURES * _SHEET_ROWS
     ours = [generated[place] for place in choose_rows(len(generated), wanted, seed, "report_sheet")]
     theirs = target.select(choose_rows(len(target), wanted, seed, "report_sheet"))
-    rows = _rows("Target set", [Tile(load_picture(example), example["captions"][0]) for example in theirs])
+    rows = _rows("Target set", [Tile(load_picture(example), example["captions"][0]) for example in map(dict, theirs)])
     rows += _rows("Generated and kept", [Tile(open_picture(work.images, row), row["prompt"]) for row in ours])
     save_picture(draw_sheet(rows, _SHEET_STYLE, "Target set and generated images"), folder / "images.jpg")
-    figures.append(("images.jpg", "Pictures of the target set, and generated ones with their prompts"))
+    figures.append(("images.jpg", "Any of the target set, and generated ones with their prompts"))
     with_boxes = [row for row in regions if row["boxes"]]
     if with_boxes:
         chosen = [with_boxes[place] for place in choose_rows(len(with_boxes), wanted, seed, "report_boxes")]

@@ -1,6 +1,7 @@
-"""Rows that several processes make at once: a part for each while the work goes on, one sorted file at its end."""
+"""Rows that several processes make at once: a part for each during the work, one sorted file at its end."""
 
 import fcntl
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,7 @@ from mra.common.sharding import Shard
 
 
 class RowParts:
-    """
-    Rows of a stage that several processes make, each appending to a file of its own.
+    """Rows of a stage that several processes make, each appending to a file of its own.
 
     Args:
         path: of the whole file, which [`merge`] writes, for example `images/generated.jsonl`.
@@ -25,20 +25,20 @@ class RowParts:
         ValueError: on the first `append`, if another run has the part open.
     """
 
-    def __init__(self, path: str | Path, shard: Shard, key: str = "prompt_id"):
+    def __init__(self, path: str | Path, shard: Shard, key: str = "prompt_id") -> None:
         self.path = Path(path)
         self.key = key
         self._part = self.path.with_name(f"{self.path.stem}-{shard.rank:05d}-of-{shard.world_size:05d}.jsonl")
-        self._file = None
+        self._file: io.FileIO | None = None
 
     def read(self) -> dict[Any, dict[str, Any]]:
-        """All rows that any run has left, whole file and parts, by their key."""
+        """Return all rows that any run has left, in the whole file or in parts, by their key."""
         # The whole file last: a part that another job merges meanwhile is found there.
         rows = [row for file in [*self._parts(), self.path] for row in _read_part(file)]
         return {row[self.key]: row for row in rows}
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Adds rows, for good once this returns."""
+        """Add rows; they are on disk when this returns."""
         with writing_to(self._part):
             if self._file is None:
                 self._open()
@@ -47,13 +47,13 @@ class RowParts:
                 left = left[self._file.write(left) :]
 
     def close(self) -> None:
-        """Closes this process's part."""
+        """Close this process's part."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def merge(self) -> int:
-        """Makes one file of the parts, in the order of the key; for one process, once all are closed. Gives its rows."""
+        """Merge the closed parts into one file in the order of the key and return its number of rows; for one process."""
         rows = self.read()
         write_whole(self.path, to_lines(rows[key] for key in sorted(rows)))
         for part in self._parts():
@@ -63,7 +63,7 @@ class RowParts:
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.path.stem}-*-of-*.jsonl"))
 
-    def _open(self):
+    def _open(self) -> None:
         self._part.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self._part, "ab", buffering=0)  # noqa: SIM115 (open as long as the process works)
         try:

@@ -17,9 +17,10 @@ _SCHEDULERS = {
 }
 
 
-def make_pipeline(base: BaseModel, controlnet: Any, scheduler: str, safety_checker: Any = None, extractor: Any = None):
-    """
-    Puts the parts together for drawing.
+def make_pipeline(
+    base: BaseModel, controlnet: Any, scheduler: str, safety_checker: Any = None, extractor: Any = None
+) -> Any:
+    """Put the parts together for drawing.
 
     Args:
         base: the base model.
@@ -46,19 +47,21 @@ def make_pipeline(base: BaseModel, controlnet: Any, scheduler: str, safety_check
 
 
 def load_safety_checker(name: str, revision: str | None) -> tuple[Any, Any]:
-    """
-    Loads the safety checker of a base model and its image processor.
+    """Load the safety checker of a base model and its image processor.
 
     Raises:
         ValueError: if the model brings none.
     """
     import_diffusers()
-    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from diffusers.pipelines.stable_diffusion import (
+        StableDiffusionSafetyChecker,  # pyright: ignore[reportPrivateImportUsage]  # exported lazily
+    )
     from transformers import CLIPImageProcessor
 
+    options: dict[str, Any] = {"revision": revision}
     try:
-        checker = StableDiffusionSafetyChecker.from_pretrained(name, subfolder="safety_checker", revision=revision)
-        extractor = CLIPImageProcessor.from_pretrained(name, subfolder="feature_extractor", revision=revision)
+        checker = StableDiffusionSafetyChecker.from_pretrained(name, subfolder="safety_checker", **options)
+        extractor = CLIPImageProcessor.from_pretrained(name, subfolder="feature_extractor", **options)
     except OSError as error:
         raise ValueError(
             f"`generate.safety_checker`: {name!r} brings none that can be loaded: {str(error).splitlines()[0]}"
@@ -67,10 +70,9 @@ def load_safety_checker(name: str, revision: str | None) -> tuple[Any, Any]:
 
 
 def draw(
-    pipeline, prompts: list[str], seeds: list[int], conditions: torch.Tensor, section: GenerateSection
+    pipeline: Any, prompts: list[str], seeds: list[int], conditions: torch.Tensor, section: GenerateSection
 ) -> list[Image.Image]:
-    """
-    Draws one image a prompt, each from a generator of its own.
+    """Draw one image a prompt, each from a generator of its own.
 
     Args:
         pipeline: of [`make_pipeline`].

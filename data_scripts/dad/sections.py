@@ -21,8 +21,8 @@ Precision = Literal["fp32", "fp16", "bf16"]
 class CommonSection:
     """What several stages share."""
 
-    work_dir: str | None = option(None, "Folder of everything that the factory makes.", decides=False)
-    dataset: str | None = option(
+    work_dir: str = option(None, "Folder of everything that the factory makes.", decides=False)
+    dataset: str = option(
         None, "Target set with images and captions, as `mra prepare pedes` writes it: folder or Hub id."
     )
     seed: int = option(0, "Seed of training, prompts and images.")
@@ -43,7 +43,7 @@ class CommonSection:
         "0/1", "Share of the work of this run, `index/count`, for jobs on machines apart.", decides=False
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.work_dir is not None, "common.work_dir", "a folder", self.work_dir)
         require(self.dataset is not None, "common.dataset", "a folder or Hub id of a prepared set", self.dataset)
         require(
@@ -111,7 +111,7 @@ class TrainSection:
     hub_model_id: str | None = option(None, "Repository to push to, `user/name`.", decides=False)
     hub_private: bool = option(False, "Make a new repository private.", decides=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(1, "train", self, "per_device_batch_size", "gradient_accumulation_steps", "logging_steps")
         at_least(1, "train", self, "max_train_steps", "save_steps", "validation_steps", "validation_draws")
         at_least(0, "train", self, "num_train_epochs", "num_workers", "validation_pairs", "validation_images")
@@ -134,7 +134,7 @@ class AugmentSection:
     eda_operations: list[str] = option(list(OPERATIONS), "Changes that `eda` chooses from.")
     max_captions: int | None = option(None, "Captions to use, the first of the train split; all when left out.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(1, "augment", self, "prompts_per_caption", "max_captions")
         share("augment", self, "strength")
 
@@ -161,7 +161,7 @@ class GenerateSection:
     safety_checker: bool = option(False, "Load the base model's safety checker, which blackens what it flags.")
     jpeg_quality: int = option(95, "Quality of the JPEG files, 1 to 100.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(1, "generate", self, "num_images", "batch_size", "num_inference_steps", "jpeg_quality")
         require(self.jpeg_quality <= 100, "generate.jpeg_quality", "at most 100", self.jpeg_quality)
         size = self.image_size
@@ -191,7 +191,7 @@ class FilterSection:
     batch_size: int = option(32, "Images that a model sees at a time.")
     dtype: Precision = option("fp32", "Precision of the models' weights.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(1, "filter", self, "min_width", "min_height", "batch_size")
         at_least(2, "filter", self, "calibration_images")
         share("filter", self, "quantile", "person_threshold", "min_person_height")
@@ -207,7 +207,7 @@ class CaptionSection:
     prompt: str | None = option(
         "Describe the image in English",
         "What the model is asked: a question, a task token such as <DETAILED_CAPTION> (Florence-2), or the beginning of "
-        "the caption (BLIP); none lets a model without chat template begin by itself.",
+        "the caption (BLIP); none lets a model without chat template start the text.",
     )
     max_new_tokens: int = option(60, "Longest caption in tokens.")
     num_beams: int = option(1, "Beams of the search.")
@@ -215,7 +215,7 @@ class CaptionSection:
     batch_size: int = option(16, "Images captioned together.")
     dtype: Precision = option("fp32", "Precision of the model's weights.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(1, "caption", self, "max_new_tokens", "num_beams", "batch_size")
 
 
@@ -232,7 +232,7 @@ class GroundSection:
     batch_size: int = option(8, "Images grounded together.")
     dtype: Precision = option("fp32", "Precision of the model's weights.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(1, "ground", self, "batch_size")
         share("ground", self, "box_threshold", "text_threshold", "nms_threshold")
         share("ground", self, "duplicate_threshold", "min_box_side")
@@ -250,7 +250,7 @@ class ReportSection:
     images: int = option(2000, "Images of each set that the distances are measured on.")
     note: str | None = option(None, "What the reader of the page must know first.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(2, "report", self, "images")
 
 

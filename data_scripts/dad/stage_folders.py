@@ -1,5 +1,4 @@
-"""
-The work folder of the factory: names, whole files, rows in parts, and what each stage was made with.
+"""The work folder of the factory: names, whole files, rows in parts, and what each stage was made with.
 
     WORK/controlnet/manifest.json, checkpoints/, final/, validation/, metrics.jsonl
     WORK/prompts/manifest.json, prompts.jsonl    {prompt_id, prompt, source_caption, source_image_id, source_row, edits}
@@ -13,7 +12,7 @@ The work folder of the factory: names, whole files, rows in parts, and what each
 
 `source_row` is the row of the train split, `source_image_id` the person in it. While a stage runs, every process
 appends its rows to a part of its own (`generated-00000-of-00002.jsonl`); at the end the parts become one file, sorted
-by prompt. A killed run goes on from the rows that are there, with any number of processes, and ends with the same file.
+by prompt. A killed run continues from the rows that are there, with any number of processes, and ends with the same file.
 
 `manifest.json` holds the settings that decide a stage's result and a digest of the manifests of the stages it was made
 from. A stage is neither continued with other settings nor made from stages that changed since, once it has made
@@ -26,7 +25,7 @@ import os
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -94,47 +93,57 @@ class WorkFolder:
     root: Path
 
     def folder(self, stage: str) -> Path:
-        """The folder of a stage."""
+        """Return the folder of a stage."""
         return self.root / FOLDERS[stage]
 
     @property
     def controlnet(self) -> Path:
+        """Return the path of the trained ControlNet."""
         return self.folder("train") / "final"
 
     @property
     def prompts(self) -> Path:
+        """Return the path of the prompts."""
         return self.folder("augment") / "prompts.jsonl"
 
     @property
     def images(self) -> Path:
+        """Return the path of the generated images."""
         return self.folder("generate")
 
     @property
     def generated(self) -> Path:
+        """Return the path of the rows of the generated images."""
         return self.images / "generated.jsonl"
 
     @property
     def scores(self) -> Path:
+        """Return the path of the scores of the images."""
         return self.folder("filter") / "scores.jsonl"
 
     @property
     def thresholds(self) -> Path:
+        """Return the path of the thresholds of the filter."""
         return self.folder("filter") / "thresholds.json"
 
     @property
     def kept(self) -> Path:
+        """Return the path of the rows that passed the filter."""
         return self.folder("filter") / "kept.jsonl"
 
     @property
     def captions(self) -> Path:
+        """Return the path of the captions."""
         return self.folder("caption") / "captions.jsonl"
 
     @property
     def regions(self) -> Path:
+        """Return the path of the grounded regions."""
         return self.folder("ground") / "regions.jsonl"
 
     @property
     def annotations(self) -> Path:
+        """Return the path of the annotations in the format of SDA."""
         return self.root / "sda"
 
 
@@ -153,15 +162,19 @@ def image_path(prompt_id: int) -> str:
 
 
 def process_state() -> PartialState:
-    """This process among those that `accelerate launch` started, on the CPU where there is nothing better."""
+    """Return this process among those that `accelerate launch` started, on the CPU if there is nothing better."""
     on_cpu = os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu" or not torch.accelerator.is_available()
     return PartialState(cpu=on_cpu, timeout=_PATIENCE)
 
 
+def device_of(state: PartialState) -> torch.device:
+    """Return the device of a process."""
+    return cast(torch.device, state.device)
+
+
 @dataclass
 class Stage:
-    """
-    One stage of a run, begun by [`begin_stage`].
+    """One stage of a run, started by [`begin_stage`].
 
     Attributes:
         name: of the stage.
@@ -179,19 +192,20 @@ class Stage:
 
     @property
     def folder(self) -> Path:
+        """Return the path of the stage."""
         return self.work.folder(self.name)
 
     @property
     def is_finished(self) -> bool:
-        """Whether an earlier run made everything."""
+        """Return whether an earlier run made everything."""
         return self.manifest["finished"] is not None
 
     def rows(self, path: Path, key: str = "prompt_id") -> RowParts:
-        """The rows of one of the stage's files, with a part for this process."""
+        """Return the rows of one of the stage's files, with a part for this process."""
         return RowParts(path, self.shard, key)
 
     def finish(self, **counts: Any) -> None:
-        """Marks the stage as complete, with what it counted; every process must call this."""
+        """Mark the stage as complete, with what it counted; every process must call this."""
         self.state.wait_for_everyone()
         self.manifest["finished"] = counts
         if self.state.is_main_process:
@@ -199,8 +213,7 @@ class Stage:
         self.state.wait_for_everyone()
 
     def finish_rows(self, rows: RowParts, expected: int, name: str) -> bool:
-        """
-        Merges the parts and marks the stage as complete once no row is missing; every process must call this.
+        """Merge the parts and mark the stage as complete once all rows are there; every process must call this.
 
         Args:
             rows: of [`Stage.rows`].
@@ -216,8 +229,7 @@ class Stage:
         return complete
 
     def merge_rows(self, rows: RowParts, expected: int) -> bool:
-        """
-        Makes one file of the parts once no row is missing; every process must call this.
+        """Merge the parts into one file once all rows are there; every process must call this.
 
         Args:
             rows: of [`Stage.rows`].
@@ -237,8 +249,7 @@ class Stage:
 
 
 def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
-    """
-    Opens a stage for a first run or for going on; every process must call this.
+    """Open a stage to start or to continue it; every process must call this.
 
     Args:
         config: the whole configuration.
@@ -246,7 +257,7 @@ def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
         splits: whether jobs apart (`common.shard`) can share it.
 
     Raises:
-        ValueError: if it was begun with other settings, or a stage it is made from is missing, unfinished or another.
+        ValueError: if it was started with other settings, or a stage it is made from is missing, unfinished or another.
     """
     state, work = process_state(), WorkFolder(Path(config.common.work_dir))
     manifest = _new_manifest(config, name, work)
@@ -270,15 +281,14 @@ def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
 
 
 def _holds_work(folder: Path) -> bool:
-    """Whether a run left more than its settings: one that ended at a mistyped model is begun anew with the right one."""
+    """Return whether a run left more than its settings: one stopped by a mistyped model is restarted with the right one."""
     manifest = read_json(folder / MANIFEST)
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in _SETTINGS)
     return manifest["finished"] is not None or any(True for _ in files)
 
 
 def read_finished(work: WorkFolder, name: str) -> dict[str, Any]:
-    """
-    The manifest of a stage that another builds on.
+    """Return the manifest of a stage that another builds on.
 
     Raises:
         ValueError: if it is missing or unfinished.
@@ -292,27 +302,26 @@ def read_finished(work: WorkFolder, name: str) -> dict[str, Any]:
 
 
 def read_stage_rows(path: str | Path) -> list[dict[str, Any]]:
-    """
-    All rows of a finished stage's JSONL file.
+    """Return all rows of a finished stage's JSONL file.
 
     Raises:
         ValueError: naming file and row, if one cannot be read or lacks a field.
     """
     path = Path(path)
-    mend = f"Remove {path.parent} and run its stage again."
+    advice = f"Remove {path.parent} and run its stage again."
     try:
         rows = list(read_rows(path)) if path.stat().st_size else []  # a stage that keeps nothing writes no row
     except UnreadableJson as error:
-        raise ValueError(f"{path}: line {error.row + 1} is no JSON object: {error.problem}. {mend}") from None
+        raise ValueError(f"{path}: line {error.row + 1} is not a JSON object: {error.problem}. {advice}") from None
     for number, row in enumerate(rows, 1):
         missing = [key for key in _FIELDS[path.stem] if not isinstance(row, dict) or key not in row]
         if missing:
-            raise ValueError(f"{path}: line {number} has no {', '.join(map(repr, missing))}. {mend}")
+            raise ValueError(f"{path}: line {number} has no {', '.join(map(repr, missing))}. {advice}")
     return rows
 
 
 def digest(manifest: dict[str, Any]) -> str:
-    """Names what a stage was made with: equal for equal settings all the way up."""
+    """Return the fingerprint of a stage: equal if its settings and those of all stages before it are equal."""
     text = json.dumps([manifest["stage"], manifest["settings"], manifest["made_from"]], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -337,17 +346,17 @@ def _new_manifest(config: FactoryConfig, name: str, work: WorkFolder) -> dict[st
 
 
 def _refuse_mixture(name: str, work: WorkFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuses to go on with a stage that something else has begun."""
-    mend = f"choose another common.work_dir, or remove {work.folder(name)} and the stages made from it"
+    """Refuse to continue a stage that was started with other settings."""
+    advice = f"choose another common.work_dir, or remove {work.folder(name)} and the stages made from it"
     old, new = before["settings"], now["settings"]
-    if _CONTENT not in old or _CONTENT not in new:  # begun before it was noted, or with a set on the Hub
+    if _CONTENT not in old or _CONTENT not in new:  # started before it was recorded, or with a set on the Hub
         old, new = ({key: value for key, value in both.items() if key != _CONTENT} for both in (old, new))
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if changed:
         listing = ", ".join(f"{key} ({old.get(key)!r} then, {new.get(key)!r} now)" for key in changed)
-        raise ValueError(f"Stage {name!r} was begun with other settings: {listing}. Give the old ones, {mend}.")
+        raise ValueError(f"Stage {name!r} was started with other settings: {listing}. Give the old ones, {advice}.")
     others = [source for source, value in now["made_from"].items() if before["made_from"].get(source) != value]
     if others:
         raise ValueError(
-            f"Stage {name!r} was made from another result of {', '.join(others)} than there is now: {mend}."
+            f"Stage {name!r} was made from another result of {', '.join(others)} than there is now: {advice}."
         )

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from data_scripts.dad.diffusion import BaseModel, Conditions, to_pixels
 from data_scripts.dad.target_set import read_target
@@ -19,8 +20,7 @@ _SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 
 def list_pairs(captions: list[list[str]], fraction: float = 1.0, seed: int = 0) -> list[tuple[int, int]]:
-    """
-    Pairs (row, caption of the row) of a set in order.
+    """Return the pairs (row, caption of the row) of a set in order.
 
     Args:
         captions: of each row.
@@ -41,8 +41,7 @@ def list_pairs(captions: list[list[str]], fraction: float = 1.0, seed: int = 0) 
 
 
 class DenoisingPairs(torch.utils.data.Dataset):
-    """
-    Pairs with the noise and the timestep that a step takes them with.
+    """Pairs with the noise and the timestep that a step takes them with.
 
     An item is asked for by its key (epoch, pair) and is a dict: `pixel_values` `(3, height, width)` in 0..1,
     `conditions` likewise, `input_ids` `(77,)`, `latent_noise` (the draw from the autoencoder) and `noise`
@@ -69,7 +68,7 @@ class DenoisingPairs(torch.utils.data.Dataset):
         purpose: str = "train",
         caption_dropout: float = 0.0,
         flip_probability: float = 0.0,
-    ):
+    ) -> None:
         self.dataset = dataset
         self.pairs = pairs
         self.tokenizer = base.tokenizer
@@ -105,21 +104,21 @@ class DenoisingPairs(torch.utils.data.Dataset):
         }
 
 
-def encode_prompts(tokenizer, prompts: list[str]) -> torch.Tensor:
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> torch.Tensor:
     """Token ids `(prompts, longest length)`, padded and cut to the length that the text encoder takes."""
     return tokenizer(
         prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
     ).input_ids
 
 
-def count_cut(tokenizer, prompts: list[str]) -> int:
-    """How many prompts are longer than the text encoder reads: their ends are lost."""
+def count_cut(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> int:
+    """Count the prompts that are longer than the text encoder reads; their ends are lost."""
     lengths = tokenizer(prompts, padding=False, truncation=False, verbose=False)["input_ids"] if prompts else []
     return sum(len(ids) > tokenizer.model_max_length for ids in lengths)
 
 
-def warn_of_cut(tokenizer, texts: list[str], name: str, effect: str) -> None:
-    """Tells how many texts the text encoder does not read to their end, what they are and what comes of it."""
+def warn_of_cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], name: str, effect: str) -> None:
+    """Warn of the texts that the text encoder truncates: how many, which, and the consequence."""
     cut = count_cut(tokenizer, texts)
     if cut:
         logger.warning(

@@ -1,6 +1,6 @@
 """The target set as the stages read it: a prepared set of images with captions, and clear words where it is none."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 from datasets import Dataset
 
@@ -12,9 +12,16 @@ from mra.retrieval.encode import undecoded
 _COLUMNS = ("image", "captions", "image_id")
 
 
+@overload
+def load_target(name: str, split: Literal["train"] = "train") -> Dataset: ...
+
+
+@overload
+def load_target(name: str, split: str) -> Dataset | None: ...
+
+
 def load_target(name: str, split: str = "train") -> Dataset | None:
-    """
-    Loads a split of the target set.
+    """Load a split of the target set.
 
     Args:
         name: folder or Hub id, `common.dataset`.
@@ -37,8 +44,7 @@ def load_target(name: str, split: str = "train") -> Dataset | None:
 
 
 def read_target(rows: Dataset, row: int) -> dict[str, Any]:
-    """
-    Reads one row, its image decoded to RGB.
+    """Read one row, its image decoded to RGB.
 
     Raises:
         ValueError: naming the row, if the image does not decode.

@@ -10,8 +10,7 @@ from data_scripts.dad.reading import load_pretrained
 
 
 class TextScorer:
-    """
-    Cosine of an image's and its text's embeddings.
+    """Cosine of an image's and its text's embeddings.
 
     Args:
         name: folder or Hub id.
@@ -21,7 +20,7 @@ class TextScorer:
         ValueError: if there is no such model, or it has no common space.
     """
 
-    def __init__(self, name: str, dtype=torch.float32, device: str | torch.device = "cpu"):
+    def __init__(self, name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
         from transformers import AutoModel, AutoProcessor
 
         argument = "filter.score_model"
@@ -34,7 +33,7 @@ class TextScorer:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
-        """Scores of pairs, -1 to 1; texts past the model's length are cut."""
+        """Score pairs from -1 to 1; texts are cut at the model's length."""
         inputs = self.processor(
             images=list(images), text=list(texts), padding=self.padding, truncation=True, return_tensors="pt"
         ).to(self.model.device)

@@ -1,27 +1,31 @@
-"""
-Train a ControlNet that pulls a frozen Stable Diffusion towards the target set (paper, section on domain-aligned data).
+"""Train a ControlNet that pulls a frozen Stable Diffusion towards the target set (paper, section on domain-aligned data).
 
 One process, or the eight GPUs of a machine:
 
     python -m data_scripts.dad.train_dad --config recipes/dad/cuhk.yaml --common.base_model FOLDER_OR_ID
     accelerate launch --multi_gpu --num_processes 8 -m data_scripts.dad.train_dad --config recipes/dad/cuhk.yaml ...
 
-The same command goes on after an interruption. SIGTERM saves a checkpoint and ends the run.
+The same command continues after an interruption. SIGTERM saves a checkpoint and ends the run.
 """
 
 import signal
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
+from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from data_scripts.dad.command import run_stage
+from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.controlnet_card import build_controlnet_card, save_controlnet
-from data_scripts.dad.diffusion import Conditions, create_controlnet, load_base, to_latents, training_target
-from data_scripts.dad.stage_folders import begin_stage
+from data_scripts.dad.diffusion import BaseModel, Conditions, create_controlnet, load_base, to_latents, training_target
+from data_scripts.dad.sections import TrainSection
+from data_scripts.dad.stage_folders import Stage, begin_stage
 from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs, warn_of_cut
 from data_scripts.dad.target_set import load_target
 from data_scripts.dad.training_validation import Validation, read_errors
@@ -49,8 +53,10 @@ logger = get_logger(__name__)
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def split_arguments(train, seed, output_dir):
-    """The section as the arguments that the helpers of the training scripts take."""
+def split_arguments(
+    train: TrainSection, seed: int, output_dir: str | Path
+) -> tuple[RunArguments, OptimizationArguments]:
+    """Return the section as the arguments that the helpers of the training scripts take."""
     run = RunArguments(
         output_dir=str(output_dir),
         num_train_epochs=train.num_train_epochs,
@@ -75,8 +81,8 @@ def split_arguments(train, seed, output_dir):
     return run, optim
 
 
-def build_loader(dataset, sampler, train, seed):
-    """Batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
+def build_loader(dataset: DenoisingPairs, sampler: KeyedSampler, train: TrainSection, seed: int) -> DataLoader:
+    """Build a loader of batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
     return DataLoader(
         dataset,
         batch_size=train.per_device_batch_size,
@@ -89,9 +95,8 @@ def build_loader(dataset, sampler, train, seed):
     )
 
 
-def denoising_errors(controlnet, base, batch):
-    """
-    Squared error of each pair's prediction, meant over its latents: `(batch,)`.
+def denoising_errors(controlnet: nn.Module, base: BaseModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Squared error of each pair's prediction, meant over its latents: `(batch,)`.
 
     Args:
         controlnet: the prepared model.
@@ -116,8 +121,8 @@ def denoising_errors(controlnet, base, batch):
     return F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
 
 
-def push_once(stage, config):
-    """Pushes the trained ControlNet where that is asked for and was not done, also when it was trained before."""
+def push_once(stage: Stage, config: FactoryConfig) -> None:
+    """Push the trained ControlNet if requested and not done yet, also if an earlier run trained it."""
     train, finished = config.train, stage.manifest["finished"]
     if not train.push_to_hub or finished.get("pushed_to") == train.hub_model_id:
         return
@@ -129,8 +134,8 @@ def push_once(stage, config):
     stage.finish(**finished | {"pushed_to": train.hub_model_id})
 
 
-def run(config) -> None:
-    """Trains, or goes on training, what the configuration names."""
+def run(config: FactoryConfig) -> None:
+    """Train what the configuration names, or continue its training."""
     # Parse
     common, train = config.common, config.train
     stage = begin_stage(config, "train", splits=False)
@@ -239,7 +244,7 @@ def run(config) -> None:
                 if is_due:
                     checkpointer.save(state.step)
                 if is_stopped:
-                    logger.info(f"Stopped by SIGTERM after step {state.step}; the same command goes on from there.")
+                    logger.info(f"Stopped by SIGTERM after step {state.step}; the same command continues from there.")
                     accelerator.end_training()
                     raise SystemExit(128 + signal.SIGTERM)
         state.end_epoch()

@@ -1,20 +1,25 @@
 """Validation while the ControlNet is trained: the denoising error under fixed noise, and pictures."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from PIL import Image
+from torch import nn
 from torch.utils.data import default_collate
 
-from data_scripts.dad.diffusion import Conditions
+from data_scripts.dad.config import FactoryConfig
+from data_scripts.dad.diffusion import BaseModel, Conditions
 from data_scripts.dad.sampling import draw, make_pipeline
 from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs
 from data_scripts.dad.target_set import load_target
 from mra.common.files import write_whole
 from mra.common.sharding import Shard, cut_batches
-from mra.training.metrics_log import METRICS_FILE, read_records
+from mra.training.metrics_log import METRICS_FILE, MetricsLog, read_records
 from mra.training.order import key_to_seed
 
 
@@ -22,8 +27,7 @@ logger = get_logger(__name__)
 
 
 class Validation:
-    """
-    Measures pairs of the validation split, spread evenly over it, at the same noises and timesteps every time.
+    """Measures pairs of the validation split, spread evenly over it, at the same noises and timesteps every time.
 
     Where the set has no validation split, or the folder of condition images none for it (`validation/<row>.png`),
     nothing is measured and a warning says so.
@@ -36,12 +40,19 @@ class Validation:
         errors: gives each pair's error from ControlNet, base and batch.
     """
 
-    def __init__(self, accelerator, base, config, folder, errors):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        base: BaseModel,
+        config: FactoryConfig,
+        folder: Path,
+        errors: Callable[[nn.Module, BaseModel, Any], torch.Tensor],
+    ) -> None:
         self.accelerator, self.base, self.config, self.errors = accelerator, base, config, errors
         self.folder = Path(folder)
         self.dataset = self._make_dataset()
         draws = config.train.validation_draws if self.dataset else 0
-        self.keys = [(epoch, pair) for epoch in range(draws) for pair in range(len(self.dataset))]
+        self.keys = [(epoch, pair) for epoch in range(draws) for pair in range(len(self.dataset or ()))]
 
     def _make_dataset(self) -> DenoisingPairs | None:
         common, train = self.config.common, self.config.train
@@ -60,25 +71,26 @@ class Validation:
         return DenoisingPairs(rows, pairs, self.base, conditions, common.seed, purpose="validation")
 
     def is_due(self, step: int, total_steps: int) -> bool:
-        """Whether to validate after this optimizer step."""
+        """Return whether to validate after this optimizer step."""
         every = self.config.train.validation_steps
         return step == total_steps or (every is not None and step % every == 0)
 
-    def run(self, controlnet, log, step: int) -> None:
-        """Logs the error and draws the pictures; every process must call this."""
+    def run(self, controlnet: nn.Module, log: MetricsLog, step: int) -> None:
+        """Log the error and draws the pictures; every process must call this."""
         if self.dataset is None:
             return
         controlnet.eval()
         if self.config.train.validation_pairs:
             log.write(validation={"mse": self.measure(controlnet)})
         if self.config.train.validation_images and self.accelerator.is_main_process:
-            self.draw(self.accelerator.unwrap_model(controlnet), step)
+            self.draw(cast(nn.Module, self.accelerator.unwrap_model(controlnet)), step)
         self.accelerator.wait_for_everyone()
         controlnet.train()
 
     @torch.no_grad()
-    def measure(self, controlnet) -> float:
+    def measure(self, controlnet: nn.Module) -> float:
         """Mean squared error over pairs and draws; the number of processes does not change what is measured."""
+        assert self.dataset is not None
         keys = [key for key in self.keys if key[1] < self.config.train.validation_pairs]
         device = self.accelerator.device
         found = torch.zeros(len(keys), device=device)
@@ -88,12 +100,13 @@ class Validation:
             items = {name: tensor.to(device) for name, tensor in items.items()}
             with self.accelerator.autocast():
                 found[batch.start : batch.stop] = self.errors(controlnet, self.base, items).float()
-        return self.accelerator.reduce(found, "sum").double().mean().item()
+        return cast(torch.Tensor, self.accelerator.reduce(found, "sum")).double().mean().item()
 
     @torch.no_grad()
-    def draw(self, controlnet, step: int) -> None:
-        """Writes `step_<step>.png`: real images above, below them what is drawn from their captions."""
+    def draw(self, controlnet: nn.Module, step: int) -> None:
+        """Write `step_<step>.png`: real images above, below them what is drawn from their captions."""
         common, generate = self.config.common, self.config.generate
+        assert self.dataset is not None
         count = min(len(self.dataset), self.config.train.validation_images)
         items = [self.dataset[0, pair] for pair in range(count)]
         prompts = [self.dataset.dataset[row]["captions"][index] for row, index in self.dataset.pairs[:count]]
@@ -118,6 +131,6 @@ class Validation:
 
 
 def read_errors(output_dir: str | Path) -> dict[int, float]:
-    """The validation errors that a run has logged: optimizer step -> mean squared error."""
+    """Return the validation errors that a run has logged: optimizer step -> mean squared error."""
     records = read_records(Path(output_dir) / METRICS_FILE)
     return {record["step"]: record["validation"]["mse"] for record in records if "validation" in record}

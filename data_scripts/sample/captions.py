@@ -1,6 +1,7 @@
 """Captions of the sample set: what a person who sees one crop would write, and what of it each box shows."""
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from data_scripts.sample.people import OPEN_GARMENTS, Person, Scene
@@ -78,8 +79,7 @@ PATTERN_WORDS = {
 
 @dataclass
 class Caption:
-    """
-    A caption and what it says.
+    """A caption and what it says.
 
     `phrases` names the noun phrase of each part that the caption speaks of; `facts` maps an attribute to the values
     that the caption leaves possible.
@@ -91,7 +91,7 @@ class Caption:
 
 
 def _describe(colour: str, name: str) -> str:
-    """Puts a colour (with its space, or empty) where it stands in English: a long green coat, a green knit hat."""
+    """Put a colour (with its space, or empty) where English puts it: a long green coat, a green knit hat."""
     first, _, rest = name.partition(" ")
     if rest and (first in ("long", "short", "open") or first.endswith("-length")):
         if rest.startswith("open "):
@@ -107,11 +107,11 @@ def _article(phrase: str) -> str:
 class _Teller:
     """Words one caption of one crop: chooses what to leave out and how to call the rest."""
 
-    def __init__(self, person: Person, scene: Scene, rng: random.Random):
+    def __init__(self, person: Person, scene: Scene, rng: random.Random) -> None:
         self.person, self.scene, self.rng = person, scene, rng
         self.caption = Caption()
 
-    def _name(self, table, kind, attribute) -> str:
+    def _name(self, table: Mapping[str, Sequence[str]], kind: str, attribute: str) -> str:
         exact, coarse = table[kind]
         if coarse and self.rng.random() < COARSE:
             name = self.rng.choice(coarse)
@@ -120,14 +120,21 @@ class _Teller:
         self.caption.facts[attribute] = NAME_MEANS.get(name, {kind})
         return name
 
-    def _colour(self, colour, attribute, names=COLOUR_NAMES, certain=False) -> str:
+    def _colour(
+        self,
+        colour: str | None,
+        attribute: str,
+        names: Mapping[str, Sequence[str]] = COLOUR_NAMES,
+        certain: bool = False,
+    ) -> str:
+        assert colour is not None, f"{attribute} of a part that is not there"
         if not certain and self.rng.random() < DROP_COLOUR:
             return ""
         self.caption.facts[attribute] = {colour}
         return self.rng.choice(names.get(colour, (colour,))) + " "
 
     def subject(self) -> tuple[str, str]:
-        """Returns the bare subject and its pronoun."""
+        """Return the bare subject and its pronoun."""
         if self.rng.random() < 0.05:
             return self.rng.choice(("person", "pedestrian")), "the person"
         gender = self.person.gender
@@ -136,7 +143,7 @@ class _Teller:
         return self.rng.choices(names, weights)[0], PRONOUNS[gender]
 
     def upper(self) -> str:
-        """Words the upper garment, its pattern where the view shows it, and what is worn under an open one."""
+        """Describe the upper garment, its pattern if the view shows it, and what is worn under an open one."""
         person, rng, facts = self.person, self.rng, self.caption.facts
         pattern = "plain" if person.pattern == "logo" and self.scene.view != "front" else person.pattern
         name = self._name(UPPER, person.upper, "upper")
@@ -175,7 +182,7 @@ class _Teller:
         return _article(f"{first} {name} with {second} {rng.choice(marks[pattern])}")
 
     def lower(self) -> str | None:
-        """Words the lower garment."""
+        """Describe the lower garment."""
         person = self.person
         if person.lower is None or self.rng.random() < DROP_NOUN / 3:
             return None
@@ -189,7 +196,7 @@ class _Teller:
         return phrase
 
     def shoes(self) -> str | None:
-        """Words the shoes where they are seen."""
+        """Describe the shoes if they are visible."""
         if not self.scene.shoes_visible or self.rng.random() < DROP_NOUN:
             return None
         name = self._name(SHOES, self.person.shoes, "shoes")
@@ -200,7 +207,7 @@ class _Teller:
         return phrase
 
     def hat(self) -> str | None:
-        """Words the hat."""
+        """Describe the hat."""
         if self.person.hat is None or self.rng.random() < DROP_NOUN:
             return None
         name = self._name(HATS, self.person.hat, "hat")
@@ -209,7 +216,7 @@ class _Teller:
         return phrase
 
     def hair(self) -> str | None:
-        """Words the hair; under a hat only what hangs out of it, and a ponytail is not seen from the front."""
+        """Describe the visible hair: only what hangs out of a hat, and not a ponytail from the front."""
         person, rng, facts = self.person, self.rng, self.caption.facts
         hidden = person.hat and person.hair in ("short", "bald")
         if hidden or rng.random() < DROP_NOUN:
@@ -237,7 +244,7 @@ class _Teller:
         return phrase
 
     def bag(self) -> str | None:
-        """Words the bag, or now and then that there is none."""
+        """Describe the bag, or sometimes its absence."""
         person, rng = self.person, self.rng
         if person.bag is None:
             if rng.random() < 0.18:
@@ -252,7 +259,7 @@ class _Teller:
         return phrase
 
 
-def _join(items) -> str:
+def _join(items: Sequence[str | None]) -> str:
     *items, last = [item for item in items if item] or [""]
     return f"{', '.join(items)} and {last}" if items else last
 
@@ -268,11 +275,11 @@ def _carrying(person: Person, scene: Scene, phrase: str, rng: random.Random) -> 
     }
     if rng.random() < 0.3:
         return f"carrying {phrase}" if person.bag != "suitcase" else f"pulling {phrase}"
-    return rng.choice(verbs[person.bag]).format(phrase)
+    return rng.choice(verbs[str(person.bag)]).format(phrase)
 
 
 def _street_sentences(person: Person, scene: Scene, told: dict, rng: random.Random) -> str:
-    """Words a caption as annotators of surveillance crops do: one to three sentences."""
+    """Write a caption as annotators of surveillance crops do: one to three sentences."""
     noun, pronoun = told["subject"]
     he, his = pronoun.capitalize(), {"he": "his", "she": "her"}.get(pronoun, "the")
     upper, lower, shoes, hat, hair = (told[part] for part in ("upper", "lower", "shoes", "hat", "hair"))
@@ -281,6 +288,7 @@ def _street_sentences(person: Person, scene: Scene, told: dict, rng: random.Rand
     a, the = f"A {noun}", rng.choice((f"The {noun}", f"This {noun}"))
     with_hair = f" with {hair}" if hair else ""
     style = rng.randrange(6)
+    sentences: list[str | None]
     if style == 0:
         sentences = [f"{a}{with_hair} wearing {_join([hat, upper, lower, shoes])}.", carries]
     elif style == 1:
@@ -314,7 +322,7 @@ def _street_sentences(person: Person, scene: Scene, told: dict, rng: random.Rand
 
 
 def _prompt_sentence(person: Person, scene: Scene, told: dict, rng: random.Random) -> str:
-    """Words a caption as the prompts of the pretraining set are: one lower-case sentence without a full stop."""
+    """Write a caption like the prompts of the pretraining set: one lower-case sentence without a full stop."""
     noun, _ = told["subject"]
     hair, carrying = told["hair"], _carrying(person, scene, told["bag"], rng) if told["bag"] else None
     worn = [told["hat"], told["upper"], told["lower"], told["shoes"]]
@@ -330,12 +338,11 @@ def _prompt_sentence(person: Person, scene: Scene, told: dict, rng: random.Rando
 
 
 def write_caption(person: Person, scene: Scene, rng: random.Random, style: str = "street") -> Caption:
-    """
-    Writes a caption of one crop.
+    """Write a caption of one crop.
 
     Args:
         person: who is in it.
-        scene: how it is taken: what it hides is not told.
+        scene: how it is taken: what it hides is not mentioned.
         rng: where the choice of words comes from.
         style: `street` for one to three sentences, `prompt` for one lower-case clause.
 
@@ -357,7 +364,7 @@ def write_caption(person: Person, scene: Scene, rng: random.Random, style: str =
 
 
 def write_two_captions(person: Person, scene: Scene, rng: random.Random) -> list[Caption]:
-    """Writes two different captions of one crop, as two annotators would."""
+    """Write two different captions of one crop, as two annotators would."""
     first = write_caption(person, scene, rng)
     second = first
     while second.text == first.text:

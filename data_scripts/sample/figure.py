@@ -1,5 +1,4 @@
-"""
-Drawing of one person of the sample set, as polygons in figure units.
+"""Drawing of one person of the sample set, as polygons in figure units.
 
 Figure units: x is 0 on the body's axis, y runs from 0 (crown) to 100 (soles). A figure seen from the side faces +x.
 """
@@ -7,30 +6,38 @@ Figure units: x is 0 on the body's axis, y runs from 0 (crown) to 100 (soles). A
 import itertools
 import math
 import random
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
 from data_scripts.sample.people import COLOURS, HAIR_COLOURS, SKIN_TONES, Person, Scene
 
 
-def shaded(colour, factor: float) -> tuple[int, int, int]:
-    """Multiplies a colour's channels (0..255) by a factor, clipped."""
+Colour = tuple[int, ...]  # red, green, blue
+Fill = Colour | Image.Image
+Point = tuple[float, float]
+Points = Sequence[Point]
+Joints = Sequence[tuple[float, float, float]]  # x, y, radius
+
+
+def shaded(colour: Sequence[float], factor: float) -> Colour:
+    """Multiply a colour's channels (0..255) by a factor, clipped."""
     return tuple(min(255, max(0, round(channel * factor))) for channel in colour[:3])
 
 
-def smooth(points, rounds: int = 2):
-    """Cuts the corners of a closed polygon (Chaikin's scheme)."""
+def smooth(points: Points, rounds: int = 2) -> Points:
+    """Cut the corners of a closed polygon (Chaikin's scheme)."""
     for _ in range(rounds):
         cut = []
-        for (ax, ay), (bx, by) in zip(points, points[1:] + points[:1], strict=True):
+        for (ax, ay), (bx, by) in zip(points, [*points[1:], *points[:1]], strict=True):
             cut.append((0.75 * ax + 0.25 * bx, 0.75 * ay + 0.25 * by))
             cut.append((0.25 * ax + 0.75 * bx, 0.25 * ay + 0.75 * by))
         points = cut
     return points
 
 
-def rounded(left, top, right, bottom, radius):
-    """Outlines a rectangle with round corners."""
+def rounded(left: float, top: float, right: float, bottom: float, radius: float) -> Points:
+    """Outline a rectangle with round corners."""
     points = []
     corners = ((right, top, -90), (right, bottom, 0), (left, bottom, 90), (left, top, 180))
     for x, y, start in corners:
@@ -43,24 +50,23 @@ def rounded(left, top, right, bottom, radius):
 
 
 class Pen:
-    """
-    Draws in figure units on a transparent canvas and keeps what each named part covers.
+    """Draws in figure units on a transparent canvas and keeps what each named part covers.
 
     `extents[part]` is [left, top, right, bottom] in canvas pixels.
     """
 
-    def __init__(self, size, origin, scale, mirrored):
+    def __init__(self, size: tuple[int, int], origin: Point, scale: float, mirrored: bool) -> None:
         self.image = Image.new("RGBA", size, (0, 0, 0, 0))
         self.draw = ImageDraw.Draw(self.image)
         self.origin, self.scale, self.sign = origin, scale, -1 if mirrored else 1
         self.extents: dict[str, list[float]] = {}
 
-    def place(self, points):
-        """Maps points from figure units to canvas pixels."""
+    def place(self, points: Points) -> Points:
+        """Map points from figure units to canvas pixels."""
         (ox, oy), s = self.origin, self.scale
         return [(ox + self.sign * s * x, oy + s * y) for x, y in points]
 
-    def _record(self, part, pixels):
+    def _record(self, part: str | None, pixels: Points) -> None:
         if part is None:
             return
         xs, ys = [p[0] for p in pixels], [p[1] for p in pixels]
@@ -70,8 +76,8 @@ class Pen:
             box = [min(old[0], box[0]), min(old[1], box[1]), max(old[2], box[2]), max(old[3], box[3])]
         self.extents[part] = box
 
-    def polygon(self, part, points, fill, rounds=0):
-        """Fills a polygon with a colour or, where `fill` is an image of the canvas's size, with what that shows."""
+    def polygon(self, part: str | None, points: Points, fill: Fill, rounds: int = 0) -> None:
+        """Fill a polygon with a colour or, if `fill` is an image of the canvas's size, with that image."""
         pixels = self.place(smooth(points, rounds) if rounds else points)
         self._record(part, pixels)
         if not isinstance(fill, Image.Image):
@@ -86,14 +92,24 @@ class Pen:
         ImageDraw.Draw(mask).polygon([(x - left, y - top) for x, y in pixels], fill=255)
         self.image.paste(fill.crop((left, top, right, bottom)), (left, top), mask)
 
-    def ellipse(self, part, x, y, rx, ry, fill, start=0, end=360):
-        """Fills an ellipse, or the arc of it between two angles (degrees, clockwise from +x)."""
+    def ellipse(
+        self,
+        part: str | None,
+        x: float,
+        y: float,
+        rx: float,
+        ry: float,
+        fill: Fill,
+        start: float = 0,
+        end: float = 360,
+    ) -> None:
+        """Fill an ellipse, or the arc of it between two angles (degrees, clockwise from +x)."""
         steps = 28
         angles = [math.radians(start + (end - start) * i / steps) for i in range(steps + 1)]
         self.polygon(part, [(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles], fill)
 
-    def limb(self, part, joints, fill, outline=None):
-        """Fills a limb: joints (x, y, radius) joined by tapering segments with round ends."""
+    def limb(self, part: str | None, joints: Joints, fill: Fill, outline: Fill | None = None) -> None:
+        """Fill a limb: joints (x, y, radius) joined by tapering segments with round ends."""
         if outline is not None:
             self.limb(None, [(x, y, r + 0.55) for x, y, r in joints], outline)
         for (ax, ay, ar), (bx, by, br) in itertools.pairwise(joints):
@@ -105,16 +121,16 @@ class Pen:
         for x, y, r in joints:
             self.ellipse(part, x, y, r, r, fill)
 
-    def line(self, points, fill, width):
-        """Draws an open line; `width` in figure units."""
+    def line(self, points: Points, fill: Colour, width: float) -> None:
+        """Draw an open line; `width` in figure units."""
         self.draw.line(self.place(points), fill=(*fill, 255), width=max(1, round(width * self.scale)), joint="curve")
 
 
-def fabric(person: Person, pen: Pen, colour):
-    """Paints the upper garment's cloth: a colour, or an image of the canvas's size for a pattern."""
+def fabric(person: Person, pen: Pen, colour: Colour) -> Fill:
+    """Paint the upper garment's cloth: a colour, or an image of the canvas's size for a pattern."""
     if person.pattern in ("plain", "logo"):
         return colour
-    second = COLOURS[person.pattern_colour]
+    second = COLOURS[str(person.pattern_colour)]
     cloth = Image.new("RGBA", pen.image.size, (*colour, 255))
     draw = ImageDraw.Draw(cloth)
     width, height = cloth.size
@@ -145,7 +161,7 @@ def fabric(person: Person, pen: Pen, colour):
 class Figure:
     """One person in one pose: draws every part with a [`Pen`] in the order in which it lies behind the next."""
 
-    def __init__(self, person: Person, scene: Scene, pen: Pen):
+    def __init__(self, person: Person, scene: Scene, pen: Pen) -> None:
         self.person, self.scene, self.pen = person, scene, pen
         self.side = scene.view == "side"
         self.back = scene.view == "back"
@@ -170,7 +186,7 @@ class Figure:
         self.hands: list[tuple[float, float]] = []
 
     def paint(self) -> None:
-        """Draws the whole figure."""
+        """Draw the whole figure."""
         person = self.person
         arms = self._arm_joints()
         self.hands = [joints[2] for joints in arms]
@@ -203,15 +219,15 @@ class Figure:
             hem = self.pen.place([(0, self.hem)])[0][1]
             self.pen.extents["lower"][1] = max(self.pen.extents["lower"][1], hem)
 
-    def _bag(self, factor=1.0):
+    def _bag(self, factor: float = 1.0) -> Colour:
         return shaded(self.colour(self.person.bag_colour), factor)
 
-    def _dark(self, colour, factor=0.7):
+    def _dark(self, colour: Colour, factor: float = 0.7) -> Colour:
         return shaded(colour, factor) if sum(colour) > 150 else tuple(c + 30 for c in colour)
 
     # Limbs
 
-    def _arm_joints(self):
+    def _arm_joints(self) -> list[tuple[Point, Point, Point]]:
         swing = self.scene.stride
         joints = []
         for number, sign in enumerate((-1, 1)):
@@ -233,7 +249,7 @@ class Figure:
             joints.append((shoulder, elbow, wrist))
         return joints
 
-    def _arm(self, joints, far=False):
+    def _arm(self, joints: Sequence[Point], far: bool = False) -> None:
         (sx, sy), (ex, ey), (wx, wy) = joints
         size = self.person.build * (1.0 if self.person.gender == "man" else 0.86)
         skin = shaded(self.skin, 0.8 if far else 1.0)
@@ -257,7 +273,7 @@ class Figure:
         if self.person.upper in ("sweater", "hoodie"):
             self.pen.limb(None, [(wx - 0.4 * dx, wy - 0.4 * dy, 2.1 * size), (wx, wy, 2.0 * size)], self.edge)
 
-    def _leg_joints(self):
+    def _leg_joints(self) -> list[tuple[Point, Point, Point]]:
         stride = self.scene.stride
         legs = []
         for sign in (-1, 1):
@@ -276,7 +292,7 @@ class Figure:
             legs.append((hip, knee, ankle))
         return legs
 
-    def _legs(self):
+    def _legs(self) -> None:
         person = self.person
         build = person.build
         legs = self._leg_joints()
@@ -298,7 +314,7 @@ class Figure:
         elif person.upper == "dress":
             self._skirt(None, "dress", "upper")
 
-    def _trouser_leg(self, hip, knee, ankle, far):
+    def _trouser_leg(self, hip: Point, knee: Point, ankle: Point, far: bool) -> None:
         person, build = self.person, self.person.build
         colour = shaded(self.colour(person.lower_colour), 0.78 if far else 1.0)
         edge = self._dark(colour, 0.66)
@@ -316,7 +332,7 @@ class Figure:
             self.pen.limb(None, [(*thigh, 1.3), (*shin, 0.9)], light)
             self.pen.limb(None, [(cuff[0], cuff[1] - 0.4, narrow), (cuff[0], cuff[1] + 0.4, narrow)], light)
 
-    def _skirt(self, colour_name, kind, part):
+    def _skirt(self, colour_name: str | None, kind: str, part: str) -> None:
         length = {"skirt": 70, "long skirt": 90, "dress": 74}[kind]
         flare = {"skirt": 3.6, "long skirt": 3.0, "dress": 4.2}[kind]
         sway = 1.2 * self.scene.stride
@@ -325,15 +341,15 @@ class Figure:
             waist, hip = waist - 1.2, hip - 1.6
         points = [(-waist, 42), (waist, 42), (hip, 51), (hip + flare + sway, length), (-hip - flare + sway, length)]
         points.append((-hip, 51))
-        colour = self.cloth if colour_name is None else self.colour(colour_name)
-        base = self.upper_colour if colour_name is None else colour
+        base = self.upper_colour if colour_name is None else self.colour(colour_name)
+        colour = self.cloth if colour_name is None else base
         self.pen.polygon(part, points, colour)
         fold = self._dark(base, 0.74)
         for x in (-0.5, 0.05, 0.55):
             self.pen.line([(x * hip, 54), (x * (hip + flare) + sway, length - 0.6)], fold, 0.35)
         self.pen.line([points[4], points[3]], fold, 0.5)
 
-    def _shoe(self, knee, ankle, number, far):
+    def _shoe(self, knee: Point, ankle: Point, number: int, far: bool) -> None:
         person = self.person
         colour = shaded(self.colour(person.shoe_colour), 0.8 if far else 1.0)
         edge = self._dark(colour, 0.6)
@@ -384,11 +400,11 @@ class Figure:
 
     # Trunk
 
-    def _neck(self):
+    def _neck(self) -> None:
         x = 0.2 if self.side else 0.0
         self.pen.limb(None, [(x, 11.5, 2.3), (x, 17.0, 2.5)], shaded(self.skin, 0.86))
 
-    def _torso_outline(self):
+    def _torso_outline(self) -> Points:
         hem, bulk = self.hem, self.bulk
         man = self.person.gender == "man"
         if self.side:
@@ -412,7 +428,7 @@ class Figure:
         right = [(2.7, 15.6), (s - 2.2, 17.6), (s - 0.4, 20.4), (s - 1.6, 28), (w, 39), (h - 0.4, 47), (h, hem)]
         return right + [(-x, y) for x, y in reversed(right)]
 
-    def _torso(self):
+    def _torso(self) -> None:
         person, pen = self.person, self.pen
         outline = self._torso_outline()
         grown = [(x + (0.65 if x > 0 else -0.65), y) for x, y in outline]
@@ -453,7 +469,7 @@ class Figure:
         if person.upper == "dress":
             pen.line([(-self.waist, 41), (self.waist, 41)] if not self.side else [(-5, 41), (5, 41)], self.edge, 1.0)
 
-    def _open_front(self, outline):
+    def _open_front(self, outline: Points) -> None:
         person, pen, hem = self.person, self.pen, self.hem
         inner = self.colour(person.inner_colour)
         if self.back:
@@ -483,7 +499,7 @@ class Figure:
             pocket_y = 43 if person.upper == "jacket" else 52
             pen.line([(sign * (gap + 2.0), pocket_y), (sign * (gap + 4.4), pocket_y - 0.8)], self.edge, 0.6)
 
-    def _shirt_details(self):
+    def _shirt_details(self) -> None:
         pen = self.pen
         collar = shaded(self.upper_colour, 1.12) if sum(self.upper_colour) > 150 else self.edge
         if self.back:
@@ -504,11 +520,11 @@ class Figure:
         for y in range(24, int(self.hem), 6):
             pen.ellipse(None, 0.9, y, 0.55, 0.55, (236, 236, 232) if sum(self.upper_colour) < 480 else (60, 60, 64))
 
-    def _logo(self):
-        pen, colour = self.pen, COLOURS[self.person.pattern_colour]
+    def _logo(self) -> None:
+        pen, colour = self.pen, COLOURS[str(self.person.pattern_colour)]
         x = 1.6 if self.side else 0.0
         wide = 2.6 if self.side else 4.4
-        kind = random.Random(f"{self.person.told}").randrange(3)
+        kind = random.Random(f"{self.person.attributes}").randrange(3)
         if kind == 0:
             pen.ellipse(None, x, 29, wide, 3.9, colour)
             pen.ellipse(None, x, 29, wide * 0.45, 1.7, self.upper_colour)
@@ -520,15 +536,15 @@ class Figure:
 
     # Head
 
-    def _hair_behind(self):
+    def _hair_behind(self) -> None:
         person, pen = self.person, self.pen
         if person.hair != "long" or self.side:
             return
-        colour = HAIR_COLOURS[person.hair_colour]
+        colour = HAIR_COLOURS[str(person.hair_colour)]
         points = [(-4.8, 3), (4.8, 3), (6.2, 9), (6.8, 18), (6.2, 25), (-6.2, 25), (-6.8, 18), (-6.2, 9)]
         pen.polygon("hair", points, shaded(colour, 0.85), 2)
 
-    def _head(self):
+    def _head(self) -> None:
         person = self.person
         hair = HAIR_COLOURS[person.hair_colour] if person.hair_colour else None
         if self.back:
@@ -540,7 +556,7 @@ class Figure:
         if person.hat:
             self._hat()
 
-    def _head_front(self, hair):
+    def _head_front(self, hair: Colour | None) -> None:
         person, pen, skin = self.person, self.pen, self.skin
         for sign in (-1, 1):
             pen.ellipse(None, sign * 4.6, 8.6, 0.9, 1.4, shaded(skin, 0.9))
@@ -563,7 +579,7 @@ class Figure:
         lips = (176, 60, 64) if person.gender == "woman" else shaded(skin, 0.62)
         pen.line([(-1.3, 11.9), (1.3, 11.9)], lips, 0.6)
 
-    def _head_back(self, hair):
+    def _head_back(self, hair: Colour | None) -> None:
         person, pen = self.person, self.pen
         for sign in (-1, 1):
             pen.ellipse(None, sign * 4.7, 8.6, 0.9, 1.4, shaded(self.skin, 0.9))
@@ -588,7 +604,7 @@ class Figure:
             pen.polygon("hair", [(-1.2, 8), (1.2, 8), (2.0, 14), (1.6, 22), (0, 26), (-1.6, 22), (-2.0, 14)], hair, 2)
             pen.line([(-1.6, 8.2), (1.6, 8.2)], (190, 40, 60), 0.9)
 
-    def _head_side(self, hair):
+    def _head_side(self, hair: Colour | None) -> None:
         person, pen, skin = self.person, self.pen, self.skin
         pen.polygon(None, [(4.6, 7.4), (6.7, 9.8), (4.6, 10.6)], skin)
         if hair is None:
@@ -610,7 +626,7 @@ class Figure:
         pen.ellipse(None, 3.9, 8.0, 0.55, 0.55, (40, 30, 28))
         pen.line([(4.0, 12.0), (5.3, 11.9)], (176, 60, 64) if person.gender == "woman" else shaded(skin, 0.62), 0.6)
 
-    def _hat(self):
+    def _hat(self) -> None:
         person, pen = self.person, self.pen
         colour = self.colour(person.hat_colour)
         dark = self._dark(colour, 0.72)
@@ -639,7 +655,7 @@ class Figure:
 
     # Bags
 
-    def _backpack(self):
+    def _backpack(self) -> None:
         pen, colour, dark = self.pen, self._bag(), self._dark(self._bag(), 0.68)
         if self.back:
             pack = [
@@ -665,14 +681,14 @@ class Figure:
             strap = [(sign * 5.0, 16.6, 1.35), (sign * 6.0, 27, 1.35), (sign * (self.waist - 0.4), 37, 1.2)]
             pen.limb("bag", strap, colour, dark)
 
-    def _backpack_side(self):
+    def _backpack_side(self) -> None:
         pen, colour, dark = self.pen, self._bag(), self._dark(self._bag(), 0.68)
         pack = [(-4, 18.5), (-9, 18.5), (-12.6, 22), (-14.2, 34), (-13.2, 44), (-5, 45.6)]
         pen.polygon("bag", [(x * 1.04, y + 0.3) for x, y in pack], dark, 1)
         pen.polygon("bag", pack, colour, 1)
         pen.line([(-10.6, 21), (-11, 43)], dark, 0.6)
 
-    def _handbag(self):
+    def _handbag(self) -> None:
         pen, colour, dark = self.pen, self._bag(), self._dark(self._bag(), 0.68)
         x, y = self.hands[1]
         y += 2.6
@@ -684,7 +700,7 @@ class Figure:
         pen.polygon("bag", body, colour)
         pen.line([(x - 4.6, y + 8.0), (x + 4.6, y + 8.0)], dark, 0.6)
 
-    def _shoulder_bag(self):
+    def _shoulder_bag(self) -> None:
         pen, colour, dark = self.pen, self._bag(), self._dark(self._bag(), 0.68)
         if self.side:
             pen.line([(-1.2, 16.8), (2.6, 30), (2.4, 44)], dark, 1.5)
@@ -700,7 +716,7 @@ class Figure:
         )
         pen.line([(x - 4.9, y + 5), (x + 4.9, y + 5)], dark, 0.6)
 
-    def _suitcase(self):
+    def _suitcase(self) -> None:
         pen, colour, dark = self.pen, self._bag(), self._dark(self._bag(), 0.68)
         x = -15.5 if self.side else self.shoulder + 8.0
         hand = self.hands[0] if self.side else self.hands[1]

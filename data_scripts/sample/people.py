@@ -1,6 +1,7 @@
 """Who is in the sample set and how each crop is taken: attributes of people, and scenes (view, pose, camera, light)."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 
@@ -77,18 +78,17 @@ class Person:
     tint: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     @property
-    def told(self) -> tuple:
-        """Attributes that captions speak of, in a fixed order: two people of a split never share them all."""
-        return tuple(getattr(self, name) for name in TOLD_ATTRIBUTES)
+    def attributes(self) -> tuple:
+        """Return the attributes that captions mention, in a fixed order: two people of a split never share them all."""
+        return tuple(getattr(self, name) for name in NAMED_ATTRIBUTES)
 
 
-TOLD_ATTRIBUTES = tuple(field.name for field in fields(Person) if field.name not in ("skin", "build", "tint"))
+NAMED_ATTRIBUTES = tuple(field.name for field in fields(Person) if field.name not in ("skin", "build", "tint"))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """
-    How one crop is taken.
+    """How one crop is taken.
 
     `size` is (width, height) in pixels; `top` and `height` place the figure in shares of the crop's height, `centre` in
     shares of its width; `stride`, `arms` and `knee` are the pose in -1..1; `seed` draws what has no name.
@@ -110,11 +110,11 @@ class Scene:
 
     @property
     def shoes_visible(self) -> bool:
-        """Whether the shoes are neither cut off nor hidden."""
+        """Return whether the shoes are neither cut off nor hidden."""
         return self.occlusion not in ("barrier", "cut")
 
 
-def _other(rng: random.Random, values, value):
+def _other(rng: random.Random, values: Sequence[str], value: str | None) -> str:
     return rng.choice([item for item in values if item != value])
 
 
@@ -144,7 +144,7 @@ def _contrasting(rng: random.Random, colour: str) -> str:
 
 
 def draw_person(rng: random.Random) -> Person:
-    """Draws a person's attributes independently of any other's."""
+    """Draw a person's attributes independently of any other's."""
     gender = rng.choice(("man", "woman"))
     styles = {"short": 86, "bald": 8, "long": 6} if gender == "man" else {"long": 52, "ponytail": 26, "short": 22}
     hair = rng.choices(list(styles), list(styles.values()))[0]
@@ -188,8 +188,8 @@ def _untold(rng: random.Random) -> dict:
 
 
 def draw_twin(rng: random.Random, person: Person) -> Person:
-    """Draws a person who differs from another in one attribute that captions tell (and in build and shade)."""
-    changes = [
+    """Draw a person who differs from another in one attribute that captions mention (and in build and shade)."""
+    changes: list[dict[str, str | None]] = [
         {"upper_colour": _other(rng, UPPER_COLOURS, person.upper_colour)},
         {"shoe_colour": _other(rng, SHOE_COLOURS[person.shoes], person.shoe_colour)},
     ]
@@ -218,8 +218,7 @@ def draw_twin(rng: random.Random, person: Person) -> Person:
 
 
 def draw_identities(rng: random.Random, number: int, twin_share: float) -> list[Person]:
-    """
-    Draws people who all differ in what captions tell.
+    """Draw people who all differ in what captions mention.
 
     Args:
         rng: where the draws come from.
@@ -232,10 +231,10 @@ def draw_identities(rng: random.Random, number: int, twin_share: float) -> list[
     people: dict[tuple, Person] = {}
     first = None
     while len(people) < number:
-        twin = first is not None and rng.random() < twin_share
-        person = draw_twin(rng, first) if twin else draw_person(rng)
-        people.setdefault(person.told, person)
-        if not twin:
+        twin_of = first if first is not None and rng.random() < twin_share else None
+        person = draw_person(rng) if twin_of is None else draw_twin(rng, twin_of)
+        people.setdefault(person.attributes, person)
+        if twin_of is None:
             first = person
     drawn = list(people.values())
     rng.shuffle(drawn)
@@ -243,8 +242,7 @@ def draw_identities(rng: random.Random, number: int, twin_share: float) -> list[
 
 
 def draw_scene(rng: random.Random, person: Person, *, view: str, camera: str | None, seed: str) -> Scene:
-    """
-    Draws how a crop is taken.
+    """Draw the view and light of a crop.
 
     Args:
         rng: where the draws come from.

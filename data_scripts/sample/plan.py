@@ -27,7 +27,7 @@ class SampleConfig:
     twin_share: float = option(0.15, "share of people who differ from another of their split in one attribute only")
     seed: int = option(0, "another one gives another set of the same kind")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("sda_pairs", "train_ids", "val_ids", "test_ids", "seed"):
             value = getattr(self, name)
             if value < 0:
@@ -56,7 +56,7 @@ class PlannedPicture:
 
 
 def plan_sda(config: SampleConfig) -> list[PlannedPicture]:
-    """Plans the pretraining domain: each prompt one person, view and caption, and one picture or now and then two."""
+    """Plan the pretraining domain: one person, view and caption for each prompt, with one picture or sometimes two."""
     crops: list[PlannedPicture] = []
     prompt = 0
     while len(crops) < config.sda_pairs:
@@ -76,7 +76,7 @@ def plan_sda(config: SampleConfig) -> list[PlannedPicture]:
 
 
 def plan_pedes(config: SampleConfig) -> list[PlannedPicture]:
-    """Plans the target domain: identities counted from 1 over train, val and test, each seen by several cameras."""
+    """Plan the target domain: identities counted from 1 over train, val and test, each seen by several cameras."""
     crops: list[PlannedPicture] = []
     identity = 0
     for split, number in (("train", config.train_ids), ("val", config.val_ids), ("test", config.test_ids)):
@@ -99,6 +99,6 @@ def plan_pedes(config: SampleConfig) -> list[PlannedPicture]:
 
 
 def shard_name(prompt: int, size: int, prefix: str) -> str:
-    """Names the shard that a prompt belongs to, as `sda_0_5000`."""
+    """Name the shard that a prompt belongs to, as `sda_0_5000`."""
     start = prompt // size * size
     return f"{prefix}_{start}_{start + size}"

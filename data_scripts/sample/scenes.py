@@ -1,6 +1,7 @@
 """Drawing of the sample set's crops: a figure before a camera's background, with its light, blur and what hides it."""
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
@@ -22,7 +23,7 @@ CAMERA_LOOKS = {
 
 
 def _camera_background(rng: random.Random, scene: Scene) -> Image.Image:
-    style, wall, floor, *_ = CAMERA_LOOKS[scene.camera]
+    style, wall, floor, *_ = CAMERA_LOOKS[str(scene.camera)]
     width, height = scene.size
     jitter = rng.uniform(-10, 10)
     wall, floor = ([c + jitter for c in colour] for colour in (wall, floor))
@@ -70,7 +71,14 @@ def _camera_background(rng: random.Random, scene: Scene) -> Image.Image:
     return image
 
 
-def _floor(draw, rng, style, floor, edge, size):
+def _floor(
+    draw: ImageDraw.ImageDraw,
+    rng: random.Random,
+    style: str,
+    floor: Sequence[float],
+    edge: float,
+    size: tuple[int, int],
+) -> None:
     width, height = size
     if style == "park":
         x = rng.uniform(-0.3, 0.5) * width
@@ -147,8 +155,10 @@ def _occlude(image: Image.Image, rng: random.Random, person: Person, scene: Scen
         draw.rectangle((x - w * 0.8, height * 0.55, x + w * 0.8, height), fill=shaded(colour, 0.6))
 
 
-def _light(image: Image.Image, figure: Image.Image, rng: random.Random, noise: np.random.Generator, scene: Scene):
-    """Composes the figure with its rim shading, then applies the camera's light, cast and noise."""
+def _light(
+    image: Image.Image, figure: Image.Image, rng: random.Random, noise: np.random.Generator, scene: Scene
+) -> np.ndarray:
+    """Compose the figure with its rim shading, then apply the camera's light, cast and noise."""
     alpha = figure.getchannel("A")
     radius = 0.022 * scene.size[1]
     soft = ImageChops.offset(alpha.filter(ImageFilter.GaussianBlur(radius)), round(rng.choice((-1, 1)) * radius), 0)
@@ -159,7 +169,7 @@ def _light(image: Image.Image, figure: Image.Image, rng: random.Random, noise: n
     if scene.camera is None:
         gain, cast, sigma = rng.uniform(1.0, 1.12), (1.0, 1.0, 1.0), 1.0
     else:
-        _, _, _, gain, cast, sigma = CAMERA_LOOKS[scene.camera]
+        _, _, _, gain, cast, sigma = CAMERA_LOOKS[str(scene.camera)]
         gain *= rng.uniform(0.78, 1.18)
         cast = tuple(c * rng.uniform(0.97, 1.03) for c in cast)
     fall = np.linspace(rng.uniform(0.93, 1.06), rng.uniform(0.90, 1.03), scene.size[1], dtype=np.float32)
@@ -171,8 +181,7 @@ def _light(image: Image.Image, figure: Image.Image, rng: random.Random, noise: n
 
 
 def render(person: Person, scene: Scene) -> tuple[Image.Image, dict[str, tuple[float, float, float, float]]]:
-    """
-    Draws one crop.
+    """Draw one crop.
 
     Args:
         person: who is in it.
@@ -187,7 +196,7 @@ def render(person: Person, scene: Scene) -> tuple[Image.Image, dict[str, tuple[f
     width, height = scene.size
     factor = SUPERSAMPLING
     scale = factor * scene.height * height / 100
-    aside = {"suitcase": -6.0, "backpack": 3.0 if scene.view == "side" else 0.0}.get(person.bag, 0.0)
+    aside = {"suitcase": -6.0, "backpack": 3.0 if scene.view == "side" else 0.0}.get(person.bag or "", 0.0)
     if person.bag == "suitcase" and scene.view == "side":
         aside = 5.0
     x = factor * width * scene.centre + (-1 if scene.mirrored else 1) * aside * scale
@@ -195,7 +204,7 @@ def render(person: Person, scene: Scene) -> tuple[Image.Image, dict[str, tuple[f
     Figure(person, scene, pen).paint()
     figure = pen.image.reduce(factor)
     box = figure.getchannel("A").getbbox()
-    pen.extents["person"] = [factor * value for value in box]
+    pen.extents["person"] = [factor * value for value in box or (0, 0, 0, 0)]
 
     image = _clean_background(rng, scene) if scene.camera is None else _camera_background(rng, scene)
     shadow = Image.new("L", scene.size, 0)

@@ -1,5 +1,7 @@
 """Retrieval metrics (R@1, R@5, R@10, mAP, mINP) as a module of the `evaluate` library."""
 
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -45,7 +47,7 @@ class Retrieval(evaluate.Metric):
             features=datasets.Features({"ranks": datasets.Sequence(datasets.Value("int64"))}),
         )
 
-    def _compute(self, ranks) -> dict[str, float]:
+    def _compute(self, ranks: Any) -> dict[str, float]:
         average_precision, inverse_negative_penalty, first = [], [], []
         for query, query_ranks in enumerate(ranks):
             ordered = np.unique(np.asarray(query_ranks, dtype=np.int64))

@@ -44,8 +44,7 @@ def find_full_disk(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def writing_to(output: str | Path) -> Iterator[None]:
-    """
-    Name an output where a disk turns out to be full while it is written.
+    """Name an output where a disk turns out to be full while it is written.
 
     Raises:
         FullDiskError: in place of whatever the library that wrote raised.
@@ -71,8 +70,7 @@ def plain_errors(
     errors: tuple[type[Exception], ...] = (ValueError, OSError),
     from_libraries: bool = True,
 ) -> Iterator[None]:
-    """
-    End a command with one sentence where its user can do something about an error.
+    """End a command with one sentence where its user can do something about an error.
 
     Args:
         program: name in front of the sentence.
@@ -95,8 +93,7 @@ def plain_errors(
 
 
 def try_folder(folder: str | Path, option: str) -> None:
-    """
-    Try an output folder, or where it will be made, before hours of work; nothing is left there.
+    """Try an output folder, or where it will be made, before hours of work; nothing is left there.
 
     Args:
         folder: to write into.
@@ -122,8 +119,7 @@ def try_folder(folder: str | Path, option: str) -> None:
 
 
 def try_file(file: str | Path, option: str, suffixes: tuple[str, ...] = ()) -> None:
-    """
-    Try the place of an output file before the work; the file itself is left alone.
+    """Try the place of an output file before the work; the file itself is left alone.
 
     Args:
         file: to write.

@@ -10,6 +10,9 @@ from images_mra import to_rgb
 from mra.common.files import whole_file
 
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 Colour = tuple[int, int, int]
@@ -243,7 +246,7 @@ def save_picture(image: Image.Image, path: str | Path) -> None:
         image.save(unfinished, Image.registered_extensions()[Path(path).suffix.lower()], quality=QUALITY)
 
 
-def wrap_text(text: str, font: ImageFont.ImageFont, width: int, max_lines: int) -> list[str]:
+def wrap_text(text: str, font: Font, width: int, max_lines: int) -> list[str]:
     """Break a text into lines no wider than `width` pixels; what exceeds `max_lines` ends in an ellipsis."""
     lines, line = [], ""
     for word in text.split():

@@ -47,7 +47,7 @@ def git_revision() -> str | None:
 
 @functools.cache
 def describe_environment() -> dict[str, Any]:
-    """Versions of Python and the libraries that are installed, the git revision and the device."""
+    """Return the versions of Python and the installed libraries, the git revision and the device."""
     versions = {}
     for library in _LIBRARIES:
         try:

@@ -2,8 +2,7 @@
 
 
 def extra_needed(what: str, extra: str, error: ImportError) -> ValueError:
-    """
-    Return the error of a library that is not installed, or is installed and cannot be imported.
+    """Return the error of a library that is not installed, or is installed and cannot be imported.
 
     Args:
         what: needs it, in words.

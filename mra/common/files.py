@@ -12,8 +12,9 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from mra.common.command_line import writing_to
 
@@ -28,12 +29,11 @@ _NO_LOCKS = (errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def whole_file(path: str | Path, flush: bool = True) -> Iterator[Path]:
-    """
-    Give a path to write to, with the suffix of the target, which takes the target's name once everything is in it.
+    """Give a path to write to, with the suffix of the target, which takes the target's name once everything is in it.
 
     Args:
         path: of the file; its folder is made, an older file is replaced.
-        flush: write it to the disk before it is renamed. False is for what can be told apart from a damaged file.
+        flush: write it to the disk before it is renamed. False is for what can be distinguished from a damaged file.
 
     Raises:
         FullDiskError: if the disk is full; the older file is unchanged.
@@ -57,8 +57,7 @@ def whole_file(path: str | Path, flush: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """
-    Give an empty folder that takes the name of the target, over an older folder or file, once everything is in it.
+    """Give an empty folder that takes the name of the target, over an older folder or file, once everything is in it.
 
     Args:
         path: of the folder; the folder above is made.
@@ -103,8 +102,7 @@ def replace_folder(source: str | Path, target: str | Path) -> None:
 
 
 def unfinished_path(path: str | Path, token: str | None = None) -> Path:
-    """
-    Return the path beside a target to write it under.
+    """Return the path beside a target to write it under.
 
     Args:
         path: of the target.
@@ -118,8 +116,7 @@ def unfinished_path(path: str | Path, token: str | None = None) -> Path:
 
 
 def clean(path: str | Path) -> list[Path]:
-    """
-    Remove what killed processes left of a target, and give a replaced folder its name back where it has none.
+    """Remove what killed processes left of a target, and give a replaced folder its name back where it has none.
 
     What a living process writes stays.
 
@@ -151,7 +148,7 @@ def _clean(folder: Path, target: str | None = None) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _in_use(path: Path, make) -> Iterator[None]:
+def _in_use(path: Path, make: Callable[[], Any]) -> Iterator[None]:
     """Make a file or folder and hold a lock on it, so that no other process takes it for left behind."""
     make()
     descriptor = os.open(path, os.O_RDONLY)

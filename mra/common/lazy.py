@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are first used, so that importing a package loads none of the heavy libraries."""
+"""Packages whose names are imported on first use, so that importing a package does not load the heavy libraries."""
 
 import importlib
 import sys

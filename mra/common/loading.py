@@ -34,7 +34,7 @@ def load_model(
             "convert a published checkpoint with `mra convert` first"
         )
     try:
-        model, loading = MRAForImageTextRetrieval.from_pretrained(
+        model, loading = MRAForImageTextRetrieval.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  # with info
             path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
         )
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -1,5 +1,4 @@
-"""
-Private interfaces of libraries, each behind one function that does without it where an installed version lacks it.
+"""Private interfaces of libraries, each behind one function that does without it where an installed version lacks it.
 
 tests/project/test_private_interfaces.py lists them, with the hooks of libraries that classes of the project override, and says
 which a new version of a library broke.
@@ -9,6 +8,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 
@@ -23,23 +23,21 @@ def _warn(name: str, consequence: str) -> None:
 
 
 def new_shared_float32(shape: Sequence[int]) -> torch.Tensor:
-    """
-    Return uninitialised float32 in shared memory, which another process can take without a copy.
+    """Return uninitialised float32 in shared memory, which another process can take without a copy.
 
     `torch.UntypedStorage._new_shared`, as `default_collate` uses it, allocates there at once; the public way copies.
     """
     if not hasattr(torch.UntypedStorage, "_new_shared"):
         _warn("torch.UntypedStorage._new_shared", "batches are copied to shared memory")
         return torch.empty(tuple(shape)).share_memory_()
-    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))
+    storage = cast(torch.UntypedStorage, torch.UntypedStorage._new_shared(4 * math.prod(shape)))
     return torch.empty(0).set_(storage, 0, tuple(shape))
 
 
 def pack_linear(
     weight: torch.Tensor, bias: torch.Tensor | None, rows: int, gelu: bool = False
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """
-    Return a linear layer whose weight oneDNN has laid out for itself, as TorchInductor does with frozen weights.
+    """Return a linear layer whose weight oneDNN has laid out for itself, as TorchInductor does with frozen weights.
 
     Args:
         weight: `(out, in)` float32 on the CPU.

@@ -17,17 +17,18 @@ class Shard:
 
     @classmethod
     def current(cls) -> "Shard":
-        """The share of this process in the initialised process group, or all the work where there is none."""
+        """Return the share of this process in the initialised process group, or all the work without a group."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
     @property
     def is_main(self) -> bool:
+        """Return whether this process is the first."""
         return self.rank == 0
 
     def own(self, batches: list) -> list:
-        """The batches of a list that this process owns, in order."""
+        """Return the batches of a list that this process owns, in order."""
         return batches[self.rank :: self.world_size]
 
 

@@ -5,11 +5,14 @@ import os
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 import datasets
 import fsspec
+import fsspec.core
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from accelerate import PartialState
 from accelerate.logging import get_logger
@@ -22,8 +25,7 @@ _OPENING_THREADS = 16
 
 @dataclass(frozen=True)
 class Streaming:
-    """
-    How a set is streamed; see [`~mra.training.order.LaneSampler`].
+    """How a set is streamed; see [`~mra.training.order.LaneSampler`].
 
     Attributes:
         lanes: parts of an epoch that are read side by side.
@@ -37,13 +39,21 @@ class Streaming:
 
     @property
     def lanes_of_a_reader(self) -> int:
-        """Lanes from which one reader's batches come; some of them are others' too if the readers do not divide them."""
+        """Return the number of lanes of one reader's batches; readers share lanes if they do not divide them."""
         return self.lanes // math.gcd(self.lanes, self.num_readers)
 
 
-def make_streaming(args) -> Streaming | None:
-    """
-    Gives the streaming of a run with the processes that `accelerate` started, or None where it is off.
+class StreamingOptions(Protocol):
+    """Options of streaming, as in `DataArguments` of [`mra.training.arguments`]."""
+
+    streaming: bool
+    streaming_lanes: int
+    streaming_buffer: int
+    num_workers: int
+
+
+def make_streaming(args: StreamingOptions) -> Streaming | None:
+    """Return the streaming of a run with the processes that `accelerate` started, or None if it is off.
 
     Args:
         args: a `DataArguments`.
@@ -55,7 +65,7 @@ def make_streaming(args) -> Streaming | None:
     )
     if streaming.lanes % streaming.num_readers:
         logger.warning(
-            f"`streaming_lanes` {streaming.lanes} is no multiple of processes x workers ({streaming.num_readers}): each "
+            f"`streaming_lanes` {streaming.lanes} is not a multiple of processes x workers ({streaming.num_readers}): each "
             f"row group is read by several of them. {streaming.num_readers * math.ceil(16 / streaming.num_readers)} "
             "would not be."
         )
@@ -63,8 +73,7 @@ def make_streaming(args) -> Streaming | None:
 
 
 class StreamedTable:
-    """
-    Rows of Parquet files, read when they are asked for; a stand-in for `datasets.Dataset` in training.
+    """Rows of Parquet files, read when they are asked for; a stand-in for `datasets.Dataset` in training.
 
     Opening reads the files' footers alone. Every process that reads rows opens the files for itself, and keeps the row
     groups that it used last: those of about `buffer` rows over all readers, and a row group or two for each lane.
@@ -75,10 +84,10 @@ class StreamedTable:
         features: of the columns; the files' own when absent.
 
     Raises:
-        ValueError: if there is no file, one is no Parquet file, or the files differ in columns.
+        ValueError: if there is no file, one is not a Parquet file, or the files differ in columns.
     """
 
-    def __init__(self, files: list[str], streaming: Streaming, features: datasets.Features | None = None):
+    def __init__(self, files: list[str], streaming: Streaming, features: datasets.Features | None = None) -> None:
         if not files or not all(str(file).endswith(".parquet") for file in files):
             raise ValueError(
                 f"`streaming` reads Parquet files, got {', '.join(map(str, files[:3])) or 'none'}: prepare the set with "
@@ -113,29 +122,29 @@ class StreamedTable:
 
     @property
     def column_names(self) -> list[str]:
-        """Names of the columns."""
+        """Return the names of the columns."""
         return list(self.features)
 
     @property
     def row_groups(self) -> np.ndarray:
-        """The row group of each row, counted over all files, `(rows,)`."""
+        """Return the row group of each row, counted over all files, `(rows,)`."""
         return np.searchsorted(self._starts, self._rows, side="right") - 1
 
     def select(self, rows: np.ndarray) -> "StreamedTable":
-        """A table of some rows of this one."""
+        """Return a table of some rows of this one."""
         selected = object.__new__(StreamedTable)
         selected.__dict__.update(self.__getstate__())
         selected._rows = self._rows[rows]
         return selected
 
     def select_columns(self, names: list[str]) -> "StreamedTable":
-        """A table of some columns of this one."""
+        """Return a table of some columns of this one."""
         selected = self.select(np.arange(len(self)))
         selected.features = datasets.Features({name: self.features[name] for name in names})
         return selected
 
     def to_dataset(self) -> datasets.Dataset:
-        """All rows in memory."""
+        """Return all rows in memory."""
         return datasets.Dataset.from_dict(self[list(range(len(self)))], features=self.features)
 
     def column(self, name: str) -> pa.Array:
@@ -146,7 +155,7 @@ class StreamedTable:
         return values if len(self) == len(values) and (np.diff(self._rows) == 1).all() else values.take(self._rows)
 
     def __getitem__(self, rows: list[int]) -> dict[str, list]:
-        """Values of some rows by column, images as `bytes` and `path`."""
+        """Return the values of some rows by column, images as `bytes` and `path`."""
         if self._process != os.getpid():  # a forked worker must not share the position in the parent's open files
             self._forget()
             self._process = os.getpid()
@@ -175,21 +184,30 @@ class StreamedTable:
 
     @property
     def _capacity(self) -> int:
-        """Rows that this reader needs at a time: a run of each of its lanes, and the row groups that it cuts."""
+        """Return the rows that this reader needs at a time: a run of each of its lanes, and the row groups that it cuts."""
         lane = self.streaming.buffer // self.streaming.lanes + 2 * self._longest
         return self.streaming.lanes_of_a_reader * lane
 
 
-def arrow_column(table: datasets.Dataset | StreamedTable, name: str):
-    """A column of either kind of table as one Arrow array, the other columns (images) untouched."""
+def arrow_column(table: datasets.Dataset | StreamedTable, name: str) -> pa.Array | pa.ChunkedArray:
+    """Return a column of either kind of table as one Arrow array without reading the other columns (images)."""
     if isinstance(table, StreamedTable):
         return table.column(name)
-    return table.select_columns([name]).with_format("arrow")[:].column(name).combine_chunks()
+    columns = cast(pa.Table, table.select_columns([name]).with_format("arrow")[:])
+    return columns.column(name).combine_chunks()
+
+
+def list_lengths(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return the length of each list of a column, 0 where there is none."""
+    lengths = pc.list_value_length(column)  # pyright: ignore[reportAttributeAccessIssue]  # pyarrow makes it at import
+    return pc.fill_null(lengths, 0).to_numpy()
 
 
 def _open_parquet(file: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
     remote = "://" in file
-    return pq.ParquetFile(fsspec.open(file).open() if remote else file, metadata=metadata, pre_buffer=remote)
+    return pq.ParquetFile(
+        cast(fsspec.core.OpenFile, fsspec.open(file)).open() if remote else file, metadata=metadata, pre_buffer=remote
+    )
 
 
 def _read_footer(file: str) -> pq.FileMetaData:

@@ -6,8 +6,10 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, overload
 
 import datasets
+import datasets.config
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +25,42 @@ Table = datasets.Dataset | StreamedTable
 _NOT_FOUND = (DatasetNotFoundError, DataFilesNotFoundError, EmptyDatasetError)
 # What the Hub calls a data set: a name, after that of its owner or not.
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+@overload
+def load_split(
+    name: str,
+    split: str | None = None,
+    streaming: None = None,
+    *,
+    argument: str = "dataset",
+    expected: str = "",
+    optional: Literal[False] = False,
+) -> datasets.Dataset: ...
+
+
+@overload
+def load_split(
+    name: str,
+    split: str | None = None,
+    streaming: None = None,
+    *,
+    argument: str = "dataset",
+    expected: str = "",
+    optional: bool,
+) -> datasets.Dataset | None: ...
+
+
+@overload
+def load_split(
+    name: str,
+    split: str | None = None,
+    streaming: Streaming | None = None,
+    *,
+    argument: str = "dataset",
+    expected: str = "",
+    optional: Literal[False] = False,
+) -> Table: ...
 
 
 def load_split(
@@ -100,7 +138,7 @@ def cache_folder(name: str) -> str | None:
         name: folder or Hub id.
 
     Returns:
-        A folder below the usual cache; None, which means the usual one, for what is no folder.
+        A folder below the usual cache; None, which means the usual one, for anything but a folder.
 
     Raises:
         Exception: what `load_dataset_builder` raises, of many kinds.
@@ -133,7 +171,7 @@ def files_digest(name: str) -> str | None:
     try:
         files = _list_files(name)
     except _NOT_FOUND:
-        return None  # whoever loads it says so
+        return None  # the caller reports it
     digest = hashlib.blake2b(digest_size=8)
     for split, file in files:
         size = os.path.getsize(file) if os.path.exists(file) else None

@@ -15,16 +15,18 @@ NUMPY_GLOBALS = [
     np.dtype,
     *{type(np.dtype(code)) for code in np.typecodes["All"]},
     *(
-        (function, f"numpy.{core}.multiarray.{function.__name__}")
-        for function in (np.float64().__reduce__()[0], np.empty(0).__reduce__()[0])
+        (function, f"numpy.{core}.multiarray.{name}")
+        for name, function in (
+            ("scalar", np.float64().__reduce__()[0]),
+            ("_reconstruct", np.empty(0).__reduce__()[0]),
+        )
         for core in ("core", "_core")
     ),
 ]
 
 
 def load_tensors(path: Path, argument: str) -> Any:
-    """
-    Read a `.pth` or `.bin` file of tensors and plain values; tensors of a zip archive stay on disk until they are used.
+    """Read a `.pth` or `.bin` file of tensors and plain values; tensors of a zip archive stay on disk until they are used.
 
     Args:
         path: the file.

@@ -76,7 +76,7 @@ class ComparisonArguments:
 
     @property
     def folders(self) -> dict[str, str]:
-        """The folder of each row."""
+        """Return the folder of each row."""
         return dict(item.split("=", 1) for item in self.results)
 
 

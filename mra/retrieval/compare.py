@@ -9,8 +9,7 @@ from mra.retrieval.evaluation import below_similarity, describe_ranking, format_
 
 
 def read_report(folder: str) -> dict[str, Any]:
-    """
-    Read what `mra evaluate` wrote.
+    """Read what `mra evaluate` wrote.
 
     Args:
         folder: its `--output_dir`.
@@ -33,8 +32,7 @@ def read_report(folder: str) -> dict[str, Any]:
 
 
 def read_result(folder: str) -> dict[str, dict[str, float]]:
-    """
-    Read the metrics that `mra evaluate` wrote; arguments and errors are those of `read_report`.
+    """Read the metrics that `mra evaluate` wrote; arguments and errors are those of `read_report`.
 
     Returns:
         `similarity` and, if there was re-ranking, `reranked`: each a dict of percentages.

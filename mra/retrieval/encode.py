@@ -4,14 +4,18 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import torch
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers import BatchFeature, PreTrainedModel
 
 from images_mra import read_picture
+from modeling_mra import MRAModel
 from mra.common.sharding import Shard, cut_batches, gather_in_order, without_lone_row
+from processing_mra import MRAProcessor
 
 
 logger = logging.getLogger(__name__)
@@ -50,7 +54,7 @@ class TextEncodings:
     hidden_states: torch.Tensor | None
     lengths: torch.Tensor
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.offsets = self.lengths.cumsum(0) - self.lengths
 
     def padded(self, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,13 +63,27 @@ class TextEncodings:
         positions = torch.arange(int(lengths.max()))
         attention_mask = positions < lengths[:, None]
         tokens = (self.offsets[texts][:, None] + positions).where(attention_mask, 0)
+        assert self.hidden_states is not None, "encoded without keep_hidden_states"
         return self.hidden_states[tokens] * attention_mask[..., None], attention_mask.long()
 
 
+class Rows(Protocol):
+    """Anything indexed by row: a sequence of PIL images, or rows of a data set."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Any: ...
+
+
+def inner_model(model: PreTrainedModel) -> MRAModel:
+    """Return the `.mra` of a model with a head, or the MRAModel itself."""
+    return cast(MRAModel, getattr(model, "mra", model))
+
+
 def encode_images(
-    model,
-    processor,
-    images: Sequence,
+    model: PreTrainedModel,
+    processor: MRAProcessor,
+    images: Rows,
     *,
     flip: bool = True,
     keep_hidden_states: bool = False,
@@ -95,7 +113,7 @@ def encode_images(
         ValueError: if there are no images, or one cannot be read (the message gives its row).
     """
     shard = shard or Shard()
-    model = getattr(model, "mra", model)
+    model = inner_model(model)
     device, dtype = _device_and_dtype(model, dtype)
     if len(images) == 0:
         raise ValueError("images is empty: expected at least one image")
@@ -141,8 +159,8 @@ def encode_images(
 
 
 def encode_texts(
-    model,
-    processor,
+    model: PreTrainedModel,
+    processor: MRAProcessor,
     texts: Sequence[str],
     *,
     keep_hidden_states: bool = False,
@@ -160,14 +178,14 @@ def encode_texts(
         ValueError: if there are no captions, or one is empty (the message gives its position).
     """
     shard = shard or Shard()
-    model = getattr(model, "mra", model)
+    model = inner_model(model)
     device, dtype = _device_and_dtype(model, dtype)
     if len(texts) == 0:
         raise ValueError("texts is empty: expected at least one caption")
     batches = cut_batches(len(texts), batch_size)
     results = []
     for batch in tqdm(shard.own(batches), desc="captions", disable=not progress):
-        inputs = _tokenize(processor, [texts[row] for row in batch], batch.start)
+        inputs = _tokenize(processor, [texts[row] for row in range(batch.start, batch.stop)], batch.start)
         attention_mask = inputs["attention_mask"].bool()
         with forward_context(model, dtype):
             hidden_states = model.get_text_hidden_states(
@@ -184,7 +202,7 @@ def encode_texts(
 
 
 @contextlib.contextmanager
-def forward_context(model, dtype: torch.dtype | None) -> Iterator[None]:
+def forward_context(model: torch.nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     """Run forward passes without gradient, under autocast where `dtype` is not the dtype of the weights."""
     device, dtype = _device_and_dtype(model, dtype)
     weights_dtype = next(model.parameters()).dtype
@@ -192,12 +210,12 @@ def forward_context(model, dtype: torch.dtype | None) -> Iterator[None]:
         yield
 
 
-def _device_and_dtype(model, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+def _device_and_dtype(model: torch.nn.Module, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
     parameter = next(model.parameters())
     return parameter.device, dtype or parameter.dtype
 
 
-def _tokenize(processor, texts: list[str], first: int):
+def _tokenize(processor: MRAProcessor, texts: list[str], first: int) -> BatchFeature:
     for offset, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"caption {first + offset} must be a text with a word in it, got {text!r}")
@@ -207,7 +225,7 @@ def _tokenize(processor, texts: list[str], first: int):
         raise ValueError(f"among captions {first} to {first + len(texts) - 1}: {error}") from error
 
 
-def undecoded(rows):
+def undecoded(rows: Any) -> Any:
     """Return a `datasets.Dataset` whose images come as they are stored, for `read_row`; other sequences as they are."""
     if (
         not hasattr(rows, "cast_column") or rows.format["type"] == "custom"
@@ -220,7 +238,7 @@ def undecoded(rows):
     return rows.with_format(None).cast_column("image", Image(decode=False))
 
 
-def read_row(rows: Sequence, row: int) -> PILImage.Image:
+def read_row(rows: Rows, row: int) -> PILImage.Image:
     """Read the image of a row, upright and RGB.
 
     Args:
@@ -244,7 +262,7 @@ def read_row(rows: Sequence, row: int) -> PILImage.Image:
 class _Images(Dataset):
     """RGB images of a sequence of PIL images or of rows with an "image"; what cannot be read is the error."""
 
-    def __init__(self, images: Sequence):
+    def __init__(self, images: Rows) -> None:
         self.images = undecoded(images)
 
     def __len__(self) -> int:
@@ -260,7 +278,7 @@ class _Images(Dataset):
 class _ImageCollator:
     """Processes a batch of images in the worker that decoded them."""
 
-    def __init__(self, processor):
+    def __init__(self, processor: MRAProcessor) -> None:
         self.processor = processor
 
     def __call__(self, images: list) -> torch.Tensor | ValueError:

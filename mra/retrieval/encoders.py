@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+from transformers import PreTrainedModel
 
 from mra.common.loading import load_model, load_processor
-from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts
+from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts, inner_model
 from mra.retrieval.matching import PairMatcher
 from mra.retrieval.reranking import rerank
 from mra.retrieval.retrieval_choice import RetrievalChoice
+from processing_mra import MRAProcessor
 
 
 class Encoder(Protocol):
@@ -35,9 +37,11 @@ class Encoder(Protocol):
 
     def encode_images(self, images: Sequence) -> ImageEncodings:
         """Encode PIL images, or rows with an "image", and their mirror images: embeds, and hidden states of both views."""
+        ...
 
     def encode_texts(self, texts: Sequence[str]) -> TextEncodings:
         """Encode sentences, hidden states included."""
+        ...
 
     def match(self, texts: TextEncodings, image_tokens: torch.Tensor) -> torch.Tensor:
         """Match every text with every image.
@@ -49,6 +53,7 @@ class Encoder(Protocol):
         Returns:
             (views, texts, images) float32 log-odds of "match".
         """
+        ...
 
 
 def chosen_match_weight(model: str) -> float | None:
@@ -82,12 +87,12 @@ class TorchEncoder:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         batch_size: int = 32,
-    ):
+    ) -> None:
         self.name = str(model)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype
         self.batch_size = batch_size
-        self.model = load_model(self.name).to(self.device)
+        self.model = load_model(self.name).to(self.device)  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
         self.processor = load_processor(self.name)
         self.fingerprint = model_fingerprint(self.model, self.processor)
         config = self.model.config
@@ -98,6 +103,7 @@ class TorchEncoder:
         self._matcher = PairMatcher(self.model, dtype)
 
     def encode_images(self, images: Sequence) -> ImageEncodings:
+        """Encode images and their mirror images; see [`Encoder`]."""
         return encode_images(
             self.model,
             self.processor,
@@ -109,6 +115,7 @@ class TorchEncoder:
         )
 
     def encode_texts(self, texts: Sequence[str]) -> TextEncodings:
+        """Encode sentences; see [`Encoder`]."""
         return encode_texts(
             self.model,
             self.processor,
@@ -120,6 +127,7 @@ class TorchEncoder:
         )
 
     def match(self, texts: TextEncodings, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Match every text with every image; see [`Encoder`]."""
         num_texts, num_images = len(texts.lengths), len(image_tokens)
         by_length = texts.lengths.argsort(stable=True)
         pair_texts = by_length.repeat_interleave(num_images)
@@ -150,6 +158,7 @@ def match_nearest(
     """
     if isinstance(encoder, TorchEncoder):
         return encoder.match_nearest(texts, images, nearest)
+    assert texts.hidden_states is not None and images.hidden_states is not None, "an encoder keeps hidden states"
     scores = []
     for row, rows in enumerate(nearest):
         start, length = int(texts.offsets[row]), int(texts.lengths[row])
@@ -160,7 +169,7 @@ def match_nearest(
     return torch.stack(scores, dim=1)
 
 
-def model_fingerprint(model, processor) -> str:
+def model_fingerprint(model: PreTrainedModel, processor: MRAProcessor) -> str:
     """Hash what the numbers of a gallery depend on: architecture, weights and image preprocessing.
 
     Two folders with the same weights have the same fingerprint, another revision of a model has another.
@@ -169,7 +178,7 @@ def model_fingerprint(model, processor) -> str:
         32 hexadecimal digits.
     """
     digest = hashlib.blake2b(digest_size=16)
-    mra = getattr(model, "mra", model)
+    mra = inner_model(model)
     image_processor = processor.image_processor
     settings = {
         "vision": mra.config.vision_config.to_dict(),

@@ -5,10 +5,14 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import cast
 
+import datasets
 import torch
+from transformers import PreTrainedModel
 
 from mra.common.sharding import Shard
+from mra.common.tables import Table
 from mra.retrieval.encode import encode_images, encode_texts
 from mra.retrieval.metrics import METRIC_NAMES, retrieval_metrics
 from mra.retrieval.reranking import rerank_logits, similarity_matrix, top_k
@@ -20,6 +24,7 @@ from mra.retrieval.score_fusion import (
     match_scores,
     require_finite,
 )
+from processing_mra import MRAProcessor
 
 
 logger = logging.getLogger(__name__)
@@ -78,7 +83,7 @@ class RetrievalResult:
     @property
     def match_scores(self) -> torch.Tensor | None:
         """(views, captions, rerank_k) scores that were fused: logits of "match", log-odds with "posterior", or None."""
-        if self.match_logits is None:
+        if self.match_logits is None or self.top_indices is None:
             return None
         return match_scores(self.match_logits, self.score_fusion == "posterior")
 
@@ -101,7 +106,7 @@ class RetrievalResult:
         Raises:
             ValueError: if nothing was re-ranked, and as `fuse_scores`.
         """
-        if self.match_logits is None:
+        if self.match_logits is None or self.top_indices is None:
             raise ValueError("scores can only be fused after an evaluation with re-ranking, rerank_k > 0")
         return fuse_scores(
             self.similarity,
@@ -121,9 +126,9 @@ class RetrievalResult:
 
 
 def evaluate_retrieval(
-    model,
-    processor,
-    dataset,
+    model: PreTrainedModel,
+    processor: MRAProcessor,
+    dataset: Table,
     *,
     rerank_k: int | None = None,
     flip: bool = True,
@@ -158,13 +163,13 @@ def evaluate_retrieval(
         progress: show progress bars on the main process.
 
     Raises:
-        ValueError: if an argument or the dataset is not as described (the message says how to mend it), or the matching
+        ValueError: if an argument or the dataset is not as described (the message says how to fix it), or the matching
             score of a pair is not finite.
     """
     shard = Shard.current()
     if score_fusion not in SCORE_FUSIONS:
         raise ValueError(f"score_fusion must be one of {', '.join(SCORE_FUSIONS)}, got {score_fusion!r}")
-    temperature = model.temperature.item() if hasattr(model, "temperature") else None
+    temperature = cast(torch.Tensor, model.temperature).item() if hasattr(model, "temperature") else None
     if rerank_k is not None and rerank_k < 0:
         raise ValueError(f"rerank_k must be 0 (no re-ranking) or more, got {rerank_k}")
     captions, query_rows, gallery_ids = read_captions(dataset)
@@ -234,7 +239,7 @@ def evaluate_retrieval(
     return result
 
 
-def read_captions(dataset) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+def read_captions(dataset: Table) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     """Read the queries of a person-search split without decoding an image.
 
     Returns:
@@ -251,7 +256,7 @@ def read_captions(dataset) -> tuple[list[str], torch.Tensor, torch.Tensor]:
         )
     if len(dataset) == 0:
         raise ValueError("the dataset has no rows: expected at least one image with a caption")
-    columns = dataset.select_columns(["captions", "image_id"]).with_format(None)[:]
+    columns = cast(datasets.Dataset, dataset.select_columns(["captions", "image_id"])).with_format(None)[:]
     captions, rows = [], []
     for row, row_captions in enumerate(columns["captions"]):
         if not isinstance(row_captions, list):
@@ -304,7 +309,7 @@ def format_table(metrics: dict[str, dict[str, float]]) -> str:
 
 
 @contextlib.contextmanager
-def _eval_mode(model) -> Iterator[None]:
+def _eval_mode(model: PreTrainedModel) -> Iterator[None]:
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -4,19 +4,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from PIL import Image
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from images_mra import read_picture
+from layers_mra import MRAFusionLayer
+from modeling_mra import MRAModel
 from mra.common.command_line import try_file
 from mra.common.drawing import PICTURE_SUFFIXES, save_picture
 from mra.common.loading import load_model, load_processor
 from mra.retrieval.arguments import ExplanationArguments
-from mra.retrieval.encode import encode_images, encode_texts, forward_context
+from mra.retrieval.encode import encode_images, encode_texts, forward_context, inner_model
 from mra.retrieval.matching import match_pairs
 from mra.retrieval.overlay import HeatmapTile, draw_tiles
 from mra.retrieval.score_fusion import require_finite
+from processing_mra import MRAProcessor
 
 
 _NOTHING_SEEN = """
@@ -33,8 +38,7 @@ _WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 
 @dataclass(frozen=True)
 class WordAttention:
-    """
-    Where one word of a caption looks.
+    """Where one word of a caption looks.
 
     Attributes:
         word: as it stands in the caption, its word pieces joined.
@@ -51,14 +55,13 @@ class WordAttention:
 
 @dataclass(frozen=True)
 class Explanation:
-    """
-    What the fusion layers read off an image for a caption.
+    """What the fusion layers read off an image for a caption.
 
     Attributes:
         text: the caption as the tokenizer got it.
         match_probability: of the matching head, for this one view of the image.
         words: of the caption, in order; words past the longest text of the model are not among them.
-        sentence: (rows, columns), mean of the heatmaps of the words that are no stop words (of all, if there are no others).
+        sentence: (rows, columns), mean of the heatmaps of the words other than stop words (of all, if there are no others).
     """
 
     text: str
@@ -76,16 +79,15 @@ class PhraseScore:
 
 
 def explain_pair(
-    model,
-    processor,
+    model: PreTrainedModel,
+    processor: MRAProcessor,
     text: str,
     image: Image.Image | None = None,
     *,
     image_hidden_states: torch.Tensor | None = None,
     num_layers: int | None = None,
 ) -> Explanation:
-    """
-    Tells which words of a text look where in an image.
+    """Compute where in an image each word of a text looks.
 
     The maps are the cross-attention of the last fusion layers, each weight multiplied by the length of the vector that it
     lets through (Kobayashi et al. 2020, arXiv 2004.10102): heads with nothing to look for rest on patches that add next to
@@ -104,7 +106,7 @@ def explain_pair(
         ValueError: if there is no word in the text, not exactly one of image and tokens is given, the tokens are not of this
             model, or it has not as many fusion layers.
     """
-    model = getattr(model, "mra", model)
+    model = inner_model(model)
     if num_layers is None:
         num_layers = max(1, len(model.fusion_layers) // 2)
     if not 1 <= num_layers <= len(model.fusion_layers):
@@ -131,15 +133,14 @@ def explain_pair(
 
 
 def phrase_scores(
-    model,
-    processor,
+    model: PreTrainedModel,
+    processor: MRAProcessor,
     phrases: Sequence[str],
     image: Image.Image | None = None,
     *,
     image_hidden_states: torch.Tensor | None = None,
 ) -> list[PhraseScore]:
-    """
-    Scores phrases such as "black backpack" against an image, each on its own.
+    """Score phrases such as "black backpack" against an image, each on its own.
 
     Args:
         model: an MRAModel or a model whose `.mra` is one, in eval mode.
@@ -154,7 +155,7 @@ def phrase_scores(
     Raises:
         ValueError: if there are no phrases, one is empty, or not exactly one of image and tokens is given.
     """
-    model = getattr(model, "mra", model)
+    model = inner_model(model)
     texts = encode_texts(model, processor, list(phrases), keep_hidden_states=True)
     tokens = _image_tokens(model, processor, image, image_hidden_states)
     rows = torch.arange(len(texts.lengths))
@@ -166,8 +167,7 @@ def phrase_scores(
 
 @dataclass(frozen=True)
 class CrossAttention:
-    """
-    What text tokens attend to in images, all float32.
+    """What text tokens attend to in images, all float32.
 
     Attributes:
         weights: (fusion layers, pairs, heads, text tokens, 1 + patches), which sum to 1 over the image tokens.
@@ -182,20 +182,21 @@ class CrossAttention:
 
 
 def cross_attention(
-    model, text_hidden_states: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor
+    model: MRAModel, text_hidden_states: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor
 ) -> CrossAttention:
-    """
-    Runs the fusion layers and computes what each text token attends to in the image.
+    """Run the fusion layers and compute what each text token attends to in the image.
 
     The weights follow from queries and keys, so that any attention implementation will do: `sdpa` never returns them.
 
     Args:
         model: MRAModel in eval mode.
-        text_hidden_states, attention_mask: (pairs, length, hidden) and (pairs, length), 1 = token.
+        text_hidden_states: `(pairs, length, hidden)`.
+        attention_mask: `(pairs, length)`, 1 = token.
         image_hidden_states: (pairs, 1 + patches, hidden).
     """
     queries: list[torch.Tensor] = []
-    blocks = [layer.crossattention for layer in model.fusion_layers]
+    layers = cast(list[MRAFusionLayer], list(model.fusion_layers))
+    blocks: list[Any] = [layer.crossattention for layer in layers]
     hooks = [block.self.query.register_forward_hook(lambda _, __, output: queries.append(output)) for block in blocks]
     states, mask = text_hidden_states.to(model.device, model.dtype), attention_mask.to(model.device)
     try:
@@ -217,24 +218,24 @@ def cross_attention(
 
 
 def draw_explanation(image: Image.Image, explanation: Explanation, columns: int = 6) -> Image.Image:
-    """Draws the image, the whole sentence and every word as overlays; words that name nothing visible are faint."""
+    """Draw the image, the whole sentence and every word as overlays; words that name nothing visible are faint."""
     tiles = [HeatmapTile("image"), HeatmapTile("all words", scale_heatmap(explanation.sentence))]
     tiles += [HeatmapTile(word.word, scale_heatmap(word.heatmap), word.is_stop_word) for word in explanation.words]
     return draw_tiles(image, f"{explanation.match_probability:.1%} match: {explanation.text}", tiles, columns)
 
 
 def scale_heatmap(heatmap: torch.Tensor) -> torch.Tensor:
-    """
-    Stretches shares of patches to 0..1 for a picture: 0 is an even share or less, 1 the largest, which counts as at least
-    four even shares, so that a word that looks everywhere does not look sharp.
+    """Stretch shares of patches to 0..1 for a picture.
+
+    0 is an even share or less, 1 the largest, which counts as at least four even shares, so that a word that looks
+    everywhere does not look sharp.
     """
     even = 1 / heatmap.numel()
     return ((heatmap - even) / (max(heatmap.max().item(), LEAST_PEAK * even) - even)).clamp(min=0)
 
 
-def word_positions(tokenizer, caption: str, max_length: int) -> list[tuple[str, list[int]]]:
-    """
-    Finds the tokens of each word of a caption.
+def word_positions(tokenizer: PreTrainedTokenizerBase, caption: str, max_length: int) -> list[tuple[str, list[int]]]:
+    """Find the tokens of each word of a caption.
 
     Args:
         tokenizer: a fast one, as every MRAProcessor has.
@@ -246,7 +247,7 @@ def word_positions(tokenizer, caption: str, max_length: int) -> list[tuple[str, 
         out.
     """
     encoded = tokenizer(caption, truncation=True, max_length=max_length, return_offsets_mapping=True)
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    special = set(tokenizer.all_special_ids) - {cast(int, tokenizer.unk_token_id)}
     spans = [
         (position, start, end)
         for position, ((start, end), token) in enumerate(
@@ -262,12 +263,20 @@ def word_positions(tokenizer, caption: str, max_length: int) -> list[tuple[str, 
     return words
 
 
-def _image_tokens(model, processor, image, image_hidden_states, flip: bool = True) -> torch.Tensor:
+def _image_tokens(
+    model: PreTrainedModel,
+    processor: MRAProcessor,
+    image: Any,
+    image_hidden_states: torch.Tensor | None,
+    flip: bool = True,
+) -> torch.Tensor:
     """(1, views, 1 + patches, hidden) of an image, or of the tokens that are there."""
     if (image is None) == (image_hidden_states is None):
         raise ValueError("pass either `image` or `image_hidden_states`, not both and not neither")
     if image is not None:
-        return encode_images(model, processor, [image], flip=flip, keep_hidden_states=True).hidden_states
+        encoded = encode_images(model, processor, [image], flip=flip, keep_hidden_states=True)
+        return cast(torch.Tensor, encoded.hidden_states)
+    assert image_hidden_states is not None
     tokens = image_hidden_states.detach().cpu().float()
     vision = model.config.vision_config
     expected = (1 + vision.num_patches, vision.hidden_size)

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from batching_mra import FusionRows
+from modeling_mra import MRAModel
 from mra.common.command_line import try_folder
 from mra.common.files import whole_folder
 from mra.common.loading import load_model, load_processor
@@ -22,18 +24,20 @@ from mra.retrieval.retrieval_choice import RetrievalChoice
 
 TOLERANCE = 1e-3  # largest difference from PyTorch, of hidden states, embeddings and logits alike
 BATCH_SIZES = (1, 2, 5)
-MATCHES = ((1, 1, 1, 3), (1, 4, 4, None), (3, 2, 6, 17))  # texts, images, pairs, length (None: the longest)
+LONGEST = 1 << 30
+MATCHES = ((1, 1, 1, 3), (1, 4, 4, LONGEST), (3, 2, 6, 17))  # texts, images, pairs, length
 VERSIONS_OF = ("torch", "onnx", "onnxruntime", "onnxscript", "timm", "transformers")
 
 
 class ImageEncoder(nn.Module):
-    """Pixels (batch, 3, height, width) -> hidden states (batch, 1 + patches, hidden) and embeddings (batch, projection_dim)."""
+    """Pixels `(batch, 3, height, width)` -> hidden states `(batch, 1 + patches, hidden)` and embeddings."""
 
-    def __init__(self, model):
+    def __init__(self, model: MRAModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, pixel_values):
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode images."""
         hidden_states = self.model.get_image_hidden_states(pixel_values)
         return hidden_states, self.model.project_image(hidden_states)
 
@@ -41,11 +45,12 @@ class ImageEncoder(nn.Module):
 class TextEncoder(nn.Module):
     """Tokens and mask (batch, max_text_length) -> hidden states (batch, max_text_length, hidden) and embeddings."""
 
-    def __init__(self, model):
+    def __init__(self, model: MRAModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids, attention_mask):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode texts."""
         hidden_states = self.model.get_text_hidden_states(input_ids, attention_mask)
         return hidden_states, self.model.project_text(hidden_states)
 
@@ -53,11 +58,19 @@ class TextEncoder(nn.Module):
 class Matcher(nn.Module):
     """Hidden states of texts (with their mask) and of images, and text and image of each pair -> logits (pairs, 2)."""
 
-    def __init__(self, model):
+    def __init__(self, model: MRAModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, text_hidden_states, attention_mask, image_hidden_states, text_index, image_index):
+    def forward(
+        self,
+        text_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        image_hidden_states: torch.Tensor,
+        text_index: torch.Tensor,
+        image_index: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the logits of the pairs."""
         # `match_logits` asks for [CLS] alone with `take_along_dim`, whose tracing fixes every size: take it afterwards.
         rows = FusionRows(text_index, image_index)
         fused = self.model.fuse(text_hidden_states, attention_mask, image_hidden_states, rows=rows)
@@ -66,8 +79,7 @@ class Matcher(nn.Module):
 
 @dataclass(frozen=True)
 class Graph:
-    """
-    One of the three files.
+    """One of the three files.
 
     Attributes:
         name: key of `FILES`.
@@ -85,8 +97,7 @@ class Graph:
 def export_model(
     model: str, output: str | Path, opset: int | None = None, overwrite: bool = False
 ) -> dict[str, float]:
-    """
-    Writes a model as ONNX with its configuration and processor, whole or not at all.
+    """Write a model as ONNX with its configuration and processor, whole or not at all.
 
     Args:
         model: folder or Hub id of any MRA model.
@@ -129,8 +140,8 @@ def export_model(
     return differences
 
 
-def make_graphs(model) -> Iterator[Graph]:
-    """Yields the three graphs of an MRAModel."""
+def make_graphs(model: MRAModel) -> Iterator[Graph]:
+    """Yield the three graphs of an MRAModel."""
     yield Graph("image_encoder", ImageEncoder(model), {"pixel_values": ("images",)}, ("hidden_states", "embeds"))
     texts = {"input_ids": ("texts",), "attention_mask": ("texts",)}
     yield Graph("text_encoder", TextEncoder(model), texts, ("hidden_states", "embeds"))
@@ -144,9 +155,8 @@ def make_graphs(model) -> Iterator[Graph]:
     yield Graph("matcher", Matcher(model), pairs, ("logits",))
 
 
-def write_graph(graph: Graph, model, folder: Path, opset: int | None) -> int:
-    """
-    Exports a graph with dynamic dimensions.
+def write_graph(graph: Graph, model: MRAModel, folder: Path, opset: int | None) -> int:
+    """Export a graph with dynamic dimensions.
 
     Returns:
         The opset of the file.
@@ -157,7 +167,7 @@ def write_graph(graph: Graph, model, folder: Path, opset: int | None) -> int:
     dynamic = [dict.fromkeys(range(len(names)), torch.export.Dim.DYNAMIC) for names in graph.inputs.values()]
     example = example_inputs(graph.name, model, *((3, 2, 6, 17) if graph.name == "matcher" else (2,)))
     try:
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             graph.module.eval(),
             example,
             dynamo=True,
@@ -179,9 +189,8 @@ def write_graph(graph: Graph, model, folder: Path, opset: int | None) -> int:
     return program.model.opset_imports[""]
 
 
-def check_graph(graph: Graph, model, path: Path) -> float:
-    """
-    Compares a file with PyTorch at several batch sizes and lengths.
+def check_graph(graph: Graph, model: MRAModel, path: Path) -> float:
+    """Compare a file with PyTorch at several batch sizes and lengths.
 
     Returns:
         The largest difference.
@@ -207,7 +216,7 @@ def check_graph(graph: Graph, model, path: Path) -> float:
             graph.outputs, found, expected if len(graph.outputs) > 1 else [expected], strict=True
         ):
             difference = (torch.from_numpy(array) - tensor).abs().max().item()
-            if not difference <= TOLERANCE:  # NaN is no match either
+            if not difference <= TOLERANCE:  # true for NaN, too
                 raise ValueError(
                     f"{graph.name}: {name} differs from PyTorch by {difference:.2g} with sizes {sizes}, expected at most "
                     f"{TOLERANCE:g}; nothing was written. Try another --opset, or another version of torch and onnxscript."
@@ -216,22 +225,21 @@ def check_graph(graph: Graph, model, path: Path) -> float:
     return largest
 
 
-def example_inputs(name: str, model, *sizes) -> tuple[torch.Tensor, ...]:
-    """
-    Makes random inputs of a graph, texts of different lengths among them.
+def example_inputs(name: str, model: MRAModel, *sizes: int) -> tuple[torch.Tensor, ...]:
+    """Make random inputs of a graph, texts of different lengths among them.
 
     Args:
         name: of the graph.
         model: MRAModel.
         sizes: images; texts; or texts, images, pairs and length for the matcher.
     """
-    generator = torch.Generator().manual_seed(sum(size or 0 for size in sizes))
+    generator = torch.Generator().manual_seed(sum(size for size in sizes if size != LONGEST))
     config = model.config
     if name == "image_encoder":
         return (torch.randn(sizes[0], 3, *config.vision_config.image_size, generator=generator),)
     texts, length = sizes[0], config.max_text_length
     if name == "matcher":
-        length = min(sizes[3] or length, length)
+        length = min(sizes[3], length)
     lengths = torch.randint(2, length + 1, (texts, 1), generator=generator)
     lengths[0] = length
     attention_mask = (torch.arange(length) < lengths).long()
@@ -251,12 +259,12 @@ def example_inputs(name: str, model, *sizes) -> tuple[torch.Tensor, ...]:
 
 @contextlib.contextmanager
 def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside the output that takes its name at the end; nothing but an earlier export is ever replaced."""
+    """Make a folder beside the output that takes its name at the end; only an earlier export is replaced."""
     exists = output.exists() and not (output.is_dir() and not any(output.iterdir()))
     if exists and not overwrite:
         raise ValueError(f"--output {output} exists: pass --overwrite, or another folder")
     if exists and not (output / DESCRIPTION).is_file():
-        raise ValueError(f"--output {output} is no earlier export and is not replaced: give another folder")
+        raise ValueError(f"--output {output} is not an earlier export and is not replaced: give another folder")
     try_folder(output.parent, "--output")
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(output) as folder:

@@ -1,14 +1,18 @@
 """Matching scores of (text, image) pairs for inference: what pairs share is computed once, what nothing reads never."""
 
+from functools import partial
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.activations import GELUActivation
 
 from layers_mra import MRAFusionLayer, mix_values, visibility_mask
 from mra.common.private_interfaces import pack_linear
 from mra.common.sharding import without_lone_row
-from mra.retrieval.encode import TextEncodings, forward_context
+from mra.retrieval.encode import TextEncodings, forward_context, inner_model
 from mra.retrieval.score_fusion import match_scores
 
 
@@ -44,12 +48,14 @@ class PairMatcher:
         dtype: dtype of the forward passes (autocast); None for that of the weights.
     """
 
-    def __init__(self, model, dtype: torch.dtype | None = None):
-        self.model = getattr(model, "mra", model)
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
+        self.model = inner_model(model)
         parameter = next(self.model.parameters())
         self.device, self.dtype = parameter.device, dtype or parameter.dtype
         with torch.no_grad():
-            self.layers = [_PackedLayer(layer, self.dtype) for layer in self.model.fusion_layers]
+            self.layers = [
+                _PackedLayer(layer, self.dtype) for layer in cast(list[MRAFusionLayer], list(self.model.fusion_layers))
+            ]
 
     def match(
         self,
@@ -94,7 +100,13 @@ class PairMatcher:
                     hidden_states = hidden_states.to(self.device, self.dtype)
                     attention_mask = None if attention_mask.all() else attention_mask.to(self.device)
 
-                    def logits(text_index, image_index, texts=hidden_states, mask=attention_mask, images=keys_values):
+                    def logits(
+                        text_index: torch.Tensor,
+                        image_index: torch.Tensor,
+                        texts: torch.Tensor = hidden_states,
+                        mask: torch.Tensor | None = attention_mask,
+                        images: KeysValues = keys_values,
+                    ) -> torch.Tensor:
                         return self.match_logits(texts, mask, images, text_index, image_index)
 
                     of_pairs = {"text_index": text_index, "image_index": pair_images[pairs]}
@@ -130,7 +142,7 @@ class PairMatcher:
         Returns:
             (pairs, 2), class 1 being "match".
         """
-        implementation = self.model.config.text_config._attn_implementation
+        implementation = cast(str, self.model.config.text_config._attn_implementation)
         mask = visibility_mask(attention_mask, text_hidden_states.dtype, implementation)
         first, *others = self.layers
         states = first.read_text(text_hidden_states, mask)
@@ -139,7 +151,9 @@ class PairMatcher:
         queries = first.image_queries(states).index_select(0, text_index)
         states = first.read_images(states.index_select(0, text_index), queries, image_keys_values[0], image_index)
         if attention_mask is not None:
-            attention_mask, mask = attention_mask.index_select(0, text_index), mask.index_select(0, text_index)
+            attention_mask = attention_mask.index_select(0, text_index)
+        if mask is not None:
+            mask = mask.index_select(0, text_index)
         for layer, keys_values in zip(others, image_keys_values[1:], strict=True):
             if layer is others[-1]:
                 states = layer.read_text_for_first(states, attention_mask)
@@ -150,7 +164,7 @@ class PairMatcher:
 
 
 def match_pairs(
-    model,
+    model: PreTrainedModel,
     texts: TextEncodings,
     image_hidden_states: torch.Tensor,
     pair_texts: torch.Tensor,
@@ -160,7 +174,7 @@ def match_pairs(
     dtype: torch.dtype | None = None,
     log_odds: bool = False,
 ) -> torch.Tensor:
-    """Score (text, image) pairs with the fusion layers and the matching head. (For call after call, see `PairMatcher`.)
+    """Score (text, image) pairs with the fusion layers and the matching head; see `PairMatcher` for repeated calls.
 
     Args:
         model: an MRAModel or a model whose `.mra` is one, in eval mode.
@@ -210,7 +224,7 @@ def cut_by_length(lengths: torch.Tensor, batch_size: int) -> list[range]:
 class _PackedLayer:
     """An `MRAFusionLayer` in eval mode whose projections of the same input are one product each."""
 
-    def __init__(self, layer: MRAFusionLayer, dtype: torch.dtype):
+    def __init__(self, layer: MRAFusionLayer, dtype: torch.dtype) -> None:
         self.layer = layer
         self.attention, self.crossattention = layer.attention, layer.crossattention
         own, cross = layer.attention.self, layer.crossattention.self
@@ -251,11 +265,23 @@ class _PackedLayer:
         context = (means.transpose(0, 1) @ self.value.transpose(1, 2)).transpose(0, 1).flatten(1) + own.value.bias
         return self.attention.output.LayerNorm(self.attention.output.dense(context)[:, None] + first)
 
-    def read_images(self, states, queries, keys_values, image_index) -> torch.Tensor:
+    def read_images(
+        self,
+        states: torch.Tensor,
+        queries: torch.Tensor,
+        keys_values: tuple[torch.Tensor, torch.Tensor],
+        image_index: torch.Tensor,
+    ) -> torch.Tensor:
         """Cross-attention of (pairs, length, width) states to the image of each pair, and the feed-forward part."""
         step = PAIRS_PER_GATHER if queries.device.type == "cpu" else len(queries)
         contexts = [
-            mix_values(self.crossattention, some, *(part.index_select(0, images) for part in keys_values), None)
+            mix_values(
+                self.crossattention,
+                some,
+                keys_values[0].index_select(0, images),
+                keys_values[1].index_select(0, images),
+                None,
+            )
             for some, images in zip(queries.split(step), image_index.split(step), strict=True)
         ]
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
@@ -267,20 +293,18 @@ class _PackedLinear:
     """Linear layers that read the same input as one, whose outputs are concatenated, and an activation.
 
     On a CPU in float32 oneDNN multiplies by a weight laid out for it, as TorchInductor does with frozen weights. That is a
-    fifth faster at these sizes: no product lays the weight out anew, and bias and GELU need no pass of their own.
+    fifth faster at these sizes: the weight is laid out once, and bias and GELU are fused into the product.
     """
 
-    def __init__(self, linears: list[nn.Linear], dtype: torch.dtype, activation: nn.Module | None = None):
-        self.weight = torch.cat([linear.weight for linear in linears]).to(dtype)
-        self.bias = torch.cat([linear.bias for linear in linears]).to(dtype)
-        self.activation = activation
-        is_plain_cpu = self.weight.device.type == "cpu" and dtype == torch.float32
+    def __init__(self, linears: list[nn.Linear], dtype: torch.dtype, activation: nn.Module | None = None) -> None:
+        weight = torch.cat([linear.weight for linear in linears]).to(dtype)
+        bias = torch.cat([linear.bias for linear in linears]).to(dtype)
+        is_plain_cpu = weight.device.type == "cpu" and dtype == torch.float32
         is_gelu = isinstance(activation, GELUActivation)
-        self.packed = pack_linear(self.weight, self.bias, ROWS_PER_PRODUCT, is_gelu) if is_plain_cpu else None
-        if self.packed is not None:
-            self.weight = None
-            self.activation = None if is_gelu else activation
+        packed = pack_linear(weight, bias, ROWS_PER_PRODUCT, is_gelu) if is_plain_cpu else None
+        self.product = packed or partial(F.linear, weight=weight, bias=bias)
+        self.activation = None if packed and is_gelu else activation
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        states = F.linear(states, self.weight, self.bias) if self.packed is None else self.packed(states)
+        states = self.product(states)
         return states if self.activation is None else self.activation(states)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -29,16 +30,16 @@ class OnnxEncoder:
         batch_size: images or texts in a run.
 
     Raises:
-        ValueError: if the folder is no export, or onnxruntime is not installed or cannot load it.
+        ValueError: if the folder is not an export, or onnxruntime is not installed or cannot load it.
     """
 
-    def __init__(self, folder: str | Path, device: str | torch.device | None = None, batch_size: int = 32):
+    def __init__(self, folder: str | Path, device: str | torch.device | None = None, batch_size: int = 32) -> None:
         onnxruntime = import_onnxruntime()
         folder = Path(folder)
         missing = [name for name in (DESCRIPTION, *FILES.values()) if not (folder / name).is_file()]
         if missing:
             raise ValueError(
-                f"model {folder} is no ONNX export, it has no {', '.join(missing)}: make one with "
+                f"model {folder} is not an ONNX export, it has no {', '.join(missing)}: make one with "
                 "`mra export --model MODEL --output FOLDER`"
             )
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
@@ -122,7 +123,7 @@ class OnnxEncoder:
         return [torch.from_numpy(array) for array in arrays]
 
 
-def import_onnxruntime():
+def import_onnxruntime() -> ModuleType:
     """Import onnxruntime.
 
     Raises:
@@ -135,7 +136,7 @@ def import_onnxruntime():
     return onnxruntime
 
 
-def _providers(onnxruntime, device: str | torch.device | None) -> list[str]:
+def _providers(onnxruntime: ModuleType, device: str | torch.device | None) -> list[str]:
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     kind = torch.device(device or ("cuda" if has_cuda else "cpu")).type
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not has_cuda):

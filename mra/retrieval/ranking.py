@@ -1,11 +1,14 @@
-"""How `eval_retrieval.py` ranks: as told, as saved with the model, or as chosen on the validation split and then saved."""
+"""How `eval_retrieval.py` ranks: as requested, as saved with the model, or as chosen on validation and then saved."""
 
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from mra.common.sharding import Shard
 from mra.common.tables import load_split, split_names
+from mra.retrieval.arguments import RetrievalArguments
 from mra.retrieval.evaluation import evaluate_retrieval
 from mra.retrieval.rerank_depth import LARGEST_K
 from mra.retrieval.retrieval_choice import (
@@ -17,6 +20,7 @@ from mra.retrieval.retrieval_choice import (
     fusion_candidates,
 )
 from mra.retrieval.score_fusion import DEFAULT_SCORE_FUSION, fusion_name
+from processing_mra import MRAProcessor
 
 
 logger = logging.getLogger(__name__)
@@ -43,7 +47,7 @@ class Ranking:
     warnings: tuple[str, ...] = ()
 
 
-def find_ranking(model, processor, args, options: dict) -> Ranking:
+def find_ranking(model: PreTrainedModel, processor: MRAProcessor, args: RetrievalArguments, options: dict) -> Ranking:
     """Settle fusion, weight and depth: as given, as saved with the model, or as chosen now on the validation split.
 
     Every process must call this where several share the work.
@@ -75,17 +79,18 @@ def find_ranking(model, processor, args, options: dict) -> Ranking:
             f"{args.dataset} has no validation split; evaluate the model once on a dataset that has one, or name "
             "--score_fusion"
         )
+        assert not isinstance(args.rerank_k, str)  # `choose_now` has refused it
         return Ranking(args.rerank_k, *fusion, notes=tuple(notes), warnings=(warning,))
     if choice.dtype not in (None, args.dtype):
         notes.append(f"score fusion and weight were chosen in {choice.dtype} and are applied in {args.dtype}")
-    warnings = [choice.warning()] if choice.warning() else []
+    warnings = [warning for warning in [choice.warning()] if warning]
     if choice.chosen_on in {f"{args.dataset} {name}" for name in split_names(args.split)}:
         warnings.append("this is the split that the fusion was chosen on: the re-ranked figures flatter the model")
     rerank_k = choice.rerank_k if args.rerank_k == AUTO else args.rerank_k
     return Ranking(rerank_k, choice.score_fusion, choice.match_weight, choice, tuple(notes), tuple(warnings))
 
 
-def describe_overruled(args, fusion: Fusion) -> tuple[str, ...]:
+def describe_overruled(args: RetrievalArguments, fusion: Fusion) -> tuple[str, ...]:
     """Say what is saved with the model where the command line asks for something else."""
     try:
         saved = RetrievalChoice.load(args.model)
@@ -96,7 +101,7 @@ def describe_overruled(args, fusion: Fusion) -> tuple[str, ...]:
     return (f"--score_fusion overrules what is saved with the model: {saved.describe()}",)
 
 
-def find_saved_choice(args) -> tuple[RetrievalChoice | None, list[str]]:
+def find_saved_choice(args: RetrievalArguments) -> tuple[RetrievalChoice | None, list[str]]:
     """Read the choice that was saved with the model, or for it in the output folder, and say why one is not applied."""
     notes = []
     for folder in (args.model, args.output_dir):
@@ -112,7 +117,9 @@ def find_saved_choice(args) -> tuple[RetrievalChoice | None, list[str]]:
     return None, notes
 
 
-def choose_now(model, processor, args, options: dict) -> tuple[RetrievalChoice | None, list[str]]:
+def choose_now(
+    model: PreTrainedModel, processor: MRAProcessor, args: RetrievalArguments, options: dict
+) -> tuple[RetrievalChoice | None, list[str]]:
     """Choose on the validation split and save the choice; None where there is no such split.
 
     Raises:
@@ -136,7 +143,7 @@ def choose_now(model, processor, args, options: dict) -> tuple[RetrievalChoice |
     return choice, keep_choice(choice, args)
 
 
-def keep_choice(choice: RetrievalChoice, args) -> list[str]:
+def keep_choice(choice: RetrievalChoice, args: RetrievalArguments) -> list[str]:
     """Save a choice in the model's folder, or in the output folder where that cannot be or would lose another choice."""
     reason = f"{args.model} is not a folder"
     if Path(args.model).is_dir():

@@ -14,7 +14,7 @@ COMPARED = ("R1", "mAP")
 
 
 def depths_to_try(largest: int) -> list[int]:
-    """Powers of two below the largest k, and the largest itself."""
+    """Return the powers of two below the largest k, and the largest itself."""
     return [2**power for power in range(largest.bit_length()) if 2**power < largest] + [largest]
 
 

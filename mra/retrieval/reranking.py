@@ -2,6 +2,7 @@
 
 import torch
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from mra.common.sharding import Shard, gather_in_order
 from mra.retrieval.encode import ImageEncodings, TextEncodings
@@ -36,7 +37,7 @@ def top_k(similarity: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def rerank(
-    model,
+    model: PreTrainedModel,
     texts: TextEncodings,
     images: ImageEncodings,
     top_indices: torch.Tensor,
@@ -49,10 +50,8 @@ def rerank(
 ) -> torch.Tensor:
     """Compute the matching scores of each query with its top k images, for every view of the images.
 
-    Arguments and errors are those of `rerank_logits`, and
-
-    Args:
-        log_odds: give the log-odds of "match" instead of its logit.
+    Arguments and errors are those of `rerank_logits`; with `log_odds` the scores are the log-odds of "match" instead of its
+    logit.
 
     Returns:
         `(views, queries, k)` float32, the same on every process.
@@ -64,7 +63,7 @@ def rerank(
 
 
 def rerank_logits(
-    model,
+    model: PreTrainedModel,
     texts: TextEncodings,
     images: ImageEncodings,
     top_indices: torch.Tensor,
@@ -111,6 +110,7 @@ def rerank_logits(
     tile_sizes = torch.bincount(tile_of_image[pair_images], minlength=len(images.batches))
     tile_pairs = order.split(tile_sizes.tolist())
 
+    assert images.hidden_states is not None, "encoded without keep_hidden_states"
     matcher = PairMatcher(model, dtype)
     results, held = [], 0
     for tile in tqdm(shard.own(list(range(len(images.batches)))), desc="re-ranking", disable=not progress):

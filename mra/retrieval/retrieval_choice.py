@@ -5,7 +5,7 @@ import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from mra.common.files import write_whole
 from mra.retrieval.evaluation import RetrievalResult, below_similarity
@@ -94,7 +94,7 @@ class RetrievalChoice:
     dtype: str | None = None
     model: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in (("rerank_k", self.rerank_k), ("gallery_size", self.gallery_size)):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}")
@@ -119,7 +119,7 @@ class RetrievalChoice:
 
     @property
     def compares_fusions(self) -> bool:
-        """Whether the fusion was chosen among several, not given."""
+        """Return whether the fusion was chosen among several rather than given."""
         return len(self.tried_fusions) > 2  # similarity alone and the one
 
     def misfit(self, score_fusion: str, match_weight: float | None, flip: bool) -> str | None:
@@ -140,7 +140,7 @@ class RetrievalChoice:
         return None
 
     def supersedes(self, saved: "RetrievalChoice | None") -> bool:
-        """Whether it can take the place of a saved choice without losing anything that was chosen."""
+        """Return whether this choice can replace a saved one without losing anything that was chosen."""
         return saved is None or (self.flip == saved.flip and self.tried_fusions.keys() >= saved.tried_fusions.keys())
 
     def posterior_weight(self) -> float | None:
@@ -155,7 +155,7 @@ class RetrievalChoice:
         )
 
     def describe(self) -> str:
-        """The choice of the fusion in one line."""
+        """Describe the choice of the fusion in one line."""
         how = f"chosen among {len(self.tried_fusions) - 1} fusions" if self.compares_fusions else "given"
         size = f"{self.gallery_size:,} images"
         if self.num_queries is not None:
@@ -166,7 +166,7 @@ class RetrievalChoice:
         )
 
     def describe_depth(self) -> str:
-        """The choice of the number of re-ranked images in one line."""
+        """Describe the choice of the number of re-ranked images in one line."""
         return (
             f"rerank_k {self.rerank_k} loses at most {self.tolerance} points of R@1 and mAP against {max(self.tried)} "
             f"on {self.chosen_on}"
@@ -222,7 +222,7 @@ class RetrievalChoice:
             return cls(**saved | {"tried": {int(k): metrics for k, metrics in saved["tried"].items()}})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{FILE_NAME} of model {model} is no saved choice of fusion and rerank_k ({error}): remove it to choose "
+                f"{FILE_NAME} of model {model} is not a saved choice of fusion and rerank_k ({error}): remove it to choose "
                 "again"
             ) from error
 

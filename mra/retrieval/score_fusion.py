@@ -17,7 +17,7 @@ SIMILARITY_WEIGHT = 0.002
 # The value that the published evaluation leaves in the rows that a process does not own.
 UNOWNED_SCORE = 1000.0
 
-# Processes in the published evaluation command, hence those whose sum its figures most likely come from.
+# Processes in the published evaluation command, so those whose sum its figures most likely come from.
 PUBLISHED_WORLD_SIZE = 4
 
 ROWS_PER_CHUNK = 1024
@@ -48,8 +48,8 @@ def fuse_scores(
 
     `posterior` is ours: similarity / temperature + match_weight * matching log-odds averaged over the views, where entries
     that were not ranked take the least log-odds of their row. Both terms are logarithms of likelihoods: the contrastive loss
-    makes exp(similarity / temperature) the odds of a pair among the gallery, and the matching head, whose negatives are drawn in
-    proportion to just that, says how much likelier a pair is than such a draw. With a perfect head the weight is 1; one that
+    makes exp(similarity / temperature) the odds of a pair among the gallery, and the matching head, whose negatives are drawn
+    in proportion to that, says how much likelier a pair is than such a draw. With a perfect head the weight is 1; one that
     was trained briefly is too sure of itself and deserves less, to be chosen on validation.
 
     Args:

@@ -66,7 +66,7 @@ class ModelArguments:
     )
     torch_compile: bool = option(False, "Compile the layers of Swin, BERT and fusion with TorchInductor.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.model_config = _read_model_config(self.model_config)
         if self.model_name_or_path is not None:
             for name in ("vision_weights", "text_weights"):
@@ -135,7 +135,7 @@ class DataArguments:
 
     theme_name: ClassVar[str] = "data"
 
-    dataset: str | None = option(None, "Folder or Hub id of the prepared set, as `load_dataset` takes it.")
+    dataset: str = option(None, "Folder or Hub id of the prepared set, as `load_dataset` takes it.")
     per_device_batch_size: int = option(40, "Image-text pairs of each process in a step.")
     num_workers: int = option(4, "Worker processes that prepare batches, for each process.")
     image_backend: Literal["tensor", "pillow"] = option(
@@ -161,7 +161,7 @@ class DataArguments:
     skipgram_probability: float = option(0.2, "Chance of masking several words in a row.")
     skipgram_max_length: int = option(3, "Largest number of words masked in a row.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.dataset is not None, "dataset", "a folder or Hub id of a prepared set", self.dataset)
         require(self.per_device_batch_size > 0, "per_device_batch_size", "at least 1", self.per_device_batch_size)
         require(self.num_workers >= 0, "num_workers", "0 or more", self.num_workers)
@@ -183,7 +183,7 @@ class PretrainDataArguments(DataArguments):
         None, "Prepared person-retrieval set whose validation split chooses the best model; none if left out."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.data_fraction <= 1, "data_fraction", "more than 0 and at most 1", self.data_fraction)
         pairs = self.num_train_pairs
@@ -221,7 +221,7 @@ class FinetuneDataArguments(DataArguments):
     eda_swap_strength: float = option(0.1, "Swaps of words, relative to its length.")
     eda_deletion_probability: float = option(0.1, "Chance of dropping each word.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require(
             0 <= self.validation_fraction < 1, "validation_fraction", "from 0 to below 1", self.validation_fraction
@@ -266,7 +266,7 @@ class OptimizationArguments:
         None, "Clip the gradient to this norm; not clipped when left out, as published."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         unknown = [part for part in self.multiplied_parts if part not in PARTS]
         require(not unknown, "multiplied_parts", f"names among {', '.join(PARTS)}", ", ".join(unknown))
         require(self.num_warmup_steps >= 0, "num_warmup_steps", "0 or more", self.num_warmup_steps)
@@ -296,7 +296,7 @@ class RunArguments:
 
     theme_name: ClassVar[str] = "run"
 
-    output_dir: str | None = option(None, "Folder of checkpoints, metrics and models.")
+    output_dir: str = option(None, "Folder of checkpoints, metrics and models.")
     num_train_epochs: int = option(30, "Passes over the training set; 0 saves the start.")
     max_train_steps: int | None = option(
         None, "Optimizer steps of the run and of its schedule, instead of whole epochs."
@@ -333,7 +333,7 @@ class RunArguments:
         False, "Restart in an output_dir that holds another run, whose files are removed; not with `resume`."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.output_dir is not None, "output_dir", "a folder", self.output_dir)
         require(self.num_train_epochs >= 0, "num_train_epochs", "at least 0", self.num_train_epochs)
         for name in ("gradient_accumulation_steps", "logging_steps", "save_total_limit"):
@@ -367,7 +367,7 @@ class EvaluationArguments:
         None, "Weight of the matching log-odds in `posterior`; chosen with the fusion when left out."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.eval_every_epochs > 0, "eval_every_epochs", "at least 1", self.eval_every_epochs)
         require(self.eval_rerank_k >= 0, "eval_rerank_k", "0 or more", self.eval_rerank_k)
         require(self.eval_batch_size > 0, "eval_batch_size", "at least 1", self.eval_batch_size)
@@ -391,7 +391,7 @@ class HubArguments:
     hub_model_id: str | None = option(None, "Repository to push to, `user/name`.")
     hub_private: bool = option(False, "Make a new repository private.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             not self.push_to_hub or self.hub_model_id is not None,
             "hub_model_id",
@@ -418,7 +418,7 @@ class ConversionArguments:
     overwrite: bool = option(False, "Replace what is at --output.")
     push_to_hub: str | None = option(None, "Repository to push the folder to, user/name.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         of_folders = self.tokenizer, self.push_to_hub, self.image_size, self.num_attention_heads
         if self.to_published and any(value is not None for value in of_folders):
             raise ValueError(
@@ -428,7 +428,7 @@ class ConversionArguments:
             raise ValueError(f"`image_size` must be height and width, got {self.image_size}")
 
 
-def _read_model_config(value) -> dict[str, Any]:
+def _read_model_config(value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if isinstance(value, dict):

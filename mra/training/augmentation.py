@@ -4,6 +4,12 @@ import os
 import random
 import re
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:  # it imports this module
+    from mra.training.arguments import FinetuneDataArguments
 
 
 OPERATIONS = ("synonym_replacement", "random_insertion", "random_swap", "random_deletion")
@@ -46,8 +52,7 @@ def split_words(text: str) -> list[str]:
 
 
 class WordNetSynonyms:
-    """
-    Look up synonyms in WordNet through nltk; every process opens the database for itself.
+    """Look up synonyms in WordNet through nltk; every process opens the database for itself.
 
     Args:
         keep_numerals: list a synonym without letters (`2` for "two") as the empty text that cleaning leaves of it.
@@ -56,7 +61,7 @@ class WordNetSynonyms:
         ValueError: if WordNet is not installed where nltk looks for it, or damaged.
     """
 
-    def __init__(self, keep_numerals: bool = False):
+    def __init__(self, keep_numerals: bool = False) -> None:
         self.keep_numerals = keep_numerals
         self._root = _find_wordnet()
         self._process = None
@@ -76,7 +81,7 @@ class WordNetSynonyms:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_process": None, "_reader": None}
 
-    def _open(self):
+    def _open(self) -> Any:
         # A forked worker must not share the position in the parent's open files.
         if self._process != os.getpid():
             self._reader = _open_wordnet(self._root)
@@ -85,8 +90,7 @@ class WordNetSynonyms:
 
 
 class CaptionAugmenter:
-    """
-    Change a caption by one operation of easy data augmentation, chosen at random (`eda_style: content_words`).
+    """Change a caption by one operation of easy data augmentation, chosen at random (`eda_style: content_words`).
 
     Function words are neither replaced nor a source of insertions, an inserted word is any synonym of its source, and it
     may stand anywhere. [`PublishedCaptionAugmenter`] follows the published code.
@@ -112,7 +116,7 @@ class CaptionAugmenter:
         insertion_strength: float = 0.1,
         swap_strength: float = 0.1,
         deletion_probability: float = 0.1,
-    ):
+    ) -> None:
         unknown = sorted(set(operations) - set(OPERATIONS))
         if unknown or not operations:
             raise ValueError(
@@ -127,11 +131,11 @@ class CaptionAugmenter:
         for name, value in vars(self).items():
             if name != "operations" and not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must lie in 0..1, got {value}.")
-        self._synonyms = self._open_synonyms() if set(operations) & set(WORDNET_OPERATIONS) else None
+        needs_wordnet = bool(set(operations) & set(WORDNET_OPERATIONS))
+        self._synonyms: Callable[[str], list[str]] = self._open_synonyms() if needs_wordnet else lambda _: []
 
     def __call__(self, caption: str, rng: random.Random) -> str:
-        """
-        Augment one caption.
+        """Augment one caption.
 
         Args:
             caption: any text, cleaned but not yet cut.
@@ -185,8 +189,7 @@ class CaptionAugmenter:
 
 
 class PublishedCaptionAugmenter(CaptionAugmenter):
-    """
-    Change a caption as the published code does (`eda_style: published`), which calls EDA with strengths of 0.1.
+    """Change a caption as the published code does (`eda_style: published`), which calls EDA with strengths of 0.1.
 
     Source: `eda_call` of the reference file `published_configs.json`, and the code of Wei and Zou for what it leaves out:
     the list of stop words, synonyms that are numerals and vanish, and the last draw, which comes to nothing. The published
@@ -237,9 +240,8 @@ class PublishedCaptionAugmenter(CaptionAugmenter):
 AUGMENTERS = {"content_words": CaptionAugmenter, "published": PublishedCaptionAugmenter}  # by `eda_style`
 
 
-def create_augmenter(args) -> CaptionAugmenter:
-    """
-    Build the augmenter that a recipe describes.
+def create_augmenter(args: "FinetuneDataArguments") -> CaptionAugmenter:
+    """Build the augmenter that a recipe describes.
 
     Args:
         args: a `FinetuneDataArguments`.
@@ -270,7 +272,7 @@ def _count(strength: float, words: list[str]) -> int:
     return max(1, int(strength * len(words)))
 
 
-def _find_wordnet():
+def _find_wordnet() -> Any:
     import nltk
 
     for name in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
@@ -285,13 +287,13 @@ def _find_wordnet():
     )
 
 
-def _open_wordnet(root):
+def _open_wordnet(root: Any) -> Any:
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
     class EnglishWordNet(WordNetCorpusReader):
         """Reads the English database without the tables for other languages, which take most of the opening time."""
 
-        def map_wn(self, version="wordnet"):
+        def map_wn(self, version: str = "wordnet") -> None:
             return None
 
     try:
@@ -305,7 +307,7 @@ def _open_wordnet(root):
         raise _incomplete(root, error) from error
 
 
-def _check_wordnet(root) -> None:
+def _check_wordnet(root: Any) -> None:
     """Check that index and data files of every part of speech name the same synsets, so that none is cut or overwritten."""
     for part_of_speech in PARTS_OF_SPEECH:
         index, data = f"index.{part_of_speech}", f"data.{part_of_speech}"
@@ -328,7 +330,7 @@ def _check_wordnet(root) -> None:
             )
 
 
-def _read_lines(root, name: str) -> list[bytes]:
+def _read_lines(root: Any, name: str) -> list[bytes]:
     try:
         with root.join(name).open() as file:
             return file.read().splitlines(keepends=True)
@@ -336,7 +338,7 @@ def _read_lines(root, name: str) -> list[bytes]:
         raise _incomplete(root, error) from error
 
 
-def _incomplete(root, error: Exception) -> ValueError:
+def _incomplete(root: Any, error: Exception) -> ValueError:
     return ValueError(
         f"WordNet in {root} is incomplete ({error}). Install it again with `python -m nltk.downloader wordnet`."
     )

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import gather_object, load
+from accelerate.utils import DeepSpeedPlugin, gather_object, load
 from safetensors import safe_open
 
 from mra.common.files import write_whole
@@ -36,8 +36,7 @@ class DamagedCheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """
-    What a checkpoint held when it was saved.
+    """What a checkpoint held when it was saved.
 
     Attributes:
         step: optimizer steps done.
@@ -66,8 +65,7 @@ class Manifest:
 
 
 def write_manifest(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """
-    List the files of a checkpoint; every process must call this, once all of them have written theirs.
+    """List the files of a checkpoint; every process must call this, once all of them have written theirs.
 
     The processes hash a share of the files each.
 
@@ -131,8 +129,7 @@ def _hash_file(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """
-    Read the manifest of a checkpoint.
+    """Read the manifest of a checkpoint.
 
     Raises:
         DamagedCheckpointError: if it is not what was written.
@@ -162,8 +159,7 @@ def find_damage(
     check_contents: Callable[[Path], None],
     without_manifest: str | None = None,
 ) -> list[str]:
-    """
-    Compare a checkpoint with its manifest; every process must call this and gets the same answer.
+    """Compare a checkpoint with its manifest; every process must call this and gets the same answer.
 
     Every process looks for every file and hashes a share of them, and the random states that it will load are read.
 
@@ -214,7 +210,7 @@ def _compare_files(folder: Path, manifest: Manifest, rank: int, count: int) -> l
     if damage:
         return damage
 
-    def compare(name):
+    def compare(name: str) -> str | None:
         try:
             digest = _hash_file(folder / name)
         except OSError as error:
@@ -234,12 +230,12 @@ def _check_files_alone(folder: Path, rank: int, count: int) -> list[str]:
     wanted += {"plain": ["model.safetensors", "optimizer.bin"]}.get(way, [])
     damage = [f"{name} is missing" for name in wanted if name not in names]
 
-    def open_archive(name):
+    def open_archive(name: str) -> None:
         with zipfile.ZipFile(folder / name) as archive:
             if archive.testzip():
                 raise ValueError(f"{name} was changed after it was saved")
 
-    def check(name):
+    def check(name: str) -> None:
         try:
             if name.endswith(".safetensors"):
                 safe_open(folder / name, "pt").keys()
@@ -273,8 +269,7 @@ def saved_by(checkpoint: Path) -> str:
 
 
 def check_way(accelerator: Accelerator, checkpoint: Path) -> None:
-    """
-    Check that a run shares its states out in the way of the checkpoint: DeepSpeed passes over files that it does not know.
+    """Check that a run shares its states out in the way of the checkpoint: DeepSpeed passes over files that it does not know.
 
     Raises:
         ValueError: if not.
@@ -299,7 +294,7 @@ def check_way(accelerator: Accelerator, checkpoint: Path) -> None:
 def _zero_stage(accelerator: Accelerator) -> int | None:
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return None
-    return accelerator.state.deepspeed_plugin.zero_stage
+    return cast(DeepSpeedPlugin, accelerator.state.deepspeed_plugin).zero_stage
 
 
 # ---------------------------------------------------------------- random states
@@ -319,11 +314,10 @@ def _random_states_file(rank: int | str) -> str:
 
 
 def read_random_states(path: Path) -> dict[str, Any]:
-    """
-    Read what Accelerate saved of one process's random number generators.
+    """Read what Accelerate saved of one process's random number generators.
 
     Raises:
-        ValueError: if the file cannot be read, or what it holds is no state of them.
+        ValueError: if the file cannot be read, or it does not hold their state.
     """
     try:
         states = load(path, map_location="cpu")
@@ -337,8 +331,7 @@ def read_random_states(path: Path) -> dict[str, Any]:
 
 
 def restore_random_states(accelerator: Accelerator, checkpoint: Path) -> str | None:
-    """
-    Set this process's generators to the states that it saved: Accelerate goes on in silence where it could not.
+    """Set this process's generators to the states that it saved: Accelerate continues silently if it cannot.
 
     Args:
         accelerator: of the run, after `load_state`.

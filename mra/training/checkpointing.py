@@ -6,17 +6,20 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel
 
 from mra.common.command_line import try_folder, writing_to
 from mra.common.environment import write_environment
 from mra.common.files import clean_folder, flush_tree, replace_folder, unfinished_path, whole_folder, write_whole
 from mra.common.recipes import format_recipe, read_mapping
 from mra.retrieval import RetrievalChoice
+from mra.training.arguments import RunArguments
 from mra.training.checkpoint_manifest import (
     DamagedCheckpointError,
     check_way,
@@ -27,6 +30,7 @@ from mra.training.checkpoint_manifest import (
 from mra.training.metrics_log import METRICS_FILE, read_records
 from mra.training.runtime import whole_model
 from mra.training.zero_checkpoints import fit_to_processes
+from processing_mra import MRAProcessor
 
 
 logger = get_logger(__name__)
@@ -44,8 +48,7 @@ _OF_THE_CALL = ("resume", "resume_without_manifest", "overwrite_output_dir", "ou
 
 @dataclass
 class TrainingState:
-    """
-    Place in a run; everything else that a resumed run needs follows from it or is saved by `accelerate`.
+    """Place in a run; everything else that a resumed run needs follows from it or is saved by `accelerate`.
 
     Attributes:
         step: optimizer steps done.
@@ -74,12 +77,11 @@ class TrainingState:
     data: str = ""
 
     def state_dict(self) -> dict[str, Any]:
-        """The attributes."""
+        """Return the attributes."""
         return asdict(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """
-        Restore the attributes.
+        """Restore the attributes.
 
         Raises:
             ValueError: if one is missing, unknown or of another type. Checkpoints of older versions lack `best_measure`
@@ -98,21 +100,20 @@ class TrainingState:
             setattr(self, name, value)
 
     def count_batch(self, samples: int) -> None:
-        """Adds one batch of every process, `samples` pairs in all."""
+        """Add one batch of every process, `samples` pairs in all."""
         self.micro_step += 1
         self.samples_per_batch = samples
         self.samples_in_epoch += samples
         self.samples_seen += samples
 
     def end_epoch(self) -> None:
-        """Moves on to the start of the next epoch."""
+        """Move on to the start of the next epoch."""
         self.epoch += 1
         self.samples_in_epoch = 0
 
 
 class Checkpointer:
-    """
-    Decides when a checkpoint is due and writes it under `output_dir/checkpoints`.
+    """Decides when a checkpoint is due and writes it under `output_dir/checkpoints`.
 
     Args:
         accelerator: holds what `prepare` returned and the registered `TrainingState`.
@@ -123,7 +124,15 @@ class Checkpointer:
         save_total_limit: newest checkpoints to keep.
     """
 
-    def __init__(self, accelerator, output_dir, recipe, save_steps=None, save_minutes=None, save_total_limit=2):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        output_dir: str | Path,
+        recipe: Mapping[str, Any],
+        save_steps: int | None = None,
+        save_minutes: float | None = None,
+        save_total_limit: int = 2,
+    ) -> None:
         self.accelerator = accelerator
         self.folder = Path(output_dir) / CHECKPOINTS
         self.recipe = recipe
@@ -134,29 +143,27 @@ class Checkpointer:
         self.last_time = time.monotonic()
 
     def is_step_due(self, step: int) -> bool:
-        """Whether a checkpoint falls on this optimizer step by its number."""
+        """Return whether a checkpoint is due at this optimizer step by its number."""
         return self.save_steps is not None and step % self.save_steps == 0
 
     def agree(self, step: int, stop: bool) -> tuple[bool, bool]:
-        """
-        Decides together with the other processes; every process must call this on the same steps.
+        """Decide together with the other processes; every process must call this on the same steps.
 
         Args:
             step: optimizer steps done.
-            stop: whether this process was told to stop.
+            stop: whether this process was asked to stop.
 
         Returns:
-            Whether to save now, and whether to stop after that: true everywhere if any process was told so.
+            Whether to save now, and whether to stop after that: true everywhere if any process was asked to.
         """
         elapsed = (time.monotonic() - self.last_time) / 60
         late = self.accelerator.is_main_process and bool(self.save_minutes) and elapsed >= self.save_minutes
         flags = torch.tensor([float(late), float(stop)], device=self.accelerator.device)
-        late, stop = (flag > 0 for flag in self.accelerator.reduce(flags, "sum").tolist())
+        late, stop = (flag > 0 for flag in cast(torch.Tensor, self.accelerator.reduce(flags, "sum")).tolist())
         return (late or stop or self.is_step_due(step)) and step != self.last_step, stop
 
     def save(self, step: int) -> Path:
-        """
-        Write `checkpoint-<step>` under another name, with its manifest last; rename it, drop the oldest.
+        """Write `checkpoint-<step>` under another name, with its manifest last; rename it, drop the oldest.
 
         Everything is flushed to the disk before the folder gets its name.
         """
@@ -212,8 +219,7 @@ def _list_steps(folder: Path, prefix: str = "") -> list[Path]:
 
 
 def find_checkpoint(resume: str | None, output_dir: str | Path) -> Path | None:
-    """
-    Finds the checkpoint to continue from.
+    """Find the checkpoint to continue from.
 
     Args:
         resume: `latest`, `latest_whole`, the path of a checkpoint, or None.
@@ -223,7 +229,7 @@ def find_checkpoint(resume: str | None, output_dir: str | Path) -> Path | None:
         Its path, not verified yet; None to start from the beginning, also where there is no latest one.
 
     Raises:
-        ValueError: if the path is no finished checkpoint.
+        ValueError: if the path is not a finished checkpoint.
     """
     if resume is None:
         return None
@@ -240,10 +246,12 @@ def find_checkpoint(resume: str | None, output_dir: str | Path) -> Path | None:
 
 
 def start_output_dir(
-    accelerator, args, recipe: Mapping[str, Any], option: Callable[[str, str], str] = "--{} {}".format
+    accelerator: Accelerator,
+    args: RunArguments,
+    recipe: Mapping[str, Any],
+    option: Callable[[str, str], str] = "--{} {}".format,
 ) -> Path | None:
-    """
-    Prepare the folder of a run, with its resolved arguments and environment in it; every process must call this.
+    """Prepare the folder of a run, with its resolved arguments and environment in it; every process must call this.
 
     Args:
         accelerator: of the run.
@@ -273,9 +281,10 @@ def start_output_dir(
     return checkpoint
 
 
-def find_whole_checkpoint(accelerator, args, option: Callable[[str, str], str] = "--{} {}".format) -> Path | None:
-    """
-    Find the checkpoint to continue from and verify it; every process must call this and gets the same answer.
+def find_whole_checkpoint(
+    accelerator: Accelerator, args: RunArguments, option: Callable[[str, str], str] = "--{} {}".format
+) -> Path | None:
+    """Find the checkpoint to continue from and verify it; every process must call this and gets the same answer.
 
     Args:
         accelerator: of the run.
@@ -293,7 +302,7 @@ def find_whole_checkpoint(accelerator, args, option: Callable[[str, str], str] =
         return None
     without_manifest = None if args.resume_without_manifest else option("resume_without_manifest", "true")
 
-    def damage_of(folder):
+    def damage_of(folder: Path) -> list[str]:
         return find_damage(accelerator, folder, _check_contents, without_manifest)
 
     damage = damage_of(named)
@@ -309,7 +318,7 @@ def find_whole_checkpoint(accelerator, args, option: Callable[[str, str], str] =
             f"{option('resume', 'latest')}"
         )
     if args.resume == "latest_whole":
-        logger.warning(f"{text}; going on from {whole}, the newest whole one")
+        logger.warning(f"{text}; continuing from {whole}, the newest whole one")
         return whole
     raise DamagedCheckpointError(
         f"{text}; the newest whole one is {whole}: take it with {option('resume', str(whole))}, or let "
@@ -318,8 +327,7 @@ def find_whole_checkpoint(accelerator, args, option: Callable[[str, str], str] =
 
 
 def _check_contents(checkpoint: Path) -> None:
-    """
-    Read the small files that say how the run goes on.
+    """Read the small files that say how the run continues.
 
     Raises:
         ValueError: naming the file that does not hold what it should.
@@ -347,8 +355,7 @@ def _check_contents(checkpoint: Path) -> None:
 
 
 def set_newer_aside(output_dir: str | Path, checkpoint: Path) -> None:
-    """
-    Rename checkpoints of later steps than the one that a run goes on from, so that they are not taken for its own.
+    """Rename checkpoints of later steps than the one that a run continues from, so that they are not taken for its own.
 
     The run removes them when it has come as far.
     """
@@ -357,12 +364,11 @@ def set_newer_aside(output_dir: str | Path, checkpoint: Path) -> None:
             aside = path.with_name(f"{_SET_ASIDE}{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            logger.warning(f"Renamed {path} to {aside.name}: the run goes on from {checkpoint.name}")
+            logger.warning(f"Renamed {path} to {aside.name}: the run continues from {checkpoint.name}")
 
 
 def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bool) -> None:
-    """
-    Makes the folder of a run and mends what an interrupted run left in it; for the main process alone.
+    """Make the folder of a run and repair what an interrupted run left in it; for the main process alone.
 
     Raises:
         ValueError: if it holds another run that is neither resumed nor to be overwritten.
@@ -386,9 +392,8 @@ def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bo
             logger.warning(f"Cleaned up {path}, which an interrupted run left")
 
 
-def keep_aside(accelerator, output_dir: str | Path, epoch: int) -> Path:
-    """
-    Move `best` to `earlier_best`, from where no later best model takes its place; every process must call this.
+def keep_aside(accelerator: Accelerator, output_dir: str | Path, epoch: int) -> Path:
+    """Move `best` to `earlier_best`, from where no later best model takes its place; every process must call this.
 
     Args:
         accelerator: of the run.
@@ -407,9 +412,15 @@ def keep_aside(accelerator, output_dir: str | Path, epoch: int) -> Path:
     return aside
 
 
-def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState, scheduler, samples_per_batch) -> None:
-    """
-    Restores a run and warns of arguments that differ from those it was saved with.
+def load_checkpoint(
+    accelerator: Accelerator,
+    checkpoint: Path,
+    recipe: Mapping[str, Any],
+    state: TrainingState,
+    scheduler: Any,
+    samples_per_batch: int,
+) -> None:
+    """Restore a run and warn of arguments that differ from those it was saved with.
 
     Args:
         accelerator: holds what `prepare` returned, `state` and `scheduler`.
@@ -428,8 +439,8 @@ def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState,
         accelerator.load_state(str(folder))
     if "dataset" not in changed and "" not in (data, state.data) and data != state.data:
         raise ValueError(
-            f"`dataset` {recipe['dataset']}: its files are not those that {checkpoint} was trained on; resume with that set, or "
-            "start another run from the weights (--model_name_or_path)"
+            f"`dataset` {recipe['dataset']}: its files are not those that {checkpoint} was trained on; resume with that "
+            "set, or start another run from the weights (--model_name_or_path)"
         )
     state.data = data
     accelerator.step = 0  # groups of accumulated batches start here, also where they have another size than before
@@ -439,7 +450,7 @@ def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState,
     if state.samples_per_batch not in (0, samples_per_batch):
         logger.warning(
             f"A batch of all processes had {state.samples_per_batch} pairs and has {samples_per_batch} now: the run "
-            "goes on with other batches and another number of steps."
+            "continues with other batches and another number of steps."
         )
     for group, learning_rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = learning_rate  # DeepSpeed does not restore it everywhere
@@ -447,10 +458,14 @@ def load_checkpoint(accelerator, checkpoint: Path, recipe, state: TrainingState,
 
 
 def save_model(
-    accelerator, model, processor, folder: str | Path, card: str | None = None, choice: RetrievalChoice | None = None
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    processor: MRAProcessor,
+    folder: str | Path,
+    card: str | None = None,
+    choice: RetrievalChoice | None = None,
 ) -> None:
-    """
-    Writes model, processor and code as one folder for `from_pretrained`, whole or not at all.
+    """Write model, processor and code as one folder for `from_pretrained`, whole or not at all.
 
     Args:
         accelerator: collects the weights, whatever way the model is distributed; every process must call this.
@@ -461,12 +476,12 @@ def save_model(
         choice: how to rank with this model, as chosen on validation.
     """
     folder = Path(folder)
-    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
+    unwrapped: Any = accelerator.unwrap_model(model, keep_torch_compile=False)
     if accelerator.is_fsdp2:  # its modules are of other classes
         unwrapped = whole_model(unwrapped)
         state_dict = unwrapped.state_dict()
     else:
-        state_dict = accelerator.get_state_dict(model)
+        state_dict = cast(dict[str, torch.Tensor], accelerator.get_state_dict(model))
     if accelerator.is_main_process:
         state_dict = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict.items()}  # torch.compile
         for name in unwrapped._tied_weights_keys:  # DeepSpeed copies what is tied
@@ -482,7 +497,7 @@ def save_model(
 
 
 def _remove(folder: Path) -> None:
-    """Removes a checkpoint so that one half removed never looks finished."""
+    """Remove a checkpoint so that a half-removed one never looks finished."""
     unfinished = unfinished_path(folder)
     folder.rename(unfinished)
     shutil.rmtree(unfinished)
@@ -497,7 +512,7 @@ def write_recipe(path: str | Path, recipe: Mapping[str, Any]) -> None:
 
 
 def changed_keys(recipe: Mapping[str, Any], checkpoint: str | Path) -> dict[str, tuple[Any, Any]]:
-    """Arguments that differ from those a checkpoint was written with: name -> (then, now)."""
+    """Return the arguments that differ from those a checkpoint was written with: name -> (then, now)."""
     before = read_mapping(Path(checkpoint) / RECIPE_FILE)
     names = sorted({*before, *recipe} - set(_OF_THE_CALL))
     return {name: (before.get(name), recipe.get(name)) for name in names if before.get(name) != recipe.get(name)}

@@ -19,8 +19,7 @@ FIELDS = {
 
 
 class TrainingCollator:
-    """
-    Stack images, tokenise texts and mask captions; runs in the workers of the data loader.
+    """Stack images, tokenise texts and mask captions; runs in the workers of the data loader.
 
     The masks of an example depend on its `mask_seed` alone, so neither batch size nor the number of workers or
     processes changes them.
@@ -45,7 +44,7 @@ class TrainingCollator:
         whole_word_masking: bool = True,
         skipgram_probability: float = 0.2,
         skipgram_max_length: int = 3,
-    ):
+    ) -> None:
         if max_text_length < 3:
             raise ValueError(f"`max_text_length` must leave room for [CLS], a word and [SEP], got {max_text_length}.")
         self.tokenizer = tokenizer
@@ -61,8 +60,7 @@ class TrainingCollator:
         )
 
     def __call__(self, examples: Sequence[dict]) -> dict[str, torch.Tensor | TextLengths]:
-        """
-        Collate a batch.
+        """Collate a batch.
 
         Args:
             examples: items of a [`~mra.training.data.TrainingDataset`], all with the same fields. Those of an

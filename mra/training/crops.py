@@ -15,8 +15,7 @@ REDUCTIONS = (8, 4, 2)  # what libjpeg decodes for less
 
 
 def open_image(stored: dict | None) -> Image.Image:
-    """
-    Open an image of a prepared set without decoding it.
+    """Open an image of a prepared set without decoding it.
 
     Args:
         stored: `bytes`, or the `path` of a file where they are None, as `datasets.Image(decode=False)` gives them.
@@ -31,8 +30,7 @@ def open_image(stored: dict | None) -> Image.Image:
 
 
 def largest_reduction(crop: Crop, size: tuple[int, int], height: int, width: int) -> int:
-    """
-    The largest reduction that leaves the crop at least as large as what it is resized to, and its edges in place.
+    """Return the largest reduction that leaves the crop at least as large as its target, and its edges in place.
 
     Args:
         crop: in pixels of the whole size.
@@ -50,8 +48,7 @@ def largest_reduction(crop: Crop, size: tuple[int, int], height: int, width: int
 
 
 def crop_reduced(image: Image.Image, crop: Crop, reduction: int, height: int, width: int) -> Image.Image:
-    """
-    Crops and resizes an image that was decoded at a reduced size; its edges may fall between pixels there.
+    """Crop and resize an image that was decoded at a reduced size, where the edges may fall between pixels.
 
     Args:
         image: from [`decode`].

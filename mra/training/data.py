@@ -4,20 +4,21 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from datasets import Image, IterableDatasetDict, LargeList, List, Value
 
 from mra.common.private_interfaces import new_shared_float32
-from mra.common.streaming import StreamedTable, arrow_column
+from mra.common.streaming import StreamedTable, arrow_column, list_lengths
 from mra.common.tables import Table
 from mra.training.augmentation import CaptionAugmenter
 from mra.training.crops import open_image, upright_size
 from mra.training.order import Key, key_to_seed
-from mra.training.regions import WHOLE_IMAGE, box_to_pixels, region_attention_mask
+from mra.training.regions import WHOLE_IMAGE, Box, box_to_pixels, region_attention_mask
 from mra.training.transforms import TrainingImageTransform
+from processing_mra import MRAProcessor
 
 
 SDA_COLUMNS = "image (Image), image_id (integer), caption (string), boxes (list of 4 floats), phrases (list of string)"
@@ -32,8 +33,7 @@ def phrase_to_id(phrase: str) -> int:
 
 @dataclass(frozen=True, eq=False)
 class ExampleBatch(Sequence):
-    """
-    Examples of a batch and their images as one tensor: new memory for a stack costs more than resizing.
+    """Examples of a batch and their images as one tensor: new memory for a stack costs more than resizing.
 
     It cannot be reordered; a slice is a plain list, whose images have to be stacked again.
 
@@ -45,7 +45,7 @@ class ExampleBatch(Sequence):
     examples: list[dict]
     pixel_values: torch.Tensor
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.examples[index]
 
     def __len__(self) -> int:
@@ -53,8 +53,7 @@ class ExampleBatch(Sequence):
 
 
 class TrainingDataset(torch.utils.data.Dataset):
-    """
-    Image-caption pairs, transformed and augmented as their key says; see the two builders below.
+    """Image-caption pairs, transformed and augmented as their key says; see the two builders below.
 
     An item is a dict: `pixel_values` `(3, height, width)` float32, `caption` (normalised text), `identity_id`,
     `mask_seed` (63 bits, for the collator), `augmented_caption` with an augmenter, and `phrase`, `phrase_id` (63 bits)
@@ -76,7 +75,7 @@ class TrainingDataset(torch.utils.data.Dataset):
     def __init__(
         self,
         dataset: Table,
-        processor,
+        processor: MRAProcessor,
         transform: TrainingImageTransform,
         image_rows: np.ndarray,
         seed: int,
@@ -85,7 +84,7 @@ class TrainingDataset(torch.utils.data.Dataset):
         augmenter: CaptionAugmenter | None = None,
         crop_to_regions: bool = False,
         grid_size: tuple[int, int] | None = None,
-    ):
+    ) -> None:
         self.dataset = dataset
         self.processor = processor
         self.transform = transform
@@ -144,7 +143,7 @@ class TrainingDataset(torch.utils.data.Dataset):
         box, phrase = None, caption
         if self.crop_to_regions:
             relative_box, phrase = self._draw_region(row, caption, generator("region"))
-            box = box_to_pixels(relative_box, *upright_size(image))
+            box = box_to_pixels(cast(Box, relative_box), *upright_size(image))
         pixel_values, box = self.transform(image, generator("image"), box, out)
         example = {
             "pixel_values": pixel_values,
@@ -159,7 +158,9 @@ class TrainingDataset(torch.utils.data.Dataset):
         if self.grid_size is not None:
             example["phrase"] = phrase
             example["phrase_id"] = phrase_to_id(phrase)
-            example["region_attention_mask"] = region_attention_mask(box, self.transform.image_size, self.grid_size)
+            example["region_attention_mask"] = region_attention_mask(
+                cast(Box, box), self.transform.image_size, self.grid_size
+            )
         return example
 
     def _draw_region(self, row: dict, caption: str, rng: random.Random) -> tuple[tuple[float, ...], str]:
@@ -175,7 +176,7 @@ class TrainingDataset(torch.utils.data.Dataset):
 
 def build_pretraining_dataset(
     dataset: Table,
-    processor,
+    processor: MRAProcessor,
     *,
     grid_size: tuple[int, int],
     seed: int,
@@ -187,8 +188,7 @@ def build_pretraining_dataset(
     erasing_probability: float = 0.6,
     image_backend: str = "tensor",
 ) -> TrainingDataset:
-    """
-    Builds the training set of pretraining: images cropped around one of their boxes, captions, phrases.
+    """Build the training set of pretraining: images cropped around one of their boxes, captions, phrases.
 
     SDA rows (one `caption`) and PEDES rows (`captions`, each a pair) are accepted. A row without boxes takes the whole
     image as its region and the caption as its phrase.
@@ -202,7 +202,9 @@ def build_pretraining_dataset(
         num_pairs: number of the pairs to use, drawn in the same way; all when absent.
         regions: False leaves phrases and masks out of the items (no region terms) and the images as they are with them.
         augmenter: adds an augmented caption to the items.
-        flip_probability, erasing_probability, image_backend: see [`TrainingImageTransform`].
+        flip_probability: see [`TrainingImageTransform`].
+        erasing_probability: see [`TrainingImageTransform`].
+        image_backend: see [`TrainingImageTransform`].
 
     Raises:
         ValueError: if the columns are not those of a prepared set, or an argument is out of range.
@@ -239,13 +241,13 @@ def build_pretraining_dataset(
         caption_indices=caption_indices,
         augmenter=augmenter,
         crop_to_regions=True,
-        grid_size=tuple(grid_size) if regions else None,
+        grid_size=grid_size if regions else None,
     )
 
 
 def build_finetuning_dataset(
     dataset: Table,
-    processor,
+    processor: MRAProcessor,
     *,
     seed: int,
     augmenter: CaptionAugmenter | None = None,
@@ -253,15 +255,16 @@ def build_finetuning_dataset(
     erasing_probability: float = 0.6,
     image_backend: str = "tensor",
 ) -> TrainingDataset:
-    """
-    Builds the training set of fine-tuning: one row for each (image, caption), persons numbered from 0 on.
+    """Build the training set of fine-tuning: one row for each (image, caption), persons numbered from 0 on.
 
     Args:
         dataset: one split of a PEDES set, from `load_split`.
         processor: an `MRAProcessor`.
         seed: of everything random.
         augmenter: adds an augmented caption to the items.
-        flip_probability, erasing_probability, image_backend: see [`TrainingImageTransform`].
+        flip_probability: see [`TrainingImageTransform`].
+        erasing_probability: see [`TrainingImageTransform`].
+        image_backend: see [`TrainingImageTransform`].
 
     Raises:
         ValueError: if the columns are not those of a prepared PEDES set, or an argument is out of range.
@@ -290,10 +293,12 @@ def _new_batch(*shape: int) -> torch.Tensor:
 
 
 def _check_columns(dataset: Table, caption_columns: tuple[str, ...]) -> bool:
-    """Refuses what is no prepared split; True when rows have one `caption`, False when they have `captions`."""
+    """Return True if rows have one `caption`, False if they have `captions`; refuse a split that was not prepared."""
     layout = SDA_COLUMNS if "caption" in caption_columns else PEDES_COLUMNS
     if isinstance(dataset, (dict, IterableDatasetDict)):
-        raise ValueError(f"`dataset` must be one split, got all of {', '.join(dataset)}; pass dataset['train'].")
+        raise ValueError(
+            f"`dataset` must be one split, got all of {', '.join(map(str, dataset))}; pass dataset['train']."
+        )
     if not isinstance(dataset, Table):
         raise ValueError(
             "`dataset` must be a datasets.Dataset (load_dataset without streaming) or a StreamedTable, got "
@@ -326,16 +331,16 @@ def _check_columns(dataset: Table, caption_columns: tuple[str, ...]) -> bool:
     return captions[0] == "caption"
 
 
-def _is_text(feature) -> bool:
+def _is_text(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
-def _is_list(feature) -> bool:
+def _is_list(feature: Any) -> bool:
     return isinstance(feature, (List, LargeList))
 
 
 def _raw_columns(dataset: Table) -> Table:
-    """The columns that training reads, images as `bytes` and `path`."""
+    """Return the columns that training reads, images as `bytes` and `path`."""
     wanted = ("image", "image_id", "caption", "captions", "boxes", "phrases")
     dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted])
     if isinstance(dataset, StreamedTable):
@@ -350,8 +355,8 @@ def _draw(size: int, kept: int, seed: int) -> np.ndarray:
 
 
 def _caption_pairs(dataset: Table, image_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and caption numbers of every (image, caption) pair of some rows; both `(pairs,)`."""
-    counts = pc.fill_null(pc.list_value_length(arrow_column(dataset, "captions")), 0).to_numpy()[image_rows]
+    """Return the rows and caption numbers of every (image, caption) pair of some rows; both `(pairs,)`."""
+    counts = list_lengths(arrow_column(dataset, "captions"))[image_rows]
     if not counts.all():
         raise ValueError(
             f"Row {image_rows[counts.argmin()]} of the training set has no caption; prepare the set again with "
@@ -362,9 +367,9 @@ def _caption_pairs(dataset: Table, image_rows: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _training_transform(
-    processor, flip_probability: float, erasing_probability: float, image_backend: str
+    processor: MRAProcessor, flip_probability: float, erasing_probability: float, image_backend: str
 ) -> TrainingImageTransform:
-    """The training transform that ends in the size and normalisation of a processor."""
+    """Build the training transform that ends in the size and normalisation of a processor."""
     images = processor.image_processor
     size = (images.size["height"], images.size["width"])
     return TrainingImageTransform(

@@ -4,6 +4,7 @@ import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import timm
 import torch
@@ -22,8 +23,7 @@ TIMM_SWIN = "swin_base_patch4_window7_224.ms_in22k"
 
 
 def load_swin_weights(model: MRAForPreTraining, source: str) -> None:
-    """
-    Fills the vision encoder from the official Swin file, its bias tables resized to the model's windows.
+    """Fill the vision encoder from the official Swin file, its bias tables resized to the model's windows.
 
     Args:
         model: changed in place.
@@ -33,7 +33,7 @@ def load_swin_weights(model: MRAForPreTraining, source: str) -> None:
         ValueError: if the file is missing or does not fit the encoder.
     """
     if source == "timm":
-        state_dict = load_state_dict_from_hf(timm.get_pretrained_cfg(TIMM_SWIN).hf_hub_id)
+        state_dict = load_state_dict_from_hf(cast(Any, timm.get_pretrained_cfg(TIMM_SWIN)).hf_hub_id)
     else:
         if not Path(source).is_file():
             raise ValueError(
@@ -49,8 +49,7 @@ def load_swin_weights(model: MRAForPreTraining, source: str) -> None:
 
 
 def load_bert_weights(model: MRAForPreTraining, source: str) -> None:
-    """
-    Fills the text layers, the self-attention and feed-forward parts of the fusion layers and the masked-language head.
+    """Fill the text layers, the self-attention and feed-forward parts of the fusion layers and the masked-language head.
 
     Cross-attention has no counterpart in BERT and keeps its initialisation.
 
@@ -71,7 +70,7 @@ def load_bert_weights(model: MRAForPreTraining, source: str) -> None:
             "download it again"
         ) from error
     if report["missing_keys"]:
-        logger.warning(f"{source} lacks {', '.join(sorted(report['missing_keys']))}: initialised anew.")
+        logger.warning(f"{source} lacks {', '.join(sorted(report['missing_keys']))}: newly initialised.")
     state_dict = bert.state_dict()
     first_fusion = model.config.text_config.num_text_layers
     text, fusion = {}, {}
@@ -93,16 +92,15 @@ def load_bert_weights(model: MRAForPreTraining, source: str) -> None:
     model.tie_weights()
 
 
-def load_for_finetuning(source: str, **overrides) -> MRAForPreTraining:
-    """
-    Loads a pretrained MRA under a changed configuration, its bias tables resized to the new windows.
+def load_for_finetuning(source: str, **overrides: Any) -> MRAForPreTraining:
+    """Load a pretrained MRA under a changed configuration, its bias tables resized to the new windows.
 
     Args:
         source: folder or Hub id that `from_pretrained` takes.
         overrides: fields of `MRAConfig`; `vision_config` and `text_config` are dicts of the fields to change.
 
     Returns:
-        The model. Projections of another kind or width than the source's are initialised anew, as the published
+        The model. Projections of another kind or width than the source's are newly initialised, as the published
         fine-tuning of RSTPReid does.
     """
     try:
@@ -121,7 +119,7 @@ def load_for_finetuning(source: str, **overrides) -> MRAForPreTraining:
     target = model.state_dict()
     for name in [name for name in target if "_projection." in name]:
         if name not in state_dict or state_dict[name].shape != target[name].shape:
-            logger.warning(f"{name} is initialised anew: {source} has none of this shape.")
+            logger.warning(f"{name} is newly initialised: {source} has none of this shape.")
             state_dict[name] = target[name]
     state_dict = {k: v for k, v in state_dict.items() if k in target or "_projection." not in k}
     _load_part(model, state_dict, source)
@@ -129,7 +127,7 @@ def load_for_finetuning(source: str, **overrides) -> MRAForPreTraining:
 
 
 def _fit_bias_tables(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) -> dict[str, torch.Tensor]:
-    """Resizes every table by the stage in its name, so that the order of the names does not matter."""
+    """Resize every table by the stage in its name, so that the order of the names does not matter."""
     fitted = dict(state_dict)
     for name, tensor in state_dict.items():
         if name.endswith(BIAS_TABLE):
@@ -138,7 +136,9 @@ def _fit_bias_tables(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) 
     return fitted
 
 
-def _load_part(module: torch.nn.Module, state_dict, source: str, may_lack: str | None = None) -> None:
+def _load_part(
+    module: torch.nn.Module, state_dict: Mapping[str, torch.Tensor], source: str, may_lack: str | None = None
+) -> None:
     expected = module.state_dict()
     missing = [name for name in expected if name not in state_dict and not (may_lack and may_lack in name)]
     unknown = [name for name in state_dict if name not in expected]

@@ -14,8 +14,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def keyed_uniform(seeds: np.ndarray, count: int) -> np.ndarray:
-    """
-    Draws numbers in [0, 1) that depend on the row's seed alone (SplitMix64, Steele et al. 2014).
+    """Draw numbers in [0, 1) that depend on the row's seed alone (SplitMix64, Steele et al. 2014).
 
     Args:
         seeds: `(rows,)` integers.
@@ -33,8 +32,7 @@ def keyed_uniform(seeds: np.ndarray, count: int) -> np.ndarray:
 
 
 class TokenMasker:
-    """
-    Chooses the tokens that the model must restore, as BERT does with whole words, and skip-grams now and then.
+    """Chooses the tokens that the model must restore, as BERT does with whole words, and sometimes skip-grams.
 
     A word is a token and the `##` pieces after it. Positions are tried in random order until enough are masked; each
     takes its word along or, with `skipgram_probability`, the words of 2 to `skipgram_max_length` tokens from there on.
@@ -66,7 +64,7 @@ class TokenMasker:
         whole_words: bool = True,
         skipgram_probability: float = 0.2,
         skipgram_max_length: int = 3,
-    ):
+    ) -> None:
         for name, value in (("probability", probability), ("skipgram_probability", skipgram_probability)):
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must lie in 0..1, got {value}.")
@@ -97,8 +95,7 @@ class TokenMasker:
         self._replacements = known if mask_padding else known[~self._is_special[known]]
 
     def __call__(self, input_ids: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """
-        Masks a batch; row i depends on its ids and on `seeds[i]` alone.
+        """Mask a batch; row i depends on its ids and on `seeds[i]` alone.
 
         Args:
             input_ids: `(batch, length)` integers, [CLS] at position 0.
@@ -126,7 +123,7 @@ class TokenMasker:
         return masked, labels
 
     def _wanted(self, allowed: np.ndarray) -> np.ndarray:
-        """Number of tokens to mask in each row, `(batch,)`; every position counts when padding does."""
+        """Return the number of tokens to mask in each row, `(batch,)`; every position counts when padding does."""
         counts = allowed.sum(axis=1)
         share = np.maximum(np.rint(self.probability * counts), 1)
         return np.minimum(np.minimum(share, self.max_masked), counts).astype(np.int64)
@@ -140,7 +137,7 @@ class TokenMasker:
         skip: np.ndarray,
         skip_length: np.ndarray,
     ) -> np.ndarray:
-        """Takes whole spans in random order until every row has enough; `(batch, length)` of bool, maybe too many."""
+        """Take whole spans in random order until every row has enough; `(batch, length)` of bool, maybe too many."""
         batch, length = input_ids.shape
         positions = np.arange(length)
         lengths = 1 + np.where(

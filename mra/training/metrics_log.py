@@ -5,14 +5,20 @@ import math
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 
 from mra.common.command_line import writing_to
 from mra.common.files import write_whole
+
+
+if TYPE_CHECKING:  # it imports this module
+    from mra.training.checkpointing import TrainingState
 
 
 logger = get_logger(__name__)
@@ -26,31 +32,40 @@ class NonFiniteLossError(RuntimeError):
 
 
 class LossWindow:
-    """
-    Keeps the loss terms of each batch on the device until they are logged, so that no step waits for the host.
+    """Keeps the loss terms of each batch on the device until they are logged, so that no step waits for the host.
 
     Args:
         accelerator: averages over processes.
         output_dir: folder for the diagnostic of a loss that is not finite.
     """
 
-    def __init__(self, accelerator, output_dir: str | Path):
+    def __init__(self, accelerator: Accelerator, output_dir: str | Path) -> None:
         self.accelerator = accelerator
         self.output_dir = Path(output_dir)
         self.history = deque(maxlen=_HISTORY)
         self._clear()
 
-    def _clear(self):
-        self.names, self.values, self.steps, self.places, self.identity_ids = None, [], [], [], []
-        self.samples, self.learning_rate, self.start = 0, None, time.perf_counter()
+    def _clear(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self.values: list[torch.Tensor] = []
+        self.steps: list[int] = []
+        self.places: list[tuple[int, int]] = []
+        self.identity_ids: list[torch.Tensor | None] = []
+        self.samples, self.learning_rate, self.start = 0, math.nan, time.perf_counter()
 
     def pause(self) -> None:
-        """Forgets the time since the last flush, for work that is no training."""
+        """Leave the time since the last flush out of the speed, for work other than training."""
         self.start = time.perf_counter()
 
-    def add(self, outputs, batch: dict[str, torch.Tensor], state, samples: int, learning_rate: float) -> None:
-        """
-        Takes the terms of one batch.
+    def add(
+        self,
+        outputs: Mapping[str, Any],
+        batch: dict[str, torch.Tensor],
+        state: "TrainingState",
+        samples: int,
+        learning_rate: float | torch.Tensor,
+    ) -> None:
+        """Take the terms of one batch.
 
         Args:
             outputs: an `MRAPreTrainingOutput`.
@@ -61,7 +76,7 @@ class LossWindow:
         """
         terms = {name: value for name, value in outputs.items() if name.endswith("loss") and value is not None}
         names = tuple(terms)
-        if self.names not in (None, names):
+        if self.names not in ((), names):
             raise ValueError(f"The terms of the loss changed within a run: {self.names} before, {names} now.")
         self.names = names
         self.values.append(torch.stack([value.detach().float() for value in terms.values()]))
@@ -69,11 +84,10 @@ class LossWindow:
         self.places.append((state.epoch, state.samples_in_epoch))
         self.identity_ids.append(batch.get("identity_ids"))
         self.samples += samples
-        self.learning_rate = learning_rate
+        self.learning_rate = float(learning_rate)
 
     def flush(self) -> dict[str, float]:
-        """
-        Averages the window over batches and processes and empties it; every process must call this on the same steps.
+        """Average the window over batches and processes and empty it; every process must call this on the same steps.
 
         Returns:
             Each term, `learning_rate` of the last step and `samples_per_second`.
@@ -81,7 +95,9 @@ class LossWindow:
         Raises:
             NonFiniteLossError: if any value of any process is not finite, after a diagnostic was saved.
         """
-        values = self.accelerator.reduce(torch.stack(self.values), reduction="mean").cpu()  # batches, terms
+        values = cast(
+            torch.Tensor, self.accelerator.reduce(torch.stack(self.values), reduction="mean")
+        ).cpu()  # batches, terms
         for step, row in zip(self.steps, values.tolist(), strict=True):
             self.history.append({"step": step, **dict(zip(self.names, row, strict=True))})
         broken = (~values.isfinite()).any(dim=1).nonzero().flatten().tolist()
@@ -98,7 +114,7 @@ class LossWindow:
         named = [name for name, value in terms.items() if not math.isfinite(value)]
         identity_ids = self.identity_ids[index]
         if identity_ids is not None:
-            identity_ids = self.accelerator.gather(identity_ids).tolist()
+            identity_ids = cast(torch.Tensor, self.accelerator.gather(identity_ids)).tolist()
         step = self.steps[index]
         path = self.output_dir / f"non_finite_step_{step}.json"
         if self.accelerator.is_main_process:
@@ -122,8 +138,7 @@ class LossWindow:
 
 
 class MetricsLog:
-    """
-    Appends records to `metrics.jsonl` and hands them to the trackers.
+    """Appends records to `metrics.jsonl` and hands them to the trackers.
 
     Args:
         accelerator: holds the trackers; the main process alone writes.
@@ -131,14 +146,13 @@ class MetricsLog:
         state: the `TrainingState`, whose `log_lines` counts the records.
     """
 
-    def __init__(self, accelerator, output_dir: str | Path, state):
+    def __init__(self, accelerator: Accelerator, output_dir: str | Path, state: "TrainingState") -> None:
         self.accelerator = accelerator
         self.path = Path(output_dir) / METRICS_FILE
         self.state = state
 
     def cut_back(self, checkpoint: Path | None) -> None:
-        """
-        Drop, in one move, the records written after the checkpoint that `state` was loaded from.
+        """Drop, in one move, the records written after the checkpoint that `state` was loaded from.
 
         A checkpoint holds the records before it, so that they are whole whatever became of the file. One that was saved
         by an earlier version does not: then the file's own lines stay, as far as they can be read.
@@ -163,7 +177,7 @@ class MetricsLog:
         write_whole(self.path, text)
 
     def write(self, **record: Any) -> dict[str, Any]:
-        """Writes one record, its place in the run first, and returns it; trackers get nested mappings flattened."""
+        """Write one record, its place in the run first, and return it; trackers get nested mappings flattened."""
         state = self.state
         record = {"step": state.step, "epoch": state.epoch, "samples": state.samples_seen, **record}
         state.log_lines += 1
@@ -177,8 +191,7 @@ class MetricsLog:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """
-    Read the records of a `metrics.jsonl`; none where there is no file.
+    """Read the records of a `metrics.jsonl`; none where there is no file.
 
     Raises:
         ValueError: naming the line that is not a record.
@@ -208,7 +221,7 @@ def _flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _without_nan(value: Any) -> Any:
-    """Spells what JSON cannot hold as text."""
+    """Replace what JSON cannot hold by text."""
     if isinstance(value, dict):
         return {name: _without_nan(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from accelerate.logging import get_logger
@@ -141,7 +141,14 @@ def _fusions_table(choice: RetrievalChoice) -> str:
     return markdown_table([f"k {max(choice.tried)}", "R@1", "mAP", ""], rows)
 
 
-def push_folder(folder: str | Path, args, message: str = "Upload model") -> str:
+class HubTarget(Protocol):
+    """Where a folder goes on the Hub, as in `HubArguments` of [`mra.training.arguments`]."""
+
+    hub_model_id: Any
+    hub_private: bool
+
+
+def push_folder(folder: str | Path, args: HubTarget, message: str = "Upload model") -> str:
     """Upload a finished folder to the Hub in one commit.
 
     Args:

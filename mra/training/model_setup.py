@@ -1,13 +1,14 @@
 """Model and processor of a run: new, or from a folder under the recipe's changes."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoTokenizer, BertTokenizer
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
 from mra.common.private_interfaces import raise_recompile_limit
+from mra.training.arguments import ModelArguments
 from mra.training.initialization import load_bert_weights, load_for_finetuning, load_swin_weights
 from processing_mra import MRAImageProcessor, MRAProcessor
 
@@ -17,9 +18,8 @@ _HEAD_FIELDS = ("projection_type", "projection_dim", "head_initialization")
 _SMALLEST_DEVIATION = 1e-4  # of projection weights that learn with clipped gradients; the published start is 1e-5
 
 
-def create_config(args, objective: Mapping[str, Any]) -> MRAConfig:
-    """
-    Resolves the configuration of a run's model.
+def create_config(args: ModelArguments, objective: Mapping[str, Any]) -> MRAConfig:
+    """Resolve the configuration of a run's model.
 
     Args:
         args: a `ModelArguments`.
@@ -39,9 +39,8 @@ def create_config(args, objective: Mapping[str, Any]) -> MRAConfig:
     return MRAConfig.from_dict(start)
 
 
-def create_model(args, config: MRAConfig, max_grad_norm: float | None = None) -> MRAForPreTraining:
-    """
-    Build the model of a run, or load the one it starts from under the resolved configuration.
+def create_model(args: ModelArguments, config: MRAConfig, max_grad_norm: float | None = None) -> MRAForPreTraining:
+    """Build the model of a run, or load the one it starts from under the resolved configuration.
 
     Args:
         args: a `ModelArguments`.
@@ -64,15 +63,14 @@ def create_model(args, config: MRAConfig, max_grad_norm: float | None = None) ->
     if args.gradient_checkpointing == "all":
         model.activation_checkpointing_enable()
     elif args.gradient_checkpointing == "vision":
-        model.mra.vision_model.swin.set_grad_checkpointing()
+        cast(Any, model.mra.vision_model.swin).set_grad_checkpointing()
     if args.torch_compile:
         compile_layers(model)
     return model
 
 
 def check_clipping(model: MRAForPreTraining, max_grad_norm: float | None) -> None:
-    """
-    Refuse to clip the gradients of projections that still have the published start of deviation 1e-5.
+    """Refuse to clip the gradients of projections that still have the published start of deviation 1e-5.
 
     Args:
         model: before the first step.
@@ -92,9 +90,8 @@ def check_clipping(model: MRAForPreTraining, max_grad_norm: float | None) -> Non
             )
 
 
-def compile_layers(model: MRAForPreTraining, **options) -> None:
-    """
-    Compiles each layer of Swin, BERT and fusion in place, so that layers of one kind share what is compiled.
+def compile_layers(model: MRAForPreTraining, **options: Any) -> None:
+    """Compile each layer of Swin, BERT and fusion in place, so that layers of one kind share the compiled code.
 
     Names of the weights stay as they are. Swin's layers differ in width and drop rate and texts in length, so that a kind
     of layer is compiled more often than TorchDynamo's own limit of 8. Lengths become dynamic with the second batch.
@@ -105,13 +102,12 @@ def compile_layers(model: MRAForPreTraining, **options) -> None:
     """
     raise_recompile_limit(64)
     for module in model.modules():
-        if type(module).__name__ in model._no_split_modules:
+        if type(module).__name__ in (model._no_split_modules or ()):
             module.compile(**options)
 
 
-def create_processor(args, config: MRAConfig) -> MRAProcessor:
-    """
-    Builds the processor of a run, the starting model's or a new one, for the model's image size and caption length.
+def create_processor(args: ModelArguments, config: MRAConfig) -> MRAProcessor:
+    """Build the processor of a run, the starting model's or a new one, for the model's image size and caption length.
 
     Args:
         args: a `ModelArguments`.
@@ -129,7 +125,7 @@ def create_processor(args, config: MRAConfig) -> MRAProcessor:
     if args.tokenizer_name is not None:
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
     else:
-        tokenizer = BertTokenizer.from_pretrained(start)
+        tokenizer = BertTokenizer.from_pretrained(cast(str, start))
     if len(tokenizer) > config.text_config.vocab_size:
         raise ValueError(
             f"`tokenizer_name`: the tokenizer has {len(tokenizer)} words, the model {config.text_config.vocab_size}. "
@@ -142,9 +138,12 @@ def create_processor(args, config: MRAConfig) -> MRAProcessor:
     )
 
 
-def _merge(args, objective: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `MRAConfig` from `model_config` and the arguments that have a name of their own."""
-    fields = {name: dict(value) if isinstance(value, Mapping) else value for name, value in args.model_config.items()}
+def _merge(args: ModelArguments, objective: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge `model_config` with the arguments that have a name of their own into fields of `MRAConfig`."""
+    fields = {
+        name: dict(value) if isinstance(value, Mapping) else value
+        for name, value in cast(Mapping[str, Any], args.model_config).items()
+    }
     _refuse_unknown(fields)
     _refuse_twice(fields, objective, "")
     fields |= objective
@@ -167,10 +166,10 @@ def _refuse_unknown(fields: Mapping[str, Any]) -> None:
     known = MRAConfig().to_dict()
     for name, value in fields.items():
         if name not in known:
-            raise ValueError(f"`model_config.{name}` is no field of MRAConfig.")
+            raise ValueError(f"`model_config.{name}` is not a field of MRAConfig.")
         for inner in value if isinstance(value, Mapping) else ():
             if inner not in known[name]:
-                raise ValueError(f"`model_config.{name}.{inner}` is no field of its configuration.")
+                raise ValueError(f"`model_config.{name}.{inner}` is not a field of its configuration.")
 
 
 def _refuse_twice(fields: Mapping[str, Any], named: Mapping[str, Any], prefix: str) -> None:

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
 
-from mra.training.arguments import PARTS
+from configuration_mra import MRAConfig
+from mra.training.arguments import PARTS, OptimizationArguments
 
 
 _NORMS = ("norm.weight", "norm1.weight", "norm2.weight", "LayerNorm.weight")
@@ -16,8 +18,7 @@ _DROPS = {"run": ((0.4, 0.5), (0.7, 0.2)), "warmup": ((4, 0.5), (7, 0.2))}
 
 
 def is_decayed(name: str) -> bool:
-    """
-    Whether weight decay applies to a parameter of `MRAForPreTraining`.
+    """Return whether weight decay applies to a parameter of `MRAForPreTraining`.
 
     Anything with "bias" in its name is spared, so also the relative-position tables, and the norms of the encoders;
     the matching head's norm, the projections' BatchNorm and the temperature are decayed (reference notes,
@@ -28,9 +29,8 @@ def is_decayed(name: str) -> bool:
     return not name.endswith(_NORMS) or "_projection." in name
 
 
-def is_in_part(name: str, part: str, config) -> bool:
-    """
-    Whether a parameter of `MRAForPreTraining` belongs to a named part of the model.
+def is_in_part(name: str, part: str, config: MRAConfig) -> bool:
+    """Return whether a parameter of `MRAForPreTraining` belongs to a named part of the model.
 
     The late parts are the last two Swin stages, text-only layers and fusion layers: stages 2-3 and BERT layers 4, 5,
     10 and 11 of the published model. The merging layer before the late stages is not theirs, since the published
@@ -65,8 +65,7 @@ def parameter_groups(
     learning_rate_multiplier: float = 1.0,
     multiplied_parts: tuple[str, ...] | list[str] = (),
 ) -> list[dict]:
-    """
-    Sorts the trained parameters of `MRAForPreTraining` by learning rate and weight decay.
+    """Sort the trained parameters of `MRAForPreTraining` by learning rate and weight decay.
 
     Returns:
         Up to four groups for AdamW: decayed and not at the plain rate, then decayed and not at the multiplied one.
@@ -74,7 +73,7 @@ def parameter_groups(
     groups = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            multiplied = any(is_in_part(name, part, model.config) for part in multiplied_parts)
+            multiplied = any(is_in_part(name, part, cast(MRAConfig, model.config)) for part in multiplied_parts)
             groups.setdefault((multiplied, not is_decayed(name)), []).append(parameter)
     return [
         {
@@ -86,9 +85,8 @@ def parameter_groups(
     ]
 
 
-def create_optimizer(model: nn.Module, args, fused: bool = False) -> torch.optim.AdamW:
-    """
-    Builds AdamW with the parameter groups of an `OptimizationArguments`.
+def create_optimizer(model: nn.Module, args: OptimizationArguments, fused: bool = False) -> torch.optim.AdamW:
+    """Build AdamW with the parameter groups of an `OptimizationArguments`.
 
     Args:
         model: an `MRAForPreTraining`, not yet prepared.
@@ -116,8 +114,7 @@ def learning_rate_factor(
     final_factor: float = 0.0,
     schedule_drops: str = "run",
 ) -> float:
-    """
-    Return the factor on the peak learning rate; 0 at the first step of a warm-up (reference file `lr_tables.json`).
+    """Return the factor on the peak learning rate; 0 at the first step of a warm-up (reference file `lr_tables.json`).
 
     Args:
         step: optimizer steps done before this one.
@@ -149,9 +146,8 @@ def learning_rate_factor(
     return factor
 
 
-def create_schedule(args, total_steps: int) -> Callable[[int], float]:
-    """
-    Return the factor as a function of the optimizer step alone.
+def create_schedule(args: OptimizationArguments, total_steps: int) -> Callable[[int], float]:
+    """Return the factor as a function of the optimizer step alone.
 
     Args:
         args: an `OptimizationArguments`.

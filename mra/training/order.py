@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,18 +10,21 @@ import torch
 from mra.common.streaming import StreamedTable
 
 
+if TYPE_CHECKING:  # it imports this module
+    from mra.training.data import TrainingDataset
+
+
 Key = tuple[int, int]
 
 
 def key_to_seed(purpose: str, *key: int) -> int:
-    """Hashes a purpose and integers to 63 bits, the same on every machine and Python."""
+    """Hash a purpose and integers to 63 bits, the same on every machine and Python."""
     text = ":".join([purpose, *(str(int(part)) for part in key)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 class KeyedSampler(torch.utils.data.Sampler):
-    """
-    Yields the keys (epoch, row) of one epoch, from any position on.
+    """Yields the keys (epoch, row) of one epoch, from any position on.
 
     The order is a function of seed and epoch alone. Every process iterates all of it; sharing it out is the work of
     accelerate's `BatchSamplerShard`.
@@ -33,7 +37,7 @@ class KeyedSampler(torch.utils.data.Sampler):
         ValueError: if there are no rows.
     """
 
-    def __init__(self, num_rows: int, seed: int):
+    def __init__(self, num_rows: int, seed: int) -> None:
         if num_rows < 1:
             raise ValueError(f"`num_rows` must be 1 or more, got {num_rows}: the training set is empty.")
         self.num_rows = num_rows
@@ -42,8 +46,7 @@ class KeyedSampler(torch.utils.data.Sampler):
         self.start = 0
 
     def set_position(self, epoch: int, start: int = 0) -> None:
-        """
-        Chooses what the next iteration yields.
+        """Choose what the next iteration yields.
 
         Args:
             epoch: number of the epoch, from 0.
@@ -71,7 +74,7 @@ class KeyedSampler(torch.utils.data.Sampler):
             yield epoch, int(row)
 
     def order(self, epoch: int) -> np.ndarray:
-        """All rows in the order of an epoch, `(num_rows,)`."""
+        """Return all rows in the order of an epoch, `(num_rows,)`."""
         return self._generator(epoch).permutation(self.num_rows)
 
     def _generator(self, epoch: int) -> np.random.Generator:
@@ -79,8 +82,7 @@ class KeyedSampler(torch.utils.data.Sampler):
 
 
 class LaneSampler(KeyedSampler):
-    """
-    Orders the rows so that they can be read from files piece by piece, yet come shuffled.
+    """Orders the rows so that they can be read from files piece by piece, yet come shuffled.
 
     An epoch puts the row groups of the files into random order and cuts their rows, one after the other, into lanes of
     equal length. Within a lane, runs of `buffer // lanes` rows are shuffled. Batches take turns: batch b comes from lane
@@ -99,7 +101,7 @@ class LaneSampler(KeyedSampler):
         ValueError: if there are no rows or a number is below 1.
     """
 
-    def __init__(self, row_groups: np.ndarray, seed: int, batch_size: int, lanes: int, buffer: int):
+    def __init__(self, row_groups: np.ndarray, seed: int, batch_size: int, lanes: int, buffer: int) -> None:
         super().__init__(len(row_groups), seed)
         for name, value in (("batch_size", batch_size), ("lanes", lanes), ("buffer", buffer)):
             if value < 1:
@@ -110,7 +112,7 @@ class LaneSampler(KeyedSampler):
         self.run_length = max(buffer // lanes, 1)
 
     def order(self, epoch: int) -> np.ndarray:
-        """All rows in the order of an epoch, `(num_rows,)`."""
+        """Return all rows in the order of an epoch, `(num_rows,)`."""
         generator = self._generator(epoch)
         ranks = generator.permutation(self.row_groups.max() + 1)
         rows = np.argsort(ranks[self.row_groups], kind="stable")
@@ -124,9 +126,8 @@ class LaneSampler(KeyedSampler):
         return rows[np.lexsort((within, lane, np.where(whole, within // self.batch_size, self.num_rows)))]
 
 
-def make_sampler(dataset, seed: int, batch_size: int) -> KeyedSampler:
-    """
-    Gives the order of a training set: any permutation, or for a streamed one such as can be read from files in pieces.
+def make_sampler(dataset: "TrainingDataset", seed: int, batch_size: int) -> KeyedSampler:
+    """Return the order of a training set: any permutation, or one that a streamed set can be read in from pieces of files.
 
     Args:
         dataset: a [`~mra.training.data.TrainingDataset`].

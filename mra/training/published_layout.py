@@ -4,6 +4,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -73,18 +74,17 @@ BIAS_TABLE = "relative_position_bias_table"
 
 
 def is_derived_buffer(name: str) -> bool:
-    """Whether a published entry holds no weight but an index or mask that follows from the architecture."""
+    """Return whether a published entry is an index or mask that follows from the architecture instead of a weight."""
     return name.rsplit(".", 1)[-1] in _DERIVED_BUFFERS
 
 
 def shift_downsample(name: str, by: int) -> str:
-    """Renumbers a merging layer: the official Swin ends stage N with it, timm begins stage N + 1."""
+    """Renumber a merging layer: the official Swin ends stage N with it, timm begins stage N + 1."""
     return _DOWNSAMPLE.sub(lambda match: f"{match[1]}{int(match[2]) + by}{match[3]}", name)
 
 
 def to_mra_name(name: str, num_text_layers: int) -> str:
-    """
-    Translates a published parameter name.
+    """Translate a published parameter name.
 
     Raises:
         ValueError: if the name belongs to no part of the published layout.
@@ -103,8 +103,7 @@ def to_mra_name(name: str, num_text_layers: int) -> str:
 
 
 def to_published_name(name: str, num_text_layers: int, has_norm: bool) -> str:
-    """
-    Translates one of our parameter names back.
+    """Translate one of our parameter names back.
 
     Args:
         name: as in `MRAForPreTraining.state_dict()`.
@@ -123,7 +122,7 @@ def to_published_name(name: str, num_text_layers: int, has_norm: bool) -> str:
         if name.startswith(ours):
             translated = published + name[len(ours) :]
             return shift_downsample(translated, -1) if published == "vision_encoder." else translated
-    raise ValueError(f"{name!r} is no parameter of MRAForPreTraining.")
+    raise ValueError(f"{name!r} is not a parameter of MRAForPreTraining.")
 
 
 # ---------------------------------------------------------------- architecture
@@ -135,8 +134,7 @@ def infer_config(
     image_size: Sequence[int] | None = None,
     num_attention_heads: int | None = None,
 ) -> MRAConfig:
-    """
-    Read the architecture off the tensors of a released checkpoint and its stored configuration.
+    """Read the architecture off the tensors of a released checkpoint and its stored configuration.
 
     Args:
         state_dict: tensors by published name.
@@ -158,8 +156,8 @@ def infer_config(
     has_norm = any(name.startswith("vision_proj.0.") for name in state_dict)
     projection = _require(state_dict, "vision_proj.2.weight" if has_norm else "vision_proj.weight")
     return MRAConfig(
-        vision_config=vision,
-        text_config=text,
+        vision_config=cast(Any, vision),  # `MRAConfig` makes it an MRAVisionConfig
+        text_config=cast(Any, text),
         projection_type="part_pooling" if has_norm else "linear",
         projection_dim=projection.shape[0],
         max_text_length=stored.get("max_tokens", 56),
@@ -171,7 +169,9 @@ def infer_config(
     )
 
 
-def _infer_vision(state_dict, stored, image_size) -> dict:
+def _infer_vision(
+    state_dict: Mapping[str, torch.Tensor], stored: Mapping[str, Any], image_size: Sequence[int] | None
+) -> dict:
     prefix = "vision_encoder."
     patch = _require(state_dict, f"{prefix}patch_embed.proj.weight")
     depths: dict[int, int] = {}
@@ -198,11 +198,18 @@ def _infer_vision(state_dict, stored, image_size) -> dict:
 
 
 def _sub_config(stored: Mapping, name: str) -> Mapping:
-    """A part of the stored configuration; the published recipes hold the path of a file there, which tells nothing."""
+    """Return a part of the stored configuration; published recipes hold only the path of a file there."""
     return stored[name] if isinstance(stored.get(name), Mapping) else {}
 
 
-def _infer_image_size(state_dict, stored, details, image_size, windows, patch_size) -> list[int]:
+def _infer_image_size(
+    state_dict: Mapping[str, torch.Tensor],
+    stored: Mapping[str, Any],
+    details: Mapping[str, Any],
+    image_size: Sequence[int] | None,
+    windows: list[int],
+    patch_size: int,
+) -> list[int]:
     from_masks = _image_size_from_masks(state_dict, windows, patch_size)
     if from_masks is not None:
         if image_size is not None and tuple(image_size) != from_masks:
@@ -221,9 +228,10 @@ def _infer_image_size(state_dict, stored, details, image_size, windows, patch_si
     return [int(side) for side in image_size]
 
 
-def _image_size_from_masks(state_dict, windows: list[int], patch_size: int) -> tuple[int, int] | None:
-    """
-    Reads the image size off a shift mask `(windows, area, area)`.
+def _image_size_from_masks(
+    state_dict: Mapping[str, torch.Tensor], windows: list[int], patch_size: int
+) -> tuple[int, int] | None:
+    """Read the image size from a shift mask `(windows, area, area)`.
 
     Windows are counted row by row and only those of the last row and column are masked, so the first masked window
     ends the first row.
@@ -239,11 +247,14 @@ def _image_size_from_masks(state_dict, windows: list[int], patch_size: int) -> t
     return None
 
 
-def _infer_text(state_dict, stored, num_attention_heads) -> dict:
+def _infer_text(
+    state_dict: Mapping[str, torch.Tensor], stored: Mapping[str, Any], num_attention_heads: int | None
+) -> dict:
     prefix = "text_encoder.bert."
     words = _require(state_dict, f"{prefix}embeddings.word_embeddings.weight")
     layers = {int(match[2]) for match in map(_BERT_LAYER.match, state_dict) if match}
-    fusion = {int(_BERT_LAYER.match(name)[2]) for name in state_dict if ".crossattention." in name}
+    layer_names = [name for name in state_dict if ".crossattention." in name]
+    fusion = {int(match[2]) for match in map(_BERT_LAYER.match, layer_names) if match}
     if not layers or not fusion:
         raise ValueError("The checkpoint holds no BERT layers with cross-attention: is it a released MRA checkpoint?")
     details = _sub_config(stored, "text_config")
@@ -283,8 +294,7 @@ def _infer_heads(stored: int | None, given: int | None, hidden_size: int) -> int
 
 
 def refuse_other_layouts(names: Iterable[str]) -> None:
-    """
-    Refuse the weights of other models by name; those of MRA and APTM pass, and what is unknown too.
+    """Refuse the weights of other models by name; those of MRA and APTM pass, and what is unknown too.
 
     Raises:
         ValueError: naming the model whose layout the names show, and what to do with it.
@@ -297,14 +307,14 @@ def refuse_other_layouts(names: Iterable[str]) -> None:
             raise ValueError(f"these are weights of {model} (names begin with {', '.join(prefixes)}): {advice}")
 
 
-def _require(state_dict, name: str) -> torch.Tensor:
+def _require(state_dict: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     if name not in state_dict:
         raise ValueError(f"The checkpoint has no {name!r}: it is not in the layout of the released MRA checkpoints.")
     return state_dict[name]
 
 
 def describe_config(config: MRAConfig) -> dict:
-    """The published `config` entry for a model that was not converted from one: what [`infer_config`] reads from it."""
+    """Build the published `config` entry, as read by [`infer_config`], of a model that was not converted from one."""
     vision, text = config.vision_config, config.text_config
     height, width = vision.image_size
     drop = {"drop_rate": vision.drop_rate, "drop_path_rate": vision.drop_path_rate}
@@ -356,8 +366,7 @@ def derived_buffers(config: MRAConfig) -> dict[str, torch.Tensor]:
 
 
 def from_published(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) -> dict[str, torch.Tensor]:
-    """
-    Renames the tensors of a released checkpoint for `MRAForPreTraining(config)`.
+    """Rename the tensors of a released checkpoint for `MRAForPreTraining(config)`.
 
     Raises:
         ValueError: listing every tensor that is unknown, missing, of another shape, unlike the one it is tied to, or,
@@ -396,8 +405,7 @@ def from_published(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) ->
 
 
 def to_published(model: MRAForPreTraining) -> dict[str, torch.Tensor]:
-    """
-    Renames the tensors of a model for the published code, its index and mask buffers included.
+    """Rename the tensors of a model for the published code, its index and mask buffers included.
 
     The names come in the published order, on which the published resizing of the bias tables depends.
     """
@@ -430,8 +438,7 @@ def to_published(model: MRAForPreTraining) -> dict[str, torch.Tensor]:
 
 
 def resize_bias_table(table: torch.Tensor, window_size: int) -> torch.Tensor:
-    """
-    Resizes a relative-position table with a cubic spline over geometrically spaced distances.
+    """Resize a relative-position table with a cubic spline over geometrically spaced distances.
 
     The source distances grow by a ratio found by bisection in 1.01..1.5 so that they span the target (reference file
     `resize_tables.json`), which keeps near positions finer than far ones.

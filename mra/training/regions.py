@@ -24,18 +24,17 @@ class Crop:
 
     @property
     def width(self) -> int:
-        """Pixels from left to right."""
+        """Return the pixels from left to right."""
         return self.right - self.left
 
     @property
     def height(self) -> int:
-        """Pixels from top to bottom."""
+        """Return the pixels from top to bottom."""
         return self.bottom - self.top
 
 
 def box_to_pixels(box: Box, width: int, height: int) -> Box:
-    """
-    Turns a relative box into pixels, rounded as published: centre and sides are cut to whole pixels, then clipped.
+    """Convert a relative box to pixels, rounded as published: centre and sides are cut to whole pixels, then clipped.
 
     Args:
         box: centre x, centre y, width and height, each relative to the image (0 to 1).
@@ -66,8 +65,7 @@ def box_to_pixels(box: Box, width: int, height: int) -> Box:
 
 
 def crop_ranges(box: Box, width: int, height: int) -> list[tuple[int, int]]:
-    """
-    Gives the ranges from which the corners of a crop that contains the box are drawn, both ends included.
+    """Return the ranges, both ends included, of the corners of a crop that contains the box.
 
     Args:
         box: left, top, width and height in pixels.
@@ -87,13 +85,12 @@ def crop_ranges(box: Box, width: int, height: int) -> list[tuple[int, int]]:
 
 
 def draw_crop(box: Box, width: int, height: int, rng: random.Random) -> Crop:
-    """Draws a crop that contains the box; see [`crop_ranges`]."""
+    """Draw a crop that contains the box; see [`crop_ranges`]."""
     return Crop(*(rng.randint(low, high) for low, high in crop_ranges(box, width, height)))
 
 
 def move_box(box: Box, crop: Crop, flip: bool, height: int, width: int) -> Box:
-    """
-    Carries a box along with crop, mirroring and resizing, in this order.
+    """Transform a box like its image: crop, mirror, resize, in this order.
 
     Args:
         box: left, top, width and height in pixels of the original image.
@@ -114,8 +111,7 @@ def move_box(box: Box, crop: Crop, flip: bool, height: int, width: int) -> Box:
 
 
 def region_attention_mask(box: Box, image_size: tuple[int, int], grid_size: tuple[int, int]) -> torch.Tensor:
-    """
-    Marks the image tokens that a box overlaps: 1 inside, 0 outside, and 1 for the global token at index 0.
+    """Mark the image tokens that a box overlaps: 1 inside, 0 outside, and 1 for the global token at index 0.
 
     Args:
         box: left, top, width and height in pixels of the model's input.

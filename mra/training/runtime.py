@@ -9,6 +9,8 @@ import signal
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedType
@@ -20,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
+from mra.training.arguments import OptimizationArguments, RunArguments
 from mra.training.zero_checkpoints import is_cut_for_others
 
 
@@ -32,9 +35,8 @@ _PATIENCE = timedelta(hours=2)  # others wait while one process downloads, decod
 # ---------------------------------------------------------------- accelerator
 
 
-def create_accelerator(args) -> Accelerator:
-    """
-    Sets up devices and processes as `accelerate launch` was told, precision and trackers as the recipe says.
+def create_accelerator(args: RunArguments) -> Accelerator:
+    """Set up devices and processes from `accelerate launch`, precision and trackers from the recipe.
 
     Args:
         args: a `RunArguments`.
@@ -49,7 +51,7 @@ def create_accelerator(args) -> Accelerator:
     return Accelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
-        log_with=check_trackers(args.log_with) or None,
+        log_with=[*check_trackers(args.log_with)] or None,
         project_dir=args.output_dir,
         # The dispatcher of batches resumes at another place than it stopped.
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False, non_blocking=True),
@@ -57,9 +59,8 @@ def create_accelerator(args) -> Accelerator:
     )
 
 
-def configure_deepspeed(accelerator: Accelerator, args, checkpoint: Path | None = None) -> None:
-    """
-    Hands DeepSpeed, which steps by itself, what it has to know before `prepare`.
+def configure_deepspeed(accelerator: Accelerator, args: OptimizationArguments, checkpoint: Path | None = None) -> None:
+    """Pass DeepSpeed, which steps by itself, the settings that it needs before `prepare`.
 
     Args:
         accelerator: of any kind; nothing is done for another than DeepSpeed's.
@@ -73,7 +74,7 @@ def configure_deepspeed(accelerator: Accelerator, args, checkpoint: Path | None 
     # Under ZeRO-3 transformers would cut the weights up as it loads them; here they are resized first, and `prepare`
     # cuts them up.
     unset_hf_deepspeed_config()
-    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    config = _deepspeed_config(accelerator)
     config["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
     config["gradient_clipping"] = args.max_grad_norm or 0.0
     precision = accelerator.mixed_precision
@@ -90,17 +91,20 @@ def configure_deepspeed(accelerator: Accelerator, args, checkpoint: Path | None 
         config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
 
 
+def _deepspeed_config(accelerator: Accelerator) -> dict[str, Any]:
+    return cast(Any, accelerator.state.deepspeed_plugin).deepspeed_config
+
+
 def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
-    """What autocast computes in during training, by whatever library it is set up; None where it is off."""
+    """Return the dtype of autocast during training, whichever library sets it up, or None if it is off."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return AUTOCAST_DTYPES.get(accelerator.mixed_precision)
-    section = accelerator.state.deepspeed_plugin.deepspeed_config.get("torch_autocast", {})
+    section = _deepspeed_config(accelerator).get("torch_autocast", {})
     return getattr(torch, section["dtype"]) if section.get("enabled") else None
 
 
 def check_trackers(names: list[str]) -> list[str]:
-    """
-    Returns the names if every tracker is installed.
+    """Return the names if every tracker is installed.
 
     Raises:
         ValueError: naming the first that is not.
@@ -116,14 +120,13 @@ def check_trackers(names: list[str]) -> list[str]:
 
 
 def start_trackers(accelerator: Accelerator, project_name: str, recipe: dict) -> None:
-    """Opens the trackers with the run's arguments, in the plain types that they take."""
+    """Open the trackers with the run's arguments, in the plain types that they take."""
     plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in recipe.items() if v is not None}
     accelerator.init_trackers(project_name, config=plain)
 
 
-def whole_model(model: nn.Module) -> nn.Module:
-    """
-    Returns the unwrapped model, or a copy with all weights if ZeRO-3 or FSDP2 cut it into shares.
+def whole_model(model: Any) -> Any:
+    """Return the unwrapped model, or a copy with all weights if ZeRO-3 or FSDP2 cut it into shares.
 
     Outside training the processes do not run the same number of batches, so they must not wait for each other's shares.
     Every process must call this.
@@ -150,13 +153,12 @@ def whole_model(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Plan:
-    """
-    How many steps a run takes.
+    """How many steps a run takes.
 
     Attributes:
         samples_per_batch: pairs of one batch of every process.
         steps_per_epoch: optimizer steps; the last takes the batches that are left.
-        num_epochs: epochs begun.
+        num_epochs: epochs started.
         total_steps: optimizer steps of the run.
         counted_steps: the same with the incomplete last batch of each epoch, which is dropped.
     """
@@ -172,9 +174,8 @@ class Plan:
         return self.counted_steps if count_dropped_batch else self.total_steps
 
 
-def make_plan(num_rows: int, per_device_batch_size: int, num_processes: int, args) -> Plan:
-    """
-    Counts the steps of a run.
+def make_plan(num_rows: int, per_device_batch_size: int, num_processes: int, args: RunArguments) -> Plan:
+    """Count the steps of a run.
 
     Args:
         num_rows: training pairs.
@@ -201,8 +202,7 @@ def make_plan(num_rows: int, per_device_batch_size: int, num_processes: int, arg
 
 
 def group_factor(accelerator: Accelerator, index: int, num_batches: int) -> float:
-    """
-    Return what to multiply a batch's loss by, so that a step follows the mean of the batches that it accumulates.
+    """Return what to multiply a batch's loss by, so that a step follows the mean of the batches that it accumulates.
 
     Accelerate and DeepSpeed divide every loss by `gradient_accumulation_steps`, but the last step of an epoch takes the
     batches that are left. Groups start where the loader starts: a checkpoint falls on a step, never inside a group.
@@ -220,7 +220,7 @@ def group_factor(accelerator: Accelerator, index: int, num_batches: int) -> floa
 
 
 def seed_negatives(generator: torch.Generator, seed: int, micro_step: int, process_index: int) -> torch.Generator:
-    """Seeds the draw of hard negatives from the place in the run alone, so that a resumed run draws the same."""
+    """Seed the draw of hard negatives from the place in the run alone, so that a resumed run draws the same."""
     text = f"{seed} {micro_step} {process_index}".encode()
     return generator.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little"))
 
@@ -228,15 +228,15 @@ def seed_negatives(generator: torch.Generator, seed: int, micro_step: int, proce
 class StopSignal:
     """Remembers that SIGTERM arrived, so that the loop can save and leave; a second one ends the process at once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received = False
         self._process = os.getpid()
         signal.signal(signal.SIGTERM, self._handle)
 
-    def _handle(self, signum, frame):
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.received = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getpid() != self._process:  # a forked worker: whoever ends it waits for it
+        if os.getpid() != self._process:  # a forked worker: the process that ends it waits for it
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -244,14 +244,16 @@ class StopSignal:
 
 
 def show_banner(title: str, facts: dict[str, object]) -> None:
-    """Logs what is about to run, once."""
+    """Log what is about to run, once."""
     width = max(map(len, facts))
     lines = [f"  {name:<{width}}  {value}" for name, value in facts.items()]
     logger.info("\n".join([f"***** {title} *****", *lines]))
 
 
-def describe_plan(accelerator: Accelerator, model, plan: Plan, args, batch_size: int, num_rows: int) -> dict:
-    """The banner's facts about model, data, hardware and length of a run."""
+def describe_plan(
+    accelerator: Accelerator, model: nn.Module, plan: Plan, args: RunArguments, batch_size: int, num_rows: int
+) -> dict:
+    """Collect the banner's facts about model, data, hardware and length of a run."""
     parameters = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
     return {
         "training pairs": f"{num_rows:,}",

@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import torch
 from PIL import Image
@@ -24,8 +25,7 @@ def draw_erasing(
     scale: tuple[float, float] = ERASING_SCALE,
     ratio: tuple[float, float] = ERASING_RATIO,
 ) -> Crop | None:
-    """
-    Draws the rectangle of random erasing (Zhong et al. 2020), as person re-identification usually sets it.
+    """Draw the rectangle of random erasing (Zhong et al. 2020), as person re-identification usually sets it.
 
     Args:
         height: of the image, in pixels.
@@ -48,8 +48,7 @@ def draw_erasing(
 
 
 def render(image: Image.Image, crop: Crop | None, flip: bool, height: int, width: int, backend: str) -> torch.Tensor:
-    """
-    Crops, mirrors and resizes an image; a pure function of choices that were drawn before.
+    """Crop, mirror and resize an image; a pure function of choices that were drawn before.
 
     Args:
         image: an RGB image.
@@ -62,18 +61,18 @@ def render(image: Image.Image, crop: Crop | None, flip: bool, height: int, width
     Returns:
         `(3, height, width)` uint8, interleaved in memory.
     """
+    picture: Any = image  # torchvision takes Pillow images, its annotations name tensors alone
     if crop is not None:
-        image = F.crop(image, crop.top, crop.left, crop.height, crop.width)
+        picture = F.crop(picture, crop.top, crop.left, crop.height, crop.width)
     if flip:
-        image = F.horizontal_flip(image)
+        picture = F.horizontal_flip(picture)
     if backend == "tensor":
-        return F.resize(F.pil_to_tensor(image), [height, width], interpolation=F.InterpolationMode.BICUBIC)
-    return F.pil_to_tensor(F.resize(image, [height, width], interpolation=F.InterpolationMode.BICUBIC))
+        return F.resize(F.pil_to_tensor(picture), [height, width], interpolation=F.InterpolationMode.BICUBIC)
+    return F.pil_to_tensor(F.resize(picture, [height, width], interpolation=F.InterpolationMode.BICUBIC))
 
 
 class TrainingImageTransform:
-    """
-    Turns a pedestrian crop into the model's input, every random choice drawn from the generator that is passed.
+    """Turns a pedestrian crop into the model's input, every random choice drawn from the generator that is passed.
 
     Args:
         image_size: height and width of the result, in pixels.
@@ -100,7 +99,7 @@ class TrainingImageTransform:
         erasing_scale: tuple[float, float] = ERASING_SCALE,
         erasing_ratio: tuple[float, float] = ERASING_RATIO,
         image_backend: str = "tensor",
-    ):
+    ) -> None:
         if image_backend not in IMAGE_BACKENDS:
             raise ValueError(f"`image_backend` must be one of {', '.join(IMAGE_BACKENDS)}, got {image_backend!r}.")
         for name, value in (("flip_probability", flip_probability), ("erasing_probability", erasing_probability)):
@@ -109,20 +108,19 @@ class TrainingImageTransform:
         for name, limits, largest in (("erasing_scale", erasing_scale, 1), ("erasing_ratio", erasing_ratio, math.inf)):
             if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= largest:
                 raise ValueError(f"`{name}` must be (smallest, largest), both positive, got {tuple(limits)}.")
-        self.image_size = tuple(image_size)
+        self.image_size = image_size
         self._offset = 255 * torch.tensor(image_mean)[:, None, None]
         self._scale = 1 / (255 * torch.tensor(image_std)[:, None, None])
         self.flip_probability = flip_probability
         self.erasing_probability = erasing_probability
-        self.erasing_scale = tuple(erasing_scale)
-        self.erasing_ratio = tuple(erasing_ratio)
+        self.erasing_scale = erasing_scale
+        self.erasing_ratio = erasing_ratio
         self.image_backend = image_backend
 
     def __call__(
         self, image: Image.Image, rng: random.Random, box: Box | None = None, out: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Box | None]:
-        """
-        Transforms one image, and the box on it if there is one.
+        """Transform one image, and the box on it if there is one.
 
         Args:
             image: from [`~mra.training.crops.open_image`], not decoded yet, or any Pillow image.
@@ -144,10 +142,10 @@ class TrainingImageTransform:
         pixels = self.normalize(self._render(image, crop, flip), out)
         if erased is not None:
             pixels[:, erased.top : erased.bottom, erased.left : erased.right] = 0
-        return pixels, None if box is None else move_box(box, crop, flip, height, width)
+        return pixels, None if box is None or crop is None else move_box(box, crop, flip, height, width)
 
     def _render(self, image: Image.Image, crop: Crop | None, flip: bool) -> torch.Tensor:
-        """Decodes an image, at a part of its size where that is enough and allowed, and renders it."""
+        """Decode an image, at a reduced size if that is enough and allowed, and render it."""
         height, width = self.image_size
         full_width, full_height = upright_size(image)
         reduction = 1
@@ -160,7 +158,7 @@ class TrainingImageTransform:
         return render(decoded, crop, flip, height, width, self.image_backend)
 
     def normalize(self, image: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Turns 8-bit RGB into float32 `(3, height, width)` with the mean at 0 and the deviation at 1."""
+        """Convert 8-bit RGB to float32 `(3, height, width)` with mean 0 and standard deviation 1."""
         # Channels first in memory too: stacking a batch of interleaved images takes several times as long.
         pixels = (torch.empty(image.shape) if out is None else out).copy_(image)
         return pixels.sub_(self._offset).mul_(self._scale)

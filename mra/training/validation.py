@@ -1,24 +1,35 @@
 """Evaluation between epochs on the validation split, and the choice of the best model."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast
+from transformers import PreTrainedModel
 
+from mra.common.tables import Table
 from mra.retrieval import RetrievalChoice, RetrievalResult, choose_retrieval, evaluate_retrieval
+from mra.training.arguments import EvaluationArguments
 from mra.training.checkpointing import TrainingState, keep_aside
 from mra.training.runtime import autocast_dtype, whole_model
+from processing_mra import MRAProcessor
 
 
 logger = get_logger(__name__)
 
 
 def validate(
-    accelerator, model, processor, dataset, args, evaluated_on: str, num_workers: int = 0
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    processor: MRAProcessor,
+    dataset: Table,
+    args: EvaluationArguments,
+    evaluated_on: str,
+    num_workers: int = 0,
 ) -> tuple[RetrievalResult, RetrievalChoice | None]:
-    """
-    Evaluate the model under training; every process must call this, and all get the same figures.
+    """Evaluate the model under training; every process must call this, and all get the same figures.
 
     Args:
         accelerator: the one that prepared the model.
@@ -33,7 +44,7 @@ def validate(
         The result, whose `metrics` are `similarity` and, with re-ranking, `reranked`: R1, R5, R10, mAP and mINP in percent;
         and the choice of fusion and depth that `reranked` follows, None without re-ranking.
     """
-    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
+    unwrapped: Any = accelerator.unwrap_model(model, keep_torch_compile=False)
     # BatchNorm statistics differ between processes after a step; the main process's are those that are saved.
     broadcast(list(unwrapped.buffers()))
     result = evaluate_retrieval(
@@ -63,8 +74,8 @@ def selection_metric(metrics: dict[str, dict[str, float]]) -> float:
     return metrics.get("reranked", metrics["similarity"])["R1"]
 
 
-def describe_selection(args) -> str:
-    """How `selection_metric` is measured with an `EvaluationArguments`: figures measured otherwise do not compare."""
+def describe_selection(args: EvaluationArguments) -> str:
+    """Describe how `selection_metric` is measured; only figures measured in the same way compare."""
     how = "by similarity alone"
     if args.eval_rerank_k:
         weight = "" if args.eval_match_weight is None else f" {args.eval_match_weight:g}"
@@ -73,9 +84,14 @@ def describe_selection(args) -> str:
     return f"R@1 {how}{'' if args.eval_flip else ', without mirror images'}{precision}"
 
 
-def record_best(accelerator, state: TrainingState, result: RetrievalResult, args, output_dir: str | Path) -> bool:
-    """
-    Decide whether a validated model is the best so far, and remember it in the state; every process must call this.
+def record_best(
+    accelerator: Accelerator,
+    state: TrainingState,
+    result: RetrievalResult,
+    args: EvaluationArguments,
+    output_dir: str | Path,
+) -> bool:
+    """Decide whether a validated model is the best so far, and remember it in the state; every process must call this.
 
     A best figure from before a resume that was measured in another way is not compared: the choice starts again, and the model
     that it chose is kept in `earlier_best`.

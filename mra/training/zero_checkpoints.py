@@ -20,7 +20,7 @@ _STATES = "pytorch_model"  # folder in which `accelerator.save_state` lets DeepS
 
 
 def is_cut_for_others(accelerator: Accelerator, checkpoint: Path | None) -> bool:
-    """Whether a checkpoint holds ZeRO states of another number of processes than the run has."""
+    """Return whether a checkpoint holds ZeRO states of another number of processes than the run has."""
     if checkpoint is None or accelerator.distributed_type != DistributedType.DEEPSPEED:
         return False
     parts = len(list((checkpoint / _STATES).glob("*_optim_states.pt")))
@@ -29,8 +29,7 @@ def is_cut_for_others(accelerator: Accelerator, checkpoint: Path | None) -> bool
 
 @contextlib.contextmanager
 def fit_to_processes(accelerator: Accelerator, checkpoint: Path) -> Iterator[Path]:
-    """
-    Gives a folder that `accelerator.load_state` can load on this number of processes; every process must call this.
+    """Return a folder that `accelerator.load_state` can load on this number of processes; every process must call this.
 
     States that are cut for others are merged with DeepSpeed's own converter into a copy, a "universal checkpoint", which
     is removed afterwards. The run's DeepSpeed must have been set up for it (`configure_deepspeed`).

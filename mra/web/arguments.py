@@ -10,8 +10,7 @@ from mra.gallery.types import DEFAULT_COLLECTION
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """
-    What one upload may hold.
+    """What one upload may hold.
 
     Attributes:
         images: pictures.

@@ -2,14 +2,18 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from PIL import Image
+
+from mra.gallery.types import Hit
 
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-import gradio as gr
+import gradio as gr  # pyright: ignore[reportMissingImports]  # the extra [app]
 
 from mra.retrieval.explain import draw_explanation
 from mra.web import view as view
@@ -22,7 +26,7 @@ EXAMPLES = [
     "a person with a yellow handbag",
 ]
 RESPONSIBLE = """
-A ranking is no identification: some image always comes first, also when the person is not in the gallery.
+A ranking is not an identification: some image always comes first, also when the person is not in the gallery.
 
 - Search only images of people who agreed to it, or with a lawful basis, for research or for your own collection. Never to
   identify, follow or profile people, and never as evidence against anyone.
@@ -84,10 +88,10 @@ class Answers:
         names: of the fields that `search` gets, as `Query` calls them.
     """
 
-    def __init__(self, page: Page, names: list[str]):
+    def __init__(self, page: Page, names: list[str]) -> None:
         self.page, self.names = page, names
 
-    def search(self, *values):
+    def search(self, *values: Any) -> tuple[Any, ...]:
         """Return status, results, hits, the words that were asked for, and the detail, which is closed."""
         query = Query(**dict(zip(self.names, values, strict=True)))
         try:
@@ -97,7 +101,7 @@ class Answers:
         shown = view.show_hits(result.hits, self.page.thumbnails(result.hits))
         return view.show_status(result), shown, result.hits, (query.text or "").strip(), gr.update(visible=False)
 
-    def show(self, found, words, event: gr.EventData):
+    def show(self, found: Sequence[Hit], words: str, event: gr.EventData) -> tuple[Any, ...]:
         """Return the detail of the hit that was clicked, its panel, its key, and no phrases yet."""
         key = str(getattr(event, "key", ""))
         hit = next((hit for hit in found if hit.key == key), None)
@@ -108,7 +112,7 @@ class Answers:
         except ValueError as error:
             return view.show_message(str(error), "error"), gr.update(visible=True), "", ""
 
-    def rate(self, listed, key):
+    def rate(self, listed: str, key: str) -> str:
         """Return the bars of the phrases."""
         try:
             return view.show_phrases(self.page.score_phrases(listed, key))
@@ -161,24 +165,27 @@ def add_api(page: Page, fields: dict[str, Any]) -> None:
     picture = gr.Image(visible=False, label="explanation", format="png")
 
     @contextlib.contextmanager
-    def told() -> Iterator[None]:
+    def shown_errors() -> Iterator[None]:
         try:
             yield
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    def search(*values):
-        with told():
+    def search(*values: Any) -> dict[str, Any]:
+        with shown_errors():
             return page.to_json(page.query(Query(**dict(zip(fields, values, strict=True)))))
 
-    def explain(text, key):
-        with told():
-            if not (text or "").strip():
+    def explain(text: str | None, key: str) -> Image.Image:
+        with shown_errors():
+            words = (text or "").strip()
+            if not words:
                 raise ValueError("explain needs a text")
-            return draw_explanation(*page.explain(text.strip(), key))
+            image, explanation = page.explain(words, key)
+            assert explanation is not None
+            return draw_explanation(image, explanation)
 
-    def score_phrases(phrases, key):
-        with told():
+    def score_phrases(phrases: str, key: str) -> dict[str, float]:
+        with shown_errors():
             return {score.phrase: score.match_probability for score in page.score_phrases(phrases, key)}
 
     gr.Button(visible=False).click(search, list(fields.values()), found, api_name="search")
@@ -220,10 +227,10 @@ def add_indexing(page: Page, title: gr.HTML, cameras: gr.Dropdown) -> None:
 class Indexing:
     """What the events of the tab that adds images show: report, title, cameras."""
 
-    def __init__(self, page: Page):
+    def __init__(self, page: Page) -> None:
         self.page = page
 
-    def upload(self, files, progress=gr.Progress()):  # noqa: B008  gradio reads the default
+    def upload(self, files: list[str] | None, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008  gradio reads the default
         """Index an upload and empty its field."""
         try:
             done, ignored = self.page.index_upload(files, self._count(progress))
@@ -231,17 +238,17 @@ class Indexing:
             return [*self._refresh(view.show_message(str(error), "error")), None]
         return [*self._refresh(view.show_report(done, ignored)), None]
 
-    def folder(self, path, progress=gr.Progress()):  # noqa: B008
+    def folder(self, path: str, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
         """Index a folder of this machine."""
         try:
             return self._refresh(view.show_report(self.page.index_folder(path, self._count(progress))))
         except ValueError as error:
             return self._refresh(view.show_message(str(error), "error"))
 
-    def _count(self, progress):
+    def _count(self, progress: gr.Progress) -> Callable[[int, int], None]:
         return lambda done, total: progress((done, total), desc="Indexing", unit="images")
 
-    def _refresh(self, shown: str):
+    def _refresh(self, shown: str) -> tuple[Any, ...]:
         return shown, view.show_title(self.page.stats()), gr.update(choices=self.page.cameras())
 
 

@@ -13,7 +13,7 @@ from mra.web.arguments import PageArguments, UploadLimits
 
 
 if TYPE_CHECKING:
-    import gradio as gr
+    import gradio as gr  # pyright: ignore[reportMissingImports]  # the extra [app]
 
 
 DESCRIPTION = "Web page to search a gallery of people in words, by an image or by both, and to add images to it."

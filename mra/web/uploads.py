@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
 
 from PIL import Image
 
@@ -19,13 +20,12 @@ IGNORED_FOLDERS = {"__MACOSX"}
 
 @dataclass
 class Unpacked:
-    """
-    Pictures of an upload.
+    """Pictures of an upload.
 
     Attributes:
         images: their files.
         metadata: a CSV file that came with them, or None.
-        ignored: names of what is no picture.
+        ignored: names of files other than pictures.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -34,23 +34,21 @@ class Unpacked:
 
 
 class Unpacker:
-    """
-    Collects the pictures of uploaded files in a folder.
+    """Collects the pictures of uploaded files in a folder.
 
     Args:
         folder: to write into; it exists.
         limits: for all files together.
     """
 
-    def __init__(self, folder: Path, limits: UploadLimits):
+    def __init__(self, folder: Path, limits: UploadLimits) -> None:
         self.folder, self.limits = folder, limits
         self.result = Unpacked()
         self._bytes = 0
         self._suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
 
     def unpack(self, files: Iterable[str | Path]) -> Unpacked:
-        """
-        Takes over pictures, CSV files and what is in ZIP archives.
+        """Copy pictures, CSV files and the contents of ZIP archives.
 
         Raises:
             ValueError: if a limit is passed, a name leads out of the folder, an archive is damaged or locked, there are two
@@ -81,7 +79,7 @@ class Unpacker:
         except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zlib.error) as error:
             raise ValueError(f"{file.name} cannot be unpacked ({error}): expected a ZIP archive") from None
 
-    def _take(self, name: str, source) -> None:
+    def _take(self, name: str, source: IO[bytes]) -> None:
         parts = safe_parts(name)
         hidden = any(part.startswith(".") or part in IGNORED_FOLDERS for part in parts)
         suffix = PurePosixPath(name).suffix.lower()
@@ -102,8 +100,8 @@ class Unpacker:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._copy(name, source, path)
 
-    def _copy(self, name: str, source, path: Path) -> None:
-        """Counts what really comes: the sizes that an archive states are those of whoever made it."""
+    def _copy(self, name: str, source: IO[bytes], path: Path) -> None:
+        """Count the bytes that are unpacked, because the sizes in an archive can be forged."""
         size = 0
         with open(path, "xb") as target:
             while block := source.read(BLOCK):
@@ -117,8 +115,7 @@ class Unpacker:
 
 
 def safe_parts(name: str) -> tuple[str, ...]:
-    """
-    Splits the name of an archive's member; it may not lead out of the folder that it is unpacked into.
+    """Split the name of an archive's member, which must stay inside the folder that it is unpacked into.
 
     Raises:
         ValueError: if it does.
@@ -130,8 +127,7 @@ def safe_parts(name: str) -> tuple[str, ...]:
 
 
 def inside_any(path: str | Path, roots: Iterable[Path]) -> Path:
-    """
-    Resolves a folder that someone typed, links included, if it lies in one of the roots.
+    """Resolve a folder that someone typed, links included, if it lies in one of the roots.
 
     Raises:
         ValueError: if it does not, whether it exists or not.

@@ -26,7 +26,8 @@ CSS = """
 .mra-status.mra-warning { background: #fff3d6; color: #5b3d00; }
 .mra-status.mra-error { background: #fde3e1; color: #7a150d; }
 .mra-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(124px, 1fr)); gap: 12px; }
-.mra-hit { display: flex; flex-direction: column; width: 100%; padding: 0; border: 1px solid var(--border-color-primary); border-radius: 10px;
+.mra-hit { display: flex; flex-direction: column; width: 100%; padding: 0;
+  border: 1px solid var(--border-color-primary); border-radius: 10px;
   overflow: hidden; background: var(--background-fill-primary); color: var(--body-text-color); text-align: left;
   cursor: pointer; font: inherit; }
 .mra-hit:hover, .mra-hit:focus-visible { outline: 3px solid var(--color-accent); outline-offset: 1px; }
@@ -86,7 +87,7 @@ SCROLL_TO_DETAIL = "() => document.getElementById('mra-detail')?.scrollIntoView(
 
 
 def show_title(stats: GalleryStats | None) -> str:
-    """The head of the page: what the gallery holds."""
+    """Render the head of the page: what the gallery holds."""
     if stats is None or not stats.images:
         said = "The gallery is empty: add images first."
     else:
@@ -98,12 +99,12 @@ def show_title(stats: GalleryStats | None) -> str:
 
 
 def show_message(text: str, kind: str = "") -> str:
-    """A line of plain text in a box; `kind` is "", "warning" or "error"."""
+    """Render a line of plain text in a box; `kind` is "", "warning" or "error"."""
     return f'<div class="mra-status{f" mra-{kind}" if kind else ""}" role="status">{html.escape(text)}</div>'
 
 
 def show_status(result: SearchResult) -> str:
-    """What a search did, and whether the person is likely to be there at all."""
+    """Render what a search did, and whether the person is likely to be in the gallery."""
     if not result.hits:
         return show_message("No image fits the filters.", "warning")
     seconds = sum(result.timings.values())
@@ -119,7 +120,7 @@ def show_status(result: SearchResult) -> str:
 
 
 def show_hits(hits: Sequence[Hit], images: Sequence[Image.Image | None]) -> str:
-    """Results as a grid of buttons; an image that could not be read is None."""
+    """Render results as a grid of buttons; an image that could not be read is None."""
     return f'<div class="mra-grid">{"".join(map(_show_hit, hits, images))}</div>'
 
 
@@ -163,7 +164,7 @@ def show_detail(hit: Hit, image: Image.Image, explanation: Explanation | None) -
 
 
 def show_phrases(scores: Sequence[PhraseScore]) -> str:
-    """The matching probability of each phrase, as a bar and in percent."""
+    """Render the matching probability of each phrase, as a bar and in percent."""
     rows = [
         f'<div class="mra-phrase"><span>{html.escape(score.phrase)}</span>'
         f'<div class="mra-bar"><i style="width:{100 * score.match_probability:.1f}%"></i></div>'
@@ -174,7 +175,7 @@ def show_phrases(scores: Sequence[PhraseScore]) -> str:
 
 
 def show_report(report: BuildReport, ignored: Sequence[str] = ()) -> str:
-    """What indexing did, and what it left out and why."""
+    """Render what indexing did, and what it left out and why."""
     counts = ("added", "changed", "unchanged")
     said = ", ".join(f"{getattr(report, name):,} {name}" for name in counts if getattr(report, name)) or "nothing"
     lines = [f"<p><b>Indexed: {said}</b> in {report.seconds:.1f} s.</p>"]
@@ -190,7 +191,7 @@ def show_report(report: BuildReport, ignored: Sequence[str] = ()) -> str:
 
 
 def as_data(image: Image.Image | None, size: tuple[int, int]) -> str:
-    """A picture inside the page itself, so that no address of a file exists that could be asked for."""
+    """Embed a picture in the page itself, so that no file has an address that could be requested."""
     if image is None:
         return ""
     buffer = io.BytesIO()
@@ -203,7 +204,7 @@ def _images(count: int) -> str:
 
 
 def _readable(time: str | None) -> str | None:
-    """A time of the gallery without what says nothing: "2026-01-31 08:15"."""
+    """Format a time of the gallery without seconds and zone: "2026-01-31 08:15"."""
     return time and time.replace("T", " ").removesuffix(":00").removesuffix(" 00:00")
 
 

@@ -106,7 +106,7 @@ def test_number_of_readers(folder, caplog):
     assert of(16, 4) == Streaming(16, 64, 4) and of(16, 4).lanes_of_a_reader == 4
     assert of(16, 0).num_readers == 1 and not caplog.records
     assert of(16, 3).lanes_of_a_reader == 16
-    assert "no multiple of processes x workers (3)" in caplog.text and "18 would not be" in caplog.text
+    assert "not a multiple of processes x workers (3)" in caplog.text and "18 would not be" in caplog.text
 
 
 def test_identities_are_held_out_of_a_stream(tmp_path):

@@ -107,7 +107,8 @@ assert open(hf_hub_download("user/model", "config.json")).read() == '{"a": 2}'
 assert open(hf_hub_download("user/model", "config.json", revision=first.oid)).read() == '{"a": 1}'
 folder = snapshot_download("user/model")
 assert open(folder + "/weights/model.safetensors", "rb").read() == big
-sizes = {item.path: item.size for item in api.get_paths_info("user/model", ["config.json", "weights"], expand=False) if hasattr(item, "size")}
+items = api.get_paths_info("user/model", ["config.json", "weights"], expand=False)
+sizes = {item.path: item.size for item in items if hasattr(item, "size")}
 assert sizes == {"config.json": 8}, sizes
 for call, error in [
     (lambda: hf_hub_download("user/model", "nothing"), EntryNotFoundError),

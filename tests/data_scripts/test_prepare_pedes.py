@@ -645,4 +645,4 @@ def test_an_unusable_csv_row_is_named_or_left_out(own, row, reason, field):
 def test_a_csv_without_its_columns_is_an_error(own):
     (own / "people.csv").write_text("image,text\na,b\n")
     assert "must name the columns path, caption, identity" in failure(own, "csv", "people.csv")
-    assert "is no file; expected a CSV file with --dataset csv" in failure(own, "csv", "images")
+    assert "is not a file; expected a CSV file with --dataset csv" in failure(own, "csv", "images")

@@ -394,7 +394,7 @@ def test_an_output_is_replaced_only_if_it_is_a_prepared_set(source):
     assert len(read_set(prepare(root, "--overwrite"))["train"]) == 6
     (root / "out/notes").mkdir()
     (root / "out/notes/diary.txt").write_text("dear diary")
-    assert "is no prepared set, so that --overwrite does not replace it" in failure(
+    assert "is not a prepared set, so that --overwrite does not replace it" in failure(
         root, "--overwrite", output="out/notes"
     )
     assert (root / "out/notes/diary.txt").exists()

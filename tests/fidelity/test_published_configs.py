@@ -233,7 +233,8 @@ def kind(config):
     return "linear" if config.projection_dim == 256 else "part_pooling"
 
 
-# What is written in words holds where the augmenter of the recipe does it; tests/training/test_augmentation.py measures how often.
+# What is written in words holds where the augmenter of the recipe does it; tests/training/test_augmentation.py measures
+# how often.
 LONG = " ".join(f"{letter}word" for letter in "abcdefghijklm" * 5)  # 65 words, more than a caption keeps
 
 

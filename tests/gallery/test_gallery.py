@@ -209,7 +209,8 @@ def test_metadata_of_a_csv_file(gallery, tmp_path):
     table = tmp_path / "people.csv"
     table.write_text(
         "path,camera,time,speed,note\n"
-        f"{keys[0]},c1,2026-01-31 08:15,1.5,by the gate\n{keys[1]},c2,,3,\n{people / keys[2]},c1,2026-02-01,,007\nno.jpg,c9,,,\n"
+        f"{keys[0]},c1,2026-01-31 08:15,1.5,by the gate\n{keys[1]},c2,,3,\n"
+        f"{people / keys[2]},c1,2026-02-01,,007\nno.jpg,c9,,,\n"
     )
     report = gallery.build(people, table)
     assert report.unmatched == ["no.jpg"]
@@ -568,7 +569,8 @@ def test_asking_makes_no_gallery(model, tmp_path):
 
 
 def test_importing_the_package_needs_no_extra():
-    code = "import sys, mra.retrieval; print([n for n in ('pymilvus', 'gradio') if n in sys.modules]); from mra.gallery import Gallery"
+    loaded = "print([n for n in ('pymilvus', 'gradio') if n in sys.modules])"
+    code = f"import sys, mra.retrieval; {loaded}; from mra.gallery import Gallery"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     assert run.stdout == "[]\n"
 

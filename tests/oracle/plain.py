@@ -125,7 +125,7 @@ def plain_mlm_loss(model, images, mlm_input_ids, attention_mask, labels):
 
 def plain_finetuning_losses(model, batch, generator=None):
     """
-    Losses of fine-tuning as published: every text padded, the image projected anew for every text that meets it.
+    Losses of fine-tuning as published: every text padded, the image projected again for every text that meets it.
 
     Args:
         model: an `MRAForPreTraining`.

@@ -216,5 +216,5 @@ def test_model_without_a_choice(tmp_path):
 )
 def test_damaged_file_is_named(tmp_path, text):
     (tmp_path / "retrieval.json").write_text(text)
-    with pytest.raises(ValueError, match=r"retrieval\.json of model .* is no saved choice .*: remove it"):
+    with pytest.raises(ValueError, match=r"retrieval\.json of model .* is not a saved choice .*: remove it"):
         RetrievalChoice.load(str(tmp_path))

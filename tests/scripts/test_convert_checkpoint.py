@@ -382,7 +382,7 @@ def test_an_existing_output_is_kept(converted, state_dict, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").touch()
-    with pytest.raises(ValueError, match="is no MRA folder"):
+    with pytest.raises(ValueError, match="is not an MRA folder"):
         convert_to_folder(path, other, overwrite=True)
     assert (other / "thesis.txt").exists()
     with pytest.raises(ValueError, match="exists"):

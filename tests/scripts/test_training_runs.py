@@ -45,9 +45,8 @@ def reference(root):
             output_dir = root / f"{stage}-{num_processes}"
             recipe = write_recipe(root, stage)
             config = "cpu" if num_processes == 1 else "ddp_4x3090"
-            shown = launch(
-                f"{SCRIPTS[stage]}.py", "--config", recipe, "--output_dir", output_dir, num_processes=num_processes, config=config
-            )  # fmt: skip
+            arguments = [f"{SCRIPTS[stage]}.py", "--config", recipe, "--output_dir", output_dir]
+            shown = launch(*arguments, num_processes=num_processes, config=config)
             runs[stage, num_processes] = output_dir, shown.stderr
         return runs[stage, num_processes]
 

@@ -316,7 +316,7 @@ def test_a_queue_falls_back_with_a_warning(two, caplog):
     damage(two / "checkpoints" / "checkpoint-4" / "random_states_0.pkl", "half")
     with caplog.at_level(logging.WARNING):
         assert start(two, "latest_whole") == two / "checkpoints" / "checkpoint-2"
-    assert "checkpoint-4 is damaged: random_states_0.pkl holds" in caplog.text and "going on from" in caplog.text
+    assert "checkpoint-4 is damaged: random_states_0.pkl holds" in caplog.text and "continuing from" in caplog.text
     assert sorted(path.name for path in (two / "checkpoints").iterdir()) == ["checkpoint-2", "set-aside-checkpoint-4"]
     checkpointer = Checkpointer(fake_accelerator(), two, {"seed": 1}, save_steps=1)
     checkpointer.save(3)

@@ -1,4 +1,4 @@
-"""How far a set of pictures is from another: FID and KID over an image model's features, and statistics of colour and sharpness."""
+"""Distance between two sets of pictures: FID and KID over an image model's features, statistics of colour and sharpness."""
 
 import itertools
 import warnings
@@ -33,8 +33,7 @@ class StatisticDistance:
 
 @dataclass(frozen=True)
 class DomainDistance:
-    """
-    Distance of a generated set from the target set.
+    """Distance of a generated set from the target set.
 
     Attributes:
         fid: Fréchet distance of the features' normal distributions. It is biased upwards where there are few pictures:
@@ -64,11 +63,11 @@ def measure_distance(
     *,
     batch_size: int = 64,
 ) -> DomainDistance:
-    """
-    Measures how far generated pictures are from those of the target set.
+    """Measure how far generated pictures are from those of the target set.
 
     Args:
-        generated, target: PIL images, rows with an "image", or paths; at least two of each.
+        generated: at least two PIL images, rows with an "image", or paths.
+        target: likewise.
         extractor: what makes features of pictures, on the device to use; [`ColourEdgeFeatures`] when absent.
         batch_size: pictures that it sees at a time.
 
@@ -111,7 +110,7 @@ def measure_distance(
 
 
 def compare_statistics(generated: Sequence[dict], target: Sequence[dict]) -> dict[str, StatisticDistance]:
-    """Compares the measures of two sets, each of [`measure_image`]; see [`StatisticDistance`]."""
+    """Compare the measures of two sets, each of [`measure_image`]; see [`StatisticDistance`]."""
     distances = {}
     for name in MEASURES:
         ours, theirs = (np.array([measures[name] for measures in rows], dtype=float) for rows in (generated, target))
@@ -126,7 +125,7 @@ def _batches(pictures: Sequence[Any], size: int) -> Iterator[list[Image.Image]]:
         yield [load_picture(pictures[row]) for row in range(start, min(start + size, len(pictures)))]
 
 
-def _metrics():
+def _metrics() -> tuple[Any, Any]:
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
@@ -138,7 +137,7 @@ def _metrics():
 class _Given(nn.Module):
     """Stands where torchmetrics has the network, for features that are there already."""
 
-    def __init__(self, num_features: int):
+    def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
 
@@ -150,8 +149,7 @@ class _Given(nn.Module):
 
 
 class FeatureExtractor(nn.Module):
-    """
-    Base of what turns pictures into features.
+    """Base of what turns pictures into features.
 
     Attributes:
         description: a few words for the report.
@@ -164,12 +162,12 @@ class FeatureExtractor(nn.Module):
     num_features: int
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Gives features (batch, num_features) of images (batch, 3, height, width) in 0..1."""
+        """Return features `(batch, num_features)` of images `(batch, 3, height, width)` in 0..1."""
         raise NotImplementedError
 
     @torch.no_grad()
     def extract(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Gives features (batch, num_features) of RGB pictures of any size."""
+        """Return features `(batch, num_features)` of RGB pictures of any size."""
         height, width = self.size
         scaled = [image.resize((width, height), Image.Resampling.BICUBIC) for image in images]
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in scaled])).permute(0, 3, 1, 2)
@@ -178,8 +176,7 @@ class FeatureExtractor(nn.Module):
 
 
 class ColourEdgeFeatures(FeatureExtractor):
-    """
-    Colours and edges on a grid of 4 x 2 cells: no weights to download, and no notion of what the picture shows.
+    """Colours and edges on a grid of 4 x 2 cells: no weights to download, and no notion of what the picture shows.
 
     Of each cell the mean and the standard deviation of red, green and blue, and the mean strength of edges in four
     directions: 80 features. It sees palette, contrast, blur, noise and layout; not whether a person has two heads.
@@ -191,7 +188,7 @@ class ColourEdgeFeatures(FeatureExtractor):
     _GRID = (4, 2)
     _EDGE_WEIGHT = 4.0  # edges are some four times weaker than colours vary
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         horizontal = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
         diagonal = torch.tensor([[-2.0, -1.0, 0.0], [-1.0, 0.0, 1.0], [0.0, 1.0, 2.0]]) / 8
@@ -199,6 +196,7 @@ class ColourEdgeFeatures(FeatureExtractor):
         self.register_buffer("kernels", kernels[:, None], persistent=False)  # (4, 1, 3, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features of images; see [`FeatureExtractor`]."""
         mean = F.adaptive_avg_pool2d(images, self._GRID)
         square = F.adaptive_avg_pool2d(images**2, self._GRID)
         spread = (square - mean**2).clamp(min=0).sqrt()
@@ -208,8 +206,7 @@ class ColourEdgeFeatures(FeatureExtractor):
 
 
 class ImageModelFeatures(FeatureExtractor):
-    """
-    Pooled features of an image model of transformers, such as CLIP's or DINOv2's.
+    """Pooled features of an image model of transformers, such as CLIP's or DINOv2's.
 
     Args:
         name: folder or Hub id.
@@ -219,7 +216,7 @@ class ImageModelFeatures(FeatureExtractor):
         ValueError: if there is no such model, or it gives no pooled features.
     """
 
-    def __init__(self, name: str, device: str | torch.device = "cpu"):
+    def __init__(self, name: str, device: str | torch.device = "cpu") -> None:
         super().__init__()
         from transformers import AutoImageProcessor, AutoModel
 
@@ -227,7 +224,7 @@ class ImageModelFeatures(FeatureExtractor):
             model, processor = AutoModel.from_pretrained(name), AutoImageProcessor.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"report.feature_extractor {name!r} is no image model that can be loaded: {error}"
+                f"report.feature_extractor {name!r} is not an image model that can be loaded: {error}"
             ) from None
         self.description = f"features of {name}"
         self.model = model.eval().requires_grad_(False).to(device)
@@ -246,6 +243,7 @@ class ImageModelFeatures(FeatureExtractor):
             ) from None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features of images; see [`FeatureExtractor`]."""
         pixel_values = (images - self.mean) / self.std
         if hasattr(self.model, "get_image_features"):
             outputs = self.model.get_image_features(pixel_values=pixel_values)
@@ -258,8 +256,7 @@ class ImageModelFeatures(FeatureExtractor):
 
 
 def load_extractor(name: str | None, device: str | torch.device = "cpu") -> FeatureExtractor:
-    """
-    Gives the extractor of a folder or Hub id, or the one that needs no model.
+    """Return the extractor of a folder or Hub id, or the one that needs no model.
 
     Raises:
         ValueError: if the model cannot be used.
@@ -267,7 +264,7 @@ def load_extractor(name: str | None, device: str | torch.device = "cpu") -> Feat
     return ImageModelFeatures(name, device) if name else ColourEdgeFeatures().to(device)
 
 
-def _input_size(processor) -> tuple[int, int]:
+def _input_size(processor: Any) -> tuple[int, int]:
     """Height and width that an image processor makes, its crop's where it crops."""
     size = (
         processor.crop_size if getattr(processor, "do_center_crop", False) and processor.crop_size else processor.size

@@ -28,8 +28,7 @@ _MEASURE_NAMES = {
 
 
 def make_blocks(facts: dict[str, Any], figures: Sequence[tuple[str, str]]) -> list[Block]:
-    """
-    Words the page.
+    """Write the text of the page.
 
     Args:
         facts: what `report.json` holds.
@@ -145,10 +144,8 @@ def _captions(captions: dict[str, dict]) -> list[Block]:
             ("different_words", "different words"),
         )
     ]
-    spans = [
-        f"{each['words_per_caption']['mean']:.1f} ({each['words_per_caption']['least']} to {each['words_per_caption']['most']})"
-        for each in (made, target)
-    ]
+    counts = [each["words_per_caption"] for each in (made, target)]
+    spans = [f"{count['mean']:.1f} ({count['least']} to {count['most']})" for count in counts]
     rows.append(["words a caption", *spans])
     return [
         Heading("Captions"),

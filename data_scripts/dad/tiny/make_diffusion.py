@@ -1,5 +1,4 @@
-"""
-Builds a small Stable Diffusion folder from configurations, for tests and for the demo: nothing is downloaded.
+"""Builds a small Stable Diffusion folder from configurations, for tests and for the demo: nothing is downloaded.
 
     python -m data_scripts.dad.tiny.make_diffusion --output outputs/dad/base --images data/sample/images/SDA
 
@@ -14,10 +13,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -38,7 +38,7 @@ _IMAGES = 2000  # of the folder, at most: the autoencoder sees no more in its fe
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer whose pieces are learnt from the factory's own vocabulary."""
+    """Train a CLIP tokenizer on the factory's own vocabulary."""
     words = re.findall(r"[a-z]+", ATTRIBUTES_FILE.read_text(encoding="utf-8"))
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=SUFFIX, unk_token=END))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -51,13 +51,12 @@ def make_tokenizer() -> CLIPTokenizer:
     )
     tokenizer.train_from_iterator([_SENTENCE, *words], trainer)
     learnt = json.loads(tokenizer.to_str())["model"]
-    merges = [tuple(pair) for pair in learnt["merges"]]
+    merges: Any = [tuple(pair) for pair in learnt["merges"]]  # `str` in the annotations, pairs in the code
     return CLIPTokenizer(vocab=learnt["vocab"], merges=merges, model_max_length=77)
 
 
 def make_parts(channels: Sequence[int], prediction_type: str, seed: int) -> dict:
-    """
-    The pipeline's parts with random weights.
+    """Build the pipeline's parts with random weights.
 
     Args:
         channels: of the UNet's blocks, multiples of 8, two at least; the autoencoder halves the image twice.
@@ -67,15 +66,16 @@ def make_parts(channels: Sequence[int], prediction_type: str, seed: int) -> dict
     diffusers = import_diffusers()
     torch.manual_seed(seed)
     tokenizer, width = make_tokenizer(), 4 * channels[0]
+    ids: dict[str, Any] = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
+    }
     text_config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **ids,
     )
     unet = diffusers.UNet2DConditionModel(
         sample_size=16,
@@ -109,9 +109,8 @@ def make_parts(channels: Sequence[int], prediction_type: str, seed: int) -> dict
     return {"unet": unet, "vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "scheduler": scheduler}
 
 
-def open_residual_path(unet) -> None:
-    """
-    Zeroes the last layer of every residual branch, a usual start of residual networks.
+def open_residual_path(unet: nn.Module) -> None:
+    """Zero the last layer of every residual branch, a usual start of residual networks.
 
     The UNet then is a short path from its input and the ControlNet's residuals to its output. Through random branches
     that stay frozen, a ControlNet could hardly say anything.
@@ -123,9 +122,8 @@ def open_residual_path(unet) -> None:
                 torch.nn.init.zeros_(layer.bias)
 
 
-def fit_autoencoder(vae, images: torch.Tensor, steps: int, seed: int, batch_size: int = 8) -> float:
-    """
-    Fits the autoencoder to images and scales its latents to unit variance.
+def fit_autoencoder(vae: Any, images: torch.Tensor, steps: int, seed: int, batch_size: int = 8) -> float:
+    """Fit the autoencoder to images and scale its latents to unit variance.
 
     Args:
         vae: trained in place; its config gets the `scaling_factor`.
@@ -160,8 +158,7 @@ def fit_autoencoder(vae, images: torch.Tensor, steps: int, seed: int, batch_size
 
 
 def read_images(folder: str | Path, image_size: Sequence[int], seed: int) -> torch.Tensor:
-    """
-    Reads some images below a folder, drawn by the seed: `(images, 3, height, width)` in 0..1.
+    """Read some images below a folder, drawn by the seed: `(images, 3, height, width)` in 0..1.
 
     Raises:
         ValueError: if there are none.
@@ -181,8 +178,7 @@ def build(
     prediction_type: str = "epsilon",
     seed: int = 0,
 ) -> Path:
-    """
-    Writes the pipeline folder.
+    """Write the pipeline folder.
 
     Args:
         output: folder to write.
@@ -226,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
         [DiffusionArguments], prog="tiny_diffusion", description=__doc__, argv=argv, config=False
     )
 
-    def work():
+    def work() -> None:
         images = options.images and read_images(options.images, options.image_size, options.seed)
         build(options.output, images, options.channels, options.steps, options.prediction_type, options.seed)
         print(f"{options.output}: a small Stable Diffusion for images of {options.image_size}")

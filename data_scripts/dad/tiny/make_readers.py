@@ -1,5 +1,4 @@
-"""
-Models of a few thousand random weights that read images, for tests and `make demo-dad`: what they say means nothing.
+"""Models of a few thousand random weights that read images, for tests and `make demo-dad`: what they say means nothing.
 
     python -m data_scripts.dad.tiny.make_readers --output models/tiny
 
@@ -8,9 +7,10 @@ DINO) and `detector` (YOLOS) give boxes, `clip` compares images with texts. With
 BLIP is trained on its captions for a minute, so that it says what captions say, if not what the image shows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -56,12 +56,17 @@ _CHAT_TEMPLATE = (
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %} {% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}assistant : {% endif %}"
 )
-_LAYERS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+_LAYERS: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 _VISION = _LAYERS | {"image_size": SIDE, "patch_size": PATCH}
 
 
 def make_tokenizer() -> BertTokenizer:
-    """A BERT tokenizer of the sample set's words with the special ids that Grounding DINO expects."""
+    """Build a BERT tokenizer of the sample set's words with the special ids that Grounding DINO expects."""
     words = AutoTokenizer.from_pretrained(SAMPLE_TOKENIZER).get_vocab()
     vocabulary = dict(SPECIAL_IDS) | {"[PAD]": 0}
     free = (number for number in range(1, 2000) if number not in SPECIAL_IDS.values())
@@ -75,7 +80,7 @@ def make_tokenizer() -> BertTokenizer:
 
 
 def make_blip(folder: str | Path, seed: int = 0) -> None:
-    """A BLIP captioner."""
+    """Build a BLIP captioner."""
     tokenizer = make_tokenizer()
     text = _LAYERS | {"vocab_size": len(tokenizer), "encoder_hidden_size": 32, "bos_token_id": tokenizer.cls_token_id}
     text |= {"sep_token_id": tokenizer.sep_token_id, "pad_token_id": 0, "eos_token_id": tokenizer.sep_token_id}
@@ -85,7 +90,7 @@ def make_blip(folder: str | Path, seed: int = 0) -> None:
 
 
 def make_chat(folder: str | Path, seed: int = 0) -> None:
-    """A LLaVA with a chat template."""
+    """Build a LLaVA with a chat template."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=make_tokenizer().backend_tokenizer,
         pad_token="[PAD]",
@@ -98,7 +103,7 @@ def make_chat(folder: str | Path, seed: int = 0) -> None:
     config = LlavaConfig(
         vision_config={"model_type": "clip_vision_model", **_VISION},
         text_config={"model_type": "llama", "vocab_size": len(tokenizer), "num_key_value_heads": 2, **_LAYERS, **ids},
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=cast(int, tokenizer.convert_tokens_to_ids("<image>")),
         vision_feature_layer=-1,
     )
     crop = {"height": SIDE, "width": SIDE}
@@ -115,7 +120,7 @@ def make_chat(folder: str | Path, seed: int = 0) -> None:
 
 
 def make_florence(folder: str | Path, seed: int = 0) -> None:
-    """A Florence-2, which is asked by task tokens."""
+    """Build a Florence-2, which is prompted with task tokens."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=make_tokenizer().backend_tokenizer,
         pad_token="[PAD]",
@@ -133,16 +138,16 @@ def make_florence(folder: str | Path, seed: int = 0) -> None:
     config = Florence2Config(
         vision_config={**stages, "window_size": 4, "projection_dim": 32},
         text_config=text | {"decoder_start_token_id": tokenizer.eos_token_id, "forced_eos_token_id": None},
-        image_token_id=tokenizer.image_token_id,
+        image_token_id=cast(int, tokenizer.image_token_id),
     )
-    image_processor = CLIPImageProcessor(size={"height": SIDE, "width": SIDE}, do_center_crop=False)
+    image_processor: Any = CLIPImageProcessor(size={"height": SIDE, "width": SIDE}, do_center_crop=False)
     image_processor.image_seq_length = (SIDE // 8) ** 2 + 1  # patches of the last stage, and their mean
     processor = Florence2Processor(image_processor, tokenizer)
     _save(folder, seed, lambda: Florence2ForConditionalGeneration(config), processor)
 
 
 def make_grounding(folder: str | Path, seed: int = 0) -> None:
-    """A Grounding DINO, whose scores are spread out so that some of them pass a threshold."""
+    """Build a Grounding DINO whose scores are spread out so that some of them pass a threshold."""
     tokenizer = make_tokenizer()
     swin = {"model_type": "swin", "image_size": 64, "embed_dim": 16, "depths": [1, 1, 1], "num_heads": [2, 2, 2]}
     config = GroundingDinoConfig(
@@ -153,9 +158,12 @@ def make_grounding(folder: str | Path, seed: int = 0) -> None:
         num_feature_levels=3,
         max_text_len=256,
         disable_custom_kernels=True,
-        **{f"{part}_layers": 2 for part in ("encoder", "decoder")},  # one decoder layer breaks the two-stage heads
-        **{f"{part}_ffn_dim": 48 for part in ("encoder", "decoder")},
-        **{f"{part}_attention_heads": 2 for part in ("encoder", "decoder")},
+        encoder_layers=2,
+        decoder_layers=2,  # one breaks the two-stage heads
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
     )
     size = {"shortest_edge": 64, "longest_edge": 128}
     processor = GroundingDinoProcessor(GroundingDinoImageProcessor(size=size), tokenizer)
@@ -163,7 +171,7 @@ def make_grounding(folder: str | Path, seed: int = 0) -> None:
 
 
 def make_detector(folder: str | Path, seed: int = 0) -> None:
-    """A YOLOS that knows persons and bicycles."""
+    """Build a YOLOS that knows persons and bicycles."""
     config = YolosConfig(
         **_LAYERS,
         image_size=[64, 64],
@@ -177,7 +185,7 @@ def make_detector(folder: str | Path, seed: int = 0) -> None:
 
 
 def make_clip(folder: str | Path, seed: int = 0) -> None:
-    """A CLIP."""
+    """Build a CLIP."""
     tokenizer = make_tokenizer()
     text = _LAYERS | {"vocab_size": len(tokenizer), "max_position_embeddings": 77, "pad_token_id": 0}
     text |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
@@ -198,26 +206,27 @@ MAKERS: dict[str, Callable[..., None]] = {
 }
 
 
-def make_readers(folder: str | Path, names=tuple(MAKERS), seed: int = 0) -> None:
+def make_readers(folder: str | Path, names: Sequence[str] = tuple(MAKERS), seed: int = 0) -> None:
     """Write the named models, each into a folder of its name."""
     for name in names:
         MAKERS[name](Path(folder) / name, seed)
 
 
 def train_blip(folder: str | Path, dataset: Dataset, steps: int, seed: int = 0, batch_size: int = 32) -> list[float]:
-    """
-    Trains a BLIP of [`make_blip`] on the captions of a set, and saves it in place.
+    """Train a BLIP of [`make_blip`] on the captions of a set and save it in place.
 
     Args:
         folder: of the model.
         dataset: rows with `image` and `captions`.
         steps: of AdamW.
         seed: of the order.
+        batch_size: pairs of a step.
 
     Returns:
         The loss of every step.
     """
-    model, processor = BlipForConditionalGeneration.from_pretrained(folder), BlipProcessor.from_pretrained(folder)
+    model = BlipForConditionalGeneration.from_pretrained(folder)
+    processor: Any = BlipProcessor.from_pretrained(folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     dataset, generator, losses = undecoded(dataset), torch.Generator().manual_seed(seed), []
     with torch.random.fork_rng(devices=[]):  # dropout
@@ -237,7 +246,7 @@ def train_blip(folder: str | Path, dataset: Dataset, steps: int, seed: int = 0, 
     return losses
 
 
-def _save(folder: str | Path, seed: int, make_model: Callable, processor) -> None:
+def _save(folder: str | Path, seed: int, make_model: Callable, processor: Any) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make_model()

@@ -228,7 +228,7 @@ def test_missing_file_is_an_error_not_a_broken_picture(root):
 def test_a_filter_that_keeps_nothing_says_so_and_can_be_changed(root):
     path = write_config(root, "nothing", filter=LIMITS | {"min_sharpness": 1e9})
     write_generated(load_config(str(path)), {0: draw_person(0)})
-    with pytest.raises(ValueError, match=r"none of 1 images passed; .*report\.md tells why"):
+    with pytest.raises(ValueError, match=r"none of 1 images passed; .*report\.md says why"):
         run(path, "filter")
     folder = root / "nothing" / "filter"
     assert (

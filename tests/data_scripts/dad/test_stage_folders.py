@@ -202,7 +202,7 @@ def test_a_stage_is_not_continued_with_other_rows_of_the_target_set(tmp_path):
         assert begin_stage(after, "augment").is_finished
     (tmp_path / "set").unlink()
     (tmp_path / "set").symlink_to(tmp_path / "other/set")
-    with pytest.raises(ValueError, match="begun with other settings: files of common"):
+    with pytest.raises(ValueError, match="started with other settings: files of common"):
         begin_stage(after, "augment")
 
 

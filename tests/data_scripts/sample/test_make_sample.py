@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from data_scripts import make_sample as module
 from data_scripts.make_sample import make_sample
 from data_scripts.sample.captions import MAX_WORDS, MIN_WORDS
-from data_scripts.sample.people import CAMERAS, TOLD_ATTRIBUTES, VIEWS, draw_identities, draw_scene
+from data_scripts.sample.people import CAMERAS, NAMED_ATTRIBUTES, VIEWS, draw_identities, draw_scene
 from data_scripts.sample.plan import SampleConfig, plan_pedes, plan_sda
 from data_scripts.sample.scenes import render
 
@@ -102,7 +102,7 @@ def test_extensions_and_sizes_vary_as_in_the_real_set(pedes):
 
 
 def test_identities_of_a_split_differ_and_many_in_one_attribute_only(pedes):
-    people = {crop.image_id: (crop.split, crop.person.told) for crop in pedes}
+    people = {crop.image_id: (crop.split, crop.person.attributes) for crop in pedes}
     assert len(people) == 900 and sorted(people) == list(range(1, 901))
     for split in ("train", "val", "test"):
         told = [attributes for name, attributes in people.values() if name == split]
@@ -113,7 +113,7 @@ def test_identities_of_a_split_differ_and_many_in_one_attribute_only(pedes):
 
 def differences(first, second):
     """Counts the attributes in which two people differ; a thing and its colour come and go as one."""
-    names = {name for name, a, b in zip(TOLD_ATTRIBUTES, first, second, strict=True) if a != b}
+    names = {name for name, a, b in zip(NAMED_ATTRIBUTES, first, second, strict=True) if a != b}
     for thing, colour in (("bag", "bag_colour"), ("hat", "hat_colour"), ("pattern", "pattern_colour")):
         if thing in names:
             names.discard(colour)

@@ -1,6 +1,7 @@
 """Losses of MRA as pure functions: soft-target contrastive loss, choice of hard negatives, matching, masked language."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,7 @@ def contrastive_loss(
         targets = contrastive_targets(identity_ids, label_smoothing, row_ids)
         return F.cross_entropy(rows @ columns.t() / temperature, targets, reduction="sum")
 
-    total = 0.0
+    total = image_embeds.new_zeros(())
     for rows, columns in ((image_embeds, text_embeds), (text_embeds, image_embeds)):
         for some, row_ids in zip(rows.split(chunk_size), identity_ids.split(chunk_size), strict=True):
             total = total + checkpoint(row_losses, some, columns, row_ids, temperature, use_reentrant=False)
@@ -131,4 +132,4 @@ def weighted_sum(terms: Mapping[str, tuple[float, torch.Tensor | None]]) -> torc
     Returns:
         Scalar.
     """
-    return sum(weight * term for weight, term in terms.values() if term is not None)
+    return cast(torch.Tensor, sum(weight * term for weight, term in terms.values() if term is not None))

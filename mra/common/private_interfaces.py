@@ -8,7 +8,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -30,8 +30,8 @@ def new_shared_float32(shape: Sequence[int]) -> torch.Tensor:
     if not hasattr(torch.UntypedStorage, "_new_shared"):
         _warn("torch.UntypedStorage._new_shared", "batches are copied to shared memory")
         return torch.empty(tuple(shape)).share_memory_()
-    storage = cast(torch.UntypedStorage, torch.UntypedStorage._new_shared(4 * math.prod(shape)))
-    return torch.empty(0).set_(storage, 0, tuple(shape))
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))
+    return torch.empty(0).set_(cast(Any, storage), 0, tuple(shape))
 
 
 def pack_linear(

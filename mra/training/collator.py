@@ -1,6 +1,7 @@
 """Collation: examples of a training set become the keyword arguments of `MRAForPreTraining.forward`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,8 +86,8 @@ class TrainingCollator:
                     f"Examples of a batch must have the same fields, got {sorted(fields)} and {sorted(example)}: "
                     "do not mix training sets with and without regions or augmented captions."
                 )
-        batch = {"pixel_values": _stack(examples)}
-        lengths = {"max_masked": self.masker.max_masked}
+        batch: dict[str, Any] = {"pixel_values": _stack(examples)}
+        lengths: dict[str, Any] = {"max_masked": self.masker.max_masked}
         for kind, field in FIELDS.items():
             if field in fields:
                 encoded, lengths[kind] = self._encode([example[field] for example in examples], kind)

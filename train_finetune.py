@@ -32,6 +32,7 @@ from configuration_mra import MRAConfig
 from mra.common.command_line import plain_errors
 from mra.common.streaming import make_streaming
 from mra.common.tables import Table, files_digest, load_split
+from mra.common.workers import leave_process_group
 from mra.training.augmentation import create_augmenter
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra.training.collator import TrainingCollator
@@ -108,6 +109,7 @@ def build_loader(
         drop_last=True,
         num_workers=data.num_workers,
         persistent_workers=data.num_workers > 0,
+        worker_init_fn=leave_process_group,
         pin_memory=torch.cuda.is_available(),
         # A generator of its own: opening the loader must not advance the one that dropout draws from.
         generator=torch.Generator().manual_seed(seed),

@@ -11,6 +11,7 @@ in (reckon 40% of its peak), and `--bandwidth` of its memory in TB/s, hours for 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,7 +43,7 @@ def millions(model: torch.nn.Module) -> float:
     return sum(parameter.numel() for parameter in model.parameters()) / 1e6
 
 
-def _on_meta(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+def _on_meta(make: Callable[[], torch.nn.Module]) -> Any:
     with torch.device("meta"):
         return make().eval().requires_grad_(False)
 

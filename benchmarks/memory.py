@@ -9,6 +9,7 @@ fused attention less; its autocast keeps more in float32 than the CPU's, whose r
 
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/memory.py`
@@ -114,7 +115,7 @@ def peak_of_step(
     if checkpointing == "all":
         model.activation_checkpointing_enable()
     elif checkpointing == "vision":
-        model.mra.vision_model.swin.set_grad_checkpointing()
+        cast(Any, model.mra.vision_model.swin).set_grad_checkpointing()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     forget_values(model, mode)
     batch = make_batch(config, with_regions, batch_size)

@@ -1,4 +1,4 @@
-"""Times re-ranking: pairs of query and image, padded and one query at a time, against `mra.retrieval.rerank`.
+"""Time re-ranking: pairs of query and image, padded and one query at a time, against `mra.retrieval.rerank`.
 
 python benchmarks/rerank.py --full_size --json
 python benchmarks/rerank.py --full_size --json --device cuda --dtype bfloat16 --queries 512 --gallery 256 --k 128
@@ -7,6 +7,7 @@ python benchmarks/rerank.py --full_size --json --device cuda --dtype bfloat16 --
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/rerank.py`
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
                 model,
                 padded.to(device),
                 mask.to(device),
-                images.hidden_states[:, 0].to(device),
+                cast(torch.Tensor, images.hidden_states)[:, 0].to(device),
                 top_indices.to(device),
             )
 

@@ -1,4 +1,4 @@
-"""Times searching: a gallery of drawn pictures built and asked through a model, and an index of synthetic vectors of any size.
+"""Time searching: a gallery of drawn pictures built and asked through a model, and an index of synthetic vectors of any size.
 
 python benchmarks/search.py --vectors 20000 --index hnsw --json
 python benchmarks/search.py --vectors 200000 --pictures 0 --json
@@ -123,6 +123,7 @@ def measure_vectors(folder: Path, args: SearchBenchmark) -> dict:
     start = time.perf_counter()
     place = Place(folder / "vectors.db")
     store = place.store
+    assert store is not None
     store.search(queries[0], args.limit)
     first_seconds = time.perf_counter() - start
     seconds, recalls = [], []
@@ -140,7 +141,7 @@ def measure_vectors(folder: Path, args: SearchBenchmark) -> dict:
         "search_ms_median": 1e3 * statistics.median(seconds),
         "search_ms_slowest": 1e3 * max(seconds),
         "recall": float(np.mean(recalls)),
-        "disk_mib": place.index_bytes() / MIB,
+        "disk_mib": (place.index_bytes() or 0) / MIB,
         "vectors_mib": vectors.nbytes / MIB,
         "peak_memory_mib": peak_memory(torch.device("cpu")) / MIB,
         "peak_memory_before_mib": before / MIB,

@@ -1,4 +1,4 @@
-"""Times one step of fine-tuning with augmented captions: as published, plainly, against `MRAForPreTraining`.
+"""Time one step of fine-tuning with augmented captions: as published, plainly, against `MRAForPreTraining`.
 
 python benchmarks/train_step.py --full_size --json
 python benchmarks/train_step.py --full_size --json --device cuda --dtype bfloat16 --batch_size 32
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/train_step.py`
@@ -108,9 +108,12 @@ class Benchmark:
         self, full_size: bool, batch_size: int, device: torch.device, dtype: torch.dtype, checkpointing: str
     ) -> None:
         self.device, self.dtype, self.checkpointing = device, dtype, checkpointing
-        self.model = MRAForPreTraining(make_config(full_size)).to(device).train()
+        self.model = MRAForPreTraining(make_config(full_size))
+        self.model.to(device).train()  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
         batch = make_batch(self.model.config, batch_size)
-        self.batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        self.batch: dict[str, Any] = {
+            name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()
+        }
 
     def set_up(self, variant: str) -> None:
         """Attention and checkpointing of one kind."""
@@ -120,7 +123,7 @@ class Benchmark:
             self.model.activation_checkpointing_enable()
         else:
             self.model.activation_checkpointing_disable()
-        self.model.mra.vision_model.swin.set_grad_checkpointing(checkpointing != "none")
+        cast(Any, self.model.mra.vision_model.swin).set_grad_checkpointing(checkpointing != "none")
 
     def losses(self, variant: str) -> dict[str, torch.Tensor]:
         """Forward pass of one kind; its hard negatives are drawn from the same seed."""
@@ -212,7 +215,7 @@ class Benchmark:
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             if hasattr(module, "drop_prob"):
-                module.drop_prob = 0.0
+                cast(Any, module).drop_prob = 0.0
         with torch.no_grad():
             plain, ours = (self.losses(variant) for variant in VARIANTS)
         return max((plain[name] - ours[name]).abs().item() for name in LOSSES)

@@ -73,7 +73,7 @@ class SdaBuilder(AnnotationBuilder):
         repeated = len(self._hashes) - len(np.unique(np.asarray(self._hashes)))
         if repeated:
             self.notes.append(f"{repeated:,} rows name an image that another row names too")
-        self._hashes = None
+        del self._hashes
 
     def _scan(self, file: Path, search: RootSearch) -> Iterator[Chunk]:
         """Read a file through once, so that a truncated one is found before hours of work."""

@@ -1,4 +1,4 @@
-"""Makes prompts from the captions of the target set: each caption, and changed copies of it.
+"""Make prompts from the captions of the target set: each caption, and changed copies of it.
 
     python -m data_scripts.dad.augment_captions --config recipes/dad/cuhk.yaml
 

@@ -1,4 +1,4 @@
-"""Describes every image that was kept, whatever its prompt said.
+"""Describe every image that was kept, whatever its prompt said.
 
     python -m data_scripts.dad.caption --config recipes/dad/cuhk.yaml
 

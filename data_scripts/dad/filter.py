@@ -1,4 +1,4 @@
-"""Scores every generated image and keeps those that look like pictures of the target set, each of one person.
+"""Score every generated image and keep those that look like pictures of the target set, each of one person.
 
     python -m data_scripts.dad.filter --config recipes/dad/cuhk.yaml
 

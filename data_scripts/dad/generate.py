@@ -1,4 +1,4 @@
-"""Draws one image for each prompt, with the base model and the trained ControlNet.
+"""Draw one image for each prompt, with the base model and the trained ControlNet.
 
     python -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml --common.base_model FOLDER_OR_ID
     accelerate launch --multi_gpu --num_processes 8 -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml ...

@@ -1,4 +1,4 @@
-"""Finds the box of every noun phrase of the captions, and writes the annotations of a set like SDA.
+"""Find the box of every noun phrase of the captions, and write the annotations of a set like SDA.
 
     python -m data_scripts.dad.ground --config recipes/dad/cuhk.yaml
 

@@ -1,4 +1,4 @@
-"""Writes one page about what the factory made: what was kept, how captions and boxes look, how far from the target it is.
+"""Write one page about what the factory made: what was kept, how captions and boxes look, how far from the target it is.
 
     python -m data_scripts.dad.report --config recipes/dad/cuhk.yaml
 
@@ -172,7 +172,7 @@ def _draw_sheets(
     rows = _rows("Target set", [Tile(load_picture(example), example["captions"][0]) for example in map(dict, theirs)])
     rows += _rows("Generated and kept", [Tile(open_picture(work.images, row), row["prompt"]) for row in ours])
     save_picture(draw_sheet(rows, _SHEET_STYLE, "Target set and generated images"), folder / "images.jpg")
-    figures.append(("images.jpg", "Any of the target set, and generated ones with their prompts"))
+    figures.append(("images.jpg", "Pictures of the target set, and generated ones with their prompts"))
     with_boxes = [row for row in regions if row["boxes"]]
     if with_boxes:
         chosen = [with_boxes[place] for place in choose_rows(len(with_boxes), wanted, seed, "report_boxes")]

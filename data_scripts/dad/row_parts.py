@@ -40,11 +40,10 @@ class RowParts:
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Add rows; they are on disk when this returns."""
         with writing_to(self._part):
-            if self._file is None:
-                self._open()
+            file = self._file or self._open()
             left = memoryview(to_lines(rows).encode())
             while left:  # a disk that is almost full takes a part
-                left = left[self._file.write(left) :]
+                left = left[file.write(left) :]
 
     def close(self) -> None:
         """Close this process's part."""
@@ -63,17 +62,18 @@ class RowParts:
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.path.stem}-*-of-*.jsonl"))
 
-    def _open(self) -> None:
+    def _open(self) -> io.FileIO:
         self._part.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._part, "ab", buffering=0)  # noqa: SIM115 (open as long as the process works)
+        self._file = file = open(self._part, "ab", buffering=0)  # noqa: SIM115 (open as long as the process works)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf ends when any reader closes the file
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf ends when any reader closes the file
         except OSError:
             self.close()
             raise ValueError(
                 f"{self._part}: another run is writing it. Wait for it, stop it, or give each run its common.shard."
             ) from None
-        self._file.truncate(_whole_lines(self._part.read_bytes()))
+        file.truncate(_whole_lines(self._part.read_bytes()))
+        return file
 
 
 def _whole_lines(content: bytes) -> int:

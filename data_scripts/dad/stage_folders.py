@@ -263,8 +263,8 @@ def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
     manifest = _new_manifest(config, name, work)
     path = work.folder(name) / MANIFEST
     index, count = map(int, config.common.shard.split("/"))
-    begun = path.exists() and (count > 1 or _holds_work(path.parent))
-    if begun:
+    started = path.exists() and (count > 1 or _holds_work(path.parent))
+    if started:
         before = read_json(path)
         _refuse_mixture(name, work, before, manifest)
         manifest = before
@@ -273,7 +273,7 @@ def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
             f"common.shard: stage {name!r} is not shared between jobs. Run it once without common.shard, then the others."
         )
     state.wait_for_everyone()  # all have read what is there
-    if state.is_main_process and not begun:
+    if state.is_main_process and not started:
         write_json(path, manifest)
     state.wait_for_everyone()
     share = Shard(index * state.num_processes + state.process_index, count * state.num_processes)

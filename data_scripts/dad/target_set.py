@@ -34,13 +34,15 @@ def load_target(name: str, split: str = "train") -> Dataset | None:
         ValueError: if there is no such set, it cannot be read, or it is of another kind.
     """
     rows = load_split(name, split, argument="common.dataset", optional=split != "train")
-    missing = [column for column in _COLUMNS if rows is not None and column not in rows.column_names]
+    if rows is None:
+        return None
+    missing = [column for column in _COLUMNS if column not in rows.column_names]
     if missing:
         raise ValueError(
             f"common.dataset {name} has no column {', '.join(map(repr, missing))}, only {', '.join(rows.column_names)}: "
             "name a set of images with captions as `mra prepare pedes` writes it."
         )
-    return rows if rows is None else undecoded(rows)
+    return undecoded(rows)
 
 
 def read_target(rows: Dataset, row: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from data_scripts.dad.target_pairs import DenoisingPairs, list_pairs, warn_of_cu
 from data_scripts.dad.target_set import load_target
 from data_scripts.dad.training_validation import Validation, read_errors
 from mra.common.files import write_whole
+from mra.common.workers import leave_process_group
 from mra.training.arguments import OptimizationArguments, RunArguments
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, start_output_dir
 from mra.training.metrics_log import LossWindow, MetricsLog
@@ -90,6 +91,7 @@ def build_loader(dataset: DenoisingPairs, sampler: KeyedSampler, train: TrainSec
         drop_last=True,
         num_workers=train.num_workers,
         persistent_workers=train.num_workers > 0,
+        worker_init_fn=leave_process_group,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
     )

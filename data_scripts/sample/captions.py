@@ -104,8 +104,8 @@ def _article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-class _Teller:
-    """Words one caption of one crop: chooses what to leave out and how to call the rest."""
+class _Writer:
+    """Writer of one caption of one crop: chooses what to leave out and how to call the rest."""
 
     def __init__(self, person: Person, scene: Scene, rng: random.Random) -> None:
         self.person, self.scene, self.rng = person, scene, rng
@@ -278,12 +278,12 @@ def _carrying(person: Person, scene: Scene, phrase: str, rng: random.Random) -> 
     return rng.choice(verbs[str(person.bag)]).format(phrase)
 
 
-def _street_sentences(person: Person, scene: Scene, told: dict, rng: random.Random) -> str:
+def _street_sentences(person: Person, scene: Scene, parts: dict, rng: random.Random) -> str:
     """Write a caption as annotators of surveillance crops do: one to three sentences."""
-    noun, pronoun = told["subject"]
+    noun, pronoun = parts["subject"]
     he, his = pronoun.capitalize(), {"he": "his", "she": "her"}.get(pronoun, "the")
-    upper, lower, shoes, hat, hair = (told[part] for part in ("upper", "lower", "shoes", "hat", "hair"))
-    carrying = _carrying(person, scene, told["bag"], rng) if told["bag"] else None
+    upper, lower, shoes, hat, hair = (parts[part] for part in ("upper", "lower", "shoes", "hat", "hair"))
+    carrying = _carrying(person, scene, parts["bag"], rng) if parts["bag"] else None
     carries = f"{he} is {carrying}." if carrying else None
     a, the = f"A {noun}", rng.choice((f"The {noun}", f"This {noun}"))
     with_hair = f" with {hair}" if hair else ""
@@ -321,13 +321,13 @@ def _street_sentences(person: Person, scene: Scene, told: dict, rng: random.Rand
     return " ".join(filter(None, sentences))
 
 
-def _prompt_sentence(person: Person, scene: Scene, told: dict, rng: random.Random) -> str:
+def _prompt_sentence(person: Person, scene: Scene, parts: dict, rng: random.Random) -> str:
     """Write a caption like the prompts of the pretraining set: one lower-case sentence without a full stop."""
-    noun, _ = told["subject"]
-    hair, carrying = told["hair"], _carrying(person, scene, told["bag"], rng) if told["bag"] else None
-    worn = [told["hat"], told["upper"], told["lower"], told["shoes"]]
+    noun, _ = parts["subject"]
+    hair, carrying = parts["hair"], _carrying(person, scene, parts["bag"], rng) if parts["bag"] else None
+    worn = [parts["hat"], parts["upper"], parts["lower"], parts["shoes"]]
     if rng.random() < 0.3:
-        worn = [told["upper"], told["lower"], told["shoes"], told["hat"]]
+        worn = [parts["upper"], parts["lower"], parts["shoes"], parts["hat"]]
     start = rng.choice((f"a {noun}", f"a {noun}", f"a photo of a {noun}", f"a full body picture of a {noun}"))
     with_hair = f" with {hair}" if hair else ""
     if rng.random() < 0.6:
@@ -350,15 +350,20 @@ def write_caption(person: Person, scene: Scene, rng: random.Random, style: str =
         A caption of 12 to 40 words with at least six facts.
     """
     for _ in range(1000):
-        teller = _Teller(person, scene, rng)
-        told = {"subject": teller.subject(), "upper": teller.upper(), "lower": teller.lower(), "shoes": teller.shoes()}
-        told |= {"hat": teller.hat(), "hair": teller.hair(), "bag": teller.bag()}
-        caption = teller.caption
+        writer = _Writer(person, scene, rng)
+        parts = {
+            "subject": writer.subject(),
+            "upper": writer.upper(),
+            "lower": writer.lower(),
+            "shoes": writer.shoes(),
+        }
+        parts |= {"hat": writer.hat(), "hair": writer.hair(), "bag": writer.bag()}
+        caption = writer.caption
         build = _prompt_sentence if style == "prompt" else _street_sentences
-        caption.text = build(person, scene, told, rng)
+        caption.text = build(person, scene, parts, rng)
         words = len(caption.text.split())
         if len(caption.facts) >= MIN_FACTS and MIN_WORDS <= words <= MAX_WORDS:
-            caption.phrases = {"person": f"a {told['subject'][0]}", **caption.phrases}
+            caption.phrases = {"person": f"a {parts['subject'][0]}", **caption.phrases}
             return caption
     raise RuntimeError(f"No caption of {MIN_WORDS} to {MAX_WORDS} words found for {person} in {scene}.")
 

@@ -218,9 +218,11 @@ class _Reader:
         group = self.parser.add_argument_group(title, summary) if title and not hidden else self.parser
         hints = get_type_hints(theme)
         for item in init_fields(theme):
-            key = _join(section, item.name)
-            self.fields[key], self.hints[key] = item, hints[item.name]
-            self._add_field(group, key, item, hints[item.name], hidden)
+            key, hint = _join(section, item.name), hints[item.name]
+            if item.default is None:  # `none` can be given back, also where `__post_init__` then asks for a value
+                hint = hint | None
+            self.fields[key], self.hints[key] = item, hint
+            self._add_field(group, key, item, hint, hidden)
 
     def _add_field(self, group: Any, key: str, item: dataclasses.Field, hint: Any, hidden: bool) -> None:
         help = argparse.SUPPRESS if hidden else item.metadata.get("help", "").replace("%", "%%")

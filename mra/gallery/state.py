@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -57,7 +58,7 @@ class OpenGallery:
                 self.close()
                 raise
 
-    def __enter__(self) -> "OpenGallery":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception) -> None:

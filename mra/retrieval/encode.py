@@ -15,6 +15,7 @@ from transformers import BatchFeature, PreTrainedModel
 from images_mra import read_picture
 from modeling_mra import MRAModel
 from mra.common.sharding import Shard, cut_batches, gather_in_order, without_lone_row
+from mra.common.workers import leave_process_group
 from processing_mra import MRAProcessor
 
 
@@ -125,6 +126,7 @@ def encode_images(
         batch_sampler=own,
         collate_fn=_ImageCollator(processor),
         num_workers=min(num_workers, len(own)),
+        worker_init_fn=leave_process_group,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # its own, or iterating would advance the caller's random state
     )

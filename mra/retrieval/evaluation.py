@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from mra.common.sharding import Shard
 from mra.common.tables import Table
-from mra.retrieval.encode import encode_images, encode_texts
+from mra.retrieval.encode import Rows, encode_images, encode_texts
 from mra.retrieval.metrics import METRIC_NAMES, retrieval_metrics
 from mra.retrieval.reranking import rerank_logits, similarity_matrix, top_k
 from mra.retrieval.score_fusion import (
@@ -184,7 +184,9 @@ def evaluate_retrieval(
     encoding["progress"] = progress = progress and shard.is_main
     with _eval_mode(model):
         with _timed(timings, "encode_images"):
-            images = encode_images(model, processor, dataset, flip=flip, num_workers=num_workers, **encoding)
+            images = encode_images(
+                model, processor, cast(Rows, dataset), flip=flip, num_workers=num_workers, **encoding
+            )
         with _timed(timings, "encode_texts"):
             texts = encode_texts(model, processor, captions, **encoding)
         with _timed(timings, "rank"):

@@ -1,11 +1,13 @@
 """The training scripts themselves, on a few tiny rows: through `accelerate launch`, killed, stopped and resumed."""
 
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -13,7 +15,16 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from mra.training.checkpointing import list_checkpoints
-from tests.helpers.runs import ROOT, TIMEOUT, launch, read_metrics, run_forked, write_recipe, write_sets
+from tests.helpers.runs import (
+    ROOT,
+    TIMEOUT,
+    launch,
+    launch_environment,
+    read_metrics,
+    run_forked,
+    write_recipe,
+    write_sets,
+)
 
 
 SCRIPTS = {"pretrain": "train_pretrain", "finetune": "train_finetune"}
@@ -112,6 +123,25 @@ def test_killed_and_stopped_run_gives_the_same_losses(reference, root, stage, nu
     assert not list((output_dir / "checkpoints").glob(".unfinished*"))
     ours, theirs = (load_file(folder / "final" / "model.safetensors") for folder in (output_dir, expected))
     assert all(ours[name].equal(theirs[name]) for name in theirs), last
+
+
+def test_a_signal_to_the_whole_process_group_saves_and_stops(root):
+    """`timeout` and many schedulers signal the group, in which the workers of the data loader would be."""
+    output_dir = root / "group"
+    changes = {"num_workers": 1, "logging_steps": 1, "num_train_epochs": 500, "validation_dataset": None}
+    recipe = write_recipe(root, "pretrain", **changes)
+    command = [sys.executable, ROOT / "train_pretrain.py", "--config", recipe, "--output_dir", output_dir]
+    with (root / "group.txt").open("w") as shown:
+        run = subprocess.Popen(
+            command, cwd=ROOT, env=launch_environment(), stdout=shown, stderr=shown, start_new_session=True
+        )
+        deadline = time.monotonic() + TIMEOUT
+        while not (output_dir / "metrics.jsonl").is_file() or len(read_metrics(output_dir)) < 2:
+            assert run.poll() is None and time.monotonic() < deadline, (root / "group.txt").read_text()
+            time.sleep(0.1)
+        os.killpg(run.pid, signal.SIGTERM)
+        assert run.wait(TIMEOUT) == 0, (root / "group.txt").read_text()
+    assert list_checkpoints(output_dir) and not (output_dir / "final").exists()
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,7 @@ class ColourEdgeFeatures(FeatureExtractor):
         horizontal = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
         diagonal = torch.tensor([[-2.0, -1.0, 0.0], [-1.0, 0.0, 1.0], [0.0, 1.0, 2.0]]) / 8
         kernels = torch.stack([horizontal, horizontal.T, diagonal, diagonal.flip(1)])
+        self.kernels: torch.Tensor
         self.register_buffer("kernels", kernels[:, None], persistent=False)  # (4, 1, 3, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -231,6 +232,8 @@ class ImageModelFeatures(FeatureExtractor):
         self.size = _input_size(processor)
         shape = (1, 3, 1, 1)
         mean, std = (torch.tensor(values).reshape(shape) for values in (processor.image_mean, processor.image_std))
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
         self.register_buffer("mean", mean.to(device), persistent=False)
         self.register_buffer("std", std.to(device), persistent=False)
         try:

@@ -1,4 +1,4 @@
-"""Builds a small Stable Diffusion folder from configurations, for tests and for the demo: nothing is downloaded.
+"""Build a small Stable Diffusion folder from configurations, for tests and for the demo: nothing is downloaded.
 
     python -m data_scripts.dad.tiny.make_diffusion --output outputs/dad/base --images data/sample/images/SDA
 

@@ -140,7 +140,7 @@ def test_a_broken_row_is_named(tmp_path):
     path = tmp_path / "images" / "generated.jsonl"
     whole = {"file_path": "c_0_5000/0.jpg", "prompt_id": 0, "prompt": "a man"}
     for line, said in (
-        ('{"file_path": "c_0', "line 2 is no JSON object"),
+        ('{"file_path": "c_0', "line 2 is not a JSON object"),
         ('{"prompt_id": 1}', "line 2 has no 'file_path'"),
     ):
         write_whole(path, json.dumps(whole) + "\n" + line + "\n")

@@ -207,7 +207,7 @@ class Benchmark:
             text.hidden_states = states
             text.pairs = model._draw_pairs(image_embeds, embeds, identities, generator)
         model._fuse_texts([caption, augmented, masked], ImageTokens(images))
-        return model._match(caption) + model._match(augmented) + model._predict_masked(masked)
+        return cast(Any, model._match)(caption) + model._match(augmented) + model._predict_masked(masked)
 
     def difference(self) -> float:
         """Largest difference between the losses of both kinds, with every dropout off."""

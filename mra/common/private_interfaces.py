@@ -31,7 +31,7 @@ def new_shared_float32(shape: Sequence[int]) -> torch.Tensor:
         _warn("torch.UntypedStorage._new_shared", "batches are copied to shared memory")
         return torch.empty(tuple(shape)).share_memory_()
     storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))
-    return torch.empty(0).set_(cast(Any, storage), 0, tuple(shape))
+    return cast(Any, torch.empty(0)).set_(storage, 0, tuple(shape))  # its annotations lack storages
 
 
 def pack_linear(

@@ -207,7 +207,8 @@ class Benchmark:
             text.hidden_states = states
             text.pairs = model._draw_pairs(image_embeds, embeds, identities, generator)
         model._fuse_texts([caption, augmented, masked], ImageTokens(images))
-        return model._match(caption) + model._match(augmented) + model._predict_masked(masked)
+        losses = model._match(caption), model._match(augmented), model._predict_masked(masked)
+        return torch.stack([loss for loss in losses if loss is not None]).sum()
 
     def difference(self) -> float:
         """Largest difference between the losses of both kinds, with every dropout off."""

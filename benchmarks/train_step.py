@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     results |= {"caption_lengths": lengths.caption, "max_masked": lengths.max_masked}
     if device.type != "cpu":
         for variant in VARIANTS:
-            bench.step(variant), bench.fusion_step(variant)
+            bench.step(variant)
+            bench.fusion_step(variant)
     for name, step in (("", bench.step), ("fusion_", bench.fusion_step)):
         costs = {variant: Cost() for variant in VARIANTS}
         for _ in range(args.steps):  # in turn, so that a machine that slows down or speeds up favours neither

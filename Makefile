@@ -33,7 +33,7 @@ demo-search: .venv/installed  ## After demo: index the sample test images, searc
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/sample/demo_search.sh
 
 test: .venv/installed  ## Run the tests (under 10 minutes on 2 cores, offline)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: .venv/installed  ## Run the slow tests: full-size models, one step of every recipe
 	$(BIN)/python -m pytest -m slow

@@ -1,6 +1,4 @@
-"""
-Batching of MRA: kinds of text, rows of one process and of all, pairs to match, rows of a fusion pass, and the checks of what
-the models are given.
+"""Batching of MRA: kinds of text, rows of processes and of fusion passes, packing, checks of what the models are given.
 
 Three spaces of rows exist, and an index or tensor is named after its own:
 
@@ -46,8 +44,7 @@ TEXT_ARGUMENTS = {
 
 @dataclass(frozen=True)
 class TextLengths:
-    """
-    Lengths of a batch's texts that the host knows without asking the device.
+    """Lengths of a batch's texts that the host knows without asking the device.
 
     The layers then skip the padding, which changes nothing but time and memory. What is absent counts as unknown.
 
@@ -66,8 +63,7 @@ class TextLengths:
 
 @dataclass
 class TextBatch:
-    """
-    One kind of text of a batch and what a training step computes from it.
+    """One kind of text of a batch and what a training step computes from it.
 
     Args:
         kind: `caption`, `augmented`, `phrase` or `masked`.
@@ -114,8 +110,7 @@ class TextBatch:
 
 @dataclass
 class ImageTokens:
-    """
-    Tokens of the images of a batch, with those of their regions, and who sees which of them.
+    """Tokens of the images of a batch, with those of their regions, and who sees which of them.
 
     Args:
         tokens: `(batch, tokens, vision hidden_size)`.
@@ -148,12 +143,12 @@ class _GatherWithGradient(torch.autograd.Function):
     """All-gather along the batch whose backward sums the gradients of every process."""
 
     @staticmethod
-    def forward(ctx, features):
+    def forward(ctx: Any, features: torch.Tensor) -> torch.Tensor:
         ctx.batch_size = features.shape[0]
         return gather_constant(features)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient.narrow(0, dist.get_rank() * ctx.batch_size, ctx.batch_size)
@@ -165,8 +160,7 @@ def is_distributed() -> bool:
 
 
 def gather_features(features: torch.Tensor, gradient: str = "exact") -> torch.Tensor:
-    """
-    Gather the features of every process along the batch; every process must hold as many rows.
+    """Gather the features of every process along the batch; every process must hold as many rows.
 
     Args:
         features: own rows, `(batch, ...)`.
@@ -205,8 +199,7 @@ def own_rows(gathered: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class MatchingPairs:
-    """
-    Pairs to match: each own text with its image, then with a negative image, then each own image with a negative text.
+    """Pairs to match: each own text with its image, then with a negative image, then each own image with a negative text.
 
     Args:
         text_rows, image_rows: `(3 * batch,)`, own or gathered rows, whichever the negatives were drawn among.
@@ -226,21 +219,21 @@ class MatchingPairs:
         negative_texts: torch.Tensor,
         has_text: torch.Tensor,
     ) -> "MatchingPairs":
-        """
-        Join matched and negative pairs.
+        """Join matched and negative pairs.
 
         Args:
             rows: `(batch,)`, where this process's texts and images are.
-            negative_images, has_image: `(batch,)`, an image for each text, and whether there was one to draw.
-            negative_texts, has_text: `(batch,)`, a text for each image, and whether there was one to draw.
+            negative_images: `(batch,)`, an image for each text.
+            has_image: `(batch,)`, whether there was one to draw.
+            negative_texts: `(batch,)`, a text for each image.
+            has_text: `(batch,)`, whether there was one to draw.
         """
         labels = torch.cat([torch.ones_like(rows), (~has_image).long() * -100, (~has_text).long() * -100])
         texts, images = torch.cat([rows, rows, negative_texts]), torch.cat([rows, negative_images, rows])
         return cls(texts, images, labels)
 
     def lengths(self, of_texts: Sequence[int]) -> list[int]:
-        """
-        Return the tokens of each pair's text, or the most there may be.
+        """Return the tokens of each pair's text, or the most there may be.
 
         Which texts were drawn is read where the host holds the draw: asking another device would wait for it.
         """
@@ -253,8 +246,7 @@ class MatchingPairs:
 
 @dataclass
 class FusionRows:
-    """
-    Pairs of text and image on their way through the fusion layers.
+    """Pairs of text and image on their way through the fusion layers.
 
     Lengths and counts are plain numbers, known without asking the device: linear layers then skip what lies behind them, and
     the result is 0 there.
@@ -285,8 +277,7 @@ class FusionRows:
 
 
 def matching_rows(text: TextBatch, text_index: torch.Tensor, is_local: bool) -> FusionRows:
-    """
-    Return the rows of the pairs to match, of which [CLS] is read.
+    """Return the rows of the pairs to match, of which [CLS] is read.
 
     Args:
         text: with its pairs.
@@ -302,12 +293,12 @@ def matching_rows(text: TextBatch, text_index: torch.Tensor, is_local: bool) -> 
 
 
 def masked_rows(text: TextBatch, text_index: torch.Tensor, image_index: torch.Tensor) -> FusionRows:
-    """
-    Return the rows of masked captions and their own images, of which masked tokens are read.
+    """Return the rows of masked captions and their own images, of which masked tokens are read.
 
     Args:
         text: masked captions.
-        text_index, image_index: `(batch,)`, where they and their images are in the pass.
+        text_index: `(batch,)`, where they are in the pass.
+        image_index: `(batch,)`, where their images are.
     """
     lengths = text.counts()
     labels = text.labels[:, : max(lengths)]
@@ -318,8 +309,7 @@ def masked_rows(text: TextBatch, text_index: torch.Tensor, image_index: torch.Te
 
 
 def place_rows(texts: Sequence[TextBatch], num_images: int) -> FusionRows:
-    """
-    Give each kind of text its rows of one fusion pass, and return the rows of the pass.
+    """Give each kind of text its rows of one fusion pass, and return the rows of the pass.
 
     The texts of the pass lie one process after the other, in each process one kind after the other.
 
@@ -358,8 +348,7 @@ def join_rows(parts: Sequence[FusionRows], text_lengths: Sequence[int] | None = 
 
 
 class Packing:
-    """
-    Rows of padded sequences side by side, so that linear layers do not run on padding.
+    """Rows of padded sequences side by side, so that linear layers do not run on padding.
 
     Args:
         rows: sequences.
@@ -369,7 +358,7 @@ class Packing:
             Packing and unpacking are then mere views.
     """
 
-    def __init__(self, rows: int, length: int, device: torch.device, lengths: Sequence[int] | None = None):
+    def __init__(self, rows: int, length: int, device: torch.device, lengths: Sequence[int] | None = None) -> None:
         self.shape, self.device = (rows, length), device
         self.lengths = None if lengths is None or min(lengths) == length else np.asarray(lengths)
         self.index = None
@@ -398,8 +387,7 @@ class Packing:
 
 @dataclass
 class LayerRoute:
-    """
-    How the rows of a fusion pass go through one layer.
+    """How the rows of a fusion pass go through one layer.
 
     Args:
         packing: where the packed tokens belong, `(texts, length)`.
@@ -421,14 +409,14 @@ class LayerRoute:
 def plan_routes(
     rows: FusionRows, texts: int, length: int, device: torch.device, num_layers: int
 ) -> tuple[list[LayerRoute], Packing]:
-    """
-    Return the route through each fusion layer, and where the result of the last belongs.
+    """Return the route through each fusion layer, and where the result of the last belongs.
 
     The first layer pairs the texts, the last computes no position but those that are read.
 
     Args:
         rows: of the pass. Their texts must be paired already where one layer is all there is.
-        texts, length: shape of the text hidden states.
+        texts: rows of the text hidden states.
+        length: positions of each.
         device: of the states.
         num_layers: fusion layers.
     """
@@ -465,8 +453,7 @@ def has_values(tensor: torch.Tensor) -> bool:
 
 
 def raise_first(problems: Sequence[Problem]) -> None:
-    """
-    Raise the first problem there is; the device is asked once for all of them.
+    """Raise the first problem there is; the device is asked once for all of them.
 
     Tensors without values have no problems (see [`has_values`]).
 
@@ -483,8 +470,7 @@ def raise_first(problems: Sequence[Problem]) -> None:
 
 
 def refuse_keywords(method: str, config: PreTrainedConfig, given: Mapping[str, Any], known: Sequence[str]) -> None:
-    """
-    Refuse what a `forward` does not take; `None` and `False` ask for nothing.
+    """Refuse what a `forward` does not take; `None` and `False` ask for nothing.
 
     Args:
         method: its name, for the message.
@@ -517,8 +503,7 @@ def refuse_keywords(method: str, config: PreTrainedConfig, given: Mapping[str, A
 
 
 def forward_method(forward: Callable) -> Callable:
-    """
-    Give a `forward` the keywords that the models of transformers share, and refuse all others.
+    """Give a `forward` the keywords that the models of transformers share, and refuse all others.
 
     `return_dict=False`, in the call or in the configuration, returns a tuple. `output_attentions` and
     `output_hidden_states`, `inputs_embeds` and token types other than 0 are refused (see [`refuse_keywords`]).
@@ -527,7 +512,7 @@ def forward_method(forward: Callable) -> Callable:
 
     @can_return_tuple
     @functools.wraps(forward)
-    def call(self, *args, **kwargs):
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         shared = {name: kwargs.pop(name) for name in list(kwargs) if name not in known}
         refuse_keywords(f"{type(self).__name__}.forward", self.config, shared, known)
         return forward(self, *args, **kwargs)
@@ -536,8 +521,7 @@ def forward_method(forward: Callable) -> Callable:
 
 
 def check_texts(config: PreTrainedConfig, texts: Sequence[TextBatch]) -> list[Problem]:
-    """
-    Check tokens and masks before an embedding or an attention fails on them.
+    """Check tokens and masks before an embedding or an attention fails on them.
 
     Args:
         config: of the text layers.
@@ -579,15 +563,16 @@ def check_pairing(
     image_attention_mask: torch.Tensor | None,
     rows: FusionRows,
 ) -> None:
-    """
-    Check that texts, images and their masks fit together in the fusion layers.
+    """Check that texts, images and their masks fit together in the fusion layers.
 
     The values of indices are not checked where the rows have lengths: looking at them would wait for the device.
 
     Args:
+        text_hidden_states: `(texts, length, width)`.
+        attention_mask: `(texts, length)`.
         images: hidden states or keys, `(images, ..., image tokens, width)`.
-
-    The other arguments are those of `MRAModel.fuse`.
+        image_attention_mask: `(pairs, image tokens)`.
+        rows: the pairs.
 
     Raises:
         ValueError: naming the argument, what came and what was expected.
@@ -627,14 +612,13 @@ def check_training_batch(
     texts: Sequence[TextBatch],
     region_attention_mask: torch.Tensor | None,
 ) -> None:
-    """
-    Check the arguments of `MRAForPreTraining.forward` against the model and each other.
+    """Check the arguments of `MRAForPreTraining.forward` against the model and each other.
 
     Args:
         config: of the model.
+        pixel_values: `(batch, 3, height, width)`.
         texts: each kind, passed or not.
-
-    The other arguments are those of the method.
+        region_attention_mask: `(batch, 1 + patches)`.
 
     Raises:
         ValueError: naming the argument, what came and what was expected.

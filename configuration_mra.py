@@ -1,5 +1,6 @@
 """Configuration of the MRA text-based person retrieval model: architecture and the choices of the objective."""
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
@@ -232,7 +233,8 @@ class MRAConfig(PreTrainedConfig):
         _check_choice("head_initialization", self.head_initialization, HEAD_INITIALIZATIONS)
         if self.itc_chunk_size is not None and self.itc_chunk_size < 1:
             raise ValueError(f"`itc_chunk_size` must be at least 1, or left out, got {self.itc_chunk_size}.")
-        for name in ("itm_weight", "mlm_weight", "augmentation_weight", "region_weight", "label_smoothing"):
+        weights = [field.name for field in dataclasses.fields(self) if field.name.endswith("_weight")]
+        for name in (*weights, "label_smoothing"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if self.temperature <= 0:

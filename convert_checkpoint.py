@@ -25,6 +25,7 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -295,18 +296,28 @@ def read_folder(folder: Path) -> dict[str, torch.Tensor]:
     """Read the safetensors of a folder, in one file or several, each tensor in the precision it was saved in.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are none, or a file cannot be read.
     """
     if (folder / WEIGHTS_INDEX).is_file():
-        index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
-        files = sorted(set(index["weight_map"].values()))
+        try:
+            index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+            files = sorted(set(index["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"`checkpoint`: {folder / WEIGHTS_INDEX} is damaged ({error!r}); save or copy it again"
+            ) from error
     else:
         files = [WEIGHTS]
     state_dict = {}
     for name in files:
         if not (folder / name).is_file():
             raise ValueError(f"`checkpoint`: {str(folder)!r} has no {name}: save the model with save_pretrained.")
-        state_dict |= load_file(folder / name)
+        try:
+            state_dict |= load_file(folder / name)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"`checkpoint`: {folder / name} cannot be read ({error}); save or copy it again"
+            ) from error
     return state_dict
 
 

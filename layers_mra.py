@@ -34,12 +34,12 @@ NUM_PARTS = 3  # reference notes: AdaptiveAvgPool1d(3) over the tokens
 
 
 def pool_parts(tokens: torch.Tensor, mask: torch.Tensor | None = None, num_parts: int = NUM_PARTS) -> torch.Tensor:
-    """
-    Split the (visible) tokens in order into parts and average each, as `AdaptiveAvgPool1d` does.
+    """Split the (visible) tokens in order into parts and average each, as `AdaptiveAvgPool1d` does.
 
     Args:
         tokens: `(batch, length, width)`.
         mask: `(batch, length)`, 1 = visible, at least one a row; all tokens when absent.
+        num_parts: parts.
 
     Returns:
         `(batch, num_parts * width)`.
@@ -69,8 +69,7 @@ def masked_mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def visibility_mask(mask: torch.Tensor | None, dtype: torch.dtype, attn_implementation: str) -> torch.Tensor | None:
-    """
-    Widen `(batch, length)` 1 = visible to what attention takes, `(batch, 1, 1, length)`, without asking the device.
+    """Widen `(batch, length)` 1 = visible to what attention takes, `(batch, 1, 1, length)`, without asking the device.
 
     Args:
         mask: `(batch, length)`, or `None` where everything is visible.
@@ -93,8 +92,7 @@ def split_heads(attention: BertAttention, states: torch.Tensor) -> torch.Tensor:
 def keys_and_values(
     attention: BertAttention, states: torch.Tensor, packing: Packing | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Project states to keys and values.
+    """Project states to keys and values.
 
     Args:
         attention: the block.
@@ -134,14 +132,14 @@ def attend(
     values: torch.Tensor,
     mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """
-    Run a BERT attention block on keys and values that are already there.
+    """Run a BERT attention block on keys and values that are already there.
 
     Args:
         attention: the block.
         hidden_states: `(tokens, width)`, packed.
         packing: where they belong, `(batch, queries)`.
-        keys, values: `(batch, heads, length, width of a head)`.
+        keys: `(batch, heads, length, width of a head)`.
+        values: as the keys.
         mask: from [`visibility_mask`].
     """
     queries = packing.unpack(attention.self.query(hidden_states))
@@ -155,7 +153,7 @@ def attend(
 class MRATextLayer(GradientCheckpointingLayer):
     """BERT layer on packed texts; its weights have the names of `BertLayer`."""
 
-    def __init__(self, config: MRATextConfig, layer_idx: int):
+    def __init__(self, config: MRATextConfig, layer_idx: int) -> None:
         super().__init__()
         self.attention = BertAttention(config, layer_idx=layer_idx)
         self.intermediate = BertIntermediate(config)
@@ -171,7 +169,7 @@ class MRATextLayer(GradientCheckpointingLayer):
 class MRAFusionLayer(GradientCheckpointingLayer):
     """BERT layer with cross-attention to the image between its self-attention and its feed-forward part."""
 
-    def __init__(self, config: MRATextConfig, image_width: int, layer_idx: int):
+    def __init__(self, config: MRATextConfig, image_width: int, layer_idx: int) -> None:
         super().__init__()
         self.attention = BertAttention(config, layer_idx=layer_idx)
         self.crossattention = BertAttention(config, layer_idx=layer_idx, is_cross_attention=True)
@@ -189,12 +187,12 @@ class MRAFusionLayer(GradientCheckpointingLayer):
         cross_mask: torch.Tensor | None,
         route: LayerRoute,
     ) -> torch.Tensor:
-        """
-        Run the layer on pairs of text and image.
+        """Run the layer on pairs of text and image.
 
         Args:
             hidden_states: `(tokens, width)` of the texts, packed as the route says.
-            image_keys, image_values: `(images, heads, image tokens, width of a head)`.
+            image_keys: `(images, heads, image tokens, width of a head)`.
+            image_values: as the keys.
             self_mask: mask of the texts, from [`visibility_mask`].
             cross_mask: mask of the pairs' images.
             route: which text meets which image, and where the result is read.
@@ -217,22 +215,20 @@ class MRAFusionLayer(GradientCheckpointingLayer):
 
 
 class MRALanguageHead(nn.Module):
-    """
-    BERT's masked-language head, whose decoder is tied to the word embeddings.
+    """BERT's masked-language head, whose decoder is tied to the word embeddings.
 
     Its bias stands here alone and not in the decoder too, as it does in `BertLMPredictionHead`: FSDP2 refuses to shard a
     parameter that two modules share, unless they are one group, as embeddings and decoder are.
     """
 
-    def __init__(self, config: MRATextConfig):
+    def __init__(self, config: MRATextConfig) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.transform = BertPredictionHeadTransform(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def resize_bias(self, size: int) -> None:
-        """
-        Give the bias one value for each of `size` words; words that are new start at 0, as the whole bias did.
+        """Give the bias one value for each of `size` words; words that are new start at 0, as the whole bias did.
 
         Raises:
             ValueError: if the bias is spread over processes.
@@ -249,7 +245,7 @@ class MRALanguageHead(nn.Module):
 class MRAPartProjection(nn.Module):
     """BatchNorm, dropout and a linear layer on pooled parts (reference notes, "Projection 2048")."""
 
-    def __init__(self, width: int, projection_dim: int, dropout: float):
+    def __init__(self, width: int, projection_dim: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(width)
         self.dropout = nn.Dropout(dropout)
@@ -272,7 +268,7 @@ class MRAPartProjection(nn.Module):
 class MRAVisionModel(nn.Module):
     """timm Swin without its head, whose tokens are preceded by their mean."""
 
-    def __init__(self, config: MRAVisionConfig):
+    def __init__(self, config: MRAVisionConfig) -> None:
         super().__init__()
         self.swin = timm.create_model(
             "swin_base_patch4_window7_224",
@@ -300,8 +296,7 @@ class MRAVisionModel(nn.Module):
         self.input_shape = (config.num_channels, *config.image_size)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """
-        Map `(batch, 3, height, width)`, of any float type, to `(batch, 1 + patches, hidden_size)`.
+        """Map `(batch, 3, height, width)`, of any float type, to `(batch, 1 + patches, hidden_size)`.
 
         Raises:
             ValueError: if the pixels have another shape or are integers.
@@ -333,7 +328,7 @@ class MRAVisionModel(nn.Module):
 class MRATextModel(nn.Module):
     """BERT's embeddings and its layers that read text alone; the weights have the names of `BertModel`."""
 
-    def __init__(self, config: MRATextConfig):
+    def __init__(self, config: MRATextConfig) -> None:
         super().__init__()
         self.embeddings = BertEmbeddings(config)
         layers = [MRATextLayer(config, index) for index in range(config.num_text_layers)]

@@ -1,6 +1,7 @@
 """Losses of MRA as pure functions: soft-target contrastive loss, choice of hard negatives, matching, masked language."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,7 @@ from torch.utils.checkpoint import checkpoint
 def contrastive_targets(
     identity_ids: torch.Tensor, label_smoothing: float = 0.0, row_ids: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """
-    Return the row-normalised identity-equality matrix, smoothed when `0 < label_smoothing < 1` (reference notes, "ITC").
+    """Return the row-normalised identity-equality matrix, smoothed when `0 < label_smoothing < 1` (reference notes, "ITC").
 
     Args:
         identity_ids: `(batch,)` integers.
@@ -37,8 +37,7 @@ def contrastive_loss(
     label_smoothing: float = 0.0,
     chunk_size: int | None = None,
 ) -> torch.Tensor:
-    """
-    Return the mean of the image-to-text and text-to-image cross-entropies against soft identity targets.
+    """Return the mean of the image-to-text and text-to-image cross-entropies against soft identity targets.
 
     Args:
         image_embeds: `(batch, width)`, L2-normalised.
@@ -57,11 +56,13 @@ def contrastive_loss(
         targets = contrastive_targets(identity_ids, label_smoothing)
         return (F.cross_entropy(similarity, targets) + F.cross_entropy(similarity.t(), targets)) / 2
 
-    def row_losses(rows, columns, row_ids, temperature):
+    def row_losses(
+        rows: torch.Tensor, columns: torch.Tensor, row_ids: torch.Tensor, temperature: torch.Tensor
+    ) -> torch.Tensor:
         targets = contrastive_targets(identity_ids, label_smoothing, row_ids)
         return F.cross_entropy(rows @ columns.t() / temperature, targets, reduction="sum")
 
-    total = 0.0
+    total = image_embeds.new_zeros(())
     for rows, columns in ((image_embeds, text_embeds), (text_embeds, image_embeds)):
         for some, row_ids in zip(rows.split(chunk_size), identity_ids.split(chunk_size), strict=True):
             total = total + checkpoint(row_losses, some, columns, row_ids, temperature, use_reentrant=False)
@@ -72,8 +73,7 @@ def contrastive_loss(
 def choose_hard_negatives(
     similarity: torch.Tensor, identity_ids: torch.Tensor, generator: torch.Generator | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Draw one column of another identity for each row, with probability softmax(similarity) + 1e-5.
+    """Draw one column of another identity for each row, with probability softmax(similarity) + 1e-5.
 
     Args:
         similarity: `(batch, batch)`, already divided by the temperature.
@@ -97,8 +97,7 @@ def choose_hard_negatives(
 
 
 def matching_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """
-    Return the cross-entropy of the match / no match decision; class 1 is "match".
+    """Return the cross-entropy of the match / no match decision; class 1 is "match".
 
     Args:
         logits: `(pairs, 2)`.
@@ -111,8 +110,7 @@ def matching_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def masked_language_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """
-    Return the cross-entropy over the masked tokens; 0 if there are none.
+    """Return the cross-entropy over the masked tokens; 0 if there are none.
 
     Args:
         logits: `(tokens, vocabulary)`.
@@ -126,8 +124,7 @@ def masked_language_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
 
 
 def weighted_sum(terms: Mapping[str, tuple[float, torch.Tensor | None]]) -> torch.Tensor:
-    """
-    Sum the terms of the objective.
+    """Sum the terms of the objective.
 
     Args:
         terms: by name, the weight and the term, a scalar; one that is absent does not count.
@@ -135,4 +132,4 @@ def weighted_sum(terms: Mapping[str, tuple[float, torch.Tensor | None]]) -> torc
     Returns:
         Scalar.
     """
-    return sum(weight * term for weight, term in terms.values() if term is not None)
+    return cast(torch.Tensor, sum(weight * term for weight, term in terms.values() if term is not None))

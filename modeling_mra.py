@@ -1,6 +1,6 @@
 """MRA for text-based person retrieval: Swin vision encoder, BERT text layers, BERT fusion layers (arXiv 2507.10195)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -93,8 +93,7 @@ ImageKeysValues = list[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass
 class MRAOutput(ModelOutput):
-    """
-    Output of [`MRAModel`].
+    """Output of [`MRAModel`].
 
     Args:
         image_embeds: `(images, projection_dim)`, L2-normalised.
@@ -109,10 +108,9 @@ class MRAOutput(ModelOutput):
     text_hidden_states: torch.FloatTensor | None = None
 
 
-@dataclass
+@dataclass(init=False)
 class MRAPreTrainingOutput(ModelOutput):
-    """
-    Output of [`MRAForPreTraining`]; a term whose inputs were not passed is `None`.
+    """Output of [`MRAForPreTraining`]; a term whose inputs were not passed is `None`.
 
     Terms added to `forward` are in it under their names too.
 
@@ -135,21 +133,20 @@ class MRAPreTrainingOutput(ModelOutput):
     image_embeds: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
 
-    @classmethod
-    def from_terms(cls, terms: Mapping[str, tuple[float, torch.Tensor | None]], **embeds) -> "MRAPreTrainingOutput":
-        """Return the weighted sum of terms, see [`weighted_sum`], the terms that were computed, and embeddings."""
-        computed = {name: term for name, (_, term) in terms.items() if term is not None}
-        declared = {field.name: computed.pop(field.name) for field in fields(cls) if field.name in computed}
-        output = cls(weighted_sum(terms), **declared, **embeds)
-        for name, term in computed.items():
-            output[name] = term
-        return output
+    def __init__(self, *values: torch.Tensor | None, **named: torch.Tensor | None):
+        # The generated `__init__` would refuse a term that no field declares, also where a library rebuilds the output.
+        names = [field.name for field in fields(self)]
+        declared = dict.fromkeys(names) | dict(zip(names, values, strict=False))
+        for name, value in declared.items():
+            setattr(self, name, named.pop(name, value))
+        self.__post_init__()
+        for name, value in named.items():
+            self[name] = value
 
 
 @dataclass
 class MRAImageTextRetrievalOutput(ModelOutput):
-    """
-    Output of [`MRAForImageTextRetrieval`].
+    """Output of [`MRAForImageTextRetrieval`].
 
     Args:
         similarity: `(texts, images)` cosine similarities.
@@ -282,8 +279,7 @@ class MRAModel(MRAPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """
-        Encode tokens with the text-only layers.
+        """Encode tokens with the text-only layers.
 
         Args:
             input_ids, attention_mask: `(batch, length)`; 1 = token.
@@ -305,8 +301,7 @@ class MRAModel(MRAPreTrainedModel):
         return packing.unpack(self.text_model(input_ids, mask, packing))
 
     def get_image_keys_values(self, image_hidden_states: torch.Tensor) -> ImageKeysValues:
-        """
-        Project images once for all texts that will meet them in [`fuse`].
+        """Project images once for all texts that will meet them in [`fuse`].
 
         Args:
             image_hidden_states: `(images, length, vision hidden_size)`.
@@ -320,8 +315,7 @@ class MRAModel(MRAPreTrainedModel):
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """
-        Embed images, from pixels or from hidden states that are already there.
+        """Embed images, from pixels or from hidden states that are already there.
 
         Args:
             pixel_values: `(batch, 3, height, width)`.
@@ -345,8 +339,7 @@ class MRAModel(MRAPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         text_hidden_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """
-        Embed captions, from tokens or from hidden states that are already there.
+        """Embed captions, from tokens or from hidden states that are already there.
 
         Args:
             input_ids, attention_mask: `(batch, length)`; shorter ones are padded to `max_text_length`, because
@@ -369,8 +362,7 @@ class MRAModel(MRAPreTrainedModel):
     def pad_captions(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Pad `(batch, length)` tokens and their mask to `max_text_length`, which `part_pooling` pools over.
+        """Pad `(batch, length)` tokens and their mask to `max_text_length`, which `part_pooling` pools over.
 
         Longer ones are left alone, with a warning where they are pooled. Without a mask every position is a token.
         """
@@ -401,8 +393,7 @@ class MRAModel(MRAPreTrainedModel):
             )
 
     def project_image(self, image_hidden_states: torch.Tensor, patch_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        Project image tokens to the shared space.
+        """Project image tokens to the shared space.
 
         Args:
             image_hidden_states: `(batch, 1 + patches, vision hidden_size)`.
@@ -436,8 +427,7 @@ class MRAModel(MRAPreTrainedModel):
         image_keys_values: ImageKeysValues | None = None,
         rows: FusionRows | None = None,
     ) -> torch.Tensor:
-        """
-        Let texts attend to images in the fusion layers.
+        """Let texts attend to images in the fusion layers.
 
         What depends on the text or on the image alone is computed once for each.
 
@@ -490,8 +480,7 @@ class MRAModel(MRAPreTrainedModel):
         text_index: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """
-        Score pairs of text and image, given as to [`fuse`].
+        """Score pairs of text and image, given as to [`fuse`].
 
         Args:
             text_index, image_index: `(pairs,)`, text and image of each pair; row i with row i when absent.
@@ -514,8 +503,7 @@ class MRAModel(MRAPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> MRAOutput:
-        """
-        Encode images, texts or both.
+        """Encode images, texts or both.
 
         Args:
             pixel_values: `(images, 3, height, width)`.
@@ -589,8 +577,7 @@ class MRAForImageTextRetrieval(MRAEncodersMixin, MRAPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         return_match_logits: bool = False,
     ) -> MRAImageTextRetrievalOutput:
-        """
-        Score every text against every image.
+        """Score every text against every image.
 
         Args:
             pixel_values: `(images, 3, height, width)`.
@@ -665,8 +652,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         generator: torch.Generator | None = None,
         lengths: TextLengths | None = None,
     ) -> MRAPreTrainingOutput:
-        """
-        Compute the losses whose inputs are passed.
+        """Compute the losses whose inputs are passed.
 
         Args:
             pixel_values: `(batch, 3, height, width)`.
@@ -705,6 +691,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         image_embeds = self.mra.project_image(images)
         itc_loss = self._contrast(image_embeds, caption, generator)
         augmented_itc_loss = self._contrast(image_embeds, augmented, generator)
+        text_embeds = caption.embeds
 
         # Match captions, augmented captions and phrases, and predict masked tokens
         self._fuse_texts(texts, image_tokens)
@@ -721,13 +708,15 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
             "augmented_itm_loss": (config.augmentation_weight, augmented_itm_loss),
             "mlm_loss": (config.mlm_weight, mlm_loss),
         }
-        return MRAPreTrainingOutput.from_terms(terms, image_embeds=image_embeds, text_embeds=caption.embeds)
+        computed = {name: term for name, (_, term) in terms.items() if term is not None}
+        return MRAPreTrainingOutput(
+            weighted_sum(terms), **computed, image_embeds=image_embeds, text_embeds=text_embeds
+        )
 
     def mlm_logits(
         self, mlm_input_ids: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor
     ) -> torch.Tensor:
-        """
-        Predict the tokens of masked captions that see their image.
+        """Predict the tokens of masked captions that see their image.
 
         Args:
             mlm_input_ids, attention_mask: `(batch, length)`.
@@ -758,8 +747,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
     def _encode_regions(
         self, image_hidden_states: torch.Tensor, region_attention_mask: torch.Tensor | None
     ) -> tuple[ImageTokens, torch.Tensor | None]:
-        """
-        Add the tokens of regions to those of their images, and embed the regions.
+        """Add the tokens of regions to those of their images, and embed the regions.
 
         Args:
             image_hidden_states: `(batch, 1 + patches, vision hidden_size)`.
@@ -787,8 +775,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
     def _contrast(
         self, image_embeds: torch.Tensor | None, text: TextBatch, generator: torch.Generator | None
     ) -> torch.Tensor | None:
-        """
-        Embed a kind of text, contrast it with images over all processes, and draw the pairs to match.
+        """Embed a kind of text, contrast it with images over all processes, and draw the pairs to match.
 
         Args:
             image_embeds: `(batch, projection_dim)`, L2-normalised.
@@ -817,7 +804,14 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         return loss
 
     @torch.no_grad()
-    def _draw_pairs(self, image_embeds, text_embeds, identity_ids, generator, take_own=None) -> MatchingPairs:
+    def _draw_pairs(
+        self,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        identity_ids: torch.Tensor,
+        generator: torch.Generator | None,
+        take_own: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> MatchingPairs:
         """Draw a hard negative image for each text, then a text for each image; `take_own` picks rows of this process."""
         similarity = image_embeds @ text_embeds.t() / self.temperature
         negative_images, has_image = losses.choose_hard_negatives(similarity.t(), identity_ids, generator)
@@ -827,8 +821,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         return MatchingPairs.join(*(drawn if take_own is None else map(take_own, drawn)))
 
     def _fuse_texts(self, texts: list[TextBatch], images: ImageTokens) -> None:
-        """
-        Set `rows` and `fused` of every kind of text, from one pass through the fusion layers.
+        """Set `rows` and `fused` of every kind of text, from one pass through the fusion layers.
 
         Args:
             texts: with hidden states and `pairs`; masked captions meet their own images.

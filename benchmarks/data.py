@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/data.py`
@@ -121,7 +122,7 @@ def compare(
         for backend in ("tensor", "pillow")
     }
 
-    def run(way: str, numbers: list[int]) -> dict[str, torch.Tensor]:
+    def run(way: str, numbers: list[int]) -> dict[str, Any]:
         if way == "plain":
             return plain.batch(0, numbers)
         return collate(built[way].__getitems__([(0, number) for number in numbers]))

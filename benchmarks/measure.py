@@ -15,6 +15,7 @@ import torch
 
 from configuration_mra import MRAConfig
 from mra.common.arguments import option
+from mra.common.private_interfaces import pack_linear
 
 
 MIB = 2**20
@@ -102,9 +103,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 3) -> f
     size = 2048 if device.type == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     products = [lambda: left @ right]
-    if device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        weight = torch.ops.mkldnn._reorder_linear_weight(right, size)
-        products.append(lambda: torch.ops.mkldnn._linear_pointwise(left, weight, None, "none", [], ""))
+    if device.type == "cpu" and dtype == torch.float32 and (packed := pack_linear(right, None, size)) is not None:
+        products.append(lambda: packed(left))
     costs = []
     for product in products:
         product()

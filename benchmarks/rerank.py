@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> None:
             )
 
     if device.type != "cpu":
-        ours(), plain()
+        ours()
+        plain()
     costs, scores, peaks = {"plain": Cost(), "ours": Cost()}, {}, {}
     # Ours runs before and after, so that a machine that slows down or speeds up favours neither.
     for name, run in (("ours", ours), ("plain", plain), ("ours", ours)):

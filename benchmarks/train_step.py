@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     results |= {"caption_lengths": lengths.caption, "max_masked": lengths.max_masked}
     if device.type != "cpu":
         for variant in VARIANTS:
-            bench.step(variant), bench.fusion_step(variant)
+            bench.step(variant)
+            bench.fusion_step(variant)
     for name, step in (("", bench.step), ("fusion_", bench.fusion_step)):
         costs = {variant: Cost() for variant in VARIANTS}
         for _ in range(args.steps):  # in turn, so that a machine that slows down or speeds up favours neither
@@ -207,7 +208,8 @@ class Benchmark:
             text.hidden_states = states
             text.pairs = model._draw_pairs(image_embeds, embeds, identities, generator)
         model._fuse_texts([caption, augmented, masked], ImageTokens(images))
-        return model._match(caption) + model._match(augmented) + model._predict_masked(masked)
+        losses = model._match(caption), model._match(augmented), model._predict_masked(masked)
+        return torch.stack([loss for loss in losses if loss is not None]).sum()
 
     def difference(self) -> float:
         """Largest difference between the losses of both kinds, with every dropout off."""

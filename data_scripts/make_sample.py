@@ -185,7 +185,7 @@ def make_sample(
     """
     config = config or SampleConfig()
     output = Path(output).absolute()
-    try_folder(output.parent, "`output`")
+    try_folder(output.parent, "--output")
     if num_proc < 1:
         raise ValueError(f"`num_proc` must be 1 or more, got {num_proc}")
     if output.exists() and not overwrite:
@@ -243,8 +243,9 @@ def train_tokenizer(folder: str | Path, config: SampleConfig | None = None) -> i
     tokens = train_vocabulary(sample_texts(config))
     tokenizer = BertTokenizer(vocab={token: index for index, token in enumerate(tokens)}, do_lower_case=True)
     tokenizer.model_max_length = 512
-    tokenizer.save_pretrained(folder)
-    Path(folder, "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    with whole_folder(folder, replaces="vocab.txt") as unfinished:
+        tokenizer.save_pretrained(unfinished)
+        Path(unfinished, "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     return len(tokens)
 
 
@@ -273,8 +274,9 @@ def main(argv: list[str] | None = None) -> None:
     options, config = parse_arguments(
         [SampleArguments, SampleConfig], prog="make_sample", description=__doc__, argv=argv, config=False
     )
-    with plain_errors("make_sample", options.output or options.train_tokenizer):
+    with plain_errors("make_sample"):
         if options.train_tokenizer:
+            try_folder(options.train_tokenizer, "--train_tokenizer")
             print(f"{options.train_tokenizer}: {train_tokenizer(options.train_tokenizer, config)} tokens")
         if not options.output:
             return

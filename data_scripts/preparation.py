@@ -99,7 +99,7 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
             fcntl.lockf(
                 lock, fcntl.LOCK_EX | fcntl.LOCK_NB
             )  # unlike flock, not inherited by processes that outlive us
-        except OSError:
+        except (BlockingIOError, PermissionError):  # either, by the system
             raise ValueError(f"--output {output}: another run is writing it. Wait for it, or stop it.") from None
         try:
             with whole_folder(output) as unfinished:

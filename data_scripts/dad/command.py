@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from data_scripts.dad.config import SECTIONS, FactoryConfig
 from mra.common.arguments import parse_arguments
-from mra.common.command_line import plain_errors
+from mra.common.command_line import plain_errors, try_folder
 
 
 _MORE = "\nOptions of other stages are taken too: python -m data_scripts.dad.run --help lists all."
@@ -41,6 +41,7 @@ def with_plain_errors(name: str, work: Callable[[], None], output: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         with plain_errors(name, output):
+            try_folder(output, "output")
             work()
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command continues where it stopped", file=sys.stderr)

@@ -96,9 +96,12 @@ class _Scorer:
             scores |= {"persons": None, "text_score": None}
             try:
                 picture = load_picture(self.images / row["file_path"])
-            except FileNotFoundError:
-                open_picture(self.images, row)  # a row without its file is not a broken picture: says so
-            except (OSError, ValueError):
+            except OSError:
+                open_picture(
+                    self.images, row
+                )  # a file that is missing or out of reach is not a broken picture: says so
+                raise
+            except ValueError:
                 rows.append(scores | {"decodes": False})
                 continue
             scores |= {**measure_image(picture), "hash": perceptual_hash(picture)}

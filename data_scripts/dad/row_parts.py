@@ -67,7 +67,7 @@ class RowParts:
         self._file = file = open(self._part, "ab", buffering=0)  # noqa: SIM115 (open as long as the process works)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf ends when any reader closes the file
-        except OSError:
+        except (BlockingIOError, PermissionError):  # either, by the system
             self.close()
             raise ValueError(
                 f"{self._part}: another run is writing it. Wait for it, stop it, or give each run its common.shard."

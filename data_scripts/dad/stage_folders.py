@@ -35,6 +35,7 @@ from data_scripts.dad.json_files import read_json, write_json
 from data_scripts.dad.row_parts import RowParts
 from data_scripts.json_rows import UnreadableJson, read_rows
 from mra.common.environment import ENVIRONMENT_FILE, describe_environment
+from mra.common.files import is_unfinished
 from mra.common.sharding import Shard
 from mra.common.tables import files_digest
 from mra.training.checkpointing import RECIPE_FILE
@@ -283,7 +284,9 @@ def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
 def _holds_work(folder: Path) -> bool:
     """Return whether a run left more than its settings: one stopped by a mistyped model is restarted with the right one."""
     manifest = read_json(folder / MANIFEST)
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in _SETTINGS)
+    files = (
+        path for path in folder.rglob("*") if path.is_file() and path.name not in _SETTINGS and not is_unfinished(path)
+    )
     return manifest["finished"] is not None or any(True for _ in files)
 
 

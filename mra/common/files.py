@@ -56,16 +56,20 @@ def whole_file(path: str | Path, flush: bool = True) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def whole_folder(path: str | Path, replaces: str | None = None) -> Iterator[Path]:
     """Give an empty folder that takes the name of the target, over an older folder or file, once everything is in it.
 
     Args:
         path: of the folder; the folder above is made.
+        replaces: a file that an older folder must hold to be replaced, unless it is empty; any is when absent.
 
     Raises:
+        ValueError: if the older folder lacks that file.
         FullDiskError: if the disk is full; the older folder is unchanged.
     """
     path = Path(path)
+    if replaces is not None and path.is_dir() and any(path.iterdir()) and not (path / replaces).exists():
+        raise ValueError(f"{path} is a folder without {replaces} and is not replaced: choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     clean(path)
     unfinished = unfinished_path(path)
@@ -110,6 +114,11 @@ def unfinished_path(path: str | Path, token: str | None = None) -> Path:
     """
     path = Path(path)
     return path.with_name(f"{_UNFINISHED}{token or secrets.token_hex(4)}-{path.name}")
+
+
+def is_unfinished(path: Path) -> bool:
+    """Return whether a path is named as unfinished work."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 # ---------------------------------------------------------------- cleaning

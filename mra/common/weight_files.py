@@ -2,7 +2,6 @@
 
 import re
 import zipfile
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,11 @@ NUMPY_GLOBALS = [
     np.dtype,
     *{type(np.dtype(code)) for code in np.typecodes["All"]},
     *(
-        (getattr(import_module("numpy._core.multiarray"), name), f"numpy.{core}.multiarray.{name}")
-        for name in ("scalar", "_reconstruct")
+        (function, f"numpy.{core}.multiarray.{name}")
+        for name, function in (
+            ("scalar", np.float64().__reduce__()[0]),
+            ("_reconstruct", np.empty(0).__reduce__()[0]),
+        )
         for core in ("core", "_core")
     ),
 ]

@@ -253,13 +253,13 @@ class EmbeddedStore(MilvusStore):
         self._client.drop_collection(old)
 
     def close(self) -> None:
-        from milvus_lite.server_manager import server_manager_instance
+        from mra.common.private_interfaces import release_milvus_lite  # its torch is not needed to open a gallery
 
         super().close()
         if self._is_counted:  # not where the folder turned out to be unreadable
             self._open_folders[self._path] -= 1
         if not self._open_folders.get(self._path):
-            server_manager_instance.release_server(self._path)
+            release_milvus_lite(self._path)
 
     def _generation(self, number: int) -> str:
         return f"{self.collection}_{number:06d}"

@@ -1,5 +1,6 @@
 """Matching scores of (text, image) pairs for inference: what pairs share is computed once, what nothing reads never."""
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.activations import GELUActivation
 
 from layers_mra import MRAFusionLayer, mix_values, visibility_mask
+from mra.common.private_interfaces import pack_linear
 from mra.common.sharding import without_lone_row
 from mra.retrieval.encode import TextEncodings, forward_context, inner_model
 from mra.retrieval.score_fusion import match_scores
@@ -295,20 +297,14 @@ class _PackedLinear:
     """
 
     def __init__(self, linears: list[nn.Linear], dtype: torch.dtype, activation: nn.Module | None = None) -> None:
-        self.weight = torch.cat([linear.weight for linear in linears]).to(dtype)
-        self.bias = torch.cat([linear.bias for linear in linears]).to(dtype)
-        self.activation = activation
-        is_plain_cpu = self.weight.device.type == "cpu" and dtype == torch.float32
-        self.is_packed = is_plain_cpu and torch.backends.mkldnn.is_available()
-        self.fused = ("none", [], "")
-        if self.is_packed:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, ROWS_PER_PRODUCT)
-            if isinstance(activation, GELUActivation):
-                self.fused, self.activation = ("gelu", [], "none"), None
+        weight = torch.cat([linear.weight for linear in linears]).to(dtype)
+        bias = torch.cat([linear.bias for linear in linears]).to(dtype)
+        is_plain_cpu = weight.device.type == "cpu" and dtype == torch.float32
+        is_gelu = isinstance(activation, GELUActivation)
+        packed = pack_linear(weight, bias, ROWS_PER_PRODUCT, is_gelu) if is_plain_cpu else None
+        self.product = packed or partial(F.linear, weight=weight, bias=bias)
+        self.activation = None if packed and is_gelu else activation
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        if self.is_packed:
-            states = torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, *self.fused)
-        else:
-            states = F.linear(states, self.weight, self.bias)
+        states = self.product(states)
         return states if self.activation is None else self.activation(states)

@@ -1,6 +1,7 @@
 """Collation: examples of a training set become the keyword arguments of `MRAForPreTraining.forward`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,7 @@ FIELDS = {
 
 
 class TrainingCollator:
-    """
-    Stack images, tokenise texts and mask captions; runs in the workers of the data loader.
+    """Stack images, tokenise texts and mask captions; runs in the workers of the data loader.
 
     The masks of an example depend on its `mask_seed` alone, so neither batch size nor the number of workers or
     processes changes them.
@@ -45,7 +45,7 @@ class TrainingCollator:
         whole_word_masking: bool = True,
         skipgram_probability: float = 0.2,
         skipgram_max_length: int = 3,
-    ):
+    ) -> None:
         if max_text_length < 3:
             raise ValueError(f"`max_text_length` must leave room for [CLS], a word and [SEP], got {max_text_length}.")
         self.tokenizer = tokenizer
@@ -61,8 +61,7 @@ class TrainingCollator:
         )
 
     def __call__(self, examples: Sequence[dict]) -> dict[str, torch.Tensor | TextLengths]:
-        """
-        Collate a batch.
+        """Collate a batch.
 
         Args:
             examples: items of a [`~mra.training.data.TrainingDataset`], all with the same fields. Those of an
@@ -87,8 +86,8 @@ class TrainingCollator:
                     f"Examples of a batch must have the same fields, got {sorted(fields)} and {sorted(example)}: "
                     "do not mix training sets with and without regions or augmented captions."
                 )
-        batch = {"pixel_values": _stack(examples)}
-        lengths = {"max_masked": self.masker.max_masked}
+        batch: dict[str, Any] = {"pixel_values": _stack(examples)}
+        lengths: dict[str, Any] = {"max_masked": self.masker.max_masked}
         for kind, field in FIELDS.items():
             if field in fields:
                 encoded, lengths[kind] = self._encode([example[field] for example in examples], kind)

@@ -1,7 +1,6 @@
 """Training sets: what a sample looks like depends on (seed, epoch, row), never on who asks for it."""
 
 import hashlib
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from datasets import Image, IterableDatasetDict, LargeList, List, Value
 
+from mra.common.private_interfaces import new_shared_float32
 from mra.common.streaming import StreamedTable, arrow_column, list_lengths
 from mra.common.tables import Table
 from mra.training.augmentation import CaptionAugmenter
@@ -289,8 +289,7 @@ def _new_batch(*shape: int) -> torch.Tensor:
     """Room for float32; in a worker shared with the main process, so that it is not copied there on its way."""
     if torch.utils.data.get_worker_info() is None:
         return torch.empty(shape)
-    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # as `default_collate` does
-    return torch.empty(0).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue]  # not in its annotations
+    return new_shared_float32(shape)
 
 
 def _check_columns(dataset: Table, caption_columns: tuple[str, ...]) -> bool:

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
-import torch._dynamo
 from transformers import AutoTokenizer, BertTokenizer
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
+from mra.common.private_interfaces import raise_recompile_limit
 from mra.training.arguments import ModelArguments
 from mra.training.initialization import load_bert_weights, load_for_finetuning, load_swin_weights
 from processing_mra import MRAImageProcessor, MRAProcessor
@@ -101,7 +100,7 @@ def compile_layers(model: MRAForPreTraining, **options: Any) -> None:
         model: changed in place.
         options: of `torch.compile`.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    raise_recompile_limit(64)
     for module in model.modules():
         if type(module).__name__ in (model._no_split_modules or ()):
             module.compile(**options)

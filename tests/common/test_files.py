@@ -152,3 +152,15 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(files.fcntl, "flock", refuse)
     write_whole(tmp_path / "a", b"x")
     assert names(tmp_path) == ["a"]
+
+
+def test_only_a_folder_of_its_kind_is_replaced(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for _ in range(2):  # an empty one, then one that holds the file
+        with whole_folder(mine, replaces="config.json") as folder:
+            (folder / "config.json").touch()
+    (mine / "config.json").rename(mine / "notes.txt")
+    with pytest.raises(ValueError, match=r"is a folder without config\.json and is not replaced"):
+        whole_folder(mine, replaces="config.json").__enter__()
+    assert names(mine) == ["notes.txt"] and names(tmp_path) == ["mine"]

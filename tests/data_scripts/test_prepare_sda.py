@@ -292,7 +292,7 @@ def test_a_process_that_dies_is_told(source, monkeypatch):
     root, _ = source
     test_process = os.getpid()
     monkeypatch.setattr("data_scripts.image_files.decode", lambda content: os.getpid() == test_process or os._exit(9))
-    assert "A process was killed or broke down" in failure(root, "--num_proc", "2")
+    assert "A worker died" in failure(root, "--num_proc", "2")
 
 
 @pytest.mark.parametrize("num_proc", ["1", "2"])

@@ -1,10 +1,14 @@
 """Losses against oracles that follow the formulas row by row."""
 
+import copy
+import importlib
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_map
 
 from losses_mra import (
     choose_hard_negatives,
@@ -12,7 +16,12 @@ from losses_mra import (
     contrastive_targets,
     masked_language_loss,
     matching_loss,
+    weighted_sum,
 )
+from tests.helpers.tiny import tiny_batch, tiny_config, tiny_model
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def naive_contrastive(image, text, identities, temperature, smoothing):
@@ -90,6 +99,11 @@ def test_losses_of_half_precision_are_computed_in_full():
     assert matching_loss(logits[:, :2].bfloat16(), torch.tensor([0, 1, 1, 0])).dtype == torch.float32
 
 
+def test_weighted_sum_leaves_out_what_is_absent():
+    terms = {"one": (0.5, torch.tensor(4.0)), "two": (3.0, None), "three": (1.0, torch.tensor(1.0))}
+    assert weighted_sum(terms).item() == 3
+
+
 # ---------------------------------------------------------------- hard negatives
 
 
@@ -144,3 +158,81 @@ def test_a_diverged_model_does_not_fail_in_the_draw():
     similarity[1] = float("nan")
     negatives, exists = choose_hard_negatives(similarity, torch.arange(3))
     assert exists.all() and not (negatives == torch.arange(3)).any()
+
+
+# ---------------------------------------------------------------- a loss of one's own
+
+
+LOSS = '''
+
+def compactness_loss(embeds: torch.Tensor, identity_ids: torch.Tensor) -> torch.Tensor:
+    """
+    Return the mean squared distance of embeddings to the mean of their identity.
+
+    Args:
+        embeds: `(batch, width)`.
+        identity_ids: `(batch,)`.
+    """
+    same = (identity_ids[:, None] == identity_ids[None, :]).to(embeds.dtype)
+    means = same @ embeds / same.sum(dim=1, keepdim=True)
+    return (embeds - means).square().sum(dim=1).mean()
+'''
+FIELD = "    compactness_weight: float | int = 0.3\n"
+TERM = """            "compactness_loss": (config.compactness_weight, losses.compactness_loss(text_embeds, identity_ids)),
+"""
+
+
+def edited(text: str, before: str, added: str) -> str:
+    assert text.count(before) == 1
+    return text.replace(before, before + added)
+
+
+@pytest.fixture(scope="module")
+def with_another_loss(tmp_path_factory):
+    """The [Hub] files as a package, with a function, a field and a line of the forward more."""
+    root = tmp_path_factory.mktemp("source")
+    package = root / "with_another_loss"
+    package.mkdir()
+    texts = {path.name: path.read_text() for path in ROOT.glob("*_mra.py")}
+    texts["losses_mra.py"] += LOSS
+    texts["configuration_mra.py"] = edited(
+        texts["configuration_mra.py"], "    region_weight: float | int = 0.8\n", FIELD
+    )
+    texts["modeling_mra.py"] = edited(
+        texts["modeling_mra.py"], '            "mlm_loss": (config.mlm_weight, mlm_loss),\n', TERM
+    )
+    for name, text in texts.items():
+        (package / name).write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(root))
+        yield importlib.import_module("with_another_loss.modeling_mra")
+
+
+def test_a_loss_is_one_function_one_field_and_one_line(with_another_loss, tmp_path):
+    plain = tiny_model(tiny_config())
+    config = with_another_loss.MRAConfig(**plain.config.to_dict(), compactness_weight=0.5)
+    model = with_another_loss.MRAForPreTraining(config).eval()
+    model.load_state_dict(plain.state_dict())
+    batch = tiny_batch(plain.config)
+    before, output = (m(**batch, generator=torch.Generator().manual_seed(0)) for m in (plain, model))
+    first, second, *others = output.text_embeds  # rows 0 and 1 are of one person
+    assert batch["identity_ids"][0] == batch["identity_ids"][1] and len(batch["identity_ids"].unique()) == 1 + len(
+        others
+    )
+    expected = (first - second).square().sum() / 2 / 4
+    torch.testing.assert_close(output.compactness_loss, expected)
+    torch.testing.assert_close(output.loss, before.loss + 0.5 * expected)
+    assert list(output)[: len(before)] == list(before) and output["compactness_loss"] is output.to_tuple()[-1]
+    # accelerate, FSDP and data loaders rebuild an output in these ways
+    rebuilt = [tree_map(torch.clone, output), type(output)(dict(output)), copy.copy(output)]
+    for other in rebuilt:
+        assert list(other) == list(output) and torch.equal(other["compactness_loss"], output.compactness_loss)
+    gradients = [
+        torch.autograd.grad(o.loss, m.mra.text_projection.linear.weight)[0]
+        for o, m in ((before, plain), (output, model))
+    ]
+    assert not torch.equal(*gradients)
+    model.save_pretrained(tmp_path)
+    assert with_another_loss.MRAConfig.from_pretrained(tmp_path).compactness_weight == 0.5
+    with pytest.raises(ValueError, match="`compactness_weight` must not be negative"):
+        with_another_loss.MRAConfig(compactness_weight=-1)

@@ -402,7 +402,7 @@ def test_a_failure_leaves_nothing(state_dict, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_not_whole(converted, tmp_path):
-    with pytest.raises(ValueError, match="no folder with a config"):
+    with pytest.raises(ValueError, match="not a folder with a config"):
         convert_to_published(tmp_path, tmp_path / "back.pth")
     MRAForPreTraining.from_pretrained(converted[0]).mra.save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match=r"missing \['temperature'"):
@@ -660,3 +660,15 @@ def test_full_size_checkpoint(tmp_path):
     arguments = ["--to_published", "--checkpoint", str(tmp_path / "model"), "--output", str(tmp_path / "back.pth")]
     subprocess.run([*script, *arguments], check=True)
     assert equal(torch.load(tmp_path / "back.pth", weights_only=True, mmap=True)["model"], state_dict)
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, 5000])
+def test_weights_of_a_folder_that_were_cut_are_named(tmp_path, length):
+    tiny_model(tiny_config()).save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:length])
+    with pytest.raises(
+        ValueError, match=r"`checkpoint`: .*model\.safetensors cannot be read \(.*\); save or copy it again"
+    ):
+        convert_to_published(tmp_path / "model", tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()

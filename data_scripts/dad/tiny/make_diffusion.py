@@ -27,6 +27,7 @@ from data_scripts.dad.diffusion import import_diffusers, to_pixels
 from data_scripts.dad.language.word_list import ATTRIBUTES_FILE
 from images_mra import read_picture
 from mra.common.arguments import option, parse_arguments, require
+from mra.common.files import whole_folder
 
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
@@ -194,7 +195,8 @@ def build(
     pipeline = import_diffusers().StableDiffusionPipeline(
         **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
-    pipeline.save_pretrained(output)
+    with whole_folder(output, replaces="model_index.json") as folder:
+        pipeline.save_pretrained(folder)
     return Path(output)
 
 
@@ -219,7 +221,7 @@ class DiffusionArguments:
 def main(argv: list[str] | None = None) -> None:
     """Build what the command line names."""
     (options,) = parse_arguments(
-        [DiffusionArguments], prog="tiny_diffusion", description=__doc__, argv=argv, config=False
+        [DiffusionArguments], prog="make_diffusion", description=__doc__, argv=argv, config=False
     )
 
     def work() -> None:
@@ -227,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
         build(options.output, images, options.channels, options.steps, options.prediction_type, options.seed)
         print(f"{options.output}: a small Stable Diffusion for images of {options.image_size}")
 
-    with_plain_errors("tiny_diffusion", work, options.output)
+    with_plain_errors("make_diffusion", work, options.output)
 
 
 if __name__ == "__main__":

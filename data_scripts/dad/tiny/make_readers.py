@@ -42,8 +42,10 @@ from transformers import (
     YolosImageProcessor,
 )
 
+from data_scripts.dad.command import with_plain_errors
 from images_mra import read_picture
 from mra.common.arguments import option, parse_arguments, require
+from mra.common.files import whole_folder
 from mra.common.tables import load_split
 from mra.retrieval.encode import undecoded
 
@@ -242,7 +244,9 @@ def train_blip(folder: str | Path, dataset: Dataset, steps: int, seed: int = 0, 
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-    model.save_pretrained(folder)
+    with whole_folder(folder, replaces="config.json") as unfinished:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
     return losses
 
 
@@ -253,8 +257,9 @@ def _save(folder: str | Path, seed: int, make_model: Callable, processor: Any) -
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and "embed_tokens" not in name:  # 0.02, the usual scale, gives all inputs one output
                 torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    with whole_folder(folder, replaces="config.json") as unfinished:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
 
 
 @dataclass
@@ -274,11 +279,17 @@ class ReaderArguments:
 
 def main(argv: list[str] | None = None) -> None:
     """Write what the command line names."""
-    (options,) = parse_arguments([ReaderArguments], prog="tiny_readers", description=__doc__, argv=argv, config=False)
-    make_readers(options.output, options.models, options.seed)
-    if options.captions and "blip" in options.models:
-        train_blip(Path(options.output) / "blip", load_split(options.captions, "train"), options.steps, options.seed)
-    print(f"{options.output}: {', '.join(options.models)}")
+    (options,) = parse_arguments([ReaderArguments], prog="make_readers", description=__doc__, argv=argv, config=False)
+
+    def work() -> None:
+        make_readers(options.output, options.models, options.seed)
+        if options.captions and "blip" in options.models:
+            train_blip(
+                Path(options.output) / "blip", load_split(options.captions, "train"), options.steps, options.seed
+            )
+        print(f"{options.output}: {', '.join(options.models)}")
+
+    with_plain_errors("make_readers", work, options.output)
 
 
 if __name__ == "__main__":

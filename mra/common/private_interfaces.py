@@ -1,0 +1,80 @@
+"""Private interfaces of libraries, each behind one function that does without it where an installed version lacks it.
+
+tests/project/test_private_interfaces.py lists them, with the hooks of libraries that classes of the project override, and says
+which a new version of a library broke.
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def _warn(name: str, consequence: str) -> None:
+    """Log once that an interface is missing."""
+    logger.warning(f"{name} is missing in the installed version: {consequence}")
+
+
+def new_shared_float32(shape: Sequence[int]) -> torch.Tensor:
+    """Return uninitialised float32 in shared memory, which another process can take without a copy.
+
+    `torch.UntypedStorage._new_shared`, as `default_collate` uses it, allocates there at once; the public way copies.
+    """
+    if not hasattr(torch.UntypedStorage, "_new_shared"):
+        _warn("torch.UntypedStorage._new_shared", "batches are copied to shared memory")
+        return torch.empty(tuple(shape)).share_memory_()
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))
+    return cast(Any, torch.empty(0)).set_(storage, 0, tuple(shape))  # its annotations lack storages
+
+
+def pack_linear(
+    weight: torch.Tensor, bias: torch.Tensor | None, rows: int, gelu: bool = False
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Return a linear layer whose weight oneDNN has laid out for itself, as TorchInductor does with frozen weights.
+
+    Args:
+        weight: `(out, in)` float32 on the CPU.
+        bias: `(out,)`.
+        rows: tokens of a product, roughly.
+        gelu: apply an exact GELU to the result.
+
+    Returns:
+        A function of `(..., in)`, `None` where oneDNN or its operators are missing.
+    """
+    operators = torch.ops.mkldnn
+    if not torch.backends.mkldnn.is_available():
+        return None
+    if not (hasattr(operators, "_reorder_linear_weight") and hasattr(operators, "_linear_pointwise")):
+        _warn("torch.ops.mkldnn", "matching scores on the CPU take a fifth longer")
+        return None
+    packed = operators._reorder_linear_weight(weight, rows)
+    activation = ("gelu", [], "none") if gelu else ("none", [], "")
+    return lambda states: operators._linear_pointwise(states, packed, bias, *activation)
+
+
+def raise_recompile_limit(limit: int) -> None:
+    """Let TorchDynamo compile a function for at least `limit` shapes before it gives up."""
+    import torch._dynamo
+
+    config = torch._dynamo.config
+    if not hasattr(config, "recompile_limit"):
+        return _warn("torch._dynamo.config.recompile_limit", "layers of more than 8 shapes are not compiled")
+    config.recompile_limit = max(config.recompile_limit, limit)
+
+
+def release_milvus_lite(path: str) -> None:
+    """Let go of a milvus-lite folder that this process has opened, so that another process can open it."""
+    try:
+        from milvus_lite.server_manager import server_manager_instance
+
+        release = server_manager_instance.release_server
+    except (ImportError, AttributeError):
+        return _warn("milvus_lite.server_manager", f"{path} stays locked until this process ends")
+    release(path)

@@ -110,11 +110,11 @@ def rerank_logits(
     tile_sizes = torch.bincount(tile_of_image[pair_images], minlength=len(images.batches))
     tile_pairs = order.split(tile_sizes.tolist())
 
-    assert images.hidden_states is not None, "encoded without keep_hidden_states"
     matcher = PairMatcher(model, dtype)
     results, held = [], 0
     for tile in tqdm(shard.own(list(range(len(images.batches)))), desc="re-ranking", disable=not progress):
         batch, pairs = images.batches[tile], tile_pairs[tile]
+        assert images.hidden_states is not None  # a process that has a tile encoded its images
         hidden_states = images.hidden_states[held : held + len(batch)]
         held += len(batch)
         pair_rows = pair_images[pairs] - batch.start

@@ -283,7 +283,8 @@ def _connect(uri: str, token: str | None):
         from pymilvus import MilvusClient
     except ImportError as error:
         raise extra_needed("searching a gallery on a disk or a server", "search", error) from error
-    for name in ("pymilvus", "grpc._server"):  # they log every refused request with a traceback, beside raising it
+    # They log every request that fails with a traceback, and raise it besides.
+    for name in ("pymilvus", "grpc._server", "milvus_lite.adapter"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         # pymilvus pings every 10 s, which milvus-lite takes for an attack: it hangs up, with errors on the terminal.

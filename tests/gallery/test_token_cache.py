@@ -1,9 +1,11 @@
 """The token cache: what goes in comes out, bounded, by least recent use, and never of another model or half written."""
 
 import errno
+import fcntl
 import hashlib
 import multiprocessing
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -134,28 +136,81 @@ def test_a_cache_without_slots_opens_flushes_and_holds_tokens_again(tmp_path, cu
     cache.close()
 
 
-@pytest.mark.parametrize("room", [0, 1, 2])
+@pytest.mark.parametrize("room", [0, 100, FILE_HEADER, FILE_HEADER + 70, FILE_HEADER + SLOT_BYTES])
 def test_a_full_disk_stops_the_caching_and_nothing_else(tmp_path, monkeypatch, caplog, room):
-    """`room` is how often space can be had: for the header, then for a slot each."""
-    allocate, asked = os.posix_fallocate, []
+    """`room` is how large the file can become; the write that passes it is a short one, as on a real disk."""
+    pwrite = os.pwrite
 
-    def limited(*arguments):
-        asked.append(arguments)
-        if len(asked) > room:
+    def limited(file, data, start):
+        if start >= room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return allocate(*arguments)
+        return pwrite(file, data[: room - start], start)
 
-    monkeypatch.setattr(os, "posix_fallocate", limited)
+    num_held = max(0, (room - FILE_HEADER) // SLOT_BYTES)
+    for _ in range(2):  # a cache of that size, opened again
+        caplog.clear()
+        monkeypatch.setattr(os, "pwrite", limited)
+        cache = open_cache(tmp_path / "t.bin")
+        for name, tokens in zip(NAMES[:3], TOKENS, strict=False):
+            cache.write(name, tokens)
+        assert len(cache) == num_held
+        assert all(
+            torch.equal(cache.read(name), tokens) for name, tokens in zip(NAMES[:num_held], TOKENS, strict=False)
+        )
+        assert len(caplog.records) == 1 and "No space left on device" in caplog.records[0].message
+        cache.close()
+        monkeypatch.undo()
     cache = open_cache(tmp_path / "t.bin")
-    for name, tokens in zip(NAMES[:3], TOKENS, strict=False):
-        cache.write(name, tokens)
-    assert len(cache) == max(0, room - 1) and len(asked) == room + 1
-    assert [record.message for record in caplog.records if "No space left on device" in record.message] != []
-    assert len(caplog.records) == 1
-    cache.close()
-    monkeypatch.undo()
-    cache = open_cache(tmp_path / "t.bin")
-    assert len(cache) == max(0, room - 1)
+    assert len(cache) == num_held
     cache.write(NAMES[2], TOKENS[2])
     assert torch.equal(cache.read(NAMES[2]), TOKENS[2])
     cache.close()
+
+
+def test_a_full_disk_costs_nothing_that_is_held(tmp_path, monkeypatch, caplog):
+    cache = open_cache(tmp_path / "t.bin", slots=2)
+    for number in range(2):
+        cache.write(NAMES[number], TOKENS[number])
+
+    def full(*arguments):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    for number in range(2, 6):
+        cache.write(NAMES[number], TOKENS[number])
+    assert all(torch.equal(cache.read(NAMES[number]), TOKENS[number]) for number in range(2))
+    assert len(cache) == 2 and len(caplog.records) == 1
+    with pytest.raises(OSError, match="quota"):  # what is asked to go must not stay unnoticed
+        cache.remove(NAMES[0])
+    assert NAMES[0] in cache
+
+
+def fill_under_a_limit(path, results):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_HEADER + SLOT_BYTES + 20,) * 2)
+    for _ in range(2):
+        cache = open_cache(path)
+        for name, tokens in zip(NAMES[:3], TOKENS, strict=False):
+            cache.write(name, tokens)
+        results.put([name for name in NAMES[:3] if cache.read(name) is not None])
+        cache.close()
+
+
+def test_a_limit_on_the_size_of_files_stops_the_caching_too(tmp_path):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    process = context.Process(target=fill_under_a_limit, args=(tmp_path / "t.bin", results))
+    process.start()
+    assert [results.get(timeout=60) for _ in range(2)] == [NAMES[:1]] * 2
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_a_lock_that_fails_is_not_called_another_process(tmp_path, monkeypatch, caplog):
+    def unsupported(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    cache = open_cache(tmp_path / "t.bin")
+    cache.write(NAMES[0], TOKENS[0])
+    assert len(cache) == 0 and cache.read(NAMES[0]) is None
+    assert "cannot be locked (No locks available)" in caplog.text and "another process" not in caplog.text

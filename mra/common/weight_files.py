@@ -1,5 +1,8 @@
 """Files of weights as they were downloaded: read without running their code, refused in a sentence when they are damaged."""
 
+import functools
+import hashlib
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -7,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
 
 # What pickled numbers and arrays of NumPy are made of, under the names of NumPy 1 and 2; none of them runs code.
@@ -74,3 +79,53 @@ def load_tensors(path: Path, argument: str) -> Any:
 def first_line(error: Exception) -> str:
     """Return the first line of what an exception says, or its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def weights_digest(model: str | Path) -> str | None:
+    """Identify the weights of a model by the content of their files.
+
+    Files of one architecture all have the same size and the same header, so nothing less than all of their bytes tells
+    one from another; a gigabyte takes a second or two, once for each process.
+
+    Args:
+        model: folder or Hub id; a folder of ONNX graphs, which hold their weights, is one too.
+
+    Returns:
+        64 hexadecimal digits, or None where there are no weights.
+    """
+    files: list[str] = []
+    # In the order in which `from_pretrained` looks for them.
+    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+        path = _find(model, name)
+        if path is not None:
+            files = [path]
+            if name in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
+                shards = sorted(set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values()))
+                files = [found for shard in shards if (found := _find(model, shard)) is not None]
+            break
+    else:
+        files = sorted(map(str, Path(model).glob("*.onnx")))
+    if not files:
+        return None
+    digests = []
+    for file in files:
+        state = Path(file).stat()
+        digests.append(_hash_file(file, state.st_size, state.st_mtime_ns))
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _find(model: str | Path, name: str) -> str | None:
+    return cached_file(
+        str(model),
+        name,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_file(path: str, size: int, modified: int) -> str:
+    """Hash a file once for each state of it that `size` and `modified` tell apart."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from mra.common.sharding import Shard
 from mra.common.tables import load_split, split_names
+from mra.common.weight_files import weights_digest
 from mra.retrieval.arguments import RetrievalArguments
 from mra.retrieval.evaluation import evaluate_retrieval
 from mra.retrieval.rerank_depth import LARGEST_K
@@ -107,8 +108,8 @@ def find_saved_choice(args: RetrievalArguments) -> tuple[RetrievalChoice | None,
     for folder in (args.model, args.output_dir):
         if folder == args.output_dir and not (Path(folder) / FILE_NAME).is_file():
             continue  # a folder that is not there would be looked up on the Hub
-        saved = RetrievalChoice.load(folder)
-        if saved is None or (folder == args.output_dir and saved.model != args.model):
+        saved = RetrievalChoice.load(folder, None if folder == args.model else args.model)
+        if saved is None:
             continue
         reason = saved.misfit(args.score_fusion, args.match_weight, args.flip)
         if reason is None:
@@ -139,6 +140,7 @@ def choose_now(
     choice = choose_retrieval(result, f"{args.dataset} validation", args.score_fusion, args.match_weight)
     if not Shard.current().is_main:
         return choice, []
+    choice = replace(choice, weights=weights_digest(args.model))  # the report of this run says it too
     logger.info("%s", choice.format_table())
     return choice, keep_choice(choice, args)
 

@@ -1,18 +1,22 @@
 """How a model ranks best: fusion of scores, its weight and the depth, chosen on validation and kept beside the weights."""
 
 import json
+import logging
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from transformers.utils.hub import cached_file
 
 from mra.common.files import write_whole
+from mra.common.weight_files import weights_digest
 from mra.retrieval.evaluation import RetrievalResult, below_similarity
 from mra.retrieval.metrics import retrieval_metrics
 from mra.retrieval.rerank_depth import COMPARED, TOLERANCE, choose_rerank_depth, compared
 from mra.retrieval.score_fusion import SCORE_FUSIONS, fusion_name
 
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = "retrieval.json"
 
@@ -79,6 +83,8 @@ class RetrievalChoice:
         num_queries: captions in that data.
         dtype: dtype of the forward passes it was chosen with.
         model: folder or Hub id of the model where the choice was not saved with it.
+        weights: digest of the weights that it was chosen with, as [`weights_digest`] gives it; None in a file of a version
+            that did not keep it.
     """
 
     rerank_k: int
@@ -93,6 +99,7 @@ class RetrievalChoice:
     num_queries: int | None = None
     dtype: str | None = None
     model: str | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("rerank_k", self.rerank_k), ("gallery_size", self.gallery_size)):
@@ -191,20 +198,27 @@ class RetrievalChoice:
         return "\n".join(lines)
 
     def save(self, folder: str | Path) -> Path:
-        """Write retrieval.json into a model folder, in one move."""
+        """Write retrieval.json into a folder in one move, tied to the weights of `model`, or else of that folder."""
         path = Path(folder) / FILE_NAME
-        write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
+        tied = replace(self, weights=weights_digest(self.model or folder))
+        write_whole(path, json.dumps(asdict(tied), indent=2) + "\n")
         return path
 
     @classmethod
-    def load(cls, model: str) -> "RetrievalChoice | None":
-        """Read the choice that was saved with a model, in a folder or on the Hub; None where there is none.
+    def load(cls, folder: str, model: str | None = None) -> "RetrievalChoice | None":
+        """Read the choice that was saved with a model, or for it elsewhere; None where there is none.
+
+        One that was made with other weights than the model has now is warned of, and counts as none.
+
+        Args:
+            folder: of the choice, or Hub id.
+            model: folder or Hub id of the model, where the choice does not lie beside it; one for another model is none.
 
         Raises:
             ValueError: if the file is not what `save` writes.
         """
         path = cached_file(
-            model,
+            folder,
             FILE_NAME,
             _raise_exceptions_for_gated_repo=False,
             _raise_exceptions_for_missing_entries=False,
@@ -219,12 +233,22 @@ class RetrievalChoice:
             }
             if not required <= set(saved) <= {item.name for item in fields(cls)}:
                 raise ValueError(f"its keys are {', '.join(saved)}")
-            return cls(**saved | {"tried": {int(k): metrics for k, metrics in saved["tried"].items()}})
+            choice = cls(**saved | {"tried": {int(k): metrics for k, metrics in saved["tried"].items()}})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{FILE_NAME} of model {model} is not a saved choice of fusion and rerank_k ({error}): remove it to choose "
+                f"{FILE_NAME} of model {folder} is not a saved choice of fusion and rerank_k ({error}): remove it to choose "
                 "again"
             ) from error
+        if model is not None and choice.model != model:
+            return None
+        if choice.weights not in (None, weights_digest(model or folder)):
+            logger.warning(
+                "%s is not applied: it was chosen with other weights than those of %s; evaluate the model on a dataset "
+                "with a validation split to choose again",
+                path, model or folder,
+            )  # fmt: skip
+            return None
+        return choice
 
 
 def choose_retrieval(

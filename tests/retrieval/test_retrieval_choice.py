@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from mra.common.weight_files import weights_digest
 from mra.retrieval import RetrievalChoice, choose_retrieval, evaluate_retrieval, fuse_scores, retrieval_metrics
 from mra.retrieval.retrieval_choice import MATCH_WEIGHTS, fusion_candidates
 from tests.helpers.retrieval import tiny_dataset, tiny_model, tiny_processor
@@ -185,6 +186,51 @@ def test_old_file_of_the_depth_alone(tmp_path):
     assert "score fusion single, given" in old.describe()
     assert CHOICE.supersedes(old) and CHOICE.supersedes(None) and not old.supersedes(CHOICE)
     assert not dataclasses.replace(CHOICE, flip=False).supersedes(CHOICE)
+
+
+def test_file_is_tied_to_the_weights(tmp_path, caplog):
+    """Weights of one architecture have one size and one header; exchanged ones must be told apart all the same."""
+    model, kept = tmp_path / "model", tmp_path / "kept"
+    kept.mkdir()
+    tiny_model(seed=0).save_pretrained(model)
+    first = (model / "model.safetensors").read_bytes()
+    CHOICE.save(model)
+    dataclasses.replace(CHOICE, model=str(model)).save(kept)  # where the model's folder cannot be written
+    assert RetrievalChoice.load(str(model)) == dataclasses.replace(CHOICE, weights=weights_digest(model))
+    assert RetrievalChoice.load(str(kept), str(model)) is not None
+    assert RetrievalChoice.load(str(kept), "another") is None and not caplog.records
+
+    tiny_model(seed=1).save_pretrained(model)
+    assert len(first) == (model / "model.safetensors").stat().st_size
+    assert first != (model / "model.safetensors").read_bytes()
+    for where in ([str(model)], [str(kept), str(model)]):
+        caplog.clear()
+        assert RetrievalChoice.load(*where) is None
+        assert f"it was chosen with other weights than those of {model}" in caplog.text
+
+    (model / "model.safetensors").write_bytes(first)
+    assert RetrievalChoice.load(str(model)) is not None
+    old = json.loads((model / "retrieval.json").read_text())
+    del old["weights"]
+    (model / "retrieval.json").write_text(json.dumps(old))
+    assert RetrievalChoice.load(str(model)) == CHOICE  # of a version that did not keep it
+
+
+def test_digest_covers_every_shard_and_every_graph(tmp_path):
+    sharded, graphs = tmp_path / "sharded", tmp_path / "graphs"
+    tiny_model(seed=0).save_pretrained(sharded, max_shard_size="50KB")
+    shards = sorted(sharded.glob("model-*.safetensors"))
+    graphs.mkdir()
+    for name in ("a", "b"):
+        (graphs / f"{name}.onnx").write_bytes(name.encode())
+    assert len(shards) > 1 and weights_digest(tmp_path) is None
+    for folder, file in ((sharded, shards[-1]), (graphs, graphs / "b.onnx")):
+        before = weights_digest(folder)
+        assert before == weights_digest(folder)
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+        assert weights_digest(folder) != before
 
 
 def test_weight_for_searching():

@@ -1,5 +1,6 @@
 """eval_retrieval.py through its command line, with one process and with two."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 import eval_retrieval
 from modeling_mra import MRAForPreTraining
 from mra.common.loading import load_model
+from mra.common.weight_files import weights_digest
 from mra.retrieval import RetrievalChoice, choose_retrieval, evaluate_retrieval
 from tests.helpers.retrieval import tiny_dataset, tiny_model, tiny_processor
 from tests.retrieval.test_retrieval_choice import OLD
@@ -128,7 +130,8 @@ def test_fusion_is_chosen_once_on_validation_and_kept_with_the_model(with_valida
     validation = tiny_dataset(num_ids=5, seed=1)
     model = load_model(str(with_validation / "model"))
     result = evaluate_retrieval(model, tiny_processor(), validation, rerank_k=5)
-    assert choice == choose_retrieval(result, f"{with_validation / 'data'} validation")
+    chosen = choose_retrieval(result, f"{with_validation / 'data'} validation")
+    assert choice == dataclasses.replace(chosen, weights=weights_digest(with_validation / "model"))
     assert report["choice"] == json.loads(saved.read_text())
     assert (report["score_fusion"], report["match_weight"]) == (choice.score_fusion, choice.match_weight)
     assert f"reranked ({choice.fusion}, k 5)" in first and choice.describe() in first
@@ -140,6 +143,16 @@ def test_fusion_is_chosen_once_on_validation_and_kept_with_the_model(with_valida
     assert again["reranked"] == report["reranked"] and again["notes"] == []
     _, half = evaluate(with_validation, "half", capsys, "--dtype", "bfloat16")
     assert half["notes"] == ["score fusion and weight were chosen in float32 and are applied in bfloat16"]
+
+
+def test_a_choice_of_other_weights_is_not_applied(with_validation, capsys, caplog):
+    evaluate(with_validation, "one", capsys)
+    tiny_model(seed=1).save_pretrained(with_validation / "model")
+    (with_validation / "data" / "validation-00000-of-00001.parquet").unlink()
+    _, report = evaluate(with_validation, "two", capsys)
+    assert "it was chosen with other weights than those of" in caplog.text
+    assert report["choice"] is None and report["score_fusion"] == "published"
+    assert any("was not chosen on data" in warning for warning in report["warnings"])
 
 
 def test_a_named_fusion_overrules_what_is_saved(with_validation, capsys):

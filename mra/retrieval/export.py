@@ -4,7 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def export_model(
         loaded.config.save_pretrained(folder)
         processor.save_pretrained(folder)
         if (choice := RetrievalChoice.load(str(model))) is not None:
-            choice.save(folder)
+            replace(choice, model=None).save(folder)  # tied to the graphs, wherever the choice was made
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return differences
 

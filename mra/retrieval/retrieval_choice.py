@@ -1,5 +1,6 @@
 """How a model ranks best: fusion of scores, its weight and the depth, chosen on validation and kept beside the weights."""
 
+import functools
 import json
 import logging
 import math
@@ -208,11 +209,12 @@ class RetrievalChoice:
     def load(cls, folder: str, model: str | None = None) -> "RetrievalChoice | None":
         """Read the choice that was saved with a model, or for it elsewhere; None where there is none.
 
-        One that was made with other weights than the model has now is warned of, and counts as none.
+        A choice that was made with other weights than the model has now counts as none; the first call says so.
 
         Args:
             folder: of the choice, or Hub id.
-            model: folder or Hub id of the model, where the choice does not lie beside it; one for another model is none.
+            model: folder or Hub id of the model, where the choice lies in another folder; a choice for another model
+                counts as none.
 
         Raises:
             ValueError: if the file is not what `save` writes.
@@ -241,14 +243,20 @@ class RetrievalChoice:
             ) from error
         if model is not None and choice.model != model:
             return None
-        if choice.weights not in (None, weights_digest(model or folder)):
-            logger.warning(
-                "%s is not applied: it was chosen with other weights than those of %s; evaluate the model on a dataset "
-                "with a validation split to choose again",
-                path, model or folder,
-            )  # fmt: skip
+        found = weights_digest(model or folder)
+        if choice.weights not in (None, found):
+            _warn_of_other_weights(path, model or folder, found)
             return None
         return choice
+
+
+@functools.cache
+def _warn_of_other_weights(path: str, model: str, found: str | None) -> None:
+    """Log once for each state of the weights that a saved choice was made with others."""
+    logger.warning(
+        f"{path} is not applied: it was chosen with other weights than those of {model}; evaluate the model on a dataset "
+        "with a validation split to choose again"
+    )
 
 
 def choose_retrieval(

@@ -12,11 +12,13 @@ from PIL import Image
 from modeling_mra import MRAForImageTextRetrieval
 from mra.cli import main
 from mra.common.loading import load_model
-from mra.retrieval import export
+from mra.common.weight_files import weights_digest
+from mra.retrieval import RetrievalChoice, export
 from mra.retrieval.encoders import TorchEncoder
 from mra.retrieval.export import ImageEncoder, check_graph, make_graphs, write_graph
 from mra.retrieval.onnx_encoder import DESCRIPTION, FILES, OnnxEncoder
 from tests.helpers.tiny import tiny_config, tiny_model, tiny_processor
+from tests.retrieval.test_retrieval_choice import CHOICE
 
 
 TEXTS = ["a woman in a red coat", "shoes", "a man with a black backpack and a pair of long blue jeans, walking"]
@@ -29,6 +31,7 @@ def folders(tmp_path_factory):
     model = root / "model"
     tiny_model(cls=MRAForImageTextRetrieval, scale=0.3).save_pretrained(model)
     tiny_processor().save_pretrained(model)
+    replace(CHOICE, model=str(model)).save(model)  # as copied from an output folder, which names its model
     main(["export", "--model", str(model), "--output", str(root / "onnx"), "--format", "onnx"])
     return model, root / "onnx"
 
@@ -51,6 +54,12 @@ def test_the_folder_is_whole(folders):
     assert description["name"] == str(model)
     assert set(description["differences"]) == set(FILES)
     assert all(0 < difference < 1e-4 for difference in description["differences"].values())
+
+
+def test_the_choice_goes_with_the_export(folders, encoders):
+    digests = [weights_digest(folder) for folder in folders]
+    assert [RetrievalChoice.load(str(folder)).weights for folder in folders] == digests and digests[0] != digests[1]
+    assert [encoder.match_weight for encoder in encoders] == [CHOICE.match_weight] * 2
 
 
 def test_the_inputs_are_named_and_dynamic(folders):

@@ -4,19 +4,24 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Self
 
 import torch
 from PIL import Image
 
+from mra.common.command_line import writing_to
 from mra.gallery import calibration as gallery_calibration
-from mra.gallery import maintenance as gallery_maintenance
 from mra.gallery.indexing import Indexer
+from mra.gallery.maintenance import describe, examine
 from mra.gallery.metadata import read_metadata
 from mra.gallery.parts import read_image
+from mra.gallery.place import Place
 from mra.gallery.searching import Question, answer, open_query_image
 from mra.gallery.sources import content_hash, open_source
-from mra.gallery.state import OpenGallery
+from mra.gallery.state import GalleryState
+from mra.gallery.store import Record
 from mra.gallery.types import (
+    DEFAULT_COLLECTION,
     DEFAULT_RERANK,
     DEFAULT_TOP,
     BuildReport,
@@ -27,6 +32,7 @@ from mra.gallery.types import (
     Skipped,
     Verification,
 )
+from mra.retrieval.encoders import Encoder
 from mra.retrieval.score_fusion import require_finite
 
 
@@ -35,8 +41,13 @@ __all__ = ["BuildReport", "Calibration", "Gallery", "GalleryStats", "Hit", "Sear
 logger = logging.getLogger(__name__)
 
 
-class Gallery(OpenGallery):
-    """Images that can be searched by words, by an image or by both.
+DEFAULT_TOKEN_CACHE = 4 * 2**30
+DEFAULT_THRESHOLD = 0.5
+DEFAULT_MATCH_WEIGHT = 1.0
+
+
+class Gallery:
+    """Search images by words, by an image or by both.
 
     Args:
         uri: a path that ends in `.db` (embedded Milvus, a folder), `http://host:19530` (a Milvus server) or ":memory:"
@@ -56,7 +67,85 @@ class Gallery(OpenGallery):
 
     Raises:
         ValueError: if the place cannot be opened, another process has it open, or an argument is not as described.
+        FullDiskError: if the disk is too full to open it; the verbs that write raise it too.
     """
+
+    def __init__(
+        self,
+        uri: str | Path,
+        model: str | None = None,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        token: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        encoder: Encoder | None = None,
+        files: str | Path | None = None,
+        token_cache: int = DEFAULT_TOKEN_CACHE,
+        token_dtype: str | None = None,
+        index: str | None = None,
+    ) -> None:
+        with writing_to(uri):
+            self._state = GalleryState(
+                Place(uri, collection, token, files, index),
+                model=model,
+                encoder=encoder,
+                device=device,
+                dtype=dtype,
+                token_cache=token_cache,
+                token_dtype=token_dtype,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """Return the number of images in the gallery."""
+        return self._state.store.count() if self._state.exists else 0
+
+    def close(self) -> None:
+        """Release the gallery, so that another process can open it."""
+        self._state.close()
+
+    @property
+    def encoder(self) -> Encoder:
+        """The model, loaded on first use and checked against the gallery's; a `TorchEncoder` has `model` and `processor`.
+
+        Raises:
+            ValueError: if no model is known, it cannot be loaded, or it is not the one the gallery was built with.
+        """
+        return self._state.encoder
+
+    @property
+    def roots(self) -> list[Path]:
+        """Folders that images of this gallery may lie in: those they were indexed from, and that of the copies."""
+        return self._state.roots
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What `where` can ask for: name and kind ("text", "time" or "number"), `key`, `camera` and `time` included."""
+        return self._state.fields
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What `calibrate` saved, or None."""
+        return self._state.calibration
+
+    @property
+    def threshold(self) -> float:
+        """The calibrated threshold, 0.5 before any calibration."""
+        return DEFAULT_THRESHOLD if self.calibration is None else self.calibration.threshold
+
+    @property
+    def match_weight(self) -> float:
+        """Weight of the matching log-odds in the ranking: the calibrated one, else the model's own, else 1."""
+        if self.calibration is not None:
+            return self.calibration.match_weight
+        chosen = getattr(self.encoder, "match_weight", None)  # encoders of others may lack it
+        return DEFAULT_MATCH_WEIGHT if chosen is None else chosen
 
     def build(
         self,
@@ -92,27 +181,29 @@ class Gallery(OpenGallery):
         Raises:
             ValueError: if there are no images, the metadata cannot be read, a key belongs to another source already, or
                 the gallery was built with another model.
+            FullDiskError: if the disk is full; the next call goes on where this one stopped.
         """
-        source = open_source(images, prefix, split, self._place.folder)
-        labels = read_metadata(metadata, source, self._info.get("fields", {}), prefix)
+        state = self._state
+        source = open_source(images, prefix, split, state.place.folder)
+        labels = read_metadata(metadata, source, state.info.get("fields", {}), prefix)
         encoder = self.encoder
-        self._remember(encoder, source, labels.kinds)
-        indexer = Indexer(
-            self._parts(),
-            source,
-            labels,
-            copy_images=copy_images,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            progress=progress,
-        )
-        report = indexer.run()
-        if prune and report.missing:
-            report.removed = self.remove(keys=report.missing)
-            report.missing = []
-        elif report.changed:
-            with self._lock:
-                gallery_maintenance.sweep(self._place.store, self._files, self._cache())
+        with writing_to(state.place.uri):
+            state.remember(encoder, source, labels.kinds)
+            report = Indexer(
+                state.parts(),
+                source,
+                labels,
+                copy_images=copy_images,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                progress=progress,
+            ).run()
+            if prune and report.missing:
+                report.removed = self.remove(keys=report.missing)
+                report.missing = []
+            elif report.changed:
+                with state.lock:
+                    state.sweep()
         return report
 
     def add(self, images, metadata=None, **options) -> BuildReport:
@@ -121,7 +212,7 @@ class Gallery(OpenGallery):
         Raises:
             ValueError: as `build`, and if there is no gallery yet.
         """
-        self._require()
+        self._state.require()
         return self.build(images, metadata, **options)
 
     def remove(
@@ -142,28 +233,34 @@ class Gallery(OpenGallery):
 
         Raises:
             ValueError: if neither or both are given, a key is unknown, or `where` is not as described.
+            FullDiskError: if the disk is full; the message says whether the images are still found.
         """
-        self._require()
+        state = self._state
+        state.require()
         if (where is None) == (keys is None):
             raise ValueError("remove needs either where or keys, to say which images")
-        with self._lock:
-            records = list(self._place.store.records(self._where(where))) if keys is None else self._find(keys)
+        with state.lock, writing_to(state.place.uri):
+            records = list(state.store.records(state.parse(where))) if keys is None else state.find(keys)
             if not records:
                 return 0
+            state.write_info(is_removing=True)  # a full disk refuses this, before any file is deleted
             if delete_files:
-                for record in records:
-                    path = Path(record.path)
-                    is_theirs = not self._files.is_copy(record.path) and path.exists()
-                    if is_theirs and content_hash(path.read_bytes()) == record.content:  # else another picture by now
-                        path.unlink()
-            self._write_info(is_removing=True)
-            self._place.store.delete([record.key for record in records])
-            self._finish_removal()
+                self._delete_files(records)
+            state.store.delete([record.key for record in records])
+            state.finish_removal()
             self._warn_of_twins({record.content for record in records})
         return len(records)
 
+    def _delete_files(self, records: list[Record]) -> None:
+        """Delete the user's own files of records, unless another picture has taken the name."""
+        for record in records:
+            path = Path(record.path)
+            is_theirs = not self._state.files.is_copy(record.path) and path.exists()
+            if is_theirs and content_hash(path.read_bytes()) == record.content:
+                path.unlink()
+
     def _warn_of_twins(self, contents: set[str]) -> None:
-        twins = sorted(record.key for record in self._place.store.records() if record.content in contents)
+        twins = sorted(record.key for record in self._state.store.records() if record.content in contents)
         if twins:
             logger.warning(
                 "equal pictures stay under %d other keys, such as %s: remove them too to delete the person for good",
@@ -173,14 +270,13 @@ class Gallery(OpenGallery):
 
     def stats(self) -> GalleryStats:
         """Count images, cameras, times, cached tokens and bytes."""
-        self._require()
-        return gallery_maintenance.describe(self._place, self._info, self._files, self._cache())
+        self._state.require()
+        return describe(self._state)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> Verification:
         """Read every image again and compare its content with what was indexed; needs no model."""
-        self._require()
-        store, tokens = self._place.store, self._cache()
-        return gallery_maintenance.examine(store, self._info, self._files, tokens, self.roots, progress)
+        self._state.require()
+        return examine(self._state, progress)
 
     def search(
         self,
@@ -211,7 +307,7 @@ class Gallery(OpenGallery):
             ValueError: if neither text nor image is given, the gallery is empty or was built with another model, or an
                 argument is not as described.
         """
-        self._require()
+        self._state.require()
         if text is None and image is None:
             raise ValueError("search needs a text, an image or both")
         if text is not None and not text.strip():
@@ -226,11 +322,11 @@ class Gallery(OpenGallery):
             image=None if image is None else open_query_image(image),
             top=top,
             rerank=rerank,
-            where=self._where(where),
+            where=self._state.parse(where),
             threshold=self.threshold if threshold is None else threshold,
             match_weight=self.match_weight,
         )
-        return answer(self._parts(), question)
+        return answer(self._state.parts(), question)
 
     def match(self, texts: Sequence[str], keys: Sequence[str]) -> torch.Tensor:
         """Matching probabilities (texts, keys) of sentences or phrases with images of the gallery.
@@ -238,8 +334,8 @@ class Gallery(OpenGallery):
         Raises:
             ValueError: if a key is unknown, a text has no word in it, or a matching score is not finite.
         """
-        parts = self._parts()
-        records = self._find(keys)
+        parts = self._state.parts()
+        records = self._state.find(keys)
         tokens, failed, _ = parts.load_tokens(records)
         for reason in failed.values():
             raise ValueError(reason)
@@ -253,16 +349,16 @@ class Gallery(OpenGallery):
         Raises:
             ValueError: if the key is unknown, its file is gone or unreadable, or it lies outside `roots`.
         """
-        (record,) = self._find([key])
-        return read_image(record, self._files, self.roots)
+        (record,) = self._state.find([key])
+        return read_image(record, self._state.files, self.roots)
 
     def image_tokens(self, key: str) -> torch.Tensor:
-        """Tokens (views, 1 + patches, hidden) of an image, from the cache or encoded anew; the second view is its mirror.
+        """Tokens (views, 1 + patches, hidden) of an image, from the cache or encoded again; the second view is its mirror.
 
         Raises:
             ValueError: as `image`.
         """
-        tokens, failed, _ = self._parts().load_tokens(self._find([key]))
+        tokens, failed, _ = self._state.parts().load_tokens(self._state.find([key]))
         for reason in failed.values():
             raise ValueError(reason)
         return tokens[0]
@@ -282,7 +378,8 @@ class Gallery(OpenGallery):
         Raises:
             ValueError: if the dataset is not as described.
         """
-        self._require()
+        self._state.require()
         result = gallery_calibration.calibrate(self.encoder, dataset, rerank, max_false_alarms, name)
-        self._write_info(calibration=asdict(result))
+        with self._state.lock, writing_to(self._state.place.uri):
+            self._state.write_info(calibration=asdict(result))
         return result

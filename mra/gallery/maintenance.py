@@ -1,4 +1,4 @@
-"""What a gallery holds, whether it is sound, and taking out of its files what its records no longer name."""
+"""Count what a gallery holds, and check whether it is sound."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -6,30 +6,29 @@ from collections.abc import Callable
 import numpy as np
 
 from mra.gallery.parts import read_image
-from mra.gallery.picture_files import FileStore
-from mra.gallery.place import Place
-from mra.gallery.store import Store
-from mra.gallery.token_cache import TokenCache
-from mra.gallery.types import Calibration, GalleryStats, Skipped, Verification
+from mra.gallery.state import GalleryState
+from mra.gallery.types import GalleryStats, Skipped, Verification
 
 
 # Embeddings are means of two unit vectors: no longer than 1, up to rounding.
 LONGEST_EMBEDDING = 1.001
 
 
-def describe(place: Place, info: dict, files: FileStore, tokens: TokenCache | None) -> GalleryStats:
+def describe(state: GalleryState) -> GalleryStats:
     """Count what an open gallery holds; see `Gallery.stats`."""
-    cameras, times, images, copies = Counter(), [], 0, 0
-    for record in place.store.records():
+    cameras: Counter[str] = Counter()
+    times: list[str] = []
+    images = copies = 0
+    for record in state.store.records():
         images += 1
         cameras[record.camera] += 1
-        copies += files.is_copy(record.path)
+        copies += state.files.is_copy(record.path)
         if record.time:
             times.append(record.time)
-    sizes = {"index": place.index_bytes(), "tokens": tokens.size() if tokens else 0, "images": files.size()}
+    info = state.info
     return GalleryStats(
-        uri=place.uri,
-        collection=place.collection,
+        uri=state.place.uri,
+        collection=state.place.collection,
         images=images,
         cameras=dict(sorted(cameras.items())),
         first_time=min(times, default=None),
@@ -40,55 +39,34 @@ def describe(place: Place, info: dict, files: FileStore, tokens: TokenCache | No
         model=info["model"],
         fingerprint=info["fingerprint"],
         embedding_dim=info["embedding_dim"],
-        tokens=len(tokens) if tokens else 0,
-        disk_bytes=sizes,
-        calibration=read_calibration(info),
+        tokens=len(state.tokens),
+        disk_bytes={
+            "index": state.place.index_bytes(),
+            "tokens": state.tokens.size(),
+            "images": state.files.size(),
+        },
+        calibration=state.calibration,
     )
 
 
-def read_calibration(info: dict) -> Calibration | None:
-    """The calibration that a gallery remembers."""
-    saved = info.get("calibration")
-    return None if saved is None else Calibration(**saved | {"curve": [tuple(point) for point in saved["curve"]]})
-
-
-def examine(
-    store: Store,
-    info: dict,
-    files: FileStore,
-    tokens: TokenCache,
-    roots: list,
-    progress: Callable[[int, int], None] | None,
-) -> Verification:
+def examine(state: GalleryState, progress: Callable[[int, int], None] | None) -> Verification:
     """Read every image and embedding again; see `Gallery.verify`."""
-    result, total = Verification(), store.count()
-    for record in store.records(embeddings=True):
+    result, total = Verification(), state.store.count()
+    for record in state.store.records(embeddings=True):
         result.images += 1
         embedding = record.embedding
-        if embedding.shape != (info["embedding_dim"],) or not np.isfinite(embedding).all():
-            result.problems.append(Skipped(record.key, "the embedding is no finite vector of the right width"))
+        assert embedding is not None, "asked for"
+        if embedding.shape != (state.info["embedding_dim"],) or not np.isfinite(embedding).all():
+            reason = "the embedding is not a finite vector of the right width"
+            result.problems.append(Skipped(record.key, reason))
         elif not 0 < np.linalg.norm(embedding) <= LONGEST_EMBEDDING:
             result.problems.append(Skipped(record.key, "the embedding is longer than 1 or zero"))
         try:
-            read_image(record, files, roots)
+            read_image(record, state.files, state.roots)
         except ValueError as error:
             result.problems.append(Skipped(record.key, str(error).partition(": ")[2]))
-        result.tokens_missing += record.content not in tokens
+        result.tokens_missing += record.content not in state.tokens
         if progress is not None:
             progress(result.images, total)
     result.problems.sort(key=lambda problem: problem.key)
     return result
-
-
-def sweep(store: Store, files: FileStore, tokens: TokenCache) -> None:
-    """Delete tokens and copies that belong to no record, those of interrupted builds included."""
-    contents, paths = set(), set()
-    for record in store.records():
-        contents.add(record.content)
-        if files.is_copy(record.path):
-            paths.add(record.path)
-    for content in tokens.contents():
-        if content not in contents:
-            tokens.remove(content)
-    tokens.flush()
-    files.keep_only(paths)

@@ -234,6 +234,7 @@ class EmbeddedStore(MilvusStore):
 
     def purge(self) -> None:
         """Rewrite the collection without what was deleted."""
+        self._drop_leftovers()  # of a purge that did not fit on the disk
         old = self._client.describe_alias(self.collection)["collection_name"]
         new = self._generation(1 + int(old.rpartition("_")[2]))
         description = self._client.describe_collection(old)
@@ -284,7 +285,11 @@ def _connect(uri: str, token: str | None):
     except ImportError as error:
         raise extra_needed("searching a gallery on a disk or a server", "search", error) from error
     # They log every request that fails with a traceback, and raise it besides.
-    for name in ("pymilvus", "grpc._server", "milvus_lite.adapter"):
+    for name in (
+        "pymilvus",
+        "grpc._server",
+        *(f"milvus_lite.{part}" for part in ("adapter", "server_manager", "engine")),
+    ):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         # pymilvus pings every 10 s, which milvus-lite takes for an attack: it hangs up, with errors on the terminal.

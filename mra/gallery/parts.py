@@ -1,5 +1,6 @@
-"""What a gallery consists of, and how its parts give images and their tokens."""
+"""What indexing and searching work with: copies of images, and how the parts give images and their tokens."""
 
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,21 +9,67 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from images_mra import read_picture
-from mra.gallery.picture_files import FileStore
+from images_mra import open_picture, read_picture
+from mra.common.files import whole_file
 from mra.gallery.sources import content_hash
 from mra.gallery.store import Record, Store
 from mra.gallery.token_cache import TokenCache
 from mra.retrieval.encoders import Encoder
 
 
-# Images that are encoded at a time for want of cached tokens.
+# Name of the folder of copied images.
+COPIES = "images"
+
+# Images encoded at a time on a cache miss.
 IMAGES_PER_STEP = 32
+
+
+class FileStore:
+    """Copies of images under `<folder>/images`, named by their content, so that equal images share one.
+
+    Args:
+        folder: of the gallery's files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder / COPIES
+
+    def write(self, content: str, data: bytes) -> str:
+        """Keep the bytes of an image file and return their path relative to the folder."""
+        path = self.root / content[:2] / (content + _suffix(data))
+        if not path.exists():
+            # Its name is the hash of its content, which every reader checks.
+            with whole_file(path, flush=False) as unfinished:
+                unfinished.write_bytes(data)
+        return path.relative_to(self.folder).as_posix()
+
+    def is_copy(self, path: str) -> bool:
+        """Return whether the path of a record names a copy."""
+        return not os.path.isabs(path)
+
+    def resolve(self, path: str) -> Path:
+        """Return the file that the path of a record names."""
+        return self.folder / path if self.is_copy(path) else Path(path)
+
+    def keep_only(self, paths: set[str]) -> None:
+        """Delete every copy, finished or not, that is not among these paths."""
+        for file in list(self.root.rglob("*")):
+            if file.is_file() and file.relative_to(self.folder).as_posix() not in paths:
+                file.unlink()
+
+    def size(self) -> int:
+        """Return the bytes of all copies."""
+        return sum(file.stat().st_size for file in self.root.rglob("*") if file.is_file())
+
+
+def _suffix(data: bytes) -> str:
+    return f".{open_picture(data).format.lower()}"
 
 
 @dataclass(frozen=True)
 class GalleryParts:
-    """The parts of an open gallery.
+    """Hold the parts of an open gallery.
 
     Attributes:
         store: the records.
@@ -41,11 +88,11 @@ class GalleryParts:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def load_tokens(self, records: Sequence[Record]) -> tuple[torch.Tensor, dict[int, str], int]:
-        """Tokens of images, from the cache or encoded anew.
+        """Load tokens of images from the cache, or encode the images again.
 
         Returns:
-            (images, views, 1 + patches, hidden); the places whose image cannot be read, with the reason, whose tokens are 0;
-            how many were encoded.
+            Tokens `(images, views, 1 + patches, hidden)`; the places whose image cannot be read, with the reason, whose
+            tokens are 0; how many were encoded.
         """
         tokens = torch.zeros(len(records), *self.tokens.shape)
         absent, failed = [], {}

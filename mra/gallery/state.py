@@ -1,98 +1,118 @@
-"""An open gallery beneath its verbs: its place, its model, its cache, and what it remembers of itself."""
+"""What an open gallery consists of: its place, files, tokens and model, and what it remembers of itself."""
 
+import logging
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
 
 import torch
 
-from mra.gallery import maintenance as gallery_maintenance
-from mra.gallery.parts import GalleryParts
-from mra.gallery.picture_files import FileStore
+from mra.common.command_line import FullDiskError, find_full_disk
+from mra.gallery.parts import FileStore, GalleryParts
 from mra.gallery.place import FORMAT, Place, read_info
 from mra.gallery.sources import Source
-from mra.gallery.store import Record
+from mra.gallery.store import Record, Store
 from mra.gallery.token_cache import TOKEN_DTYPES, TokenCache
 from mra.gallery.types import DEFAULT_COLLECTION, Calibration
 from mra.gallery.where import RECORD_FIELDS, Where, parse_where
 from mra.retrieval.encoders import Encoder, TorchEncoder
 
 
-DEFAULT_TOKEN_CACHE = 4 * 2**30
-DEFAULT_THRESHOLD = 0.5
-DEFAULT_MATCH_WEIGHT = 1.0
+logger = logging.getLogger(__name__)
 
 
-class OpenGallery:
-    """What `Gallery` stands on; its arguments and errors are described there."""
+class GalleryState:
+    """Own the parts of an open gallery and what it remembers of itself.
+
+    An earlier removal that was interrupted is finished first. Where the disk is full, a warning says so and the gallery
+    opens all the same.
+
+    Attributes:
+        place: where the gallery lies, with the store of its records.
+        files: copies of images.
+        info: what the gallery remembers of itself, as `Store.read_info` gives it; empty before the first build.
+        lock: held while records, copies or tokens are read and written by several threads.
+
+    Args:
+        place: of the gallery; closed with the state.
+        model: folder or Hub id of the model; `None` for the one the gallery was built with.
+        encoder: what encodes and matches instead of `model` in PyTorch.
+        device: to run the model on; `None` for the GPU if there is one.
+        dtype: dtype of the forward passes; `None` for that of the weights.
+        token_cache: most bytes of the token cache on disk; 0 for none.
+        token_dtype: of a new gallery's token cache; `None` for the default.
+
+    Raises:
+        ValueError: if another version of this project wrote the gallery.
+        FullDiskError: if the disk is too full to open the gallery.
+    """
 
     def __init__(
         self,
-        uri: str | Path,
-        model: str | None = None,
+        place: Place,
         *,
-        collection: str = DEFAULT_COLLECTION,
-        token: str | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        encoder: Encoder | None = None,
-        files: str | Path | None = None,
-        token_cache: int = DEFAULT_TOKEN_CACHE,
-        token_dtype: str | None = None,
-        index: str | None = None,
-    ):
-        self._lock = threading.RLock()
+        model: str | None,
+        encoder: Encoder | None,
+        device: str | torch.device | None,
+        dtype: torch.dtype | None,
+        token_cache: int,
+        token_dtype: str | None,
+    ) -> None:
+        self.place = place
+        self.files = FileStore(place.files)
+        self.info: dict = {}
+        self.lock = threading.RLock()
         self._model, self._encoder, self._device, self._dtype = model, encoder, device, dtype
         self._token_cache, self._token_dtype = token_cache, token_dtype
-        self._place = Place(uri, collection, token, files, index)
-        self._files = FileStore(self._place.files)
         self._tokens: TokenCache | None = None
-        self._info: dict = {}
-        if self._place.store is not None:
-            try:
-                self._info = read_info(self._place.store, self._place.uri)
-                if self._info.get("is_removing"):
-                    self._finish_removal()
-            except BaseException:
-                self.close()
-                raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.close()
-
-    def __len__(self) -> int:
-        """Images in the gallery."""
-        return self._place.store.count() if self._info and self._place.store.exists() else 0
+        if place.store is None:
+            return
+        try:
+            self.info = read_info(place.store, place.uri)
+            if self.info.get("is_removing"):
+                self._resume_removal()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Let go of the gallery, so that another process can open it."""
+        """Release the gallery, so that another process can open it."""
         if self._tokens is not None:
             self._tokens.close()
             self._tokens = None
-        self._place.close()
-        self._info = {}
+        self.place.close()
+        self.info = {}
+
+    # ---------------------------------------------------------------- reading
+
+    @property
+    def store(self) -> Store:
+        """The store of a gallery that exists."""
+        assert self.place.store is not None, "`require` or `remember` comes first"
+        return self.place.store
+
+    @property
+    def exists(self) -> bool:
+        """Return whether the gallery has been built."""
+        return bool(self.info) and self.store.exists()
 
     @property
     def encoder(self) -> Encoder:
-        """The model, loaded on first use and checked against the gallery's; a `TorchEncoder` has `model` and `processor`.
+        """Load the model on first use and check it against the gallery's.
 
         Raises:
             ValueError: if no model is known, it cannot be loaded, or it is not the one the gallery was built with.
         """
-        with self._lock:
+        with self.lock:
             if self._encoder is None:
-                name = self._model or self._info.get("model")
+                name = self._model or self.info.get("model")
                 if name is None:
-                    raise ValueError(f"gallery {self._place.uri} is new: give the model to build it with")
+                    raise ValueError(f"gallery {self.place.uri} is new: give the model to build it with")
                 self._encoder = TorchEncoder(name, self._device, self._dtype)
-            known = self._info.get("fingerprint", self._encoder.fingerprint)
+            known = self.info.get("fingerprint", self._encoder.fingerprint)
             if known != self._encoder.fingerprint:
                 raise ValueError(
-                    f"gallery {self._place.uri} was built with {self._info['model']} (fingerprint {known[:12]}), not with "
+                    f"gallery {self.place.uri} was built with {self.info['model']} (fingerprint {known[:12]}), not with "
                     f"{self._encoder.name} (fingerprint {self._encoder.fingerprint[:12]}): their embeddings cannot be "
                     "compared; use that model, or build another gallery"
                 )
@@ -100,49 +120,51 @@ class OpenGallery:
 
     @property
     def roots(self) -> list[Path]:
-        """Folders that images of this gallery may lie in: those they were indexed from, and that of the copies."""
-        return [*map(Path, self._info.get("roots", [])), self._files.root]
+        """Return the folders that images may lie in: those they were indexed from, and that of the copies."""
+        return [*map(Path, self.info.get("roots", [])), self.files.root]
 
     @property
     def fields(self) -> dict[str, str]:
-        """What `where` can ask for: name and kind ("text", "time" or "number"), `key`, `camera` and `time` included."""
-        return RECORD_FIELDS | self._info.get("fields", {})
-
-    @property
-    def threshold(self) -> float:
-        """The calibrated threshold, 0.5 before any calibration."""
-        return DEFAULT_THRESHOLD if self.calibration is None else self.calibration.threshold
+        """Return name and kind of what `where` can ask for."""
+        return RECORD_FIELDS | self.info.get("fields", {})
 
     @property
     def calibration(self) -> Calibration | None:
-        """What `calibrate` saved, or None."""
-        return gallery_maintenance.read_calibration(self._info)
+        """Return the calibration that the gallery remembers."""
+        saved = self.info.get("calibration")
+        return None if saved is None else Calibration(**saved | {"curve": [tuple(point) for point in saved["curve"]]})
 
-    @property
-    def match_weight(self) -> float:
-        """Weight of the matching log-odds in the ranking: the calibrated one, else the model's own, else 1."""
-        if self.calibration is not None:
-            return self.calibration.match_weight
-        chosen = getattr(self.encoder, "match_weight", None)  # encoders of others may lack it
-        return DEFAULT_MATCH_WEIGHT if chosen is None else chosen
+    def require(self) -> None:
+        """Refuse a gallery that has not been built.
 
-    def _require(self) -> None:
-        if not self._info or not self._place.store.exists():
-            place, name = self._place, self._place.collection
+        Raises:
+            ValueError: with the command that builds it.
+        """
+        if not self.exists:
+            place, name = self.place, self.place.collection
             called, option = ("", "") if name == DEFAULT_COLLECTION else (f" {name}", f" --collection {name}")
             raise ValueError(
                 f"there is no gallery{called} at {place.uri}: make one with `mra index build --gallery "
                 f"{place.uri}{option} --images FOLDER --model MODEL`"
             )
 
-    def _where(self, text: str | None) -> Where | None:
-        return None if text is None or not text.strip() else parse_where(text, self.fields)
+    def parse(self, where: str | None) -> Where | None:
+        """Parse a condition on the fields of the gallery; nothing for an empty one.
 
-    def _find(self, keys: Iterable[str]) -> list[Record]:
-        """Records in the order of the keys, each once."""
-        self._require()
+        Raises:
+            ValueError: if it is not as `Gallery.search` describes it.
+        """
+        return None if where is None or not where.strip() else parse_where(where, self.fields)
+
+    def find(self, keys: Iterable[str]) -> list[Record]:
+        """Return records in the order of the keys, each once.
+
+        Raises:
+            ValueError: if there is no gallery or a key is unknown.
+        """
+        self.require()
         keys = list(dict.fromkeys(keys))
-        found = {record.key: record for record in self._place.store.records(keys=keys)}
+        found = {record.key: record for record in self.store.records(keys=keys)}
         unknown = [key for key in keys if key not in found]
         if unknown:
             raise ValueError(
@@ -150,24 +172,33 @@ class OpenGallery:
             )
         return [found[key] for key in keys]
 
-    def _cache(self) -> TokenCache:
+    @property
+    def tokens(self) -> TokenCache:
+        """Open the token cache on first use."""
         if self._tokens is None:
-            shape, dtype = self._info["token_shape"], self._info["token_dtype"]
-            path = self._place.files / "tokens.bin"
-            self._tokens = TokenCache(path, self._info["fingerprint"], shape, self._token_cache, dtype)
+            path = self.place.files / "tokens.bin"
+            shape, dtype = self.info["token_shape"], self.info["token_dtype"]
+            self._tokens = TokenCache(path, self.info["fingerprint"], shape, self._token_cache, dtype)
         return self._tokens
 
-    def _parts(self) -> GalleryParts:
-        with self._lock:
-            self._require()
-            return GalleryParts(self._place.store, self._files, self._cache(), self.encoder, self.roots, self._lock)
+    def parts(self) -> GalleryParts:
+        """Return what indexing and searching work with.
 
-    def _remember(self, encoder: Encoder, source: Source, fields: dict[str, str]) -> None:
-        """Make the index if there is none, and keep what the next process must know before anything is indexed."""
-        with self._lock:
-            store = self._place.make()
+        Raises:
+            ValueError: as `require` and `encoder`.
+        """
+        with self.lock:
+            self.require()
+            return GalleryParts(self.store, self.files, self.tokens, self.encoder, self.roots, self.lock)
+
+    # ---------------------------------------------------------------- writing
+
+    def remember(self, encoder: Encoder, source: Source, fields: dict[str, str]) -> None:
+        """Make the index if there is none, and write what the next process must know before anything is indexed."""
+        with self.lock:
+            store = self.place.make()
             name = str(Path(encoder.name).resolve()) if Path(encoder.name).exists() else encoder.name
-            info = self._info or {
+            info = self.info or {
                 "format": FORMAT,
                 "fingerprint": encoder.fingerprint,
                 "embedding_dim": encoder.embedding_dim,
@@ -177,17 +208,53 @@ class OpenGallery:
             }
             roots = [*info["roots"], *([str(source.root)] if source.root else [])]
             info = info | {"model": name, "fields": fields, "roots": sorted(set(roots))}
-            if info != self._info:
+            if info != self.info:
                 store.write_info(info)
-                self._info = info
+                self.info = info
             if not store.exists():
                 store.create(encoder.embedding_dim)
 
-    def _write_info(self, **changes) -> None:
-        self._place.store.write_info(self._info | changes)
-        self._info = self._info | changes
+    def write_info(self, **changes: object) -> None:
+        """Change what the gallery remembers of itself."""
+        self.store.write_info(self.info | changes)
+        self.info = self.info | changes
 
-    def _finish_removal(self) -> None:
-        gallery_maintenance.sweep(self._place.store, self._files, self._cache())
-        self._place.store.purge()
-        self._write_info(is_removing=False)
+    def sweep(self) -> None:
+        """Delete tokens and copies that belong to no record, those of interrupted builds included."""
+        contents, paths = set(), set()
+        for record in self.store.records():
+            contents.add(record.content)
+            if self.files.is_copy(record.path):
+                paths.add(record.path)
+        for content in self.tokens.contents():
+            if content not in contents:
+                self.tokens.remove(content)
+        self.tokens.flush()
+        self.files.keep_only(paths)
+
+    def finish_removal(self) -> None:
+        """Take what was removed off the disk.
+
+        Raises:
+            FullDiskError: if there is no room to rewrite the index; whoever opens the gallery next tries again.
+        """
+        try:
+            self.sweep()
+            self.store.purge()
+            self.write_info(is_removing=False)
+        except Exception as error:
+            words = find_full_disk(error)
+            if words is None:
+                raise
+            raise FullDiskError(
+                f"gallery {self.place.uri} cannot be rewritten without the images that were removed from it: the disk is "
+                f"full ({words}): no search finds them, but what is left of them stays on the disk; free some space and "
+                "open the gallery again, such as with `mra index stats`"
+            ) from error
+
+    def _resume_removal(self) -> None:
+        try:
+            with self.lock:
+                self.finish_removal()
+        except FullDiskError as error:  # what is left can be searched
+            logger.warning("%s", error)

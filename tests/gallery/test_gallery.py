@@ -58,7 +58,7 @@ def contents(gallery) -> dict:
             record.metadata,
             record.embedding.tobytes(),
         )
-        for record in gallery._place.store.records(embeddings=True)
+        for record in gallery._state.store.records(embeddings=True)
     }
 
 
@@ -84,7 +84,7 @@ def test_embeddings_are_those_of_evaluation(gallery, model, tmp_path):
     encoder = encoder_of(model)
     images = [Image.open(tmp_path / "people" / key) for key in keys]
     expected = encode_images(encoder.model, encoder.processor, images, batch_size=8)
-    found = {record.key: record.embedding for record in gallery._place.store.records(embeddings=True)}
+    found = {record.key: record.embedding for record in gallery._state.store.records(embeddings=True)}
     for key, embedding in zip(keys, expected.embeds, strict=True):
         torch.testing.assert_close(torch.tensor(found[key]), embedding, rtol=0, atol=1e-6)
 
@@ -352,7 +352,7 @@ def test_tokens_are_encoded_anew_where_the_cache_is_gone(model, tmp_path):
 
 def test_a_picture_that_is_gone_is_ranked_by_similarity_alone(gallery, tmp_path, caplog):
     keys = write_pictures(tmp_path / "people", 5)
-    gallery._token_cache = 0
+    gallery._state._token_cache = 0
     gallery.build(tmp_path / "people")
     (tmp_path / "people" / keys[0]).unlink()
     draw_picture(88).save(tmp_path / "people" / keys[1])
@@ -450,7 +450,7 @@ def test_remove_leaves_nothing_behind(model, tmp_path):
     place = tmp_path / "g.db"
     with Gallery(place, encoder=encoder_of(model)) as gallery:
         gallery.build(people, copy_images=True, batch_size=3)
-        record = next(r for r in gallery._place.store.records(embeddings=True) if r.key == gone)
+        record = next(r for r in gallery._state.store.records(embeddings=True) if r.key == gone)
         traces = {
             "key": gone.encode(),
             "content": record.content.encode(),
@@ -500,12 +500,12 @@ def test_an_interrupted_removal_is_finished_by_the_next_process(model, tmp_path,
     keys = write_pictures(tmp_path / "people", 4)
     with Gallery(tmp_path / "g.db", encoder=encoder_of(model)) as gallery:
         gallery.build(tmp_path / "people")
-        vector = next(r for r in gallery._place.store.records(embeddings=True) if r.key == keys[0]).embedding.tobytes()
+        vector = next(r for r in gallery._state.store.records(embeddings=True) if r.key == keys[0]).embedding.tobytes()
 
         def stop(*arguments):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(gallery._place.store, "purge", stop)
+        monkeypatch.setattr(gallery._state.store, "purge", stop)
         with pytest.raises(KeyboardInterrupt):
             gallery.remove(keys=[keys[0]])
     assert vector in everything_on_disk(tmp_path / "g.db")

@@ -105,7 +105,7 @@ WRITERS = (
     "mra.gallery.milvus.EmbeddedStore.upsert",
     "mra.gallery.milvus.EmbeddedStore.write_info",
     "mra.gallery.token_cache.TokenCache.write",
-    "mra.gallery.picture_files.FileStore.write",
+    "mra.gallery.parts.FileStore.write",
 )
 
 
@@ -156,7 +156,7 @@ def test_a_build_killed_five_times_equals_one_built_in_one_go(run, model, tmp_pa
     for name in ("killed", "whole"):
         with Gallery(tmp_path / f"{name}.db", encoder=encoder_of(model)) as gallery:
             assert gallery.verify().problems == []
-            records = {record.key: record for record in gallery._place.store.records(embeddings=True)}
+            records = {record.key: record for record in gallery._state.store.records(embeddings=True)}
             tokens = {key: gallery.image_tokens(key).numpy().tobytes() for key in records}
             copies = {path.name for path in gallery.roots[-1].rglob("*.*") if path.is_file()}
             hits = gallery.search("a red coat", top=40).hits

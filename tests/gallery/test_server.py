@@ -62,4 +62,4 @@ def test_every_kind_of_index_searches_and_is_remembered(milvus_server, model, tm
         expected = [hit.key for hit in gallery.search("a red coat").hits]
     with Gallery(milvus_server.uri, encoder=encoder_of(model), **options) as gallery:
         assert [hit.key for hit in gallery.search("a red coat").hits] == expected and len(expected) == 6
-        assert gallery._place.store.is_exact == (kind == "flat")
+        assert gallery._state.store.is_exact == (kind == "flat")

@@ -1,6 +1,5 @@
 """Search your own people: a gallery of images on disk or on a Milvus server, asked in words or by an image."""
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,14 +11,13 @@ from PIL import Image
 from mra.common.command_line import writing_to
 from mra.gallery import calibration as gallery_calibration
 from mra.gallery.indexing import Indexer
-from mra.gallery.maintenance import describe, examine
+from mra.gallery.maintenance import describe, examine, remove_records
 from mra.gallery.metadata import read_metadata
 from mra.gallery.parts import read_image
 from mra.gallery.place import Place
 from mra.gallery.searching import Question, answer, open_query_image
-from mra.gallery.sources import content_hash, open_source
+from mra.gallery.sources import open_source
 from mra.gallery.state import GalleryState
-from mra.gallery.store import Record
 from mra.gallery.types import (
     DEFAULT_COLLECTION,
     DEFAULT_RERANK,
@@ -37,8 +35,6 @@ from mra.retrieval.score_fusion import require_finite
 
 
 __all__ = ["BuildReport", "Calibration", "Gallery", "GalleryStats", "Hit", "SearchResult", "Skipped", "Verification"]
-
-logger = logging.getLogger(__name__)
 
 
 DEFAULT_TOKEN_CACHE = 4 * 2**30
@@ -241,32 +237,9 @@ class Gallery:
             raise ValueError("remove needs either where or keys, to say which images")
         with state.lock, writing_to(state.place.uri):
             records = list(state.store.records(state.parse(where))) if keys is None else state.find(keys)
-            if not records:
-                return 0
-            state.write_info(is_removing=True)  # a full disk refuses this, before any file is deleted
-            if delete_files:
-                self._delete_files(records)
-            state.store.delete([record.key for record in records])
-            state.finish_removal()
-            self._warn_of_twins({record.content for record in records})
+            if records:
+                remove_records(state, records, delete_files)
         return len(records)
-
-    def _delete_files(self, records: list[Record]) -> None:
-        """Delete the user's own files of records, unless another picture has taken the name."""
-        for record in records:
-            path = Path(record.path)
-            is_theirs = not self._state.files.is_copy(record.path) and path.exists()
-            if is_theirs and content_hash(path.read_bytes()) == record.content:
-                path.unlink()
-
-    def _warn_of_twins(self, contents: set[str]) -> None:
-        twins = sorted(record.key for record in self._state.store.records() if record.content in contents)
-        if twins:
-            logger.warning(
-                "equal pictures stay under %d other keys, such as %s: remove them too to delete the person for good",
-                len(twins),
-                twins[0],
-            )
 
     def stats(self) -> GalleryStats:
         """Count images, cameras, times, cached tokens and bytes."""
@@ -310,13 +283,6 @@ class Gallery:
         self._state.require()
         if text is None and image is None:
             raise ValueError("search needs a text, an image or both")
-        if text is not None and not text.strip():
-            raise ValueError("text must have a word in it")
-        for name, value, least in (("top", top, 1), ("rerank", rerank, 0)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must be a probability, 0 to 1, got {threshold}")
         question = Question(
             text=text,
             image=None if image is None else open_query_image(image),
@@ -336,10 +302,7 @@ class Gallery:
         """
         parts = self._state.parts()
         records = self._state.find(keys)
-        tokens, failed, _ = parts.load_tokens(records)
-        for reason in failed.values():
-            raise ValueError(reason)
-        log_odds = parts.encoder.match(parts.encoder.encode_texts(texts), tokens)
+        log_odds = parts.encoder.match(parts.encoder.encode_texts(texts), parts.require_tokens(records))
         require_finite(log_odds, lambda text, image: f"the text {texts[text]!r} and image {keys[image]}")
         return log_odds.sigmoid().mean(dim=0)
 
@@ -358,10 +321,7 @@ class Gallery:
         Raises:
             ValueError: as `image`.
         """
-        tokens, failed, _ = self._state.parts().load_tokens(self._state.find([key]))
-        for reason in failed.values():
-            raise ValueError(reason)
-        return tokens[0]
+        return self._state.parts().require_tokens(self._state.find([key]))[0]
 
     def calibrate(
         self, dataset, *, rerank: int = DEFAULT_RERANK, max_false_alarms: float | None = None, name: str = ""

@@ -1,14 +1,20 @@
-"""Count what a gallery holds, and check whether it is sound."""
+"""Count what a gallery holds, check whether it is sound, and remove images for good."""
 
+import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from mra.gallery.parts import read_image
+from mra.gallery.sources import content_hash
 from mra.gallery.state import GalleryState
+from mra.gallery.store import Record
 from mra.gallery.types import GalleryStats, Skipped, Verification
 
+
+logger = logging.getLogger(__name__)
 
 # Embeddings are means of two unit vectors: no longer than 1, up to rounding.
 LONGEST_EMBEDDING = 1.001
@@ -70,3 +76,33 @@ def examine(state: GalleryState, progress: Callable[[int, int], None] | None) ->
             progress(result.images, total)
     result.problems.sort(key=lambda problem: problem.key)
     return result
+
+
+def remove_records(state: GalleryState, records: Sequence[Record], delete_files: bool) -> None:
+    """Remove images for good and warn of equal pictures that stay; see `Gallery.remove`.
+
+    Args:
+        state: of the gallery; the caller holds its lock.
+        records: of the images.
+        delete_files: delete the user's own files too, unless another picture has taken the name.
+
+    Raises:
+        FullDiskError: as `GalleryState.finish_removal`.
+    """
+    state.write_info(is_removing=True)  # a full disk refuses this, before any file is deleted
+    if delete_files:
+        for record in records:
+            path = Path(record.path)
+            is_theirs = not state.files.is_copy(record.path) and path.exists()
+            if is_theirs and content_hash(path.read_bytes()) == record.content:
+                path.unlink()
+    state.store.delete([record.key for record in records])
+    state.finish_removal()
+    contents = {record.content for record in records}
+    twins = sorted(record.key for record in state.store.records() if record.content in contents)
+    if twins:
+        logger.warning(
+            "equal pictures stay under %d other keys, such as %s: remove them too to delete the person for good",
+            len(twins),
+            twins[0],
+        )

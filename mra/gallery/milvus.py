@@ -1,5 +1,6 @@
 """Records of a gallery in Milvus: embedded in this process (milvus-lite) or on a server, through one client."""
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -284,26 +285,44 @@ def _connect(uri: str, token: str | None):
         from pymilvus import MilvusClient
     except ImportError as error:
         raise extra_needed("searching a gallery on a disk or a server", "search", error) from error
-    # They log every request that fails with a traceback, and raise it besides.
-    for name in (
-        "pymilvus",
-        "grpc._server",
-        *(f"milvus_lite.{part}" for part in ("adapter", "server_manager", "engine")),
-    ):
+    # They log every request that fails with a traceback, and raise it besides; the engine tries again at the next flush.
+    for name in ("pymilvus", "grpc._server", "milvus_lite.adapter", "milvus_lite.engine"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    with _logged_errors("milvus_lite.server_manager") as logged:
+        try:
+            # pymilvus pings every 10 s, which milvus-lite takes for an attack: it hangs up, with errors on the terminal.
+            options = {} if is_server(uri) else {"grpc_options": {"grpc.keepalive_time_ms": NEVER_MS}}
+            return MilvusClient(uri, token=token or "", **options)
+        except Exception as error:
+            cause = logged[-1] if logged else error
+            raise _readable(cause, uri) from cause
+
+
+@contextlib.contextmanager
+def _logged_errors(name: str) -> Iterator[list[BaseException]]:
+    """Collect the exceptions that a library logs, with a traceback on the terminal, instead of raising them."""
+    errors: list[BaseException] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            errors.append(error)
+        return error is None
+
+    library = logging.getLogger(name)
+    library.addFilter(collect)
     try:
-        # pymilvus pings every 10 s, which milvus-lite takes for an attack: it hangs up, with errors on the terminal.
-        options = {} if is_server(uri) else {"grpc_options": {"grpc.keepalive_time_ms": NEVER_MS}}
-        return MilvusClient(uri, token=token or "", **options)
-    except Exception as error:
-        raise _readable(error, uri) from error
+        yield errors
+    finally:
+        library.removeFilter(collect)
 
 
-def _readable(error: Exception, uri: str) -> ValueError:
+def _readable(error: BaseException, uri: str) -> ValueError:
     reason = getattr(error, "message", None) or str(error)
-    return ValueError(
-        f"gallery {uri} cannot be opened ({reason}): check address, token and that Milvus is running there"
-    )
+    hint = "check address, token and that Milvus is running there"
+    if not is_server(uri):
+        hint = "check that the folder holds a gallery and can be written"
+    return ValueError(f"gallery {uri} cannot be opened ({reason}): {hint}")
 
 
 def _refuse_locked(path: Path) -> None:

@@ -119,6 +119,17 @@ class GalleryParts:
                     self.tokens.write(records[place].content, of_image)
         return tokens, failed, len(absent) - len(failed)
 
+    def require_tokens(self, records: Sequence[Record]) -> torch.Tensor:
+        """Load tokens `(images, views, 1 + patches, hidden)` of images that must all be readable.
+
+        Raises:
+            ValueError: if one cannot be read.
+        """
+        tokens, failed, _ = self.load_tokens(records)
+        for reason in failed.values():
+            raise ValueError(reason)
+        return tokens
+
 
 def read_image(record: Record, files: FileStore, roots: Sequence[Path]) -> Image.Image:
     """Read the image of a record, upright and RGB.

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Question:
-    """What is asked.
+    """Hold what is asked.
 
     Attributes:
         text: a sentence, or None.
@@ -35,6 +35,9 @@ class Question:
         threshold: matching probability of a likely hit.
         match_weight: weight of the matching log-odds in the ranking.
         timings: seconds of each stage, filled by `answer`.
+
+    Raises:
+        ValueError: if a value is not as described.
     """
 
     text: str | None
@@ -45,6 +48,15 @@ class Question:
     threshold: float
     match_weight: float
     timings: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.text is not None and not self.text.strip():
+            raise ValueError("text must have a word in it")
+        for name, value, least in (("top", self.top, 1), ("rerank", self.rerank, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be a probability, 0 to 1, got {self.threshold}")
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:

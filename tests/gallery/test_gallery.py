@@ -1,7 +1,9 @@
 """A gallery from Python: what is encoded when, ranks as evaluation gives them, removal for good, and who may open it."""
 
 import dataclasses
+import errno
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -17,8 +19,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from mra.common.command_line import FullDiskError
 from mra.gallery import Gallery
 from mra.gallery.metadata import read_metadata
+from mra.gallery.milvus import EmbeddedStore
 from mra.gallery.sources import open_source
 from mra.retrieval import RetrievalChoice, encode_images, evaluate_retrieval
 from mra.retrieval.encoders import TorchEncoder
@@ -512,6 +516,78 @@ def test_an_interrupted_removal_is_finished_by_the_next_process(model, tmp_path,
     with Gallery(tmp_path / "g.db", encoder=encoder_of(model)) as gallery:
         assert len(gallery) == 3
     assert vector not in everything_on_disk(tmp_path / "g.db")
+
+
+# ---------------------------------------------------------------- full disks
+
+
+def full_disk(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_removal_without_room_to_rewrite_the_index_leaves_the_gallery_searchable(model, tmp_path, caplog):
+    people, place = tmp_path / "people", tmp_path / "g.db"
+    keys = write_pictures(people, 4)
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        gallery.build(people)
+        vector = next(r for r in gallery._state.store.records(embeddings=True) if r.key == keys[0]).embedding.tobytes()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(EmbeddedStore, "purge", full_disk)
+            with pytest.raises(FullDiskError, match=r"cannot be rewritten without the images .* the disk is full"):
+                gallery.remove(keys=[keys[0]])
+        assert keys[0] not in {hit.key for hit in gallery.search("a red coat").hits}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EmbeddedStore, "purge", full_disk)
+        with Gallery(place, encoder=encoder_of(model)) as gallery:
+            assert "cannot be rewritten" in caplog.text
+            assert sorted(hit.key for hit in gallery.search("a red coat").hits) == sorted(keys[1:])
+    assert vector in everything_on_disk(place)
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        assert gallery.verify().problems == [] and len(gallery) == 3
+    assert vector not in everything_on_disk(place)
+
+
+def test_a_rewriting_that_did_not_fit_can_be_repeated_in_the_same_process(model, tmp_path):
+    keys = write_pictures(tmp_path / "people", 3)
+    with Gallery(tmp_path / "g.db", encoder=encoder_of(model)) as gallery:
+        gallery.build(tmp_path / "people")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gallery._state.store._client, "flush", full_disk)
+            with pytest.raises(OSError, match="No space left"):
+                gallery._state.store.purge()
+        assert gallery.remove(keys=[keys[0]]) == 1
+        assert gallery.verify().problems == [] and len(gallery) == 2
+
+
+@pytest.mark.parametrize("write", ["write_info", "upsert", "flush"])
+def test_a_full_disk_names_the_gallery_and_the_next_call_succeeds(model, tmp_path, write):
+    people, place = tmp_path / "people", tmp_path / "g.db"
+    keys = write_pictures(people, 4)
+    with Gallery(place, encoder=encoder_of(model)) as gallery, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EmbeddedStore, write, full_disk)
+        with pytest.raises(FullDiskError, match=rf"{place} cannot be written: the disk is full"):
+            gallery.build(people)
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        gallery.build(people)
+        assert gallery.verify().problems == [] and len(gallery) == 4
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(EmbeddedStore, "write_info", full_disk)
+            for change in (
+                lambda: gallery.remove(keys=keys[:1], delete_files=True),
+                lambda: gallery.calibrate(make_split(), rerank=4),
+            ):
+                with pytest.raises(FullDiskError, match="what was there before is unchanged"):
+                    change()
+        assert (people / keys[0]).exists() and len(gallery) == 4 and gallery.calibration is None
+
+
+def test_a_gallery_that_cannot_be_opened_on_a_full_disk_says_so(tmp_path, monkeypatch, capfd):
+    """milvus-lite logs the reason and reports only that it failed."""
+    monkeypatch.setattr("milvus_lite.adapter.grpc.server.start_server_in_thread", full_disk)
+    (tmp_path / "g.db").mkdir()
+    with pytest.raises(FullDiskError, match=r"g\.db cannot be written: the disk is full"):
+        Gallery(tmp_path / "g.db")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 # ---------------------------------------------------------------- opening

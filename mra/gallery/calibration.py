@@ -1,6 +1,7 @@
 """Thresholds of the matching probability: false alarms against misses on a labelled split."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,6 +12,10 @@ from mra.retrieval.metrics import retrieval_metrics
 from mra.retrieval.reranking import similarity_matrix, top_k
 from mra.retrieval.retrieval_choice import MATCH_WEIGHTS, choice_score
 from mra.retrieval.score_fusion import fuse_scores
+
+
+if TYPE_CHECKING:
+    from mra.common.tables import Table
 
 
 CURVE_POINTS = 201
@@ -37,7 +42,7 @@ class SplitScores:
     gallery_ids: torch.Tensor
 
 
-def score_split(encoder: Encoder, dataset, rerank: int) -> SplitScores:
+def score_split(encoder: Encoder, dataset: "Table", rerank: int) -> SplitScores:
     """Match every caption of a split with its nearest images.
 
     As many more than `rerank` are taken as one person has images, so that `rerank` are left without that person's.
@@ -80,7 +85,7 @@ def choose_match_weight(scores: SplitScores, temperature: float, rerank: int) ->
 def threshold_curve(
     scores: SplitScores, temperature: float, match_weight: float, rerank: int
 ) -> list[tuple[float, float, float]]:
-    """False alarms and misses at thresholds from 0 to 1.
+    """Measure false alarms and misses at thresholds from 0 to 1.
 
     A false alarm: the query's person is taken out of the gallery, and the first hit of the ranking that is left reaches the
     threshold. A miss: the person is in the gallery, and the first of their images in the ranking does not reach it, or none
@@ -109,12 +114,12 @@ def threshold_curve(
 
 
 def calibrate(
-    encoder: Encoder, dataset, rerank: int, max_false_alarms: float | None = None, name: str = ""
+    encoder: Encoder, dataset: "Table", rerank: int, max_false_alarms: float | None = None, name: str = ""
 ) -> Calibration:
     """Choose a threshold and a weight of the matching score; see `Gallery.calibrate`.
 
     Raises:
-        ValueError: as `score_split`, and if `max_false_alarms` is no share.
+        ValueError: as `score_split`, and if `max_false_alarms` is not a share.
     """
     if max_false_alarms is not None and not 0 <= max_false_alarms < 1:
         raise ValueError(f"max_false_alarms must be a share, from 0 to below 1, got {max_false_alarms}")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from PIL import Image
@@ -12,11 +12,11 @@ from mra.common.command_line import writing_to
 from mra.gallery import calibration as gallery_calibration
 from mra.gallery.indexing import Indexer
 from mra.gallery.maintenance import describe, examine, remove_records
-from mra.gallery.metadata import read_metadata
+from mra.gallery.metadata import MetadataSource, read_metadata
 from mra.gallery.parts import read_image
 from mra.gallery.place import Place
 from mra.gallery.searching import Question, answer, open_query_image
-from mra.gallery.sources import open_source
+from mra.gallery.sources import ImageSource, open_source
 from mra.gallery.state import GalleryState
 from mra.gallery.types import (
     DEFAULT_COLLECTION,
@@ -34,6 +34,10 @@ from mra.retrieval.encoders import Encoder
 from mra.retrieval.score_fusion import require_finite
 
 
+if TYPE_CHECKING:
+    from mra.common.tables import Table
+
+
 __all__ = ["BuildReport", "Calibration", "Gallery", "GalleryStats", "Hit", "SearchResult", "Skipped", "Verification"]
 
 
@@ -43,7 +47,7 @@ DEFAULT_MATCH_WEIGHT = 1.0
 
 
 class Gallery:
-    """Search images by words, by an image or by both.
+    """Images that can be searched by words, by an image or by both.
 
     Args:
         uri: a path that ends in `.db` (embedded Milvus, a folder), `http://host:19530` (a Milvus server) or ":memory:"
@@ -145,8 +149,8 @@ class Gallery:
 
     def build(
         self,
-        images,
-        metadata=None,
+        images: ImageSource,
+        metadata: MetadataSource = None,
         *,
         split: str | None = None,
         prefix: str = "",
@@ -202,7 +206,7 @@ class Gallery:
                     state.sweep()
         return report
 
-    def add(self, images, metadata=None, **options) -> BuildReport:
+    def add(self, images: ImageSource, metadata: MetadataSource = None, **options: Any) -> BuildReport:
         """Index more images into a gallery that exists; arguments are those of `build`.
 
         Raises:
@@ -295,7 +299,7 @@ class Gallery:
         return answer(self._state.parts(), question)
 
     def match(self, texts: Sequence[str], keys: Sequence[str]) -> torch.Tensor:
-        """Matching probabilities (texts, keys) of sentences or phrases with images of the gallery.
+        """Return matching probabilities `(texts, keys)` of sentences or phrases with images of the gallery.
 
         Raises:
             ValueError: if a key is unknown, a text has no word in it, or a matching score is not finite.
@@ -307,7 +311,7 @@ class Gallery:
         return log_odds.sigmoid().mean(dim=0)
 
     def image(self, key: str) -> Image.Image:
-        """The image as it was encoded: upright and RGB.
+        """Read an image as it was encoded: upright and RGB.
 
         Raises:
             ValueError: if the key is unknown, its file is gone or unreadable, or it lies outside `roots`.
@@ -316,7 +320,7 @@ class Gallery:
         return read_image(record, self._state.files, self.roots)
 
     def image_tokens(self, key: str) -> torch.Tensor:
-        """Tokens (views, 1 + patches, hidden) of an image, from the cache or encoded again; the second view is its mirror.
+        """Load tokens `(views, 1 + patches, hidden)` of an image; the second view is its mirror image.
 
         Raises:
             ValueError: as `image`.
@@ -324,7 +328,7 @@ class Gallery:
         return self._state.parts().require_tokens(self._state.find([key]))[0]
 
     def calibrate(
-        self, dataset, *, rerank: int = DEFAULT_RERANK, max_false_alarms: float | None = None, name: str = ""
+        self, dataset: "Table", *, rerank: int = DEFAULT_RERANK, max_false_alarms: float | None = None, name: str = ""
     ) -> Calibration:
         """Choose the threshold and the weight of the matching score on a labelled split, and save both with the gallery.
 

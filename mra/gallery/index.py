@@ -1,4 +1,4 @@
-"""The verbs that make and keep a gallery of one's own images: `mra index build`, `add`, `remove`, `stats`, `verify`, `calibrate`."""
+"""Make and keep a gallery of your own images: `mra index build`, `add`, `remove`, `stats`, `verify`, `calibrate`."""
 
 import json
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def _index(
 
 
 def format_report(report: BuildReport) -> str:
-    """The report in words, with the first of each list of names."""
+    """Put the report in words, with the first of each list of names."""
     rate = f", {report.encoded / report.seconds:.1f} encoded a second" if report.encoded else ""
     lines = [
         f"{report.added:,} added, {report.changed:,} changed, {report.unchanged:,} unchanged "

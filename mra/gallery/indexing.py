@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -49,7 +50,7 @@ class Indexer:
         batch_size: int = 32,
         num_workers: int = 2,
         progress: Callable[[int, int], None] | None = None,
-    ):
+    ) -> None:
         for name, value in (("batch_size", batch_size), ("num_workers", num_workers)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -134,7 +135,7 @@ class Indexer:
     def _loaded(self, pool: ThreadPoolExecutor, items: list[Item]) -> Iterator[tuple[Item, bytes, Image.Image]]:
         """Images that can be decoded, with the next batch being decoded meanwhile."""
 
-        def load(item: Item):
+        def load(item: Item) -> tuple[bytes, Image.Image] | tuple[None, Exception]:
             try:
                 data = item.read()
                 return data, read_picture(data)
@@ -174,7 +175,7 @@ class Indexer:
                 f"model {self.parts.encoder.name} gives embeddings that are not finite: try --dtype float32"
             )
 
-    def _record(self, item: Item, content: str, data: bytes | None, embedding) -> Record:
+    def _record(self, item: Item, content: str, data: bytes | None, embedding: Any) -> Record:
         before = self.existing.get(item.key)
         label = self.labels.of_key.get(item.key)
         if label is None:

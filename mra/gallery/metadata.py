@@ -5,12 +5,17 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from mra.gallery.sources import RESERVED, Source, is_field_name
 from mra.gallery.where import read_time
+
+
+# What `Gallery.build` takes as metadata: a CSV file, rows, or nothing.
+MetadataSource: TypeAlias = str | Path | Iterable[Mapping[str, Any]] | None
 
 
 MAX_CAMERA_BYTES = 256
@@ -36,7 +41,7 @@ class Labels:
     unmatched: list[str]
 
 
-def read_metadata(metadata, source: Source, kinds: Mapping[str, str], prefix: str = "") -> Labels:
+def read_metadata(metadata: MetadataSource, source: Source, kinds: Mapping[str, str], prefix: str = "") -> Labels:
     """Read what is known of the images, and the kinds of its columns.
 
     Args:
@@ -97,7 +102,7 @@ def _find_images(path: str, found: Mapping[str, str | None], prefix: str, base: 
     return list(dict.fromkeys(found[name] or name for name in candidates if name in found))
 
 
-def _metadata_rows(metadata, place: str) -> Iterator[tuple[int, dict]]:
+def _metadata_rows(metadata: MetadataSource, place: str) -> Iterator[tuple[int, dict]]:
     if not isinstance(metadata, str | Path):
         yield from ((number, dict(row)) for number, row in enumerate(metadata, start=1))
         return
@@ -156,18 +161,18 @@ def _label(rows: list[tuple[str, object, dict]], kinds: dict[str, str], place: s
     return Labels(of_key, kinds, unmatched)
 
 
-def _camera(value) -> str:
+def _camera(value: Any) -> str:
     text = str(value).strip()
     if len(text.encode()) > MAX_CAMERA_BYTES:
         raise ValueError(f"is longer than {MAX_CAMERA_BYTES} bytes")
     return text
 
 
-def _time(value) -> str:
+def _time(value: Any) -> str:
     return read_time(value.isoformat() if hasattr(value, "isoformat") else str(value))
 
 
-def _value(value, kind: str) -> Value:
+def _value(value: Any, kind: str) -> Value:
     if kind == "number":
         if not _is_number(value):
             raise ValueError(f"must be a number, as it is for the other images, got {value!r}")
@@ -181,13 +186,13 @@ def _value(value, kind: str) -> Value:
     return text
 
 
-def _is_number(value) -> bool:
+def _is_number(value: Any) -> bool:
     if isinstance(value, str):
         return bool(_NUMBER.fullmatch(value.strip()))
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_empty(value) -> bool:
+def _is_empty(value: Any) -> bool:
     if isinstance(value, float) and math.isnan(value):  # what pandas makes of an empty cell
         return True
     return value is None or (isinstance(value, str) and not value.strip())

@@ -54,7 +54,7 @@ class MilvusStore:
         ValueError: if pymilvus is missing, the server cannot be reached or refuses the token, or an argument is wrong.
     """
 
-    def __init__(self, uri: str, collection: str, token: str | None = None, index: str = "hnsw"):
+    def __init__(self, uri: str, collection: str, token: str | None = None, index: str = "hnsw") -> None:
         if index not in INDEXES:
             raise ValueError(f"index must be one of {', '.join(INDEXES)}, got {index!r}")
         if not collection.isidentifier() or not collection.isascii() or len(collection) > 200:
@@ -74,23 +74,28 @@ class MilvusStore:
 
     @property
     def is_exact(self) -> bool:
+        """Return whether a search compares every record."""
         return self._index == "flat"
 
     def exists(self) -> bool:
+        """Return whether there is an index already."""
         return self._exists
 
     def create(self, dim: int) -> None:
+        """Make an empty index of embeddings of that width."""
         self._index = self._new_index
         self._create_records(self.collection, dim)
         self._exists = True
 
     def read_info(self) -> dict[str, Any]:
+        """Return what `write_info` kept, {} where there is nothing."""
         if not self._client.has_collection(self.info_collection):
             return {}
         rows = self._client.query(self.info_collection, filter='name == "info"', output_fields=["value"])
         return json.loads(rows[0]["value"]) if rows else {}
 
     def write_info(self, info: dict[str, Any]) -> None:
+        """Keep a mapping of JSON values about the gallery as a whole."""
         from pymilvus import DataType
 
         value = json.dumps(info)
@@ -107,11 +112,13 @@ class MilvusStore:
         self._client.upsert(self.info_collection, [{"name": "info", "value": value, "unused": [0.0, 0.0]}])
 
     def upsert(self, records: list[Record]) -> None:
+        """Write records in place of those with their keys."""
         for start in range(0, len(records), RECORDS_PER_REQUEST):
             rows = [_to_row(record) for record in records[start : start + RECORDS_PER_REQUEST]]
             self._client.upsert(self.collection, rows)
 
     def delete(self, keys: list[str]) -> None:
+        """Delete records by key; `purge` takes them off the disk."""
         for start in range(0, len(keys), RECORDS_PER_REQUEST):
             self._client.delete(self.collection, ids=keys[start : start + RECORDS_PER_REQUEST])
 
@@ -121,14 +128,17 @@ class MilvusStore:
         self._client.compact(self.collection)
 
     def flush(self) -> None:
+        """Bring what was written into its final form."""
         self._client.flush(self.collection)
 
     def count(self) -> int:
+        """Return the number of records."""
         return int(self._client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"])
 
     def records(
         self, where: Where | None = None, keys: Iterable[str] | None = None, embeddings: bool = False
     ) -> Iterator[Record]:
+        """Yield all records, those that match, or those with some keys."""
         fields = [*MAX_TEXT_BYTES, "metadata"] + (["embedding"] if embeddings else [])
         condition = "" if where is None else where.to_milvus()
         if keys is None:
@@ -142,6 +152,7 @@ class MilvusStore:
             yield from map(_to_record, rows)
 
     def search(self, embedding: np.ndarray, limit: int, where: Where | None = None) -> list[tuple[Record, float]]:
+        """Return the nearest records, best first, with their dot products."""
         limit = min(limit, MAX_HITS)
         parameters = dict(SEARCH_PARAMETERS[self._index])
         if "ef" in parameters:
@@ -158,6 +169,7 @@ class MilvusStore:
         return [(_to_record(hit["entity"]), float(hit["distance"])) for hit in hits]
 
     def close(self) -> None:
+        """Release the place."""
         self._client.close()
 
     def _create_records(self, name: str, dim: int) -> None:
@@ -170,7 +182,7 @@ class MilvusStore:
         schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=dim)
         self._create(name, schema, "embedding", INDEXES[self._index])
 
-    def _create(self, name: str, schema, vector: str, index: dict) -> None:
+    def _create(self, name: str, schema: Any, vector: str, index: dict) -> None:
         indexes = self._client.prepare_index_params()
         indexes.add_index(vector, metric_type="IP", **index)
         self._client.create_collection(name, schema=schema, index_params=indexes, consistency_level="Strong")
@@ -206,7 +218,7 @@ class EmbeddedStore(MilvusStore):
 
     _open_folders: dict[str, int] = {}  # noqa: RUF012 (stores of this process on one folder share its server)
 
-    def __init__(self, path: Path, collection: str, index: str = "flat"):
+    def __init__(self, path: Path, collection: str, index: str = "flat") -> None:
         if path.suffix != ".db":
             raise ValueError(f"gallery {path} must end in .db, be a server's http:// address or :memory:")
         if not path.parent.is_dir():
@@ -223,6 +235,7 @@ class EmbeddedStore(MilvusStore):
         self._drop_leftovers()
 
     def create(self, dim: int) -> None:
+        """Make an empty index of embeddings of that width."""
         name = self._generation(1)
         self._index = self._new_index
         self._create_records(name, dim)
@@ -230,6 +243,7 @@ class EmbeddedStore(MilvusStore):
         self._exists = True
 
     def write_info(self, info: dict[str, Any]) -> None:
+        """Keep a mapping of JSON values about the gallery as a whole."""
         super().write_info(info)
         self._client.flush(self.info_collection)  # a server has it in its log already, and flushes seldom by choice
 
@@ -255,6 +269,7 @@ class EmbeddedStore(MilvusStore):
         self._client.drop_collection(old)
 
     def close(self) -> None:
+        """Release the place."""
         from mra.common.private_interfaces import release_milvus_lite  # its torch is not needed to open a gallery
 
         super().close()
@@ -276,11 +291,11 @@ class EmbeddedStore(MilvusStore):
 
 
 def is_server(uri: str) -> bool:
-    """Whether a gallery's place is the address of a Milvus server."""
+    """Return whether a gallery's place is the address of a Milvus server."""
     return urlparse(uri).scheme in ("http", "https", "tcp", "unix")
 
 
-def _connect(uri: str, token: str | None):
+def _connect(uri: str, token: str | None) -> Any:
     try:
         from pymilvus import MilvusClient
     except ImportError as error:

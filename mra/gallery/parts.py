@@ -69,7 +69,7 @@ def _suffix(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class GalleryParts:
-    """Hold the parts of an open gallery.
+    """Parts that indexing and searching work with.
 
     Attributes:
         store: the records.

@@ -40,7 +40,7 @@ class Place:
         token: str | None = None,
         files: str | Path | None = None,
         index: str | None = None,
-    ):
+    ) -> None:
         self.uri, self.collection, self._token = str(uri), collection, token
         self.is_server = is_server(self.uri)
         self.is_embedded = not self.is_server and self.uri != MEMORY
@@ -98,7 +98,7 @@ class Place:
 
 
 def read_info(store: Store, uri: str) -> dict:
-    """What a gallery remembers of itself: model, fields, roots, calibration; {} for a new one.
+    """Read what a gallery remembers of itself: model, fields, roots, calibration; {} for a new one.
 
     Raises:
         ValueError: if another version of this project wrote it.

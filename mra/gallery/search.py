@@ -69,7 +69,7 @@ def to_json(question: str, result: SearchResult, names: list[str], phrases: list
 
 
 def to_table(question: str, result: SearchResult, names: list[str], phrases: list[list[float]]) -> str:
-    """The hits as a plain-text table under the question."""
+    """Lay out the hits as a plain-text table under the question."""
     seconds = ", ".join(f"{stage} {value:.2f}" for stage, value in result.timings.items())
     order = "" if result.match_weight is None else f" ({fusion_name('posterior', result.match_weight)})"
     lines = [question, f"{len(result.hits)} hits, {result.reranked} re-ranked{order}; seconds: {seconds}"]
@@ -95,7 +95,7 @@ def to_table(question: str, result: SearchResult, names: list[str], phrases: lis
 
 
 def to_row(gallery: Gallery, question: str, result: SearchResult) -> RankedQuery:
-    """The best hits as a row of the picture, without those whose file is gone; red marks what is probably wrong."""
+    """Make a row of the picture of the best hits whose file is still there; red marks what is probably wrong."""
     images, hits = [], []
     for hit in result.hits[:IN_PICTURE]:
         try:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Question:
-    """Hold what is asked.
+    """One question to a gallery.
 
     Attributes:
         text: a sentence, or None.
@@ -99,10 +99,10 @@ def answer(parts: GalleryParts, question: Question) -> SearchResult:
 
 
 def open_query_image(image: Image.Image | str | Path) -> Image.Image:
-    """The image to search by, upright and RGB.
+    """Read the image to search by, upright and RGB.
 
     Raises:
-        ValueError: if the file cannot be read or is no image.
+        ValueError: if the file cannot be read or is not an image.
     """
     try:
         return read_picture(image)
@@ -113,7 +113,7 @@ def open_query_image(image: Image.Image | str | Path) -> Image.Image:
 
 
 def _encode(parts: GalleryParts, question: Question) -> tuple[TextEncodings | None, torch.Tensor]:
-    """Encodings of the sentence, and the (dim,) embedding to search with: of sentence or image, or the mean of both."""
+    """Encode the sentence, and return it with the `(dim,)` embedding to search with: the mean where both are given."""
     embeddings, texts = [], None
     if question.text is not None:
         texts = parts.encoder.encode_texts([question.text])

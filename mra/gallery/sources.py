@@ -5,10 +5,19 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from PIL import Image
 
 from mra.gallery.where import RECORD_FIELDS
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+# What `Gallery.build` indexes: a folder or data set by name, files, or a data set. A text, so that datasets is not imported.
+ImageSource: TypeAlias = "str | Path | Sequence[str | Path] | datasets.Dataset"
 
 
 # Formats that Pillow opens but nobody means by "an image in a folder".
@@ -56,7 +65,9 @@ class Source:
     refused: list[tuple[str, str]] = field(default_factory=list)
 
 
-def open_source(images, prefix: str = "", split: str | None = None, gallery_folder: Path | None = None) -> Source:
+def open_source(
+    images: ImageSource, prefix: str = "", split: str | None = None, gallery_folder: Path | None = None
+) -> Source:
     """Find the images of a folder, a list of files, or a data set.
 
     Args:
@@ -66,7 +77,7 @@ def open_source(images, prefix: str = "", split: str | None = None, gallery_fold
         gallery_folder: left out where it lies in the folder of images.
 
     Raises:
-        ValueError: if there are none, or this is no folder, list of files or data set.
+        ValueError: if there are none, or this is not a folder, a list of files or a data set.
     """
     if isinstance(images, str | Path):
         folder = Path(images)
@@ -92,7 +103,7 @@ def open_source(images, prefix: str = "", split: str | None = None, gallery_fold
 
 
 def content_hash(data: bytes) -> str:
-    """SHA-256 of an image file, hexadecimal: what decides whether an image is new, changed or as it was."""
+    """Return the hexadecimal SHA-256 of an image file, which decides whether an image is new, changed or as it was."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -137,7 +148,7 @@ def _files(paths: Sequence, prefix: str) -> Source:
     return Source(f"files under {root}", root, sorted(items.values(), key=lambda item: item.key), refused)
 
 
-def _dataset(dataset, name: str, prefix: str) -> Source:
+def _dataset(dataset: "datasets.Dataset", name: str, prefix: str) -> Source:
     from datasets import Image as ImageFeature
     from datasets import Value as ValueFeature
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class GalleryState:
-    """Own the parts of an open gallery and what it remembers of itself.
+    """Parts of an open gallery, and what it remembers of itself.
 
     An earlier removal that was interrupted is finished first. Where the disk is full, a warning says so and the gallery
     opens all the same.

@@ -46,13 +46,13 @@ class Store(Protocol):
     is_exact: bool
 
     def exists(self) -> bool:
-        """Whether there is an index already."""
+        """Return whether there is an index already."""
 
     def create(self, dim: int) -> None:
         """Make an empty index of embeddings of that width."""
 
     def read_info(self) -> dict[str, Any]:
-        """What `write_info` kept; {} where there is nothing."""
+        """Return what `write_info` kept, {} where there is nothing."""
 
     def write_info(self, info: dict[str, Any]) -> None:
         """Keep a mapping of JSON values about the gallery as a whole."""
@@ -70,18 +70,18 @@ class Store(Protocol):
         """Bring what was written into its final form."""
 
     def count(self) -> int:
-        """Number of records."""
+        """Return the number of records."""
 
     def records(
         self, where: Where | None = None, keys: Iterable[str] | None = None, embeddings: bool = False
     ) -> Iterator[Record]:
-        """Records in no particular order: all, those that match, or those with some keys."""
+        """Yield records in no particular order: all, those that match, or those with some keys."""
 
     def search(self, embedding: np.ndarray, limit: int, where: Where | None = None) -> list[tuple[Record, float]]:
-        """The records of the largest dot products with (dim,) `embedding`, best first, and these products."""
+        """Return the records of the largest dot products with `(dim,)` embedding, best first, and these products."""
 
     def close(self) -> None:
-        """Let go of the place."""
+        """Release the place."""
 
 
 class MemoryStore:
@@ -89,25 +89,30 @@ class MemoryStore:
 
     is_exact = True
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._info: dict[str, Any] = {}
         self._rows: dict[str, int] = {}
         self._records: list[Record] = []
         self._embeddings: np.ndarray | None = None
 
     def exists(self) -> bool:
+        """Return whether there is an index already."""
         return self._embeddings is not None
 
     def create(self, dim: int) -> None:
+        """Make an empty index of embeddings of that width."""
         self._embeddings = np.empty((0, dim), np.float32)
 
     def read_info(self) -> dict[str, Any]:
+        """Return what `write_info` kept, {} where there is nothing."""
         return dict(self._info)
 
     def write_info(self, info: dict[str, Any]) -> None:
+        """Keep a mapping of JSON values about the gallery as a whole."""
         self._info = dict(info)
 
     def upsert(self, records: list[Record]) -> None:
+        """Write records in place of those with their keys."""
         new = [record for record in records if record.key not in self._rows]
         start = len(self._records)
         self._rows |= {record.key: start + number for number, record in enumerate(new)}
@@ -120,6 +125,7 @@ class MemoryStore:
             self._records[row] = replace(record, embedding=None)
 
     def delete(self, keys: list[str]) -> None:
+        """Delete records by key; `purge` takes them off the disk."""
         gone = {self._rows[key] for key in keys if key in self._rows}
         kept = [row for row in range(len(self._records)) if row not in gone]
         self._embeddings = self._embeddings[kept]
@@ -133,11 +139,13 @@ class MemoryStore:
         """Nothing to do: nothing lies on a disk."""
 
     def count(self) -> int:
+        """Return the number of records."""
         return len(self._records)
 
     def records(
         self, where: Where | None = None, keys: Iterable[str] | None = None, embeddings: bool = False
     ) -> Iterator[Record]:
+        """Yield all records, those that match, or those with some keys."""
         rows = range(len(self._records)) if keys is None else [self._rows[key] for key in keys if key in self._rows]
         for row in rows:
             record = self._records[row]
@@ -145,6 +153,7 @@ class MemoryStore:
                 yield replace(record, embedding=self._embeddings[row].copy()) if embeddings else record
 
     def search(self, embedding: np.ndarray, limit: int, where: Where | None = None) -> list[tuple[Record, float]]:
+        """Return the nearest records, best first, with their dot products."""
         rows = np.array(
             [row for row, record in enumerate(self._records) if where is None or where.matches(record.value)],
             dtype=int,

@@ -48,7 +48,7 @@ class TokenCache:
 
     def __init__(
         self, path: Path | None, fingerprint: str, token_shape: tuple[int, int, int], max_bytes: int, dtype: str
-    ):
+    ) -> None:
         if dtype not in TOKEN_DTYPES:
             raise ValueError(f"token_dtype must be one of {', '.join(TOKEN_DTYPES)}, got {dtype!r}")
         self.shape, self.dtype = tuple(token_shape), np.dtype(dtype)
@@ -72,7 +72,7 @@ class TokenCache:
         return bytes.fromhex(content) in self._slots
 
     def contents(self) -> list[str]:
-        """The images whose tokens are held."""
+        """Return the images whose tokens are held."""
         return [name.hex() for name in self._slots]
 
     @property

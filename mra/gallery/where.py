@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 
 MAX_LENGTH = 4000
@@ -50,7 +50,7 @@ class Comparison:
         return value is not None and _TESTS[self.operator](value, self.value)
 
     def to_milvus(self) -> str:
-        """The same as a filter of Milvus, where the record's own fields hold "" for what is unknown."""
+        """Return the same as a filter of Milvus, where the record's own fields hold "" for what is unknown."""
         constant = json.dumps(self.value, ensure_ascii=False)
         if self.field in RECORD_FIELDS:
             return f'({self.field} != "" and {self.field} {self.operator} {constant})'
@@ -72,7 +72,7 @@ class Combination:
         return combine(part.matches(values) for part in self.parts)
 
     def to_milvus(self) -> str:
-        """The same as a filter of Milvus."""
+        """Return the same as a filter of Milvus."""
         return "(" + f" {self.word} ".join(part.to_milvus() for part in self.parts) + ")"
 
 
@@ -100,7 +100,7 @@ def parse_where(text: str, fields: Mapping[str, str]) -> Where:
 
 
 class _ConditionReader:
-    def __init__(self, text: str, fields: Mapping[str, str]):
+    def __init__(self, text: str, fields: Mapping[str, str]) -> None:
         self.text, self.fields = text, fields
 
     def read(self, node: ast.expr, negated: bool, depth: int = 0) -> Where:
@@ -182,5 +182,5 @@ def read_time(text: str) -> str:
     except ValueError:
         raise ValueError(f"expected a time like 2026-01-31 or 2026-01-31T08:15:00, got {text!r}") from None
     if time.tzinfo is not None:
-        time = time.astimezone(timezone.utc).replace(tzinfo=None)
+        time = time.astimezone(UTC).replace(tzinfo=None)
     return time.isoformat()

@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Query:
-    """What the fields of the search tab hold.
+    """Fields of the search tab.
 
     Attributes:
         text: description of the person, or nothing.
@@ -49,8 +49,7 @@ class Query:
 
 
 class Page:
-    """
-    What the page does, apart from how it looks.
+    """What the page does, apart from how it looks.
 
     Args:
         gallery: open.
@@ -58,15 +57,15 @@ class Page:
         limits: of an upload.
     """
 
-    def __init__(self, gallery: Gallery, folders: list[Path], limits: UploadLimits):
+    def __init__(self, gallery: Gallery, folders: list[Path], limits: UploadLimits) -> None:
         self.gallery, self.folders, self.limits = gallery, folders, limits
 
     def stats(self) -> GalleryStats | None:
-        """Counts of the gallery, None where there is none yet."""
+        """Count what the gallery holds; None where there is none yet."""
         return self.gallery.stats() if len(self.gallery) else None
 
     def cameras(self) -> list[str]:
-        """Cameras that can be chosen."""
+        """Return the cameras that can be chosen."""
         stats = self.stats()
         return sorted(camera for camera in stats.cameras if camera) if stats else []
 
@@ -95,12 +94,12 @@ class Page:
         )
 
     def to_json(self, result: SearchResult) -> dict:
-        """A search result for programs, without the places of files, which are nobody's business."""
+        """Make a search result readable for programs, without the paths of files, which stay private."""
         hits = [{name: value for name, value in asdict(hit).items() if name != "path"} for hit in result.hits]
         return {"hits": hits, "threshold": result.threshold, "likely_in_gallery": result.likely_in_gallery}
 
     def thumbnails(self, hits: Sequence[Hit]) -> list[Image.Image | None]:
-        """Images of results, None where one cannot be read any more."""
+        """Read the images of results, None where one cannot be read any more."""
         images = []
         for hit in hits:
             try:
@@ -110,7 +109,7 @@ class Page:
         return images
 
     def explain(self, text: str, key: str) -> tuple[Image.Image, Explanation | None]:
-        """The image of a key, and which words look where in it (None without words)."""
+        """Return the image of a key, and which words look where in it (None without words)."""
         image, encoder = self.gallery.image(key), self.gallery.encoder
         if not text:
             return image, None
@@ -118,7 +117,7 @@ class Page:
         return image, explain_pair(encoder.model, encoder.processor, text, image_hidden_states=tokens)
 
     def score_phrases(self, phrases: str, key: str) -> list[PhraseScore]:
-        """Matching probabilities of phrases, separated by commas, with the image of a key."""
+        """Score the match of phrases, separated by commas, with the image of a key."""
         listed = [phrase.strip() for phrase in (phrases or "").split(",") if phrase.strip()]
         if not key:
             raise ValueError("choose a result first")
@@ -128,13 +127,13 @@ class Page:
         return [PhraseScore(phrase, score) for phrase, score in zip(listed, scores, strict=True)]
 
     def index_folder(self, folder: str, progress: Progress | None) -> BuildReport:
-        """Indexes a folder of this machine that may be indexed."""
+        """Index a folder of this machine that may be indexed."""
         if not (folder or "").strip():
             raise ValueError("write the path of a folder")
         return self.gallery.build(inside_any(folder.strip(), self.folders), progress=progress)
 
     def index_upload(self, files: list[str] | None, progress: Progress | None) -> tuple[BuildReport, list[str]]:
-        """Indexes uploaded pictures and archives; the gallery keeps copies, what was uploaded is deleted."""
+        """Index uploaded pictures and archives; the gallery keeps copies, what was uploaded is deleted."""
         if not files:
             raise ValueError("choose pictures or a ZIP archive")
         try:
@@ -152,8 +151,8 @@ class Page:
         return report, unpacked.ignored
 
 
-def join_filters(cameras, first, last, where) -> str | None:
-    """One `where` of the fields of the page, None where all are empty."""
+def join_filters(cameras: Sequence[str], first: str | None, last: str | None, where: str | None) -> str | None:
+    """Join the fields of the page into one `where`; None where all are empty."""
     parts = [f"camera in {list(cameras)!r}"] if cameras else []
     parts += [
         f"time {sign} {value.strip()!r}" for sign, value in ((">=", first), ("<=", last)) if (value or "").strip()

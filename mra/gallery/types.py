@@ -142,7 +142,7 @@ class GalleryStats:
         fingerprint: of that model.
         embedding_dim: width of the embeddings.
         tokens: images whose tokens are in the cache.
-        disk_bytes: of each part: index, tokens, images.
+        disk_bytes: of each part: index (None where a server keeps it), tokens, images.
         calibration: or None.
     """
 
@@ -159,7 +159,7 @@ class GalleryStats:
     fingerprint: str | None
     embedding_dim: int | None
     tokens: int
-    disk_bytes: dict[str, int]
+    disk_bytes: dict[str, int | None]
     calibration: Calibration | None
 
 

@@ -155,7 +155,7 @@ def join_filters(cameras: Sequence[str], first: str | None, last: str | None, wh
     """Join the fields of the page into one `where`; None where all are empty."""
     parts = [f"camera in {list(cameras)!r}"] if cameras else []
     parts += [
-        f"time {sign} {value.strip()!r}" for sign, value in ((">=", first), ("<=", last)) if (value or "").strip()
+        f"time {sign} {value.strip()!r}" for sign, value in ((">=", first), ("<=", last)) if value and value.strip()
     ]
-    parts += [f"({where.strip()})"] if (where or "").strip() else []
+    parts += [f"({where.strip()})"] if where and where.strip() else []
     return " and ".join(parts) or None

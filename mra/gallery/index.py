@@ -19,7 +19,7 @@ from mra.gallery.arguments import (
     StatsArguments,
     open_gallery,
 )
-from mra.gallery.milvus import is_server
+from mra.gallery.connection import is_server
 from mra.gallery.types import BuildReport
 
 

@@ -1,18 +1,13 @@
 """Records of a gallery in Milvus: embedded in this process (milvus-lite) or on a server, through one client."""
 
-import contextlib
-import fcntl
 import json
-import logging
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import numpy as np
 
-from mra.common.extras import extra_needed
+from mra.gallery.connection import connect, readable, refuse_locked
 from mra.gallery.store import Record
 from mra.gallery.where import Where
 
@@ -34,9 +29,6 @@ INDEXES = {
     "ivf": {"index_type": "IVF_FLAT", "params": {"nlist": 256}},
 }
 SEARCH_PARAMETERS = {"flat": {}, "hnsw": {"ef": 512}, "ivf": {"nprobe": 32}}
-
-# gRPC's largest interval: a ping within this machine has nothing to keep alive.
-NEVER_MS = 2**31 - 1
 
 
 class MilvusStore:
@@ -61,7 +53,7 @@ class MilvusStore:
             raise ValueError(f"collection must be a name of letters, digits and underscores, got {collection!r}")
         self.collection, self.info_collection = collection, f"{collection}_info"
         self._new_index = index
-        self._client = _connect(uri, token)
+        self._client = connect(uri, token)
         try:
             self._exists = self._client.has_collection(self.collection)
             self._index = self._read_index() if self._exists else index
@@ -70,7 +62,7 @@ class MilvusStore:
                     self._client.load_collection(name)
         except Exception as error:
             self.close()
-            raise _readable(error, uri) from error
+            raise readable(error, uri) from error
 
     @property
     def is_exact(self) -> bool:
@@ -227,7 +219,7 @@ class EmbeddedStore(MilvusStore):
             raise ValueError(f"gallery {path} is a file: expected a folder that `mra index build` made, or a new name")
         self._path = str(path.resolve())
         if not self._open_folders.get(self._path):
-            _refuse_locked(path)
+            refuse_locked(path)
         self._is_counted = False
         super().__init__(self._path, collection, index=index)
         self._open_folders[self._path] = self._open_folders.get(self._path, 0) + 1
@@ -288,73 +280,6 @@ class EmbeddedStore(MilvusStore):
             stem, _, number = name.rpartition("_")
             if stem == self.collection and number.isdigit() and name != named:
                 self._client.drop_collection(name)
-
-
-def is_server(uri: str) -> bool:
-    """Return whether a gallery's place is the address of a Milvus server."""
-    return urlparse(uri).scheme in ("http", "https", "tcp", "unix")
-
-
-def _connect(uri: str, token: str | None) -> Any:
-    try:
-        from pymilvus import MilvusClient
-    except ImportError as error:
-        raise extra_needed("searching a gallery on a disk or a server", "search", error) from error
-    # They log every request that fails with a traceback, and raise it besides; the engine tries again at the next flush.
-    for name in ("pymilvus", "grpc._server", "milvus_lite.adapter", "milvus_lite.engine"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    with _logged_errors("milvus_lite.server_manager") as logged:
-        try:
-            # pymilvus pings every 10 s, which milvus-lite takes for an attack: it hangs up, with errors on the terminal.
-            options = {} if is_server(uri) else {"grpc_options": {"grpc.keepalive_time_ms": NEVER_MS}}
-            return MilvusClient(uri, token=token or "", **options)
-        except Exception as error:
-            cause = logged[-1] if logged else error
-            raise _readable(cause, uri) from cause
-
-
-@contextlib.contextmanager
-def _logged_errors(name: str) -> Iterator[list[BaseException]]:
-    """Collect the exceptions that a library logs, with a traceback on the terminal, instead of raising them."""
-    errors: list[BaseException] = []
-
-    def collect(record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        if error is not None:
-            errors.append(error)
-        return error is None
-
-    library = logging.getLogger(name)
-    library.addFilter(collect)
-    try:
-        yield errors
-    finally:
-        library.removeFilter(collect)
-
-
-def _readable(error: BaseException, uri: str) -> ValueError:
-    reason = getattr(error, "message", None) or str(error)
-    hint = "check address, token and that Milvus is running there"
-    if not is_server(uri):
-        hint = "check that the folder holds a gallery and can be written"
-    return ValueError(f"gallery {uri} cannot be opened ({reason}): {hint}")
-
-
-def _refuse_locked(path: Path) -> None:
-    """milvus-lite holds this lock while a folder is open; trying it first says more than its own error."""
-    lock = path / "LOCK"
-    if not lock.exists():
-        return
-    descriptor = os.open(lock, os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ValueError(
-            f"gallery {path} is open in another process, and an embedded gallery serves one at a time: close it there, "
-            "or keep the gallery on a Milvus server (--gallery http://host:19530), which serves many"
-        ) from None
-    finally:
-        os.close(descriptor)
 
 
 def _to_row(record: Record) -> dict[str, Any]:

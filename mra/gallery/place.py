@@ -5,7 +5,8 @@ import re
 import tempfile
 from pathlib import Path
 
-from mra.gallery.milvus import EmbeddedStore, MilvusStore, is_server
+from mra.gallery.connection import is_server
+from mra.gallery.milvus import EmbeddedStore, MilvusStore
 from mra.gallery.store import MemoryStore, Store
 from mra.gallery.types import DEFAULT_COLLECTION
 

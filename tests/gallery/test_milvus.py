@@ -3,7 +3,8 @@
 import pymilvus
 import pytest
 
-from mra.gallery.milvus import EmbeddedStore, MilvusStore, is_server
+from mra.gallery.connection import is_server
+from mra.gallery.milvus import EmbeddedStore, MilvusStore
 
 
 class Client:

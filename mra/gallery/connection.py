@@ -1,0 +1,89 @@
+"""Connect to Milvus, on a server or embedded in this process, and say in one sentence why that failed."""
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from mra.common.extras import extra_needed
+
+
+# gRPC's largest interval: a ping within this machine has nothing to keep alive.
+NEVER_MS = 2**31 - 1
+
+
+def is_server(uri: str) -> bool:
+    """Return whether a gallery's place is the address of a Milvus server."""
+    return urlparse(uri).scheme in ("http", "https", "tcp", "unix")
+
+
+def connect(uri: str, token: str | None) -> Any:
+    """Return the client of a server or of an embedded gallery.
+
+    Raises:
+        ValueError: if pymilvus is missing, or the place cannot be opened; the cause says why.
+    """
+    try:
+        from pymilvus import MilvusClient
+    except ImportError as error:
+        raise extra_needed("searching a gallery on a disk or a server", "search", error) from error
+    # They log every request that fails with a traceback, and raise it besides; the engine tries again at the next flush.
+    for name in ("pymilvus", "grpc._server", "milvus_lite.adapter", "milvus_lite.engine"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    with _logged_errors("milvus_lite.server_manager") as logged:
+        try:
+            # pymilvus pings every 10 s, which milvus-lite takes for an attack: it hangs up, with errors on the terminal.
+            options = {} if is_server(uri) else {"grpc_options": {"grpc.keepalive_time_ms": NEVER_MS}}
+            return MilvusClient(uri, token=token or "", **options)
+        except Exception as error:
+            cause = logged[-1] if logged else error
+            raise readable(cause, uri) from cause
+
+
+@contextlib.contextmanager
+def _logged_errors(name: str) -> Iterator[list[BaseException]]:
+    """Collect the exceptions that a library logs, with a traceback on the terminal, instead of raising them."""
+    errors: list[BaseException] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            errors.append(error)
+        return error is None
+
+    library = logging.getLogger(name)
+    library.addFilter(collect)
+    try:
+        yield errors
+    finally:
+        library.removeFilter(collect)
+
+
+def readable(error: BaseException, uri: str) -> ValueError:
+    """Put into one sentence why a place cannot be opened."""
+    reason = getattr(error, "message", None) or str(error)
+    hint = "check address, token and that Milvus is running there"
+    if not is_server(uri):
+        hint = "check that the folder holds a gallery and can be written"
+    return ValueError(f"gallery {uri} cannot be opened ({reason}): {hint}")
+
+
+def refuse_locked(path: Path) -> None:
+    """Refuse a folder that another process has open: milvus-lite holds this lock, and its own error says less."""
+    lock = path / "LOCK"
+    if not lock.exists():
+        return
+    descriptor = os.open(lock, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(
+            f"gallery {path} is open in another process, and an embedded gallery serves one at a time: close it there, "
+            "or keep the gallery on a Milvus server (--gallery http://host:19530), which serves many"
+        ) from None
+    finally:
+        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What the stages that read images share: pictures of the work folder, models by name, and batches that resume."""
+"""What the stages that read images share: pictures of the work folder, and batches that resume."""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -18,21 +18,6 @@ from mra.training.order import key_to_seed
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def load_pretrained(cls: Any, name: str, argument: str, **options: Any) -> Any:
-    """Load a model or processor from a folder or the Hub.
-
-    Raises:
-        ValueError: naming the argument, if that is not possible.
-    """
-    try:
-        return cls.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise ValueError(
-            f"{argument}: {name!r} cannot be loaded by {cls.__name__}: {reason} Give the folder or Hub id of such a model."
-        ) from None
-
-
 def open_picture(images: Path, row: dict[str, Any]) -> Image.Image:
     """Open the picture of a row of `generated.jsonl`.
 
@@ -43,7 +28,7 @@ def open_picture(images: Path, row: dict[str, Any]) -> Image.Image:
     try:
         return load_picture(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}. Remove {images} and generate it again.") from None
+        raise ValueError(f"{path} cannot be read: {error}. Remove {images} and generate it again.") from error
 
 
 def read_batches(

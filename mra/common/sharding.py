@@ -1,5 +1,6 @@
 """Work cut into fixed batches and dealt to processes, so that the number of processes changes no number."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,24 @@ class Shard:
     def own(self, batches: list) -> list:
         """Return the batches of a list that this process owns, in order."""
         return batches[self.rank :: self.world_size]
+
+
+def check_processes(num_processes: int) -> None:
+    """Check that the processes that a launcher started form one group.
+
+    Args:
+        num_processes: in this process's group.
+
+    Raises:
+        ValueError: if each would run alone, as processes without a GPU do unless the launcher asks for the CPU.
+    """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != num_processes:
+        raise ValueError(
+            f"`WORLD_SIZE` is {started} but the process group has {num_processes}, so each process would do all the work: "
+            "start the script with `accelerate launch --config_file accelerate_configs/cpu.yaml`, or with the file that fits "
+            "your GPUs"
+        )
 
 
 def cut_batches(num_rows: int, batch_size: int) -> list[range]:

@@ -107,6 +107,19 @@ def test_a_folder_without_card_is_not_pushed(tmp_path):
         push_folder(tmp_path, None)
 
 
+def test_a_push_that_fails_says_how_to_push_later(tmp_path, monkeypatch):
+    class Hub:
+        def create_repo(self, *args, **options):
+            raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("mra.training.model_card.HfApi", Hub)
+    (tmp_path / "README.md").write_text(build_card(RECIPE, 3, RESULT, "somebody/CUHK"))
+    with pytest.raises(
+        ValueError, match=rf"is complete but was not pushed .*no route.*hf upload me/mra-cuhk {tmp_path}"
+    ):
+        push_folder(tmp_path, SimpleNamespace(hub_model_id="me/mra-cuhk", hub_private=True))
+
+
 def test_push_creates_the_repository_and_uploads_the_whole_folder(tmp_path, monkeypatch):
     calls = {}
 

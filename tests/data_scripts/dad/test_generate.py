@@ -146,5 +146,5 @@ def test_the_safety_checker_is_loaded_on_request_alone(root, reference):
 
 def test_a_missing_controlnet_is_named(root):
     config = prepare(root, "elsewhere", generate={"controlnet": str(root / "nowhere")})
-    with pytest.raises(ValueError, match=r"ControlNet .*nowhere.* cannot be loaded"):
+    with pytest.raises(ValueError, match=r"ControlNet: .*nowhere.* cannot be loaded"):
         generate.run(config)

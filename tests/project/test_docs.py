@@ -38,7 +38,9 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def inline_code(text: str) -> list[str]:
-    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    """The code spans outside of blocks; a span may go on in the next line."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"`([^`\n]+)`", re.sub(r"(?<!\n)\n(?![\n|])", " ", prose))
 
 
 # ---------------------------------------------------------------- commands

@@ -7,6 +7,7 @@ from transformers import AutoTokenizer, BertTokenizer
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
+from mra.common.loading import check_vocabulary
 from mra.common.private_interfaces import raise_recompile_limit
 from mra.training.arguments import ModelArguments
 from mra.training.initialization import load_bert_weights, load_for_finetuning, load_swin_weights
@@ -114,7 +115,7 @@ def create_processor(args: ModelArguments, config: MRAConfig) -> MRAProcessor:
         config: from [`create_config`].
 
     Raises:
-        ValueError: if the tokenizer has more words than the model.
+        ValueError: if the tokenizer holds no words or is not the model's.
     """
     start = args.model_name_or_path
     image_processor, style = MRAImageProcessor(), "plain"
@@ -126,11 +127,7 @@ def create_processor(args: ModelArguments, config: MRAConfig) -> MRAProcessor:
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
     else:
         tokenizer = BertTokenizer.from_pretrained(cast(str, start))
-    if len(tokenizer) > config.text_config.vocab_size:
-        raise ValueError(
-            f"`tokenizer_name`: the tokenizer has {len(tokenizer)} words, the model {config.text_config.vocab_size}. "
-            "Use the tokenizer that the model was trained with."
-        )
+    check_vocabulary(tokenizer, config, f"`tokenizer_name` {args.tokenizer_name or start}")
     height, width = config.vision_config.image_size
     image_processor.size = {"height": height, "width": width}
     return MRAProcessor(

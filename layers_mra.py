@@ -35,26 +35,25 @@ NUM_PARTS = 3  # reference notes: AdaptiveAvgPool1d(3) over the tokens
 # ---------------------------------------------------------------- pooling
 
 
-def pool_parts(tokens: torch.Tensor, mask: torch.Tensor | None = None, num_parts: int = NUM_PARTS) -> torch.Tensor:
-    """Split the visible tokens in order into parts and average each, as `AdaptiveAvgPool1d` does.
+def pool_parts(tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Split the visible tokens in order into `NUM_PARTS` parts and average each, as `AdaptiveAvgPool1d` does.
 
     Args:
         tokens: `(batch, length, width)`.
         mask: `(batch, length)`, 1 = visible, at least one in each row; all tokens when absent.
-        num_parts: number of parts.
 
     Returns:
-        `(batch, num_parts * width)`.
+        `(batch, NUM_PARTS * width)`.
     """
     if mask is None:
-        parts = F.adaptive_avg_pool1d(tokens.transpose(1, 2), num_parts)  # batch, width, parts
+        parts = F.adaptive_avg_pool1d(tokens.transpose(1, 2), NUM_PARTS)  # batch, width, parts
         return parts.transpose(1, 2).flatten(1)
     visible = mask.bool()
     rank = visible.long().cumsum(dim=1) - 1
     count = visible.sum(dim=1, keepdim=True)
-    part = torch.arange(num_parts, device=tokens.device)[None, :]
-    start = (part * count) // num_parts  # batch, parts
-    end = -((-(part + 1) * count) // num_parts)
+    part = torch.arange(NUM_PARTS, device=tokens.device)[None, :]
+    start = (part * count) // NUM_PARTS  # batch, parts
+    end = -((-(part + 1) * count) // NUM_PARTS)
     member = (rank[:, None] >= start[..., None]) & (rank[:, None] < end[..., None]) & visible[:, None]
     weights = member.to(tokens.dtype) / (end - start)[..., None].to(tokens.dtype)  # batch, parts, length
     return (weights @ tokens).flatten(1)

@@ -734,22 +734,6 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         }
         return MRAPreTrainingOutput.sum_up(terms, image_embeds=image_embeds, text_embeds=caption.embeds)
 
-    def mlm_logits(
-        self, mlm_input_ids: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor
-    ) -> torch.Tensor:
-        """Predict the tokens of masked captions from the captions and their images.
-
-        Args:
-            mlm_input_ids: `(batch, length)`.
-            attention_mask: `(batch, length)`, 1 = token.
-            image_hidden_states: `(batch, image tokens, vision hidden_size)`.
-
-        Returns:
-            `(batch, length, vocab_size)`.
-        """
-        hidden_states = self.mra.get_text_hidden_states(mlm_input_ids, attention_mask)
-        return self.mlm_head(self.mra.fuse(hidden_states, attention_mask, image_hidden_states))
-
     def _encode_texts(self, texts: list[TextBatch]) -> None:
         """Pad every kind of text to `max_text_length`, and set its hidden states from one pass."""
         counts = []

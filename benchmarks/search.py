@@ -170,11 +170,12 @@ def make_vectors(count: int, dim: int, num_queries: int, seed: int) -> tuple[np.
 
 def save_model(folder: Path, full_size: bool) -> str:
     """Build a random model with its processor."""
-    config = make_config(full_size)
+    config, tokenizer = make_config(full_size), AutoTokenizer.from_pretrained(TOKENIZER)
+    config.text_config.vocab_size = len(tokenizer)
     MRAForImageTextRetrieval(config).save_pretrained(folder)
     height, width = config.vision_config.image_size
     images = MRAImageProcessor(size={"height": height, "width": width})
-    MRAProcessor(images, AutoTokenizer.from_pretrained(TOKENIZER), config.max_text_length).save_pretrained(folder)
+    MRAProcessor(images, tokenizer, config.max_text_length).save_pretrained(folder)
     return str(folder)
 
 

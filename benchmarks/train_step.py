@@ -192,16 +192,16 @@ class Benchmark:
         """Do what `MRAForPreTraining.forward` does with encoded images and captions, the contrastive loss left out."""
         model, batch, lengths = self.model, self.batch, self.batch["lengths"]
         mask, identities = batch["attention_mask"], batch["identity_ids"]
-        caption = TextBatch("caption", batch["input_ids"], mask, identities, lengths.caption)
+        caption = TextBatch("caption", batch["input_ids"], mask, lengths.caption, identities)
         augmented = TextBatch(
             "augmented",
             batch["augmented_input_ids"],
             batch["augmented_attention_mask"],
-            identities,
             lengths.augmented,
+            identities,
         )
         masked = TextBatch(
-            "masked", batch["mlm_input_ids"], mask, None, lengths.masked, batch["labels"], lengths.max_masked
+            "masked", batch["mlm_input_ids"], mask, lengths.masked, None, batch["labels"], lengths.max_masked
         )
         model._encode_texts([masked])
         for text, states, embeds in zip((caption, augmented), texts, text_embeds, strict=True):

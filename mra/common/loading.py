@@ -2,12 +2,14 @@
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForImageTextRetrieval
 from processing_mra import MRAImageProcessor, MRAProcessor
 
+
+VOCABULARY_PADDING = 128  # embeddings may be padded to a multiple of at most this, for speed
 
 # These files, not the copies that travel with a checkpoint, are used here, so no code of a folder is ever run.
 AutoConfig.register(MRAConfig.model_type, MRAConfig, exist_ok=True)
@@ -54,17 +56,34 @@ def load_processor(path: str) -> MRAProcessor:
     """Load the processor that lies beside a model, in a folder or on the Hub.
 
     Raises:
-        ValueError: if there is none or it cannot be loaded.
+        ValueError: if there is none, it cannot be loaded, or its tokenizer is not the model's.
     """
     try:
         processor = MRAProcessor.from_pretrained(path)
+        config = MRAConfig.from_pretrained(path)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"model {path} has no MRA processor that can be loaded ({error}): "
             "save one beside the weights with MRAProcessor(...).save_pretrained(folder)"
         ) from error
-    if getattr(processor, "tokenizer", None) is None:
-        raise ValueError(
-            f"model {path} has a processor without a tokenizer: save it with MRAProcessor.save_pretrained"
-        )
+    check_vocabulary(processor.tokenizer, config, f"model {path}")
     return processor
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: MRAConfig, where: str) -> None:
+    """Check that a tokenizer is as large as the model's vocabulary, but for padding of the embeddings.
+
+    Args:
+        tokenizer: to use with the model.
+        config: of the model.
+        where: starts the message, as `model FOLDER`.
+
+    Raises:
+        ValueError: if the tokenizer has more words than the model, or too few to be the model's.
+    """
+    words, vocab_size = max(tokenizer.get_vocab().values()) + 1, config.text_config.vocab_size
+    if not vocab_size - VOCABULARY_PADDING < words <= vocab_size:
+        raise ValueError(
+            f"{where}: the tokenizer has {words} words, the model {vocab_size} (`text_config.vocab_size`): use the tokenizer "
+            "that the model was trained with, and save it beside the weights with MRAProcessor(...).save_pretrained(folder)"
+        )

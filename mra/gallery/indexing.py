@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-import torch
 from PIL import Image
 
 from images_mra import read_picture
@@ -156,7 +155,6 @@ class Indexer:
 
     def _write(self, batch: list[tuple[Item, bytes, Image.Image]]) -> None:
         encodings = self.parts.encoder.encode_images([image for _, _, image in batch])
-        self._check(encodings.embeds)
         records = []
         with self.parts.lock:
             for (item, data, _), embedding, tokens in zip(
@@ -168,12 +166,6 @@ class Indexer:
             self.parts.store.upsert(records)
         self.report.encoded += len(records)
         self._count(records)
-
-    def _check(self, embeds: torch.Tensor) -> None:
-        if not embeds.isfinite().all():
-            raise ValueError(
-                f"model {self.parts.encoder.name} gives embeddings that are not finite: try --dtype float32"
-            )
 
     def _record(self, item: Item, content: str, data: bytes | None, embedding: Any) -> Record:
         before = self.existing.get(item.key)

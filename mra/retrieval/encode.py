@@ -40,6 +40,9 @@ class ImageEncodings:
     rows: torch.Tensor
     batches: list[range]
 
+    def __post_init__(self) -> None:
+        require_finite_rows(self.embeds, "image")
+
 
 @dataclass
 class TextEncodings:
@@ -56,6 +59,7 @@ class TextEncodings:
     lengths: torch.Tensor
 
     def __post_init__(self) -> None:
+        require_finite_rows(self.embeds, "text")
         self.offsets = self.lengths.cumsum(0) - self.lengths
 
     def padded(self, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,6 +70,20 @@ class TextEncodings:
         tokens = (self.offsets[texts][:, None] + positions).where(attention_mask, 0)
         assert self.hidden_states is not None, "encoded without keep_hidden_states"
         return self.hidden_states[tokens] * attention_mask[..., None], attention_mask.long()
+
+
+def require_finite_rows(embeds: torch.Tensor, kind: str) -> None:
+    """Check that no embedding of `(rows, width)` holds NaN or infinity, which would spoil every ranking it is in.
+
+    Raises:
+        ValueError: naming the first such row.
+    """
+    broken = (~embeds.isfinite().all(dim=1)).nonzero()
+    if len(broken):
+        raise ValueError(
+            f"the embedding of {kind} {int(broken[0])} (counting from 0) is not finite, and so are {len(broken) - 1} more: "
+            "compute in float32 if this was float16, and look for weights that are not finite"
+        )
 
 
 class Rows(Protocol):

@@ -170,7 +170,7 @@ def match_nearest(
 
 
 def model_fingerprint(model: PreTrainedModel, processor: MRAProcessor) -> str:
-    """Hash what the numbers of a gallery depend on: architecture, weights and image preprocessing.
+    """Hash what the numbers of a gallery depend on: architecture, weights, image preprocessing and vocabulary.
 
     Two folders with the same weights have the same fingerprint, another revision of a model has another.
 
@@ -188,6 +188,7 @@ def model_fingerprint(model: PreTrainedModel, processor: MRAProcessor) -> str:
             name: str(getattr(image_processor, name)) for name in ("size", "resample", "image_mean", "image_std")
         },
         "captions": [processor.caption_style, processor.max_text_length],
+        "vocabulary": processor.tokenizer.get_vocab(),
     }
     volatile = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
     for part in ("vision", "text"):

@@ -118,6 +118,7 @@ def explain_pair(
         dim=(0, 1)
     )  # text tokens, 1 + patches
     shares = (read / read.sum(dim=-1, keepdim=True)).cpu()
+    require_finite(shares[None], lambda token, patch: f"text token {token} and image token {patch}", "attention")
     grid = model.config.vision_config.grid_size
     caption = processor.normalize_caption(text)
     words = []

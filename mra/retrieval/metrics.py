@@ -34,7 +34,7 @@ def match_ranks(
         counts: (queries,) int64, how many of `ranks` belong to each query.
 
     Raises:
-        ValueError: if shapes disagree, a score is NaN, or a query has no entry of its identity in the gallery.
+        ValueError: if shapes disagree, a score is not finite, or a query has no entry of its identity in the gallery.
     """
     query_ids = torch.as_tensor(query_ids, device=scores.device)
     gallery_ids = torch.as_tensor(gallery_ids, device=scores.device)
@@ -51,10 +51,12 @@ def match_ranks(
     ranks, counts = [], []
     for start in range(0, len(query_ids), chunk_size):
         chunk = scores[start : start + chunk_size]
-        has_nan = chunk.isnan().any(dim=1)
-        if has_nan.any():
-            query = start + int(has_nan.nonzero()[0])
-            raise ValueError(f"scores of query {query} contain NaN: a ranking needs numbers; look for the overflow")
+        is_broken = ~chunk.isfinite().all(dim=1)
+        if is_broken.any():
+            query = start + int(is_broken.nonzero()[0])
+            raise ValueError(
+                f"scores of query {query} contain NaN or infinity: a ranking needs finite numbers; look for the overflow"
+            )
         order = chunk.argsort(dim=1, descending=True, stable=stable)
         matches = gallery_ids[order] == query_ids[start : start + chunk_size, None]
         ranks.append(matches.nonzero()[:, 1].cpu() + 1)

@@ -85,8 +85,8 @@ def fuse_scores(
     require_finite(similarity[None], lambda query, image: f"query {query} and image {image}", "similarity")
     require_finite(match_scores, lambda query, rank: f"query {query} and image {int(top_indices[query, rank])}")
     if method == "posterior":
-        if temperature is None or temperature <= 0:
-            raise ValueError(f'"posterior" needs the learned temperature, above 0, got {temperature}')
+        if temperature is None or not 0 < temperature < math.inf:
+            raise ValueError(f'"posterior" needs the learned temperature, a finite number above 0, got {temperature}')
         return _posterior(similarity / temperature, top_indices, match_weight * match_scores.float().mean(dim=0))
     if method == "single":
         world_size = 1

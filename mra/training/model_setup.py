@@ -7,6 +7,7 @@ from transformers import AutoTokenizer, BertTokenizer
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
+from mra.common.loading import check_vocabulary
 from mra.common.pretrained import load_pretrained
 from mra.common.private_interfaces import raise_recompile_limit
 from mra.training.arguments import ModelArguments
@@ -115,7 +116,7 @@ def create_processor(args: ModelArguments, config: MRAConfig) -> MRAProcessor:
         config: from [`create_config`].
 
     Raises:
-        ValueError: if the tokenizer has more words than the model.
+        ValueError: if the tokenizer holds no words or is not the model's.
     """
     start = args.model_name_or_path
     image_processor, style = MRAImageProcessor(), "plain"
@@ -126,6 +127,8 @@ def create_processor(args: ModelArguments, config: MRAConfig) -> MRAProcessor:
     if args.tokenizer_name is not None:
         tokenizer = load_pretrained(AutoTokenizer, args.tokenizer_name, "`tokenizer_name`")
     else:
+        tokenizer = BertTokenizer.from_pretrained(cast(str, start))
+    check_vocabulary(tokenizer, config, f"`tokenizer_name` {args.tokenizer_name or start}")
         tokenizer = load_pretrained(BertTokenizer, cast(str, start), "`model_name_or_path`")
     if len(tokenizer) > config.text_config.vocab_size:
         raise ValueError(

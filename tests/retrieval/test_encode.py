@@ -15,6 +15,20 @@ def world():
     return tiny_model(), tiny_processor(), tiny_dataset()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_name_the_row(world, value):
+    _, processor, dataset = world
+    model = tiny_model()
+    model.mra.text_model.embeddings.word_embeddings.weight.data[processor.tokenizer.unk_token_id] = value
+    with pytest.raises(
+        ValueError, match=r"the embedding of text 1 \(counting from 0\) is not finite, and so are 0 more"
+    ):
+        encode_texts(model, processor, ["red coat", "\N{SNOWMAN}", "red"], batch_size=1)
+    model.mra.vision_model.swin.norm.bias.data[0] = value
+    with pytest.raises(ValueError, match=r"the embedding of image 0 .* is not finite, and so are 9 more"):
+        encode_images(model, processor, dataset)
+
+
 @torch.no_grad()
 def test_images_and_mirror_images(world, caplog):
     model, processor, dataset = world

@@ -89,10 +89,11 @@ def test_query_without_match_is_named():
         retrieval_metrics(torch.zeros(3, 2), torch.tensor([4, 9, 8]), torch.tensor([4, 5]))
 
 
-def test_nan_is_an_error():
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_not_finite_is_an_error(value):
     scores = torch.zeros(3, 2)
-    scores[2, 1] = float("nan")
-    with pytest.raises(ValueError, match="scores of query 2 contain NaN"):
+    scores[2, 1] = value
+    with pytest.raises(ValueError, match="scores of query 2 contain NaN or infinity"):
         retrieval_metrics(scores, torch.tensor([4, 4, 4]), torch.tensor([4, 5]), chunk_size=2)
 
 

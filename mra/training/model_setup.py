@@ -127,14 +127,8 @@ def create_processor(args: ModelArguments, config: MRAConfig) -> MRAProcessor:
     if args.tokenizer_name is not None:
         tokenizer = load_pretrained(AutoTokenizer, args.tokenizer_name, "`tokenizer_name`")
     else:
-        tokenizer = BertTokenizer.from_pretrained(cast(str, start))
-    check_vocabulary(tokenizer, config, f"`tokenizer_name` {args.tokenizer_name or start}")
         tokenizer = load_pretrained(BertTokenizer, cast(str, start), "`model_name_or_path`")
-    if len(tokenizer) > config.text_config.vocab_size:
-        raise ValueError(
-            f"`tokenizer_name`: the tokenizer has {len(tokenizer)} words, the model {config.text_config.vocab_size}. "
-            "Use the tokenizer that the model was trained with."
-        )
+    check_vocabulary(tokenizer, config, f"`tokenizer_name` {args.tokenizer_name or start}")
     height, width = config.vision_config.image_size
     image_processor.size = {"height": height, "width": width}
     return MRAProcessor(

@@ -291,7 +291,7 @@ def test_captions_are_augmented_before_they_are_cut(pedes, style):
 
 def test_wrong_tables(sda, pedes, processor):
     cases = [
-        (sda, "lacks captions; its columns are image, caption, .* Prepare the set"),
+        (sda, "lacks captions; expected the columns .*, got image, caption, .* prepare it"),
         (pedes.remove_columns("image_id"), "lacks image_id"),
         (pedes.cast_column("image_id", datasets.Value("string")), r"has image_id \(Value\('string'\)\)"),
         (datasets.DatasetDict({"train": pedes, "test": pedes}), r"got all of train, test; pass dataset\['train'\]"),

@@ -123,7 +123,7 @@ def test_unreadable_records_of_an_earlier_version_are_dropped(tmp_path):
     state = TrainingState(step=3, log_lines=3)
     log = MetricsLog(fake_accelerator(), tmp_path, state)
     log.path.write_text('{"step": 1}\n\0\0\0\n{"step": 3}\n{"step": 4}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl: line 2 is not a whole record"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl: line 2 is not a complete record"):
         read_records(log.path)
     (tmp_path / "checkpoint-3").mkdir()
     log.cut_back(tmp_path / "checkpoint-3")

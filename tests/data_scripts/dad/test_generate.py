@@ -140,7 +140,7 @@ def test_the_safety_checker_is_loaded_on_request_alone(root, reference):
     pipeline = StableDiffusionPipeline.from_pretrained(root / "base")
     assert pipeline.safety_checker is None  # the reference drew without one, and the folder has none
     config = prepare(root, "safe", generate={"safety_checker": True})
-    with pytest.raises(ValueError, match=r"`generate.safety_checker`.*brings none"):
+    with pytest.raises(ValueError, match=r"`generate.safety_checker`.*has no safety checker"):
         generate.run(config)
 
 

@@ -98,6 +98,5 @@ class ExportArguments:
 
     model: str = option(help="model folder or Hub id")
     output: str = option(help="folder to write")
-    format: Literal["onnx"] = option("onnx", "the only one so far")
     opset: int | None = option(None, "version of the ONNX operators; PyTorch's default when left out")
     overwrite: bool = option(False, "replace an earlier export at --output")

@@ -32,7 +32,7 @@ def folders(tmp_path_factory):
     tiny_model(cls=MRAForImageTextRetrieval, scale=0.3).save_pretrained(model)
     tiny_processor().save_pretrained(model)
     replace(CHOICE, model=str(model)).save(model)  # as copied from an output folder, which names its model
-    main(["export", "--model", str(model), "--output", str(root / "onnx"), "--format", "onnx"])
+    main(["export", "--model", str(model), "--output", str(root / "onnx")])
     return model, root / "onnx"
 
 

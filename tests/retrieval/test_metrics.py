@@ -85,7 +85,7 @@ def test_ranks_of_equal_scores_follow_gallery_order():
 
 
 def test_query_without_match_is_named():
-    with pytest.raises(ValueError, match=r"query 1 \(identity 9\) has no image.*and so do 1 more"):
+    with pytest.raises(ValueError, match=r"query 1 \(identity 9\) has no image.*nor have 1 more"):
         retrieval_metrics(torch.zeros(3, 2), torch.tensor([4, 9, 8]), torch.tensor([4, 5]))
 
 

@@ -8,7 +8,7 @@ RUNS := outputs/sample
 CODE := $(wildcard *.py) docs/site_hooks.py mra data_scripts metrics benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-search demo-dad app test test-slow test-app test-server style quality docs clean
+.PHONY: help install demo demo-search demo-dad app test test-slow test-faults test-app test-server mutants style quality docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ test: .venv/installed  ## Run the tests (under 10 minutes on 2 cores, offline)
 
 test-slow: .venv/installed  ## Run the slow tests: full-size models, one step of every recipe
 	$(BIN)/python -m pytest -m slow
+
+test-faults: .venv/installed  ## Kill, fill, cut and flip: what commands do on damaged files and full disks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n 2
+
+mutants: .venv/installed  ## Change one thing at a time in the core modules; print how many changes the tests notice
+	$(BIN)/python -m tests.mutation.mutants
 
 test-app: .venv-app/installed  ## Test the web page in a real browser (needs chromium; installed with apt-get if permitted)
 	@if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; then \

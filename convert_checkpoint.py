@@ -33,6 +33,7 @@ from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
 from mra.common.command_line import plain_errors, try_folder, writing_to
 from mra.common.files import whole_file, whole_folder
+from mra.common.pretrained import load_pretrained
 from mra.common.weight_files import load_tensors
 from mra.training.model_card import build_converted_card, push_folder
 from mra.training.published_layout import (
@@ -69,7 +70,8 @@ def main(argv: list[str] | None = None, program: str = "convert_checkpoint.py") 
     if args.push_to_hub:
         PartialState()  # required by the logger of the upload
         hub = HubArguments(push_to_hub=True, hub_model_id=args.push_to_hub)
-        print(f"pushed to {push_folder(args.output, hub, message='Upload converted checkpoint')}")
+        with plain_errors(program):
+            print(f"pushed to {push_folder(args.output, hub, message='Upload converted checkpoint')}")
 
 
 # ---------------------------------------------------------------- .pth -> folder
@@ -230,12 +232,7 @@ def build_processor(config: MRAConfig, stored: Mapping, tokenizer: str) -> MRAPr
     Raises:
         ValueError: if the tokenizer cannot be loaded or has more tokens than the model.
     """
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"`tokenizer`: {tokenizer!r} is neither a folder nor a Hub id that loads ({error})"
-        ) from error
+    loaded = load_pretrained(AutoTokenizer, tokenizer, "`tokenizer`")
     words = config.text_config.vocab_size
     if len(loaded) > words:
         raise ValueError(
@@ -288,7 +285,7 @@ def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool
         raise ValueError(f"`checkpoint`: {str(folder)!r} is not a folder with a config.json")
     try_folder(output.parent, "`output`")
     with writing_to(output), whole_file(output) as unfinished:
-        config = MRAConfig.from_pretrained(folder)
+        config = load_pretrained(MRAConfig, str(folder), "`checkpoint`")
         published = folder / PUBLISHED_CONFIG
         stored = json.loads(published.read_text(encoding="utf-8")) if published.is_file() else describe_config(config)
         model = assemble(config, _complete(read_folder(folder), config, folder))

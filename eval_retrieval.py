@@ -13,7 +13,6 @@ The fusion of scores is read from the model's `retrieval.json`, or else chosen o
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -37,6 +36,7 @@ from safetensors.torch import save_file
 from mra.common.command_line import plain_errors, try_folder
 from mra.common.files import whole_file
 from mra.common.loading import load_model, load_processor
+from mra.common.sharding import check_processes
 from mra.common.tables import load_split
 from mra.retrieval import (
     RankedQuery,
@@ -62,7 +62,8 @@ logger = logging.getLogger("mra_retrieval")
 def main(argv: list[str] | None = None, program: str = "eval_retrieval.py") -> None:
     """Evaluate a model on a split, print the metrics and save them."""
     (args,) = parse_arguments([RetrievalArguments], prog=program, description=__doc__, argv=argv)
-    state = start_processes()
+    with plain_errors(program):
+        state = start_processes()
     if state.is_main_process:
         logging.basicConfig(format="%(message)s")
         logger.setLevel(logging.INFO)
@@ -117,12 +118,7 @@ def start_processes() -> PartialState:
         ValueError: if several were launched but not connected, so that each would do all the work.
     """
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if state.num_processes != launched:
-        raise ValueError(
-            f"{launched} processes were launched but {state.num_processes} is connected: without a GPU, "
-            "set ACCELERATE_USE_CPU=true"
-        )
+    check_processes(state.num_processes)
     return state
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from data_scripts.dad.reading import load_pretrained
+from mra.common.pretrained import load_pretrained
 
 
 _TASK_TOKEN = re.compile(r"<[A-Z_]+>")

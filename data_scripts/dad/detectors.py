@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.ops import box_convert, nms
 
-from data_scripts.dad.reading import load_pretrained
+from mra.common.pretrained import load_pretrained
 
 
 TOKEN_MODELS = ("grounding-dino", "mm-grounding-dino")  # give scores per token of one text

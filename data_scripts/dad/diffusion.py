@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from images_mra import read_picture
 from mra.common.extras import extra_needed
+from mra.common.pretrained import load_pretrained
 
 
 _EMBEDDING_CHANNELS = (16, 32, 96, 256)  # of the published ControlNet, with a halving between each two
@@ -81,17 +82,17 @@ def load_base(name: str | None, revision: str | None = None) -> BaseModel:
     """
     diffusers = import_diffusers()
     name = require_base(name)
-    options: dict[str, Any] = {"revision": revision}
-    try:
-        parts = BaseModel(
-            unet=diffusers.UNet2DConditionModel.from_pretrained(name, subfolder="unet", **options),
-            vae=diffusers.AutoencoderKL.from_pretrained(name, subfolder="vae", **options),
-            text_encoder=CLIPTextModel.from_pretrained(name, subfolder="text_encoder", **options),
-            tokenizer=CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", **options),
-            scheduler=diffusers.DDPMScheduler.from_pretrained(name, subfolder="scheduler", **options),
-        )
-    except OSError as error:
-        raise ValueError(_not_a_pipeline(name, error)) from None
+
+    def load(cls: Any, subfolder: str) -> Any:
+        return load_pretrained(cls, name, "`common.base_model`", subfolder=subfolder, revision=revision)
+
+    parts = BaseModel(
+        unet=load(diffusers.UNet2DConditionModel, "unet"),
+        vae=load(diffusers.AutoencoderKL, "vae"),
+        text_encoder=load(CLIPTextModel, "text_encoder"),
+        tokenizer=load(CLIPTokenizer, "tokenizer"),
+        scheduler=load(diffusers.DDPMScheduler, "scheduler"),
+    )
     for part in (parts.unet, parts.vae, parts.text_encoder):
         part.requires_grad_(False).eval()
     return parts
@@ -105,11 +106,6 @@ def require_base(name: str | None) -> str:
             "suits you; docs/dad.md lists some"
         )
     return name
-
-
-def _not_a_pipeline(name: str, error: Exception) -> str:
-    cause = str(error).strip().splitlines()[0]
-    return f"`common.base_model` {name!r} cannot be loaded as a Stable Diffusion pipeline: {cause}"
 
 
 # ---------------------------------------------------------------- ControlNet

@@ -22,6 +22,7 @@ from data_scripts.dad.sampling import draw, load_safety_checker, make_pipeline
 from data_scripts.dad.stage_folders import begin_stage, device_of, image_path, read_stage_rows
 from data_scripts.dad.target_pairs import warn_of_cut
 from mra.common.files import write_whole
+from mra.common.pretrained import load_pretrained
 from mra.common.sharding import cut_batches
 from mra.training.order import key_to_seed
 
@@ -46,10 +47,7 @@ def load_pipeline(config: FactoryConfig, controlnet: str | Path, device: torch.d
     """
     common, section = config.common, config.generate
     base = load_base(common.base_model, common.base_revision)
-    try:
-        network = import_diffusers().ControlNetModel.from_pretrained(controlnet)
-    except OSError as error:
-        raise ValueError(f"ControlNet {str(controlnet)!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    network = load_pretrained(import_diffusers().ControlNetModel, str(controlnet), "ControlNet")
     checker = (
         load_safety_checker(require_base(common.base_model), common.base_revision)
         if section.safety_checker

@@ -1,4 +1,4 @@
-"""Helpers of the stages that read images: images of the work folder, models by name, and resumable batches."""
+"""Helpers of the stages that read images: images of the work folder, and resumable batches."""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -18,21 +18,6 @@ from mra.training.order import key_to_seed
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def load_pretrained(cls: Any, name: str, argument: str, **options: Any) -> Any:
-    """Load a model or processor from a folder or the Hub.
-
-    Raises:
-        ValueError: if it cannot be loaded; the message names the argument.
-    """
-    try:
-        return cls.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise ValueError(
-            f"{argument}: {name!r} cannot be loaded by {cls.__name__} ({reason}): give the folder or Hub id of such a model"
-        ) from None
-
-
 def open_generated(images: Path, row: dict[str, Any]) -> Image.Image:
     """Open the image of a row of `generated.jsonl`.
 
@@ -43,7 +28,7 @@ def open_generated(images: Path, row: dict[str, Any]) -> Image.Image:
     try:
         return load_image(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; remove {images} and generate it again") from None
+        raise ValueError(f"{path} cannot be read: {error}; remove {images} and generate it again") from error
 
 
 def read_batches(

@@ -7,6 +7,7 @@ from PIL import Image
 
 from data_scripts.dad.diffusion import BaseModel, import_diffusers
 from data_scripts.dad.sections import GenerateSection
+from mra.common.pretrained import load_pretrained
 
 
 _SCHEDULERS = {
@@ -58,14 +59,11 @@ def load_safety_checker(name: str, revision: str | None) -> tuple[Any, Any]:
     )
     from transformers import CLIPImageProcessor
 
-    options: dict[str, Any] = {"revision": revision}
-    try:
-        checker = StableDiffusionSafetyChecker.from_pretrained(name, subfolder="safety_checker", **options)
-        extractor = CLIPImageProcessor.from_pretrained(name, subfolder="feature_extractor", **options)
-    except OSError as error:
-        raise ValueError(
-            f"`generate.safety_checker`: {name!r} has no safety checker that can be loaded: {str(error).splitlines()[0]}"
-        ) from None
+    argument = "`generate.safety_checker`: `common.base_model`"
+    checker = load_pretrained(
+        StableDiffusionSafetyChecker, name, argument, subfolder="safety_checker", revision=revision
+    )
+    extractor = load_pretrained(CLIPImageProcessor, name, argument, subfolder="feature_extractor", revision=revision)
     return checker, extractor
 
 

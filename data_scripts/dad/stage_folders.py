@@ -36,7 +36,7 @@ from data_scripts.dad.row_parts import RowParts
 from data_scripts.json_rows import UnreadableJson, read_rows
 from mra.common.environment import ENVIRONMENT_FILE, describe_environment
 from mra.common.files import is_unfinished
-from mra.common.sharding import Shard
+from mra.common.sharding import Shard, check_processes
 from mra.common.tables import files_digest
 from mra.training.checkpointing import RECIPE_FILE
 
@@ -163,9 +163,15 @@ def image_path(prompt_id: int) -> str:
 
 
 def process_state() -> PartialState:
-    """Return this process's state in `accelerate launch`, on the CPU if there is no accelerator."""
+    """Return this process's state in `accelerate launch`, on the CPU if there is no accelerator.
+
+    Raises:
+        ValueError: if several processes were started that do not form one group.
+    """
     on_cpu = os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu" or not torch.accelerator.is_available()
-    return PartialState(cpu=on_cpu, timeout=_PATIENCE)
+    state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
+    check_processes(state.num_processes)
+    return state
 
 
 def device_of(state: PartialState) -> torch.device:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data_scripts.dad.reading import load_pretrained
+from mra.common.pretrained import load_pretrained
 
 
 class TextScorer:

@@ -1,5 +1,6 @@
 """Fixed batches distributed over processes, so that results do not depend on the number of processes."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,24 @@ class Shard:
     def own(self, batches: list) -> list:
         """Return the batches of a list that this process owns, in order."""
         return batches[self.rank :: self.world_size]
+
+
+def check_processes(num_processes: int) -> None:
+    """Check that all launched processes form one group.
+
+    Args:
+        num_processes: number of processes in this process's group.
+
+    Raises:
+        ValueError: if each would run alone, as happens without a GPU unless the launcher selects the CPU.
+    """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != num_processes:
+        raise ValueError(
+            f"`WORLD_SIZE` is {started} but the process group has {num_processes}, so each process would do all the work: "
+            "start the script with `accelerate launch --config_file accelerate_configs/cpu.yaml`, or with the file that fits "
+            "your GPUs"
+        )
 
 
 def cut_batches(num_rows: int, batch_size: int) -> list[range]:

@@ -1,9 +1,10 @@
 """Atomic checkpoints, the position in a run, and atomic replacement of model folders."""
 
+import contextlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -171,7 +172,7 @@ class Checkpointer:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        with writing_to(target):
+        with writing_to(target), self._removed_on_failure(unfinished):
             accelerator.save_state(str(unfinished))
             if accelerator.is_main_process:
                 write_recipe(unfinished / RECIPE_FILE, self.recipe)
@@ -194,6 +195,16 @@ class Checkpointer:
         self.last_step, self.last_time = step, time.monotonic()
         logger.info(f"saved {target}")
         return target
+
+    @contextlib.contextmanager
+    def _removed_on_failure(self, unfinished: Path) -> Iterator[None]:
+        """Free the room that an unfinished checkpoint takes, such as on a full disk."""
+        try:
+            yield
+        except BaseException:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
 
 
 # ---------------------------------------------------------------- folders

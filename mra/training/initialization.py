@@ -1,19 +1,18 @@
 """Initial weights of a run: official Swin and BERT weights, or a pretrained MRA at another image size."""
 
 import logging
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.models import load_state_dict_from_hf
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
-from mra.common.weight_files import first_line, load_tensors
+from mra.common.pretrained import load_pretrained
+from mra.common.weight_files import load_tensors
 from mra.training.published_layout import BIAS_TABLE, is_derived_buffer, resize_bias_table, shift_downsample
 
 
@@ -62,13 +61,7 @@ def load_bert_weights(model: MRAForPreTraining, source: str) -> None:
     """
     from transformers import AutoModelForMaskedLM
 
-    try:
-        bert, report = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True)
-    except (OSError, ValueError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"`text_weights`: {source!r} cannot be loaded as a BERT ({first_line(error)}): give the folder or Hub id of one, "
-            "or download it again"
-        ) from error
+    bert, report = load_pretrained(AutoModelForMaskedLM, source, "`text_weights`", output_loading_info=True)
     if report["missing_keys"]:
         logger.warning(f"{source} lacks {', '.join(sorted(report['missing_keys']))}: newly initialised")
     state_dict = bert.state_dict()
@@ -103,13 +96,7 @@ def load_for_finetuning(source: str, **overrides: Any) -> MRAForPreTraining:
         The model. Projections that differ from the source's in kind or width are newly initialised, as in the
         published fine-tuning on RSTPReid.
     """
-    try:
-        pretrained = MRAForPreTraining.from_pretrained(source)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(
-            f"`model_name_or_path`: {source!r} has no readable weights ({first_line(error)}): download or save the model "
-            "again"
-        ) from error
+    pretrained = load_pretrained(MRAForPreTraining, source, "`model_name_or_path`")
     fields = pretrained.config.to_dict()
     for name, value in overrides.items():
         fields[name] = {**fields[name], **value} if isinstance(value, Mapping) else value

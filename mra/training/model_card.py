@@ -9,6 +9,7 @@ from accelerate.logging import get_logger
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from mra.common.cards import fill_card, markdown_table
+from mra.common.weight_files import first_line
 from mra.retrieval import RetrievalChoice, RetrievalResult
 from mra.retrieval.evaluation import below_similarity
 
@@ -160,11 +161,17 @@ def push_folder(folder: str | Path, args: HubTarget, message: str = "Upload mode
         URL of the commit.
 
     Raises:
-        ValueError: if the folder's card is not valid.
+        ValueError: if the folder's card is not valid, or the upload fails; the folder is unchanged.
     """
     ModelCard.load(Path(folder) / "README.md")
     api = HfApi()
-    repository = api.create_repo(args.hub_model_id, private=args.hub_private, exist_ok=True).repo_id
-    commit = api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=message)
+    try:
+        repository = api.create_repo(args.hub_model_id, private=args.hub_private, exist_ok=True).repo_id
+        commit = api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=message)
+    except Exception as error:  # each HTTP library raises its own
+        raise ValueError(
+            f"{folder} is complete but was not pushed to {args.hub_model_id} ({first_line(error)}): check the connection and "
+            f"`hf auth login`, then push it with `hf upload {args.hub_model_id} {folder}`"
+        ) from error
     logger.info(f"pushed {folder} to {commit.commit_url}")
     return commit.commit_url

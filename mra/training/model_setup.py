@@ -7,6 +7,7 @@ from transformers import AutoTokenizer, BertTokenizer
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
+from mra.common.pretrained import load_pretrained
 from mra.common.private_interfaces import raise_recompile_limit
 from mra.training.arguments import ModelArguments
 from mra.training.initialization import load_bert_weights, load_for_finetuning, load_swin_weights
@@ -32,10 +33,10 @@ def create_config(args: ModelArguments, objective: Mapping[str, Any]) -> MRAConf
     """
     fields = _merge(args, objective)
     if args.model_name_or_path is None:
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+        tokenizer = load_pretrained(AutoTokenizer, args.tokenizer_name, "`tokenizer_name`")
         vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         return MRAConfig(**{**fields, "text_config": {**vocabulary, **fields.get("text_config", {})}})
-    start = MRAConfig.from_pretrained(args.model_name_or_path).to_dict()
+    start = load_pretrained(MRAConfig, args.model_name_or_path, "`model_name_or_path`").to_dict()
     for name, value in fields.items():
         start[name] = {**start[name], **value} if isinstance(value, Mapping) else value
     return MRAConfig.from_dict(start)
@@ -122,12 +123,12 @@ def create_processor(args: ModelArguments, config: MRAConfig) -> MRAProcessor:
     image_processor, style = MRAImageProcessor(), "plain"
     if start is not None:
         # Part by part, because the Auto classes would load the folder's copy of the code.
-        image_processor = MRAImageProcessor.from_pretrained(start)
+        image_processor = load_pretrained(MRAImageProcessor, start, "`model_name_or_path`")
         style = MRAProcessor.get_processor_dict(start)[0].get("caption_style", style)
     if args.tokenizer_name is not None:
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+        tokenizer = load_pretrained(AutoTokenizer, args.tokenizer_name, "`tokenizer_name`")
     else:
-        tokenizer = BertTokenizer.from_pretrained(cast(str, start))
+        tokenizer = load_pretrained(BertTokenizer, cast(str, start), "`model_name_or_path`")
     if len(tokenizer) > config.text_config.vocab_size:
         raise ValueError(
             f"`tokenizer_name`: the tokenizer has {len(tokenizer)} tokens, but the model has {config.text_config.vocab_size}; "

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
+from mra.common.sharding import check_processes
 from mra.training.arguments import OptimizationArguments, RunArguments
 from mra.training.zero_checkpoints import is_cut_for_others
 
@@ -42,13 +43,13 @@ def create_accelerator(args: RunArguments) -> Accelerator:
         args: a `RunArguments`.
 
     Raises:
-        ValueError: if a tracker is unknown or not installed.
+        ValueError: if a tracker is unknown or not installed, or several processes do not know of each other.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # at INFO it logs every file that it writes
     on_cpu = os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu" or not torch.accelerator.is_available()
     backend = {"backend": "gloo"} if on_cpu and "LOCAL_RANK" in os.environ else {}  # DeepSpeed would choose nccl
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
         log_with=[*check_trackers(args.log_with)] or None,
@@ -57,6 +58,8 @@ def create_accelerator(args: RunArguments) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False, non_blocking=True),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE, **backend)],
     )
+    check_processes(accelerator.num_processes)
+    return accelerator
 
 
 def configure_deepspeed(accelerator: Accelerator, args: OptimizationArguments, checkpoint: Path | None = None) -> None:

@@ -108,7 +108,7 @@ FILES = Ledger("configuration files name images and annotations by their paths")
 EVALUATION_BATCHES = Ledger("evaluation encodes 40 images and 200 captions at a time")
 ON_TEST = Ledger("the best checkpoint is chosen on the test split each epoch; pretraining reports on it")
 NO_LR_X = Ledger("`lr_x` never applies: the projections train at the plain rate")
-TRACKER = Ledger("the pretraining has a name on a tracker")
+TRACKER = Ledger("the SDA configuration has a `project` name")
 MODEL_CLASS = Ledger("the text encoder is a `BertForMaskedLM` of type `bert`")
 
 LATE = {"late_vision_stages", "late_text_layers", "late_fusion_layers", "mlm_head", "match_head"}

@@ -1,5 +1,6 @@
 """Runs of the training scripts on a few tiny rows, in processes of their own."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -95,11 +96,22 @@ def launch(
 ) -> subprocess.CompletedProcess:
     """Runs a script through `accelerate launch`, one process or several on the CPU."""
     command = [*launch_command(config, num_processes, mixed_precision), str(ROOT / script), *map(str, arguments)]
-    run = subprocess.run(
-        command, cwd=ROOT, env=launch_environment(env), capture_output=True, text=True, timeout=TIMEOUT
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=launch_environment(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run
+    try:
+        output, errors = process.communicate(timeout=TIMEOUT)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # whatever it started ends with it, after a timeout too
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output + errors
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def launch_command(config: str, num_processes: int, mixed_precision: str = "no") -> list[str]:

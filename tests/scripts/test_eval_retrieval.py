@@ -314,5 +314,5 @@ def test_interrupted_write_leaves_the_old_file(folders, single_process, monkeypa
 
 def test_unconnected_processes_are_refused(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="2 processes were launched but 1 is connected"):
+    with pytest.raises(SystemExit, match="`WORLD_SIZE` is 2 but the process group has 1"):
         eval_retrieval.main(flags(folders, tmp_path))

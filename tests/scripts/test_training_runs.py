@@ -191,7 +191,7 @@ def test_identities_are_held_out_where_there_is_no_validation(root):
     recipe = write_recipe(root, "finetune", **changes)
     assert run_forked("train_finetune", "--config", recipe, "--output_dir", root / "last") == [0]
     assert not (root / "last" / "best").exists() and (root / "last" / "final").is_dir()
-    assert "Not evaluated" in (root / "last" / "final" / "README.md").read_text()
+    assert "not evaluated" in (root / "last" / "final" / "README.md").read_text()
 
 
 def test_region_and_augmentation_terms_can_be_left_out(root):

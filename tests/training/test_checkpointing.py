@@ -106,6 +106,17 @@ def test_a_failed_save_leaves_nothing_that_looks_finished(checkpointer, tmp_path
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-2"]
 
 
+def test_a_save_that_fails_gives_its_room_back(checkpointer, tmp_path, monkeypatch):
+    def full(folder):
+        (Path(folder) / "optimizer.bin").write_bytes(bytes(1000))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpointer.accelerator, "save_state", full)
+    with pytest.raises(FullDiskError):
+        checkpointer.save(3)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
 def test_agreement_of_processes(checkpointer):
     assert checkpointer.agree(1, stop=False) == (False, False)
     assert checkpointer.agree(2, stop=False) == (True, False)

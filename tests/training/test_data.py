@@ -294,7 +294,10 @@ def test_wrong_tables(sda, pedes, processor):
         (sda, "lacks captions; expected the columns .*, got image, caption, .* prepare it"),
         (pedes.remove_columns("image_id"), "lacks image_id"),
         (pedes.cast_column("image_id", datasets.Value("string")), r"has image_id \(Value\('string'\)\)"),
-        (datasets.DatasetDict({"train": pedes, "test": pedes}), r"got the splits train, test; pass dataset\['train'\]"),
+        (
+            datasets.DatasetDict({"train": pedes, "test": pedes}),
+            r"got the splits train, test; pass dataset\['train'\]",
+        ),
         (pedes.to_iterable_dataset(), "without streaming.*StreamedTable"),
         (pedes.select([]), "no rows"),
     ]

@@ -59,9 +59,9 @@ def test_card_carries_data_recipe_and_metrics():
     assert best.metric_args == {"flip": True, "rerank_k": 512, "score_fusion": "posterior", "match_weight": 0.4}
     row = "| after re-ranking (posterior 0.4, k 512) | 77.25 | 90.00 | 94.50 | 68.50 | 52.00 |"
     assert row in text and "after epoch 12" in text and "Warning" not in text
-    assert "takes the score fusion posterior 0.4, chosen among 2 fusions; measured at k 512" in text
+    assert "uses the score fusion posterior 0.4, chosen among 2 fusions; measured at k 512" in text
     assert "| published | 76.00 | 68.00 | |" in text and "| posterior 0.4 | 77.25 | 68.50 | chosen |" in text
-    assert "`--rerank_k auto` takes 128: rerank_k 128 loses at most 0.05 points of R@1 and mAP against 512" in text
+    assert "`--rerank_k auto` uses 128: rerank_k 128 loses at most 0.05 points of R@1 and mAP against 512" in text
     for needed in ('"me/mra-cuhk", trust_remote_code=True', "## Search", "## Intended use", "## Licence", "research"):
         assert needed in text, needed
     recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
@@ -80,7 +80,7 @@ def test_card_warns_of_reranking_below_similarity():
 def test_card_of_a_model_that_was_not_evaluated():
     text = build_card(RECIPE | {"hub_model_id": None, "model_name_or_path": None}, 1)
     card = ModelCard(text)
-    assert card.data.eval_results is None and "Not evaluated in training" in text and "# private" in text
+    assert card.data.eval_results is None and "not evaluated during training" in text and "# private" in text
 
 
 def test_code_of_the_card_runs(tmp_path):
@@ -105,6 +105,19 @@ def test_code_of_the_card_runs(tmp_path):
 def test_a_folder_without_card_is_not_pushed(tmp_path):
     with pytest.raises((ValueError, OSError)):
         push_folder(tmp_path, None)
+
+
+def test_a_push_that_fails_says_how_to_push_later(tmp_path, monkeypatch):
+    class Hub:
+        def create_repo(self, *args, **options):
+            raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("mra.training.model_card.HfApi", Hub)
+    (tmp_path / "README.md").write_text(build_card(RECIPE, 3, RESULT, "somebody/CUHK"))
+    with pytest.raises(
+        ValueError, match=rf"is complete but was not pushed .*no route.*hf upload me/mra-cuhk {tmp_path}"
+    ):
+        push_folder(tmp_path, SimpleNamespace(hub_model_id="me/mra-cuhk", hub_private=True))
 
 
 def test_push_creates_the_repository_and_uploads_the_whole_folder(tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mra.common.environment import describe_environment
-from mra.training.runtime import StopSignal, check_trackers, make_plan, seed_negatives
+from mra.training.arguments import RunArguments
+from mra.training.runtime import StopSignal, check_trackers, create_accelerator, make_plan, seed_negatives
 
 
 def run(**changes):
@@ -78,3 +79,12 @@ def test_environment_names_the_libraries():
     environment = describe_environment()
     assert {"torch", "transformers", "accelerate", "datasets"} <= environment["libraries"].keys()
     assert environment["python"].startswith("3.")
+
+
+def test_processes_that_run_alone_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("mra.training.runtime.Accelerator", lambda **options: SimpleNamespace(num_processes=1))
+    with pytest.raises(
+        ValueError, match=r"`WORLD_SIZE` is 2 but the process group has 1.*accelerate_configs/cpu\.yaml"
+    ):
+        create_accelerator(RunArguments(output_dir=str(tmp_path)))

@@ -15,6 +15,7 @@ from torch import nn
 
 from data_scripts.dad.image_checks import MEASURES, load_image, measure_image
 from mra.common.extras import extra_needed
+from mra.common.pretrained import load_pretrained
 
 
 KID_SUBSETS = 50
@@ -221,12 +222,8 @@ class ImageModelFeatures(FeatureExtractor):
         super().__init__()
         from transformers import AutoImageProcessor, AutoModel
 
-        try:
-            model, processor = AutoModel.from_pretrained(name), AutoImageProcessor.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"report.feature_extractor {name!r} is not an image model that can be loaded: {error}"
-            ) from None
+        model = load_pretrained(AutoModel, name, "`report.feature_extractor`")
+        processor = load_pretrained(AutoImageProcessor, name, "`report.feature_extractor`")
         self.description = f"features of {name}"
         self.model = model.eval().requires_grad_(False).to(device)
         self.size = _input_size(processor)

@@ -129,7 +129,7 @@ class TrainingDataset(torch.utils.data.Dataset):
             return self._example(row, image_row, epoch, pair, out)
         except (ValueError, OSError) as error:  # Pillow reports a broken image as OSError
             raise ValueError(
-                f"row {image_row} (image_id {row['image_id']}) of the training set cannot be used: {error}; "
+                f"row {image_row} (image_id {row['image_id']}) of the training set cannot be used ({error}); "
                 "prepare the dataset again with `--on_error skip` to leave such rows out"
             ) from error
 

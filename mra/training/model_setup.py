@@ -33,7 +33,7 @@ def create_config(args: ModelArguments, objective: Mapping[str, Any]) -> MRAConf
     """
     fields = _merge(args, objective)
     if args.model_name_or_path is None:
-        tokenizer = load_pretrained(AutoTokenizer, args.tokenizer_name, "`tokenizer_name`")
+        tokenizer = load_pretrained(AutoTokenizer, cast(str, args.tokenizer_name), "`tokenizer_name`")
         vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         return MRAConfig(**{**fields, "text_config": {**vocabulary, **fields.get("text_config", {})}})
     start = load_pretrained(MRAConfig, args.model_name_or_path, "`model_name_or_path`").to_dict()

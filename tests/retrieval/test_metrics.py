@@ -98,7 +98,7 @@ def test_nan_is_an_error():
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 2), (6,)])
 def test_shapes_are_checked(shape):
-    with pytest.raises(ValueError, match=r"ask for \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"require \(3, 2\)"):
         retrieval_metrics(torch.zeros(shape), torch.tensor([4, 4, 4]), torch.tensor([4, 5]))
     with pytest.raises(ValueError, match="at least one query"):
         retrieval_metrics(torch.zeros(0, 2), torch.tensor([]), torch.tensor([4, 5]))

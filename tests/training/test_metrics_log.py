@@ -65,7 +65,7 @@ def test_non_finite_loss_names_step_and_terms(tmp_path, value):
     for step, itm in ((4, 1.0), (5, value), (6, value)):
         state = TrainingState(step=step - 1, epoch=2, samples_in_epoch=8 * step)
         window.add(outputs(1.0, itm), {"identity_ids": torch.tensor([7 + step, 8])}, state, 8, 1e-4)
-    with pytest.raises(NonFiniteLossError, match=r"Step 5: loss, itm_loss not finite.*itc_loss 1"):
+    with pytest.raises(NonFiniteLossError, match=r"step 5: loss, itm_loss not finite.*itc_loss 1"):
         window.flush()
     diagnostic = json.loads((tmp_path / "non_finite_step_5.json").read_text())
     assert diagnostic["step"] == 5 and diagnostic["non_finite_terms"] == ["loss", "itm_loss"]

@@ -1,4 +1,4 @@
-"""Models and processors from a folder or the Hub, with errors that say what is wrong with it."""
+"""Loading of models and processors from a folder or the Hub, with clear errors."""
 
 import torch
 from safetensors import SafetensorError
@@ -11,7 +11,7 @@ from processing_mra import MRAImageProcessor, MRAProcessor
 
 VOCABULARY_PADDING = 128  # embeddings may be padded to a multiple of at most this, for speed
 
-# These files, not the copies that travel with a checkpoint, are used here, so no code of a folder is ever run.
+# The project's own files are used, not the copies in a checkpoint, so no code from a folder is ever run.
 AutoConfig.register(MRAConfig.model_type, MRAConfig, exist_ok=True)
 AutoImageProcessor.register(MRAConfig, image_processor_classes={"torchvision": MRAImageProcessor}, exist_ok=True)
 
@@ -19,7 +19,7 @@ AutoImageProcessor.register(MRAConfig, image_processor_classes={"torchvision": M
 def load_model(
     path: str, attn_implementation: str = "sdpa", dtype: torch.dtype = torch.float32
 ) -> MRAForImageTextRetrieval:
-    """Load a model in eval mode from any MRA folder or Hub id, one saved from pretraining included.
+    """Load a model in eval mode from any MRA folder or Hub id, including pretraining models.
 
     Raises:
         ValueError: if there is no such model, it is not an MRA model, or weights are missing.
@@ -41,19 +41,19 @@ def load_model(
         )
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(
-            f"model {path} has no weights that can be read ({error}): a file of weights is missing, cut off or not what it "
-            "should be; download or save the model again"
+            f"model {path} has no readable weights ({error}): a weight file is missing, truncated or of another kind; "
+            "download or save the model again"
         ) from error
     if loading["missing_keys"]:
         names = sorted(loading["missing_keys"])
         raise ValueError(
-            f"model {path} lacks {len(names)} weights, among them {', '.join(names[:5])}: save it whole with save_pretrained"
+            f"model {path} lacks {len(names)} weights, including {', '.join(names[:5])}: save it again with save_pretrained"
         )
     return model.eval()
 
 
 def load_processor(path: str) -> MRAProcessor:
-    """Load the processor that lies beside a model, in a folder or on the Hub.
+    """Load the processor stored with a model, in a folder or on the Hub.
 
     Raises:
         ValueError: if there is none, it cannot be loaded, or its tokenizer is not the model's.

@@ -81,7 +81,7 @@ def test_calibrate_writes_the_threshold(run, model, tmp_path):
         (["build", "--images", "people"], "is new: give the model to build it with"),
         (["build", "--images", "people", "--model", "no/such/model"], "model no/such/model is neither a folder"),
         (["build", "--images", "empty", "--model", "nowhere"], "images empty is a folder without data"),
-        (["build", "--images", "photos/of/2026", "--model", "nowhere"], "photos/of/2026: there is no such folder"),
+        (["build", "--images", "photos/of/2026", "--model", "nowhere"], "photos/of/2026 does not exist"),
         (["build", "--images", "people", "--backend", "onnx"], "needs --model"),
         (["build", "--images", "people", "--metadata", "no.csv", "--model", "m"], "no.csv cannot be read"),
     ],

@@ -118,5 +118,5 @@ def test_bad_inputs_are_named(world):
         encode_images(model, processor, [])
     with pytest.raises(ValueError, match="texts is empty"):
         encode_texts(model, processor, [])
-    with pytest.raises(ValueError, match="caption 3 must be a text with a word in it, got ' '"):
+    with pytest.raises(ValueError, match="caption 3 must be a text with at least one word, got ' '"):
         encode_texts(model, processor, ["a", "a", "a", " "], batch_size=2)

@@ -193,7 +193,7 @@ def test_a_caption_without_known_phrases_stays_alone():
 def test_eda_without_wordnet_says_what_to_do(monkeypatch):
     monkeypatch.setattr(nltk.data, "path", ["/nowhere"])
     with pytest.raises(
-        ValueError, match=r"nltk\.downloader wordnet.*`augment\.eda_operations`; `--augment\.mode attributes`"
+        ValueError, match=r"nltk\.downloader wordnet.*`augment\.eda_operations`.*`--augment\.mode attributes`"
     ):
         PromptMaker(AugmentSection(mode="eda"), 0)
 

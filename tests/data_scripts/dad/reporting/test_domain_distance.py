@@ -105,7 +105,7 @@ def test_features_of_hand_drawn_pictures():
 
 
 def test_too_few_pictures():
-    with pytest.raises(ValueError, match="`generated` must hold at least 2 pictures"):
+    with pytest.raises(ValueError, match="`generated` must hold at least 2 images"):
         measure_distance(draw_set(0, 1), draw_set(0, 3))
 
 

@@ -87,7 +87,7 @@ def measure_pictures(folder: Path, model: str, args: SearchBenchmark) -> dict:
         report = gallery.build(folder / "pictures")
         gallery.search(SENTENCE, rerank=args.pictures)
         cached = [gallery.search(SENTENCE, rerank=args.pictures).timings for _ in range(5)]
-        tokens_bytes = gallery.stats().disk_bytes["tokens"]
+        tokens_bytes = gallery.stats().disk_bytes["tokens"] or 0
     with Gallery(folder / "pictures.db", token_cache=0, **options) as gallery:
         uncached = gallery.search(SENTENCE, rerank=args.pictures).timings["tokens"]
     results = {"build_images_per_second": report.encoded / report.seconds}

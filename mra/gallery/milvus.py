@@ -9,7 +9,7 @@ import numpy as np
 
 from mra.gallery.connection import connect, readable, refuse_locked
 from mra.gallery.store import Record
-from mra.gallery.where import Where
+from mra.gallery.where import Where, quote
 
 
 # Records of one request: 500 of 2048 floats are 4 MB, far below what any server takes.
@@ -112,7 +112,8 @@ class MilvusStore:
     def delete(self, keys: list[str]) -> None:
         """Delete records by key; `purge` takes them off the disk."""
         for start in range(0, len(keys), RECORDS_PER_REQUEST):
-            self._client.delete(self.collection, ids=keys[start : start + RECORDS_PER_REQUEST])
+            # As a condition: pymilvus puts the ids of its own into quotes without escaping them.
+            self._client.delete(self.collection, filter=_among(keys[start : start + RECORDS_PER_REQUEST]))
 
     def purge(self) -> None:
         """Ask the server to compact; it drops the old files when its own retention has passed."""
@@ -139,7 +140,7 @@ class MilvusStore:
         keys = list(keys)
         for start in range(0, len(keys), RECORDS_PER_REQUEST):
             some = keys[start : start + RECORDS_PER_REQUEST]
-            wanted = f"key in {json.dumps(some, ensure_ascii=False)}" + (f" and {condition}" if condition else "")
+            wanted = " and ".join(filter(None, [_among(some), condition]))
             rows = self._client.query(self.collection, filter=wanted, output_fields=fields, limit=len(some))
             yield from map(_to_record, rows)
 
@@ -185,12 +186,19 @@ class MilvusStore:
 
     def _iterate(self, collection: str, condition: str, fields: list[str]) -> Iterator[Record]:
         size = RECORDS_PER_REQUEST if "embedding" in fields else RECORDS_PER_PAGE
-        iterator = self._client.query_iterator(collection, batch_size=size, filter=condition, output_fields=fields)
-        try:
-            while rows := iterator.next():
-                yield from map(_to_record, rows)
-        finally:
-            iterator.close()
+        last = None
+        while True:
+            # A new iterator for each page: one that goes on puts the last key into its condition without escaping it.
+            wanted = " and ".join(filter(None, [condition, "" if last is None else f"key > {quote(last)}"]))
+            iterator = self._client.query_iterator(collection, batch_size=size, filter=wanted, output_fields=fields)
+            try:
+                rows = iterator.next()
+            finally:
+                iterator.close()
+            yield from map(_to_record, rows)
+            if len(rows) < size:
+                return
+            last = rows[-1]["key"]
 
 
 class EmbeddedStore(MilvusStore):
@@ -280,6 +288,11 @@ class EmbeddedStore(MilvusStore):
             stem, _, number = name.rpartition("_")
             if stem == self.collection and number.isdigit() and name != named:
                 self._client.drop_collection(name)
+
+
+def _among(keys: list[str]) -> str:
+    """Return the condition that a record has one of these keys."""
+    return f"key in [{', '.join(map(quote, keys))}]"
 
 
 def _to_row(record: Record) -> dict[str, Any]:

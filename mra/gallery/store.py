@@ -1,5 +1,6 @@
 """Where a gallery's records lie: what every store can do, and the exact one in memory."""
 
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -21,7 +22,8 @@ class Record:
         camera: "" for unknown.
         time: as `read_time` gives it, "" for unknown.
         metadata: further columns, without empty ones.
-        embedding: (dim,) float32, or None where it was not asked for.
+        embedding: `(dim,)` float32, or None if it was not asked for.
+        checksum: of content and embedding, as `embedding_checksum` gave it when the image was encoded.
     """
 
     key: str
@@ -32,12 +34,18 @@ class Record:
     time: str = ""
     metadata: dict[str, str | int | float] = field(default_factory=dict)
     embedding: np.ndarray | None = field(default=None, compare=False, repr=False)
+    checksum: str = field(default="", compare=False, repr=False)
 
     def value(self, name: str) -> str | int | float | None:
         """Value of a field that can be filtered on, None where it is unknown."""
         if name in ("key", "camera", "time"):
             return getattr(self, name) or None
         return self.metadata.get(name)
+
+
+def embedding_checksum(content: str, embedding: np.ndarray) -> str:
+    """Return the CRC-32 of a content and its embedding, by which `verify` finds a vector that is not what was written."""
+    return f"{zlib.crc32(np.asarray(embedding, np.float32).tobytes(), zlib.crc32(content.encode())):08x}"
 
 
 class Store(Protocol):

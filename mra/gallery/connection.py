@@ -74,7 +74,7 @@ def connect(uri: str, token: str | None) -> Client:
     with _logged_errors("milvus_lite.server_manager") as logged:
         try:
             # pymilvus pings every 10 s, which milvus-lite takes for an attack: it hangs up, with errors on the terminal.
-            options = {} if is_server(uri) else {"grpc_options": {"grpc.keepalive_time_ms": NEVER_MS}}
+            options: dict[str, Any] = {} if is_server(uri) else {"grpc_options": {"grpc.keepalive_time_ms": NEVER_MS}}
             return Client(MilvusClient(uri, token=token or "", **options), uri)
         except Exception as error:
             cause = logged[-1] if logged else error

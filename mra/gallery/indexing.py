@@ -147,7 +147,7 @@ class Indexer:
         for chunk in [*chunks, []]:
             current = zip(chunk, pool.map(load, chunk), strict=True)  # the threads start at once
             for item, (data, image) in ahead:
-                if data is None:
+                if data is None or isinstance(image, Exception):
                     self._skip(item, str(image))
                     self._advance(1)
                 else:
@@ -157,6 +157,7 @@ class Indexer:
     def _write(self, batch: list[tuple[Item, bytes, Image.Image]]) -> None:
         encodings = self.parts.encoder.encode_images([image for _, _, image in batch])
         self._check(encodings.embeds)
+        assert encodings.hidden_states is not None, "an encoder keeps hidden states"
         records = []
         with self.parts.lock:
             for (item, data, _), embedding, tokens in zip(

@@ -75,7 +75,7 @@ class FileStore:
 
 
 def _suffix(data: bytes) -> str:
-    return f".{open_picture(data).format.lower()}"
+    return f".{open_picture(data).format or 'image'}".lower()
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ class GalleryParts:
             if not images:
                 continue
             encoded = self.encoder.encode_images(list(images.values())).hidden_states
+            assert encoded is not None, "an encoder keeps hidden states"
             with self.lock:
                 # A removal may have ended meanwhile: what it deleted is not written back.
                 keys = [records[place].key for place in images]

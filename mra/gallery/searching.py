@@ -83,7 +83,7 @@ def answer(parts: GalleryParts, question: Question) -> SearchResult:
         for reason in failed.values():
             logger.warning("not re-ranked: %s", reason)
         matched = [place for place in range(len(tokens)) if place not in failed]
-    if matched:
+    if matched and texts is not None:
         with question.timed("rerank"):
             log_odds = parts.encoder.match(texts, tokens[matched])
             require_finite(log_odds, lambda _, place: f"the text and image {records[matched[place]].key}")

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -77,7 +78,7 @@ class GalleryState:
             raise
 
     def _refuse_loss(self, store: Store) -> None:
-        """Refuse a gallery of which one half is lost: no search is possible, and a build could mix the images of two models."""
+        """Refuse a gallery that has lost one half: it cannot be searched, and a build could mix images of two models."""
         lost = None
         if not self.info and store.exists() and store.count():
             lost = f"what it remembers of its {store.count():,} images, the model included"
@@ -120,7 +121,7 @@ class GalleryState:
                 name = self._model or self.info.get("model")
                 if name is None:
                     raise ValueError(f"gallery {self.place.uri} is new: give the model to build it with")
-                self._encoder = TorchEncoder(name, self._device, self._dtype)
+                self._encoder = cast(Encoder, TorchEncoder(name, self._device, self._dtype))
             known = self.info.get("fingerprint", self._encoder.fingerprint)
             if known != self._encoder.fingerprint:
                 raise ValueError(

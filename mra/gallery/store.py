@@ -51,45 +51,60 @@ def embedding_checksum(content: str, embedding: np.ndarray) -> str:
 class Store(Protocol):
     """What a gallery asks of the place of its records. Writing needs `create` first."""
 
-    is_exact: bool
+    @property
+    def is_exact(self) -> bool:
+        """Return whether a search compares every record."""
+        ...
 
     def exists(self) -> bool:
         """Return whether there is an index already."""
+        ...
 
     def create(self, dim: int) -> None:
         """Make an empty index of embeddings of that width."""
+        ...
 
     def read_info(self) -> dict[str, Any]:
         """Return what `write_info` kept, {} where there is nothing."""
+        ...
 
     def write_info(self, info: dict[str, Any]) -> None:
         """Keep a mapping of JSON values about the gallery as a whole."""
+        ...
 
     def upsert(self, records: list[Record]) -> None:
         """Write records, all of them or none, in place of those with their keys."""
+        ...
 
     def delete(self, keys: list[str]) -> None:
         """Delete records by key; `purge` takes them off the disk."""
+        ...
 
     def purge(self) -> None:
         """Make sure that nothing of deleted or replaced records stays on the disk."""
+        ...
 
     def flush(self) -> None:
         """Bring what was written into its final form."""
+        ...
 
     def count(self) -> int:
         """Return the number of records."""
+        ...
 
     def records(
         self, where: Where | None = None, keys: Iterable[str] | None = None, embeddings: bool = False
     ) -> Iterator[Record]:
         """Yield records in no particular order: all, those that match, or those with some keys."""
+        ...
 
     def search(self, embedding: np.ndarray, limit: int, where: Where | None = None) -> list[tuple[Record, float]]:
         """Return the records of the largest dot products with `(dim,)` embedding, best first, and these products."""
+        ...
 
     def close(self) -> None:
         """Release the place."""
+        ...
 
 
 class MemoryStore:
@@ -101,15 +116,17 @@ class MemoryStore:
         self._info: dict[str, Any] = {}
         self._rows: dict[str, int] = {}
         self._records: list[Record] = []
-        self._embeddings: np.ndarray | None = None
+        self._exists = False
+        self._embeddings = np.empty((0, 0), np.float32)
 
     def exists(self) -> bool:
         """Return whether there is an index already."""
-        return self._embeddings is not None
+        return self._exists
 
     def create(self, dim: int) -> None:
         """Make an empty index of embeddings of that width."""
         self._embeddings = np.empty((0, dim), np.float32)
+        self._exists = True
 
     def read_info(self) -> dict[str, Any]:
         """Return what `write_info` kept, {} where there is nothing."""
@@ -126,7 +143,9 @@ class MemoryStore:
         self._rows |= {record.key: start + number for number, record in enumerate(new)}
         self._records += new
         if new:
-            self._embeddings = np.concatenate([self._embeddings, np.stack([record.embedding for record in new])])
+            self._embeddings = np.concatenate(
+                [self._embeddings, np.empty((len(new), self._embeddings.shape[1]), np.float32)]
+            )
         for record in records:
             row = self._rows[record.key]
             self._embeddings[row] = record.embedding

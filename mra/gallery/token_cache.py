@@ -183,7 +183,7 @@ class TokenCache:
 
 
 def _checksum(tokens: torch.Tensor) -> int:
-    return zlib.crc32(memoryview(tokens.numpy()).cast("B"))
+    return zlib.crc32(tokens.numpy().data)
 
 
 def _delete(path: Path) -> None:

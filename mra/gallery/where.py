@@ -39,7 +39,7 @@ _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r"})
 
 
 def quote(text: str) -> str:
-    """Return a text as a literal of Milvus; JSON differs in control characters, which milvus-lite cannot read as `\\u`."""
+    """Return a text as a literal of Milvus, with its control characters as they are: milvus-lite cannot read those of JSON."""
     return f'"{text.translate(_ESCAPES)}"'
 
 
@@ -151,7 +151,7 @@ class _ConditionReader:
             raise self.error(constant, f"does not fit the field {field.id}", f"expected {expected}")
         if kind == "time":
             try:
-                value = read_time(value)
+                value = read_time(str(value))
             except ValueError as error:
                 raise self.error(constant, "is no time", str(error)) from None
         return Comparison(field.id, symbol, value)
@@ -162,9 +162,12 @@ class _ConditionReader:
             sign, node = -1, node.operand
         value = node.value if isinstance(node, ast.Constant) else None
         if isinstance(value, str) and sign == 1:
+            if not value.isprintable() and any(0xD800 <= ord(character) < 0xE000 for character in value):
+                raise self.error(node, "is not valid Unicode", "remove the lone surrogates")
             return value
-        is_number = isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
-        if is_number and math.isfinite(value):
+        if isinstance(value, float) and math.isfinite(value):
+            return sign * value
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
             return sign * value
         raise self.error(node, "is neither a text nor a number", f"expected a constant, as in {EXAMPLE}")
 

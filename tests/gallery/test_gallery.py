@@ -665,3 +665,113 @@ def test_ranking_takes_the_weight_chosen_for_the_model(tmp_path):
         assert gallery.search("a red coat", rerank=0).match_weight is None
     dataclasses.replace(choice, flip=False).save(model)
     assert TorchEncoder(model).match_weight is None
+
+
+# ---------------------------------------------------------------- damage
+
+
+@pytest.fixture
+def damaged(model, tmp_path):
+    """A built gallery, and the folder of its records to damage."""
+    write_pictures(tmp_path / "people", 4)
+    with Gallery(tmp_path / "g.db", encoder=encoder_of(model)) as gallery:
+        gallery.build(tmp_path / "people", copy_images=True)
+    return tmp_path / "g.db", tmp_path / "g.db" / "collections" / "people_000001"
+
+
+def test_verify_sees_an_index_that_was_rolled_back(model, damaged):
+    place, records = damaged
+    (records / "manifest.json").write_text("{")  # milvus-lite takes the one before, which is empty
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        (problem,) = gallery.verify().problems
+    assert (problem.key, problem.reason[:30]) == ("index", "4 of 4 images are missing from")
+
+
+def test_verify_sees_vectors_that_changed(model, damaged):
+    place, records = damaged
+    (file,) = records.rglob("*.parquet")
+    table = pq.read_table(file)
+    column = table.column_names.index("embedding")
+    vectors = table["embedding"].to_pylist()
+    vectors[2][5] *= -1
+    pq.write_table(table.set_column(column, table.field(column), pa.array(vectors, table.field(column).type)), file)
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        (problem,) = gallery.verify().problems
+    assert problem.reason == "the embedding is not the one that was written"
+
+
+def test_verify_sees_an_index_that_differs_from_the_records(model, damaged):
+    place, records = damaged
+    (file,) = records.rglob("*.embedding.flat.idx")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 0x80  # the sign of the last number
+    file.write_bytes(data)
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        (problem,) = gallery.verify().problems
+    assert problem.reason == "a search compares with another embedding than the one written"
+
+
+@pytest.mark.parametrize("damage", ["cut", "folder", "empty"])
+@pytest.mark.parametrize("name", ["schema.json", "manifest.json", "*.parquet"])
+def test_a_damaged_index_is_reported_in_one_sentence(model, damaged, name, damage):
+    place, records = damaged
+    (file,) = records.rglob(name)
+    data = file.read_bytes()
+    file.unlink()
+    if damage == "folder":
+        file.mkdir()
+    else:
+        file.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
+    if name == "manifest.json" and damage != "folder":
+        with Gallery(place, encoder=encoder_of(model)) as gallery:
+            assert gallery.verify().problems
+        return
+    with pytest.raises(ValueError, match=r"gallery .*g\.db cannot be read \(.*a file of its index is damaged"):
+        Gallery(place, encoder=encoder_of(model))
+
+
+def test_a_gallery_that_lost_one_half_of_itself_says_so(model, damaged):
+    place, records = damaged
+    for folder, message in ((records, "the index of its 4 images"), (records.with_name("people_info"), "remembers of")):
+        shutil.move(folder / "schema.json", place.parent)
+        with pytest.raises(ValueError, match=f"has lost .*{message}"):
+            Gallery(place, encoder=encoder_of(model))
+        shutil.move(place.parent / "schema.json", folder)
+
+
+def test_an_index_without_its_alias_is_named_again(model, damaged, caplog):
+    place, _ = damaged
+    (place / "aliases.json").unlink()
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        assert len(gallery) == 4 and gallery.verify().problems == []
+    assert "had lost the name of its index: restored" in caplog.text
+
+
+def test_a_damaged_copy_is_written_again_by_the_next_build(model, damaged, tmp_path):
+    place, _ = damaged
+    copies = [path for path in (place / "files" / "people" / "images").rglob("*") if path.is_file()]
+    copies[0].write_bytes(b"x")
+    copies[1].unlink()
+    copies[2].unlink()
+    copies[2].mkdir()
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        assert len(gallery.verify().problems) == 3
+        gallery.build(tmp_path / "people", copy_images=True)
+        assert gallery.verify().problems == []
+
+
+def test_a_search_that_overlaps_a_removal_writes_nothing_back(gallery, tmp_path, monkeypatch):
+    keys = write_pictures(tmp_path / "people", 4)
+    gallery.build(tmp_path / "people")
+    content = next(record.content for record in gallery._state.store.records(keys=[keys[0]]))
+    gallery._state.tokens.keep_only(set())
+    encode, is_removed = gallery.encoder.encode_images, []
+
+    def encode_and_remove(images):
+        if not is_removed:
+            is_removed.append(gallery.remove(keys=[keys[0]]))
+        return encode(images)
+
+    monkeypatch.setattr(gallery.encoder, "encode_images", encode_and_remove)
+    gallery.search("a red coat")
+    assert is_removed == [1] and content not in gallery._state.tokens and len(gallery._state.tokens) == 3

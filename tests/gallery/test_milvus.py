@@ -74,8 +74,26 @@ def test_a_gallery_that_cannot_be_read_says_why(tmp_path, monkeypatch):
     EmbeddedStore(tmp_path / "g.db", "people").close()
 
 
-ODD_NAMES = ['z".png', "z'.png", "z\\.jpg", "z\\n.png", 'z\\".png', "z\n.png", "z\r.png", "z\t.png", "z\x01.png", "z\x7f.png",
-             "z\u2028.png", "z%.png", "-z.png", "z{0}{}.png", 'z" or key != "".png', " z .png", "z😀.png", "é" * 125 + ".png"]  # fmt: skip
+ODD_NAMES = [
+    'z".png',
+    "z'.png",
+    "z\\.jpg",
+    "z\\n.png",
+    'z\\".png',
+    "z\n.png",
+    "z\r.png",
+    "z\t.png",
+    "z\x01.png",
+    "z\x7f.png",
+    "z\u2028.png",
+    "z%.png",
+    "-z.png",
+    "z{0}{}.png",
+    'z" or key != "".png',
+    " z .png",
+    "z😀.png",
+    "é" * 125 + ".png",
+]
 
 
 @pytest.mark.parametrize("page", [1, 1000])

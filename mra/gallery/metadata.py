@@ -112,6 +112,9 @@ def _metadata_rows(metadata: str | Path | Iterable[Mapping[str, Any]], place: st
         with open(metadata, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             "".join(reader.fieldnames or []).encode()
+            twice = [name for name in reader.fieldnames or [] if list(reader.fieldnames or []).count(name) > 1]
+            if twice:
+                raise ValueError(f"{place} has two columns {twice[0]!r}: rename or delete one")
             if "path" not in (reader.fieldnames or []):
                 raise ValueError(f"{place} must have a column path, got {', '.join(reader.fieldnames or ['nothing'])}")
             for row in reader:

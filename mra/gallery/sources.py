@@ -198,6 +198,7 @@ def _printable(key: str) -> str:
     return key.encode(errors="backslashreplace").decode()
 
 
-def is_field_name(name: str) -> bool:
-    """Whether a metadata column of that name can stand in a `where`."""
-    return name.isidentifier() and name.isascii() and name not in RESERVED | {"and", "or", "not", "in", "is"}
+def is_field_name(name: object) -> bool:
+    """Return whether a metadata column of that name can be used in a `where`."""
+    taken = RESERVED | {"and", "or", "not", "in", "is"}
+    return isinstance(name, str) and name.isidentifier() and name.isascii() and name not in taken

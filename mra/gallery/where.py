@@ -123,7 +123,7 @@ class _ConditionReader:
             links = zip(operands, node.ops, operands[1:], strict=False)
             parts = tuple(self.compare(left, link, right, negated) for left, link, right in links)
             return parts[0] if len(parts) == 1 else Combination("or" if negated else "and", parts)
-        raise self.error(node, "is no comparison", f"compare a field with a value, as in {EXAMPLE}")
+        raise self.error(node, "is not a comparison", f"compare a field with a value, as in {EXAMPLE}")
 
     def compare(self, left: ast.expr, link: ast.cmpop, right: ast.expr, negated: bool) -> Where:
         if isinstance(link, ast.In | ast.NotIn):
@@ -141,9 +141,9 @@ class _ConditionReader:
 
     def comparison(self, field: ast.expr, symbol: str, constant: ast.expr) -> Comparison:
         if not isinstance(field, ast.Name):
-            raise self.error(field, "is no field", f"one side of a comparison must be one of {self.known()}")
+            raise self.error(field, "is not a field", f"one side of a comparison must be one of {self.known()}")
         if field.id not in self.fields:
-            raise self.error(field, "is no field of this gallery", f"it has {self.known()}")
+            raise self.error(field, "is not a field of this gallery", f"it has {self.known()}")
         kind = self.fields[field.id]
         value = self.constant(constant)
         if (kind == "number") != (not isinstance(value, str)):
@@ -153,7 +153,7 @@ class _ConditionReader:
             try:
                 value = read_time(str(value))
             except ValueError as error:
-                raise self.error(constant, "is no time", str(error)) from None
+                raise self.error(constant, "is not a time", str(error)) from None
         return Comparison(field.id, symbol, value)
 
     def constant(self, node: ast.expr) -> Value:
@@ -185,12 +185,15 @@ def read_time(text: str) -> str:
     A time with a zone is turned to UTC, one without is taken as it is.
 
     Raises:
-        ValueError: if it is no ISO 8601 date or time.
+        ValueError: if it is not an ISO 8601 date or time, or leaves the years 1 to 9999 in UTC.
     """
     try:
         time = datetime.fromisoformat(text.strip())
     except ValueError:
         raise ValueError(f"expected a time like 2026-01-31 or 2026-01-31T08:15:00, got {text!r}") from None
     if time.tzinfo is not None:
-        time = time.astimezone(UTC).replace(tzinfo=None)
+        try:
+            time = time.astimezone(UTC).replace(tzinfo=None)
+        except OverflowError:
+            raise ValueError(f"expected a time that lies in the years 1 to 9999 in UTC, got {text!r}") from None
     return time.isoformat()

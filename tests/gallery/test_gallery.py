@@ -242,6 +242,12 @@ def test_metadata_of_a_csv_file(gallery, tmp_path):
         ("path,note\n0.png,a\n".encode("utf-16"), "byte 0xff is not UTF-8: save the file as UTF-8"),
         (b"path,speed\n0.png,1\n1.png,1e400\n", "row 3: speed must be a finite number, got '1e400'"),
         (b"path,note\n0.png,a\n0.png,b\n", "row 3: row 2 says something else of the same image '0.png'"),
+        (b"path,note,\n0.png,a,b\n", "a column cannot be called ''"),
+        (b"path,note,note\n0.png,a,b\n", "has two columns 'note'"),
+        (
+            b"path,time\n0.png,9999-12-31T23:59:59-23:59\n",
+            "row 2: time expected a time that lies in the years 1 to 9999",
+        ),
         (b"path,note\n2.png,a\n", "row 2: path '2.png' names the images '2.png' and 'sub/2.png'"),
     ],
 )
@@ -410,7 +416,7 @@ def test_calibration_is_saved_with_the_gallery(model, tmp_path):
         ({"text": "x", "top": 0}, "top must be at least 1"),
         ({"text": "x", "rerank": -1}, "rerank must be at least 0"),
         ({"text": "x", "threshold": 2}, "threshold must be a probability"),
-        ({"text": "x", "where": "hat == 1"}, "'hat' is no field of this gallery"),
+        ({"text": "x", "where": "hat == 1"}, "'hat' is not a field of this gallery"),
         ({"image": "nowhere.jpg"}, "image nowhere.jpg cannot be read"),
     ],
 )
@@ -493,7 +499,7 @@ def test_remove_by_where_and_with_the_files(gallery, tmp_path, caplog):
     assert "equal pictures stay under 1 other keys, such as twin.jpg" in caplog.text
     for options, message in (
         ({}, "either where or keys"),
-        ({"where": "speed > 1"}, "no field"),
+        ({"where": "speed > 1"}, "not a field"),
         ({"keys": ["x"]}, "has the key 'x'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -732,7 +738,10 @@ def test_a_damaged_index_is_reported_in_one_sentence(model, damaged, name, damag
 
 def test_a_gallery_that_lost_one_half_of_itself_says_so(model, damaged):
     place, records = damaged
-    for folder, message in ((records, "the index of its 4 images"), (records.with_name("people_info"), "remembers of")):
+    for folder, message in (
+        (records, "the index of its 4 images"),
+        (records.with_name("people_info"), "remembers of"),
+    ):
         shutil.move(folder / "schema.json", place.parent)
         with pytest.raises(ValueError, match=f"has lost .*{message}"):
             Gallery(place, encoder=encoder_of(model))

@@ -84,7 +84,7 @@ def test_the_picture_has_a_row_for_each_sentence(run, tmp_path):
         ([], "give a sentence, --image, or both"),
         (
             ["x", "--where", "hat == 1"],
-            "mra search: where: 'hat' is no field of this gallery: it has key, camera, time",
+            "mra search: where: 'hat' is not a field of this gallery: it has key, camera, time",
         ),
         (["x", "--where", 'camera = "c0"'], "cannot be read"),
         (["--image", "nowhere.jpg"], "image nowhere.jpg cannot be read"),

@@ -784,3 +784,17 @@ def test_a_search_that_overlaps_a_removal_writes_nothing_back(gallery, tmp_path,
     monkeypatch.setattr(gallery.encoder, "encode_images", encode_and_remove)
     gallery.search("a red coat")
     assert is_removed == [1] and content not in gallery._state.tokens and len(gallery._state.tokens) == 3
+
+
+def test_a_query_embedding_that_is_not_finite_is_refused(gallery, tmp_path, monkeypatch):
+    write_pictures(tmp_path / "people", 2)
+    gallery.build(tmp_path / "people")
+    encode = gallery.encoder.encode_texts
+
+    def encode_badly(texts):
+        encodings = encode(texts)
+        return dataclasses.replace(encodings, embeds=encodings.embeds * float("nan"))
+
+    monkeypatch.setattr(gallery.encoder, "encode_texts", encode_badly)
+    with pytest.raises(ValueError, match="query embedding that is not finite"):
+        gallery.search("a red coat", rerank=0)

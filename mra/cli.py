@@ -92,47 +92,47 @@ VERBS: dict[str, Verb | Script] = {
     "index build": Verb(
         "index a folder or dataset, encoding new and changed images",
         "--model outputs/finetune/best --images photos --gallery gallery.db --metadata people.csv",
-        "mra.gallery.index:build",
+        "mra.gallery.index_verbs:build",
         _INDEXED,
         _WRITTEN,
     ),
     "index add": Verb(
         "add images to an existing gallery",
         "--images more_photos --prefix more/ --gallery gallery.db",
-        "mra.gallery.index:add",
+        "mra.gallery.index_verbs:add",
         _INDEXED,
         _WRITTEN,
     ),
     "index remove": Verb(
         "remove images with their vectors, tokens and copies",
         """--gallery gallery.db --where 'camera == "c3"'""",
-        "mra.gallery.index:remove",
+        "mra.gallery.index_verbs:remove",
         (RemovalArguments, PlaceArguments),
         _WRITTEN,
     ),
     "index stats": Verb(
         "show what a gallery holds",
         "--gallery gallery.db",
-        "mra.gallery.index:stats",
+        "mra.gallery.index_verbs:stats",
         (StatsArguments, PlaceArguments),
     ),
     "index verify": Verb(
         "read every image again and compare it with the index",
         "--gallery gallery.db",
-        "mra.gallery.index:verify",
+        "mra.gallery.index_verbs:verify",
         (PlaceArguments,),
     ),
     "index calibrate": Verb(
         "choose the match threshold on a labelled split",
         "--gallery gallery.db --dataset data/arrow/cuhk --split validation",
-        "mra.gallery.index:calibrate",
+        "mra.gallery.index_verbs:calibrate",
         (CalibrationArguments, PlaceArguments, EncoderArguments),
         _WRITTEN,
     ),
     "search": Verb(
         "search a gallery by text, by an image of the person, or both",
         '"a woman in a red coat with a black backpack" --gallery gallery.db --save ranking.png',
-        "mra.gallery.search:search",
+        "mra.gallery.search_verb:search",
         (SearchArguments, PlaceArguments, EncoderArguments),
         _WRITTEN,
     ),
@@ -203,3 +203,7 @@ def _usage(program: str, prefix: str) -> str:
     lines = [f"usage: {program} VERB [--OPTION VALUE ...]", "", "Find a person in images from a sentence.", ""]
     lines += [f"  {name:<{width}}  {summary}" for name, summary in verbs.items()]
     return "\n".join([*lines, "", f"{program} VERB --help lists the options of a verb."])
+
+
+if __name__ == "__main__":
+    main()

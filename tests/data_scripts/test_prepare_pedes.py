@@ -265,7 +265,7 @@ def test_equal_rows_give_equal_names(cuhk):
     first, second = (prepare(cuhk, "cuhk", "raw", output=name) for name in ("one", "two"))
     names = [sorted(path.name for path in (folder / "data").iterdir()) for folder in (first, second)]
     assert names[0] == names[1]
-    assert (first / "README.md").read_text().replace("one", "two") == (second / "README.md").read_text()
+    assert (first / "README.md").read_text().replace(str(first), str(second)) == (second / "README.md").read_text()
 
 
 def test_other_pixels_of_equal_size_give_another_name(cuhk):
@@ -460,7 +460,7 @@ def test_a_file_that_may_belong_to_any_set_is_an_error(finetune):
 
 def test_another_set_than_named_is_an_error(cuhk):
     message = failure(cuhk, "icfg", "raw")
-    assert "holds CUHK-PEDES, not ICFG-PEDES. Pass --dataset cuhk" in message
+    assert "holds CUHK-PEDES, not ICFG-PEDES; pass --dataset cuhk" in message
 
 
 def test_several_official_files_are_an_error(cuhk):

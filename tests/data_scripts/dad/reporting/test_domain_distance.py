@@ -130,5 +130,5 @@ def test_image_model_as_extractor(tmp_path):
 
 
 def test_extractor_that_is_none(tmp_path):
-    with pytest.raises(ValueError, match=r"report\.feature_extractor .*nowhere.* is not an image model"):
+    with pytest.raises(ValueError, match=r"report\.feature_extractor.*nowhere.* cannot be loaded"):
         ImageModelFeatures(str(tmp_path / "nowhere"))

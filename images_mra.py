@@ -11,6 +11,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 
+# Most pixels of a picture: 200 MB as RGB, and room for the 61 million of a full-frame camera. A small file can claim any number.
+MAX_PIXELS = 2**26
+
 _ORIENTATION = ExifTags.Base.Orientation
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -21,6 +24,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PIXELS_AT_ONCE = 2**20  # of a deep picture on its way to 8 bits
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
 
 _TIFF_BITS = 258  # tag: BitsPerSample
@@ -57,6 +61,10 @@ _JPEG_LEAST = {0xE0: 14, 0xEE: 12}  # least bytes of JFIF and Adobe segments, wh
 # ---------------------------------------------------------------- opening and decoding
 
 
+class TooManyPixels(OSError):
+    """A picture of more than [`MAX_PIXELS`] pixels, which is not decoded."""
+
+
 def open_picture(source: bytes | str | Path) -> Image.Image:
     """Open a picture without decoding its pixels; metadata that Pillow cannot read is left out.
 
@@ -67,13 +75,13 @@ def open_picture(source: bytes | str | Path) -> Image.Image:
         The opened picture, for [`upright_size`] and [`decode_picture`].
 
     Raises:
-        OSError: if the file cannot be read, is not an image (`PIL.UnidentifiedImageError`) or has more pixels than Pillow
-            allows.
+        OSError: if the file cannot be read, is not an image (`PIL.UnidentifiedImageError`) or has more than [`MAX_PIXELS`]
+            pixels ([`TooManyPixels`]).
     """
     content = source if isinstance(source, bytes) else Path(source).read_bytes()
     content = _metadata_before_pixels(content)
     try:
-        image = Image.open(io.BytesIO(content))
+        image = _open_bytes(content)
         if image.format == "TIFF":
             _read_pointers(image)
         return image
@@ -81,10 +89,23 @@ def open_picture(source: bytes | str | Path) -> Image.Image:
         bare = without_metadata(content)
         try:
             if bare != content:
-                return Image.open(io.BytesIO(bare))
+                return _open_bytes(bare)
         except Exception:  # the metadata is not to blame: the first error says what is wrong
             pass
         raise _as_os_error(error) from error
+
+
+def _open_bytes(content: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(content))
+    _refuse_large(image)
+    return image
+
+
+def _refuse_large(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise TooManyPixels(
+            f"it has {image.width:,} x {image.height:,} pixels, expected at most {MAX_PIXELS:,}: make it smaller"
+        )
 
 
 def read_orientation(image: Image.Image) -> int:
@@ -115,9 +136,10 @@ def decode_picture(image: Image.Image, reduction: int = 1) -> Image.Image:
             and JPEGs that do not support it, are decoded at full size: compare the size of the result.
 
     Raises:
-        OSError: if its pixels are broken or cannot be converted to RGB.
+        OSError: if its pixels are broken, too many ([`TooManyPixels`]) or cannot be converted to RGB.
     """
     try:
+        _refuse_large(image)
         if reduction > 1:
             image.draft("RGB", (image.width // reduction, image.height // reduction))
         image.load()
@@ -136,7 +158,7 @@ def read_picture(source: bytes | str | Path | dict | Image.Image | None) -> Imag
             or another object with Pillow's `convert`, which is then called.
 
     Raises:
-        ValueError: if it is not an image, or a damaged one.
+        ValueError: if it is not an image, a damaged one or one of more than [`MAX_PIXELS`] pixels.
         OSError: if a path cannot be read.
     """
     if isinstance(source, dict):
@@ -155,12 +177,16 @@ def read_picture(source: bytes | str | Path | dict | Image.Image | None) -> Imag
         return decode_picture(source if isinstance(source, Image.Image) else open_picture(source))
     except Image.UnidentifiedImageError:
         raise ValueError("not an image that Pillow can read") from None
+    except TooManyPixels as error:
+        raise ValueError(f"the image is too large: {error}") from None
     except OSError as error:
         raise ValueError(f"the image is damaged ({error})") from None
 
 
 def _as_os_error(error: Exception) -> OSError:
     """Return an error of Pillow as the kind that callers expect for a broken picture."""
+    if isinstance(error, Image.DecompressionBombError):  # refused by Pillow, at a higher number
+        return TooManyPixels(f"it has more than {MAX_PIXELS:,} pixels: make it smaller")
     return error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
 
 
@@ -198,19 +224,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _to_grey(image: Image.Image) -> np.ndarray:
     """Scale a picture of one deep channel to `(height, width)` uint8."""
     white = _white_level(image)  # before decoding, which may drop the file's tags
-    values = np.asarray(image).astype(np.float64)
-    finite = values[np.isfinite(values)]
-    least, largest = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    values = np.nan_to_num(values, nan=least, posinf=largest, neginf=least)
+    values = np.asarray(image)
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    least, largest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if white is None and image.mode == "F" and least >= 0 and largest <= 1:
         white = 1.0
     elif white is None and least >= 0 and largest <= 255:
         white = 255.0
     elif white is None and image.mode == "I" and least >= 0 and largest <= 65535:
         white = 65535.0
+    black = 0.0
     if white is None:
-        values, white = values - least, max(largest - least, np.finfo(np.float64).tiny)
-    return np.floor(np.clip(values / white, 0, 1) * 255 + 0.5).astype(np.uint8)
+        black, white = least, max(largest - least, np.finfo(np.float64).tiny)
+    grey = np.empty(values.shape, np.uint8)
+    rows = max(_PIXELS_AT_ONCE // values.shape[1], 1)
+    for start in range(0, len(values), rows):  # in parts, because float64 takes eight times the memory
+        part = values[start : start + rows].astype(np.float64)
+        part = np.nan_to_num(part, nan=least, posinf=largest, neginf=least)
+        grey[start : start + rows] = np.floor(np.clip((part - black) / white, 0, 1) * 255 + 0.5)
+    return grey
 
 
 def _white_level(image: Image.Image) -> float | None:
@@ -254,7 +286,7 @@ def storable_picture(content: bytes) -> bytes:
     """
     # A JPEG decoded at an eighth of its size is read to its last byte at little cost.
     try:
-        image = Image.open(io.BytesIO(content))
+        image = _open_bytes(content)
         is_plain = _reads_as_everywhere(image)
     except Exception:  # of any kind, from metadata or pixels: the next lines find out which
         is_plain = False
@@ -354,6 +386,8 @@ def _bare_tiff(content: bytes) -> bytes:
 
 
 __all__ = [
+    "MAX_PIXELS",
+    "TooManyPixels",
     "decode_picture",
     "open_picture",
     "read_orientation",

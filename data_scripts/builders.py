@@ -12,7 +12,7 @@ from data_scripts.annotation_builder import AnnotationBuilder, Chunk, RejectedRo
 from data_scripts.image_files import ImageRoot, RootSearch, with_slashes
 from data_scripts.json_rows import json_files, read_rows
 from data_scripts.pedes_layouts import CSV, DATASETS, AnnotatedImage, camera_of, find_sources, read_images
-from data_scripts.row_checks import RowError, check_identity, check_object, check_regions, check_text
+from data_scripts.row_checks import RowError, check_identity, check_object, check_regions, check_text, list_names
 from data_scripts.text_files import UnreadableFile
 
 
@@ -77,12 +77,12 @@ class SdaBuilder(AnnotationBuilder):
 
     def _scan(self, file: Path, search: RootSearch) -> Iterator[Chunk]:
         """Read a whole file once, to find truncated files before hours of work."""
-        rows, unreadable = 0, None
+        rows, unreadable, first = 0, None, []
         try:
             for row in read_rows(file):
                 path = row.get("image") if isinstance(row, dict) else None
-                if rows == 0:
-                    _check_is_sda(file, row)
+                if rows < _EXAMPLES:
+                    first.append(row)
                 if rows == 0 or not search.has_found or (search.looked_at < _EXAMPLES and rows % 100 == 0):
                     search.look(str(file), rows, path)
                 if isinstance(path, str):
@@ -92,6 +92,7 @@ class SdaBuilder(AnnotationBuilder):
             unreadable = error
             if self.rejected.on_error == "raise":
                 raise
+        _check_is_sda(file, first)
         if not rows and not unreadable:
             self.notes.append(f"{file} holds no rows")
         name = "00000000"
@@ -140,10 +141,14 @@ class SdaBuilder(AnnotationBuilder):
         self._open_rows = (file, start + size, rows)
 
 
-def _check_is_sda(file: Path, row: Any) -> None:
-    if isinstance(row, dict) and "image" not in row and ("file_path" in row or "img_path" in row or "captions" in row):
-        raise ValueError(f"{file} holds PEDES annotations ({', '.join(row)}): use `mra prepare pedes`")
-    if isinstance(row, dict) and isinstance(row.get("caption"), list):
+def _check_is_sda(file: Path, rows: list[Any]) -> None:
+    """Refuse a file most of whose first rows are of PEDES; a few odd ones are rows to reject."""
+    rows = [row for row in rows if isinstance(row, dict)]
+    other_names = [row for row in rows if "image" not in row and row.keys() & {"file_path", "img_path", "captions"}]
+    lists = [row for row in rows if isinstance(row.get("caption"), list)]
+    if 2 * len(other_names) > len(rows):
+        raise ValueError(f"{file} holds PEDES annotations ({list_names(other_names[0])}): use `mra prepare pedes`")
+    if 2 * len(lists) > len(rows):
         raise ValueError(f"{file} holds PEDES annotations (a list of captions a row): use `mra prepare pedes`")
 
 

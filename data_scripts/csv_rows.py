@@ -3,12 +3,16 @@
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
+from data_scripts.row_checks import RowError, list_names
 from data_scripts.text_files import SAVE_AS_UTF8, UnreadableFile, name_bad_byte, name_other_kind, open_text
 
 
-def read_csv_rows(path: str | Path, required: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Yield the rows of a comma-separated file without empty lines and empty cells.
+def read_csv_rows(path: str | Path, required: tuple[str, ...]) -> Iterator[dict[str, str] | RowError]:
+    """Yield the rows of a comma-separated file without empty lines, empty cells and columns without a name.
+
+    A [`RowError`] stands for a row with more cells than columns.
 
     Args:
         path: the file, in UTF-8.
@@ -29,15 +33,17 @@ def read_csv_rows(path: str | Path, required: tuple[str, ...]) -> Iterator[dict[
             if problem != "the file is empty":  # the check of the header reports what is missing
                 raise unreadable(problem, advice)
         with open_text(path, newline="") as file:
-            reader = csv.DictReader(file, restkey="", strict=True)
+            reader = csv.DictReader(file, strict=True)
             reader.fieldnames = names = _check_header(path, list(reader.fieldnames or []), required)
             for values in reader:
-                if "" in values:
-                    count = len(names) + len(values[""])
-                    raise unreadable(f"{count} cells, expected {len(names)}", "quote texts with commas")
-                if problem := name_bad_byte("".join(value or "" for value in values.values())):
+                surplus = cast(dict[Any, Any], values).pop(None, [])
+                if problem := name_bad_byte("".join([*surplus, *(value or "" for value in values.values())])):
                     raise unreadable(problem, SAVE_AS_UTF8)
-                yield {name: value.strip() for name, value in values.items() if value and value.strip()}
+                if surplus:
+                    problem = f"expected {len(names)} cells, got {len(names) + len(surplus)}"
+                    yield RowError("(all)", "wrong number of cells", problem, "Quote texts with commas")
+                else:
+                    yield {name: value.strip() for name, value in values.items() if name and value and value.strip()}
                 row += 1
     except csv.Error as error:
         raise unreadable(str(error)) from None
@@ -53,9 +59,9 @@ def _check_header(path: str | Path, header: list[str], required: tuple[str, ...]
     if missing:
         raise ValueError(
             f"{path}: the first line must name the columns {', '.join(required)}, separated by commas; "
-            f"{', '.join(missing)} is missing, got {', '.join(names) or 'an empty file'}"
+            f"{', '.join(missing)} is missing, got {list_names(names) or 'an empty file'}"
         )
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
-        raise ValueError(f"{path}: the first line names {', '.join(twice)} twice; expected each column once")
+        raise ValueError(f"{path}: the first line names {list_names(twice)} twice; expected each column once")
     return names

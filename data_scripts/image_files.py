@@ -13,7 +13,7 @@ from typing import Any
 from PIL import UnidentifiedImageError
 
 from data_scripts.row_checks import RowError, check_unicode, shorten
-from images_mra import storable_picture
+from images_mra import TooManyPixels, storable_picture
 
 
 def path_readings(path: Any, field: str) -> list[tuple[str, ...]]:
@@ -31,10 +31,10 @@ def path_readings(path: Any, field: str) -> list[tuple[str, ...]]:
     """
     if not isinstance(path, str):
         raise RowError(field, "wrong type", f"expected a path, got {shorten(path)}")
-    if not path.strip() or "\0" in path:
+    windows = PureWindowsPath(path)
+    if not path.strip() or "\0" in path or not windows.parts:  # "." has no parts
         raise RowError(field, "missing image", f"expected a path, got {shorten(path)}")
     check_unicode(path, field)
-    windows = PureWindowsPath(path)
     if path.startswith("/") or windows.drive or windows.root or ".." in windows.parts:
         raise RowError(
             field,
@@ -177,6 +177,8 @@ class ImageRoot:
             raise RowError(field, "unreadable image", f"{located}: {error.strerror or error}") from None
         try:
             return decode(content)
+        except TooManyPixels as error:
+            raise RowError(field, "image too large", f"{located}: {str(error).partition(':')[0]}", "Make the image smaller") from None
         except OSError as error:
             cause = "it is not an image" if isinstance(error, UnidentifiedImageError) else error
             advice = "Unpack the image archive again"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from data_scripts.row_checks import RowError
 from data_scripts.text_files import SAVE_AS_UTF8, UnreadableFile, name_bad_byte, name_other_kind, open_text
 
 
@@ -17,6 +18,7 @@ _BLOCK = 1 << 20  # characters
 _LARGEST_ROW = 1 << 26
 _MOST_DIGITS = 1000  # Python refuses to parse integers of several thousand digits
 _SPACE = re.compile(r"[ \t\r\n]*")
+_TEXT_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|["[\]{}]', re.DOTALL)  # a lone quotation mark is of a text that was cut
 
 
 class UnreadableJson(UnreadableFile):
@@ -67,7 +69,8 @@ class _Text:
 def read_rows(path: str | Path) -> Iterator[Any]:
     """Yield the elements of a JSON list, or of a file with one JSON object a line.
 
-    Integers of a thousand digits or more are returned as floats, which may be infinite.
+    Integers of a thousand digits or more are returned as floats, which may be infinite. A [`RowError`] stands for an element
+    that is nested too deeply.
 
     Raises:
         UnreadableJson: at the first row that is not JSON in UTF-8.
@@ -90,8 +93,6 @@ def read_rows(path: str | Path) -> Iterator[Any]:
         if problem := name_bad_byte(error.doc[error.pos :]):
             raise UnreadableJson(path, row, problem, SAVE_AS_UTF8) from None
         raise UnreadableJson(path, row, error.msg) from None
-    except RecursionError:
-        raise UnreadableJson(path, row, "it is nested too deeply", "correct the row") from None
     except OSError as error:
         raise UnreadableJson(path, row, error.strerror or str(error), "check the file and its permissions") from None
 
@@ -132,6 +133,25 @@ def _decode(text: _Text) -> tuple[Any, str]:
         except json.JSONDecodeError:  # it may continue after the window
             if len(text.window) - text.start > _LARGEST_ROW or not text.more():
                 raise
+        except RecursionError:
+            source = _skip_nested(text)
+            problem = "expected an object, got one that is nested too deeply to be read"
+            return RowError("(all)", "wrong type", problem), source
+
+
+def _skip_nested(text: _Text) -> str:
+    """Go to the end of a list or object by its brackets alone; return its source text."""
+    while True:
+        depth = 0
+        for match in _TEXT_OR_BRACKET.finditer(text.window, text.start):
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
+            if match[0] == '"':
+                break
+            if depth == 0:
+                source, text.start = text.window[text.start : match.end()], match.end()
+                return source
+        if len(text.window) - text.start > _LARGEST_ROW or not text.more():
+            raise json.JSONDecodeError("it is nested too deeply, and has no end", text.window, text.start)
 
 
 def is_json_name(path: Path) -> bool:

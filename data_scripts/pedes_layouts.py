@@ -1,6 +1,7 @@
 """Annotation files of CUHK-PEDES, ICFG-PEDES and RSTPReid, recognised by content, and CSV files of your own captions."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,7 +11,7 @@ from typing import Any
 from data_scripts.csv_rows import read_csv_rows
 from data_scripts.image_files import path_readings, with_slashes
 from data_scripts.json_rows import UnreadableJson, json_files, read_rows
-from data_scripts.row_checks import RowError, check_captions, check_identity, check_object, check_text, shorten
+from data_scripts.row_checks import RowError, check_captions, check_identity, check_object, check_text, list_names, shorten
 from data_scripts.text_files import UnreadableFile
 
 
@@ -221,7 +222,7 @@ def _examine(file: Path, dataset: str) -> AnnotationFile | None:
     except UnreadableFile as error:
         read, broken = list(islice(read_rows(file), error.row)), error
     rows = [row for row in read if isinstance(row, dict)]
-    is_sda = any("boxes" in row for row in rows)
+    is_sda = 2 * sum("boxes" in row for row in rows) > len(rows)
     fitting = {layout: [row for row in rows if set(layout.fields) <= set(row)] for layout in LAYOUTS}
     layout = max(LAYOUTS, key=lambda layout: len(fitting[layout]))
     known = fitting[layout]
@@ -237,7 +238,7 @@ def _examine(file: Path, dataset: str) -> AnnotationFile | None:
     like = next((layout for layout in LAYOUTS for row in rows if len(set(layout.fields) & set(row)) > 1), None)
     has_split_name = _named_dataset(file) == dataset and SPLITS.keys() & set(_words(file))
     if not is_sda and (like or has_split_name):
-        fields = ", ".join(map(str, rows[0])) if rows else "no object"
+        fields = list_names(rows[0]) if rows else "no object"
         problem = f"expected the fields {', '.join((like or LAYOUTS[-1]).fields)}, got {fields}"
         raise UnreadableJson(file, 0, problem, "correct the file, or move it away")
     return None
@@ -248,18 +249,22 @@ def _words(file: Path) -> list[str]:
 
 
 def _guess_dataset(file: Path, paths: list[str]) -> str | None:
-    for path in map(with_slashes, paths):
-        for dataset, name in DATASETS.items():
-            if any(re.sub(r"[-_]", "", part) == name.lower().replace("-", "") for part in path.lower().split("/")):
-                return dataset
-        *folders, name = path.split("/")
-        if not folders and _RSTP_NAME.match(name):
-            return "rstp"
-        if _MSMT17_NAME.match(name) or folders[:1] in (["train"], ["test"]):
-            return "icfg"
-        if _CUHK_FOLDERS & {folder.lower() for folder in folders}:
-            return "cuhk"
-    return _named_dataset(file)
+    guesses = Counter(filter(None, map(_dataset_of, map(with_slashes, paths))))
+    return guesses.most_common(1)[0][0] if guesses else _named_dataset(file)
+
+
+def _dataset_of(path: str) -> str | None:
+    for dataset, name in DATASETS.items():
+        if any(re.sub(r"[-_]", "", part) == name.lower().replace("-", "") for part in path.lower().split("/")):
+            return dataset
+    *folders, name = path.split("/")
+    if not folders and _RSTP_NAME.match(name):
+        return "rstp"
+    if _MSMT17_NAME.match(name) or folders[:1] in (["train"], ["test"]):
+        return "icfg"
+    if _CUHK_FOLDERS & {folder.lower() for folder in folders}:
+        return "cuhk"
+    return None
 
 
 def split_of(source: AnnotationFile) -> str:

@@ -1,5 +1,6 @@
 """Checks of annotation rows, with errors that name file, row, field and remedy."""
 
+from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
@@ -49,19 +50,26 @@ def shorten(value: Any, length: int = 120) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
+def list_names(names: Iterable[str]) -> str:
+    """Return names of fields for an error message, on one line."""
+    text = ", ".join(repr(name)[1:-1] for name in names)
+    return text if len(text) <= 1000 else f"{text[:997]}..."
+
+
 def check_object(row: Any, required: tuple[str, ...]) -> None:
     """Refuse a value that is not an object or lacks a field.
 
     Raises:
         RowError: if the check fails; the message names the field.
     """
+    if isinstance(row, RowError):  # a reader could not give more of it
+        raise row
     if not isinstance(row, dict):
         raise RowError("(all)", "wrong type", f"expected an object, got {shorten(row)}")
     for field in required:
         if field not in row:
-            raise RowError(
-                field, "missing field", f"expected {', '.join(required)}, got {', '.join(row) or 'nothing'}"
-            )
+            problem = f"expected {', '.join(required)}, got {list_names(row) or 'nothing'}"
+            raise RowError(field, "missing field", problem)
 
 
 def check_unicode(text: str, field: str) -> None:

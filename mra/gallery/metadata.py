@@ -65,7 +65,8 @@ def read_metadata(metadata: MetadataSource, source: Source, kinds: Mapping[str, 
     for number, row in _metadata_rows(metadata, place):
         path = row.pop("path", None)
         if not isinstance(path, str) or not path.strip():
-            raise ValueError(f"{place}, row {number}: path must name an image, got {path!r}")
+            shown = repr(path) if isinstance(path, str | None) else f"a value of type {type(path).__name__}"
+            raise ValueError(f"{place}, row {number}: path must name an image, got {shown}")
         path = path.strip()
         matches = _find_images(path, found, prefix, base)
         if not matches and "\\" in path:  # written on Windows
@@ -156,8 +157,10 @@ def _label(
             if _is_empty(value):
                 continue
             try:
+                if isinstance(value, int) and abs(value) > sys.float_info.max:  # Python may refuse to print it
+                    raise ValueError("must be a number of at most 308 digits")
                 if column in ("camera", "time"):
-                    label[column] = _camera(value) if column == "camera" else _time(value)
+                    label[column] = _text(value, MAX_CAMERA_BYTES) if column == "camera" else _time(value)
                 else:
                     label["metadata"][column] = _value(value, kinds[column])
             except ValueError as error:
@@ -166,10 +169,14 @@ def _label(
     return Labels(of_key, kinds, unmatched)
 
 
-def _camera(value: Any) -> str:
+def _text(value: Any, max_bytes: int) -> str:
     text = str(value).strip()
-    if len(text.encode()) > MAX_CAMERA_BYTES:
-        raise ValueError(f"is longer than {MAX_CAMERA_BYTES} bytes")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"must be valid Unicode, got {text!r}: remove the lone surrogates") from None
+    if size > max_bytes:
+        raise ValueError(f"is longer than {max_bytes} bytes")
     return text
 
 
@@ -181,14 +188,11 @@ def _value(value: Any, kind: str) -> Value:
     if kind == "number":
         if not _is_number(value):
             raise ValueError(f"must be a number, as it is for the other images, got {value!r}")
-        number = math.inf if isinstance(value, int) and abs(value) > sys.float_info.max else float(value)
+        number = float(value)
         if not math.isfinite(number):
             raise ValueError(f"must be a finite number, got {value!r}")
         return int(number) if number.is_integer() and abs(number) < 2**53 else number
-    text = str(value).strip()
-    if len(text.encode()) > MAX_VALUE_BYTES:
-        raise ValueError(f"is longer than {MAX_VALUE_BYTES} bytes")
-    return text
+    return _text(value, MAX_VALUE_BYTES)
 
 
 def _is_number(value: Any) -> bool:

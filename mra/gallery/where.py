@@ -102,6 +102,7 @@ def parse_where(text: str, fields: Mapping[str, str]) -> Where:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = f"{error.msg} at character {error.offset}" if isinstance(error, SyntaxError) else str(error)
+        reason = reason or "it is nested too deeply"  # the parser's MemoryError has no text
         raise ValueError(f"where {text!r} cannot be read ({reason}): expected something like {EXAMPLE}") from None
     return _ConditionReader(text, fields).read(tree, negated=False)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from mra.common.command_line import writing_to
 from mra.gallery import calibration as gallery_calibration
 from mra.gallery.indexing import Indexer
-from mra.gallery.maintenance import describe, examine, remove_records
+from mra.gallery.inspection import describe, examine
 from mra.gallery.metadata import MetadataSource, read_metadata
 from mra.gallery.parts import read_image
 from mra.gallery.place import Place
@@ -244,7 +244,7 @@ class Gallery:
         with state.lock, writing_to(state.place.uri):
             records = list(state.store.records(state.parse(where))) if keys is None else state.find(keys)
             if records:
-                remove_records(state, records, delete_files)
+                state.remove(records, delete_files)
         return len(records)
 
     def stats(self) -> GalleryStats:

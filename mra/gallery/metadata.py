@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mra.gallery.sources import RESERVED, Source, is_field_name
-from mra.gallery.where import read_time
+from mra.gallery.sources import Source
+from mra.gallery.where import RESERVED, Value, is_field_name, read_time
 
 
 # What `Gallery.build` takes as metadata: a CSV file, rows, or nothing.
@@ -22,8 +22,6 @@ MAX_CAMERA_BYTES = 256
 MAX_VALUE_BYTES = 4096
 
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
-
-Value = str | int | float
 
 
 @dataclass

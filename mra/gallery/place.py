@@ -1,4 +1,4 @@
-"""Where a gallery lies: a folder of this machine, a Milvus server, or memory; and what it remembers of itself."""
+"""Location of a gallery: a local folder, a Milvus server, or memory."""
 
 import os
 import re
@@ -12,9 +12,6 @@ from mra.gallery.types import DEFAULT_COLLECTION
 
 
 MEMORY = ":memory:"
-
-# Written into every gallery; one of another number is refused.
-FORMAT = 2
 
 # Kinds of index where none is asked for. An embedded gallery is searched exactly; see docs/search.md for the figures.
 DEFAULT_INDEXES = {"embedded": "flat", "server": "hnsw"}
@@ -96,17 +93,3 @@ class Place:
             self.store = None
         if self._temporary is not None:
             self._temporary.cleanup()
-
-
-def read_info(store: Store, uri: str) -> dict:
-    """Read what a gallery remembers of itself: model, fields, roots, calibration; {} for a new one.
-
-    Raises:
-        ValueError: if another version of this project wrote it.
-    """
-    info = store.read_info()
-    if info and info.get("format") != FORMAT:
-        raise ValueError(
-            f"gallery {uri} is of format {info.get('format')!r}, expected {FORMAT}: build it again with this version"
-        )
-    return info

@@ -70,8 +70,6 @@ def answer(parts: GalleryParts, question: Question) -> SearchResult:
     """Rank the images of a gallery; see `Gallery.search`."""
     with question.timed("encode"):
         texts, embedding = _encode(parts, question)
-    if not embedding.isfinite().all():
-        raise ValueError(f"model {parts.encoder.name} gives a query embedding that is not finite: try --dtype float32")
     rerank = question.rerank if texts is not None else 0
     with question.timed("search"), parts.lock:
         found = parts.store.search(embedding.numpy(), max(question.top, rerank), question.where)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from PIL import Image
 
-from mra.gallery.where import RECORD_FIELDS
+from mra.gallery.where import Value, is_field_name
 
 
 if TYPE_CHECKING:
@@ -24,11 +24,6 @@ ImageSource: TypeAlias = "str | Path | Sequence[str | Path] | datasets.Dataset"
 NOT_PICTURES = {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".fits", ".fit"}
 
 MAX_KEY_BYTES = 1024
-
-# Names that mean something else in a record or a `where`.
-RESERVED = {"path", "image", "captions", "embedding", "content", "source", "metadata", *RECORD_FIELDS}
-
-Value = str | int | float
 
 
 @dataclass(frozen=True)
@@ -196,9 +191,3 @@ def _key_problem(key: str) -> str | None:
 
 def _printable(key: str) -> str:
     return key.encode(errors="backslashreplace").decode()
-
-
-def is_field_name(name: object) -> bool:
-    """Return whether a metadata column of that name can be used in a `where`."""
-    taken = RESERVED | {"and", "or", "not", "in", "is"}
-    return isinstance(name, str) and name.isidentifier() and name.isascii() and name not in taken

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -10,8 +10,8 @@ import torch
 
 from mra.common.command_line import FullDiskError, find_full_disk
 from mra.gallery.parts import FileStore, GalleryParts
-from mra.gallery.place import FORMAT, Place, read_info
-from mra.gallery.sources import Source
+from mra.gallery.place import Place
+from mra.gallery.sources import Source, content_hash
 from mra.gallery.store import Record, Store
 from mra.gallery.token_cache import TOKEN_DTYPES, TokenCache
 from mra.gallery.types import DEFAULT_COLLECTION, Calibration
@@ -20,6 +20,9 @@ from mra.retrieval.encoders import Encoder, TorchEncoder
 
 
 logger = logging.getLogger(__name__)
+
+# Saved in each gallery; a gallery of a different format is refused.
+FORMAT = 2
 
 
 class GalleryState:
@@ -69,13 +72,21 @@ class GalleryState:
         if place.store is None:
             return
         try:
-            self.info = read_info(place.store, place.uri)
+            self.info = place.store.read_info()
+            self._refuse_format()
             self._refuse_loss(place.store)
             if self.info.get("is_removing"):
                 self._resume_removal()
         except BaseException:
             self.close()
             raise
+
+    def _refuse_format(self) -> None:
+        found = self.info.get("format")
+        if self.info and found != FORMAT:
+            raise ValueError(
+                f"gallery {self.place.uri} has format {found!r}, expected {FORMAT}: build it again with this version"
+            )
 
     def _refuse_loss(self, store: Store) -> None:
         """Refuse a gallery that has lost one half: it cannot be searched, and a build could mix images of two models."""
@@ -243,8 +254,36 @@ class GalleryState:
         self.tokens.keep_only(contents)
         self.files.keep_only(paths)
 
-    def finish_removal(self) -> None:
-        """Take what was removed off the disk.
+    def remove(self, records: Sequence[Record], delete_files: bool) -> None:
+        """Remove images permanently and warn about identical images that stay; see `Gallery.remove`.
+
+        Args:
+            records: of the images; the caller holds the lock.
+            delete_files: delete the user's own files too, unless a different image has taken the name.
+
+        Raises:
+            FullDiskError: if the index cannot be rewritten.
+        """
+        # On a full disk this fails before any file is deleted.
+        self.write_info(is_removing=True, images=self.store.count() - len(records))
+        if delete_files:
+            for record in records:
+                path = Path(record.path)
+                is_theirs = not self.files.is_copy(record.path) and path.exists()
+                if is_theirs and content_hash(path.read_bytes()) == record.content:
+                    path.unlink()
+        self.store.delete([record.key for record in records])
+        self._finish_removal()
+        contents = {record.content for record in records}
+        twins = sorted(record.key for record in self.store.records() if record.content in contents)
+        if twins:
+            logger.warning(
+                "identical images stay under %d other keys, such as %s: remove them too to delete the person permanently",
+                len(twins), twins[0],
+            )  # fmt: skip
+
+    def _finish_removal(self) -> None:
+        """Erase removed images from the disk.
 
         Raises:
             FullDiskError: if there is no room to rewrite the index; whoever opens the gallery next tries again.
@@ -266,6 +305,6 @@ class GalleryState:
     def _resume_removal(self) -> None:
         try:
             with self.lock:
-                self.finish_removal()
+                self._finish_removal()
         except FullDiskError as error:  # what is left can be searched
             logger.warning("%s", error)

@@ -18,6 +18,9 @@ MAX_DEPTH = 50
 # Fields of every record; further ones come with its metadata.
 RECORD_FIELDS = {"key": "text", "camera": "text", "time": "time"}
 
+# Names that mean something else in a record or a `where`.
+RESERVED = {"path", "image", "captions", "embedding", "content", "source", "metadata", *RECORD_FIELDS}
+
 EXAMPLE = 'camera == "c3" and time > "2026-01-31T08:00"'
 
 _OPERATORS = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
@@ -41,6 +44,12 @@ _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r"})
 def quote(text: str) -> str:
     """Return a text as a literal of Milvus, with its control characters as they are: milvus-lite cannot read those of JSON."""
     return f'"{text.translate(_ESCAPES)}"'
+
+
+def is_field_name(name: object) -> bool:
+    """Return whether a metadata column of that name can be used in a `where`."""
+    taken = RESERVED | {"and", "or", "not", "in", "is"}
+    return isinstance(name, str) and name.isidentifier() and name.isascii() and name not in taken
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,7 @@ import torch
 
 from mra.cli import main
 from mra.gallery import Gallery
-from tests.helpers.galleries import draw_picture, encoder_of, save_tiny_model, write_pictures
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
+from tests.helpers.galleries import draw_picture, encoder_of, make_split, write_pictures
 
 
 @pytest.fixture
@@ -60,8 +55,6 @@ def test_the_life_of_a_gallery(run, model, tmp_path):
 
 
 def test_calibrate_writes_the_threshold(run, model, tmp_path):
-    from tests.gallery.test_gallery import make_split
-
     write_pictures(tmp_path / "people", 2)
     (tmp_path / "set").mkdir()
     make_split().to_parquet(tmp_path / "set" / "validation-00000-of-00001.parquet")

@@ -1,20 +1,15 @@
-"""Count what a gallery holds, check whether it is sound, and remove images for good."""
+"""Count what a gallery holds and check whether it is intact."""
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 
 from mra.gallery.parts import read_image
-from mra.gallery.sources import content_hash
 from mra.gallery.state import GalleryState
-from mra.gallery.store import Record, embedding_checksum
+from mra.gallery.store import embedding_checksum
 from mra.gallery.types import GalleryStats, Skipped, Verification
 
-
-logger = logging.getLogger(__name__)
 
 # Of a dot product of unit vectors in float32, whose terms a store may add in another order.
 PRODUCT_TOLERANCE = 1e-4
@@ -90,34 +85,3 @@ def examine(state: GalleryState, progress: Callable[[int, int], None] | None) ->
         )
         result.problems.insert(0, Skipped("index", reason))
     return result
-
-
-def remove_records(state: GalleryState, records: Sequence[Record], delete_files: bool) -> None:
-    """Remove images for good and warn of equal pictures that stay; see `Gallery.remove`.
-
-    Args:
-        state: of the gallery; the caller holds its lock.
-        records: of the images.
-        delete_files: delete the user's own files too, unless another picture has taken the name.
-
-    Raises:
-        FullDiskError: as `GalleryState.finish_removal`.
-    """
-    # A full disk refuses this, before any file is deleted.
-    state.write_info(is_removing=True, images=state.store.count() - len(records))
-    if delete_files:
-        for record in records:
-            path = Path(record.path)
-            is_theirs = not state.files.is_copy(record.path) and path.exists()
-            if is_theirs and content_hash(path.read_bytes()) == record.content:
-                path.unlink()
-    state.store.delete([record.key for record in records])
-    state.finish_removal()
-    contents = {record.content for record in records}
-    twins = sorted(record.key for record in state.store.records() if record.content in contents)
-    if twins:
-        logger.warning(
-            "equal pictures stay under %d other keys, such as %s: remove them too to delete the person for good",
-            len(twins),
-            twins[0],
-        )

@@ -16,6 +16,9 @@ from mra.common.extras import extra_needed
 # gRPC's largest interval: a ping within this machine has nothing to keep alive.
 NEVER_MS = 2**31 - 1
 
+# File by which milvus-lite keeps other processes out of a folder.
+LOCK = "LOCK"
+
 
 def is_server(uri: str) -> bool:
     """Return whether a gallery's place is the address of a Milvus server."""
@@ -73,6 +76,9 @@ def connect(uri: str, token: str | None) -> Client:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with _logged_errors("milvus_lite.server_manager") as logged:
         try:
+            if not is_server(uri):
+                Path(uri).mkdir(exist_ok=True)
+                (Path(uri) / LOCK).touch()  # milvus-lite would make it read-only for the group, whatever the umask
             # pymilvus pings every 10 s, which milvus-lite takes for an attack: it hangs up, with errors on the terminal.
             options: dict[str, Any] = {} if is_server(uri) else {"grpc_options": {"grpc.keepalive_time_ms": NEVER_MS}}
             return Client(MilvusClient(uri, token=token or "", **options), uri)
@@ -116,7 +122,7 @@ def _reason(error: BaseException) -> str:
 
 def refuse_locked(path: Path) -> None:
     """Refuse a folder that another process has open: milvus-lite holds this lock, and its own error says less."""
-    lock = path / "LOCK"
+    lock = path / LOCK
     if lock.is_dir():
         raise ValueError(f"gallery {path} cannot be opened ({lock} is a folder, expected a file): delete that folder")
     if not lock.exists():

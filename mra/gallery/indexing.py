@@ -1,6 +1,8 @@
 """Indexing: what of a source is new or changed, its encoding batch by batch, and what may be left behind."""
 
+import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +20,9 @@ from mra.gallery.types import BuildReport, Skipped
 
 # Records whose embeddings are held at a time where they are copied or labelled anew.
 RECORDS_PER_STEP = 256
+
+# Pixels of decoded images in a batch, and of those that wait for it: half a GB each.
+MAX_PIXELS_HELD = 2**27
 
 # Conflicting keys that a message names.
 KEYS_IN_MESSAGE = 3
@@ -122,17 +127,18 @@ class Indexer:
             )
 
     def _encode(self, pool: ThreadPoolExecutor, items: list[Item]) -> None:
-        batch = []
-        for loaded in self._loaded(pool, items):
-            batch.append(loaded)
-            if len(batch) == self.batch_size:
+        batch, pixels = [], 0
+        for item, data, image in self._loaded(pool, items):
+            batch.append((item, data, image))
+            pixels += image.width * image.height
+            if len(batch) == self.batch_size or pixels >= MAX_PIXELS_HELD:
                 self._write(batch)
-                batch = []
+                batch, pixels = [], 0
         if batch:
             self._write(batch)
 
     def _loaded(self, pool: ThreadPoolExecutor, items: list[Item]) -> Iterator[tuple[Item, bytes, Image.Image]]:
-        """Images that can be decoded, with the next batch being decoded meanwhile."""
+        """Yield the images that can be decoded, while threads decode the next batch, or less of large images."""
 
         def load(item: Item) -> tuple[bytes, Image.Image] | tuple[None, Exception]:
             try:
@@ -141,17 +147,22 @@ class Indexer:
             except (OSError, ValueError) as error:
                 return None, error
 
-        chunks = [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
-        ahead = zip((), (), strict=True)
-        for chunk in [*chunks, []]:
-            current = zip(chunk, pool.map(load, chunk), strict=True)  # the threads start at once
-            for item, (data, image) in ahead:
-                if data is None or isinstance(image, Exception):
-                    self._skip(item, str(image))
-                    self._advance(1)
-                else:
-                    yield item, data, image
-            ahead = current
+        left, waiting, largest = iter(items), deque(), MAX_PIXELS_HELD
+        while True:
+            ahead = min(self.batch_size, max(self.num_workers, MAX_PIXELS_HELD // largest))
+            for item in itertools.islice(left, max(0, ahead - len(waiting))):
+                waiting.append((item, pool.submit(load, item)))
+            if not waiting:
+                return
+            item, loading = waiting.popleft()
+            data, image = loading.result()
+            if data is None or isinstance(image, Exception):
+                self._skip(item, str(image))
+                self._advance(1)
+                continue
+            pixels = image.width * image.height
+            largest = pixels if largest == MAX_PIXELS_HELD else max(largest, pixels)
+            yield item, data, image
 
     def _write(self, batch: list[tuple[Item, bytes, Image.Image]]) -> None:
         encodings = self.parts.encoder.encode_images([image for _, _, image in batch])

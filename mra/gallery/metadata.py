@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from mra.gallery.sources import Source
-from mra.gallery.where import RESERVED, Value, is_field_name, read_time
+from mra.gallery.where import RESERVED, Value, is_field_name, is_unicode, read_time
 
 
 # What `Gallery.build` takes as metadata: a CSV file, rows, or nothing.
@@ -165,10 +165,7 @@ def _label(
 
 
 def _camera(value: Any) -> str:
-    text = str(value).strip()
-    if len(text.encode()) > MAX_CAMERA_BYTES:
-        raise ValueError(f"is longer than {MAX_CAMERA_BYTES} bytes")
-    return text
+    return _text(value, MAX_CAMERA_BYTES)
 
 
 def _time(value: Any) -> str:
@@ -183,9 +180,15 @@ def _value(value: Any, kind: str) -> Value:
         if not math.isfinite(number):
             raise ValueError(f"must be a finite number, got {value!r}")
         return int(number) if number.is_integer() and abs(number) < 2**53 else number
+    return _text(value, MAX_VALUE_BYTES)
+
+
+def _text(value: Any, most_bytes: int) -> str:
     text = str(value).strip()
-    if len(text.encode()) > MAX_VALUE_BYTES:
-        raise ValueError(f"is longer than {MAX_VALUE_BYTES} bytes")
+    if not is_unicode(text):
+        raise ValueError(f"must be valid Unicode, got {text!r}")
+    if len(text.encode()) > most_bytes:
+        raise ValueError(f"is longer than {most_bytes} bytes")
     return text
 
 

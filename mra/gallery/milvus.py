@@ -10,7 +10,7 @@ import numpy as np
 
 from mra.gallery.connection import connect, readable, readable_errors, refuse_locked
 from mra.gallery.store import Record
-from mra.gallery.where import Where, quote
+from mra.gallery.where import Where, is_unicode, quote
 
 
 logger = logging.getLogger(__name__)
@@ -226,6 +226,8 @@ class EmbeddedStore(MilvusStore):
     def __init__(self, path: Path, collection: str, index: str = "flat") -> None:
         if path.suffix != ".db":
             raise ValueError(f"gallery {path} must end in .db, be a server's http:// address or :memory:")
+        if not is_unicode(str(path.resolve())):
+            raise ValueError(f"gallery {path} has a path that is not valid UTF-8: choose a different name")
         if not path.parent.is_dir():
             raise ValueError(f"gallery {path} cannot be made: there is no folder {path.parent}")
         if path.is_file():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from PIL import Image
 
-from mra.gallery.where import Value, is_field_name
+from mra.gallery.where import Value, is_field_name, is_unicode
 
 
 if TYPE_CHECKING:
@@ -74,6 +74,9 @@ def open_source(
     Raises:
         ValueError: if there are none, or this is not a folder, a list of files or a data set.
     """
+    for name, value in (("prefix", prefix), *([("images", images)] if isinstance(images, str | Path) else [])):
+        if not is_unicode(str(value)):
+            raise ValueError(f"{name} {_printable(str(value))} is not valid UTF-8: rename it")
     if isinstance(images, str | Path):
         folder = Path(images)
         if folder.is_file():
@@ -115,7 +118,7 @@ def _folder(folder: Path, prefix: str, gallery_folder: Path | None) -> Source:
             if name.startswith(".") or path.suffix.lower() not in known:
                 continue
             key = prefix + path.relative_to(root).as_posix()
-            problem = _key_problem(key)
+            problem = _name_problem(key, path)
             if problem is None and not path.resolve().is_relative_to(root):
                 problem = "it is a link to a place outside the folder"
             if problem:
@@ -136,7 +139,7 @@ def _files(paths: Sequence, prefix: str) -> Source:
     for given in paths:
         path = Path(os.path.abspath(given))
         key = prefix + Path(given).as_posix()
-        if problem := _key_problem(key):
+        if problem := _name_problem(key, path):
             refused.append((_printable(key), problem))
         else:
             items[key] = Item(key, path, path.read_bytes)
@@ -182,11 +185,10 @@ def _dataset(dataset: "datasets.Dataset", name: str, prefix: str) -> Source:
     return Source(name, None, items)
 
 
-def _key_problem(key: str) -> str | None:
-    try:
-        return None if len(key.encode()) <= MAX_KEY_BYTES else f"its path is longer than {MAX_KEY_BYTES} bytes"
-    except UnicodeEncodeError:
-        return "its name is not valid UTF-8"
+def _name_problem(key: str, path: Path) -> str | None:
+    if not is_unicode(f"{key}{path}"):
+        return "its path is not valid UTF-8"
+    return None if len(key.encode()) <= MAX_KEY_BYTES else f"its path is longer than {MAX_KEY_BYTES} bytes"
 
 
 def _printable(key: str) -> str:

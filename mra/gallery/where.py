@@ -52,6 +52,11 @@ def is_field_name(name: object) -> bool:
     return isinstance(name, str) and name.isidentifier() and name.isascii() and name not in taken
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text has no lone surrogates, with which Python writes the bytes of a name that is not UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A field against a constant."""
@@ -171,7 +176,7 @@ class _ConditionReader:
             sign, node = -1, node.operand
         value = node.value if isinstance(node, ast.Constant) else None
         if isinstance(value, str) and sign == 1:
-            if not value.isprintable() and any(0xD800 <= ord(character) < 0xE000 for character in value):
+            if not is_unicode(value):
                 raise self.error(node, "is not valid Unicode", "remove the lone surrogates")
             return value
         if isinstance(value, float) and math.isfinite(value):

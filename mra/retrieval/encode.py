@@ -239,6 +239,10 @@ def _tokenize(processor: MRAProcessor, texts: list[str], first: int) -> BatchFea
     for offset, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"caption {first + offset} must be a text with at least one word, got {text!r}")
+        if any("\ud800" <= character <= "\udfff" for character in text):  # tokenizers raises a TypeError
+            raise ValueError(
+                f"caption {first + offset} must be valid Unicode, got {text!r}: remove the lone surrogates"
+            )
     try:
         return processor(text=texts)
     except ValueError as error:

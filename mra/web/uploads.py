@@ -76,7 +76,7 @@ class Unpacker:
                         raise ValueError(f"{file.name} is locked with a password: pack it without one")
                     with archive.open(member) as source:
                         self._take(member.filename, source)
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zlib.error) as error:
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, UnicodeError, zlib.error) as error:
             raise ValueError(f"{file.name} cannot be unpacked ({error}): expected a ZIP archive") from None
 
     def _take(self, name: str, source: IO[bytes]) -> None:

@@ -1,6 +1,7 @@
 """What a build encodes, copies and skips, and when keys conflict."""
 
 import io
+import os
 import shutil
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from mra.gallery import Gallery
+import images_mra
+from mra.gallery import Gallery, indexing
+from mra.gallery.searching import open_query_image
 from mra.retrieval import encode_images
 from tests.helpers.galleries import contents, draw_picture, encoder_of, write_pictures
 
@@ -131,3 +134,59 @@ def test_a_moved_folder_is_no_conflict_but_two_with_equal_names_are(gallery, tmp
     report = gallery.build(tmp_path / "moved")
     assert (report.unchanged, report.encoded, report.relabelled) == (3, 0, 3)
     assert gallery.search("a man", top=9).hits[0].path.exists()
+
+
+def test_few_large_images_are_decoded_at_a_time(gallery, tmp_path, monkeypatch):
+    sizes = [(40, 50)] * 9
+    (tmp_path / "people").mkdir()
+    for number, size in enumerate(sizes):
+        draw_picture(number, size).save(tmp_path / "people" / f"{number}.png")
+    monkeypatch.setattr(indexing, "MAX_PIXELS_HELD", 5000)
+    read, encode = indexing.read_picture, gallery.encoder.encode_images
+    decoded, encoded, batches = [], [], []
+
+    def count_decoded(data):
+        decoded.append(1)
+        assert len(decoded) - len(encoded) <= 3 + 2  # a batch, and what waits for it
+        return read(data)
+
+    def count_encoded(images):
+        encodings = encode(images)
+        encoded.extend(images)
+        batches.append(len(images))
+        return encodings
+
+    monkeypatch.setattr(indexing, "read_picture", count_decoded)
+    monkeypatch.setattr(gallery.encoder, "encode_images", count_encoded)
+    assert gallery.build(tmp_path / "people", batch_size=8).added == 9
+    assert batches == [3, 3, 3]
+
+
+@pytest.mark.skipif(not hasattr(images_mra, "MAX_PIXELS"), reason="images_mra has no limit of pixels")
+def test_an_image_of_too_many_pixels_is_not_decoded(gallery, tmp_path, monkeypatch):
+    (tmp_path / "people").mkdir()
+    bomb = tmp_path / "people" / "bomb.png"
+    Image.new("1", (13300, 13300)).save(bomb)
+    monkeypatch.setattr(images_mra, "to_rgb", None)
+    report = gallery.build(tmp_path / "people")
+    assert "13,300 x 13,300 pixels" in report.skipped[0].reason
+    for image in (bomb, Image.open(bomb)):
+        with pytest.raises(ValueError, match="13,300 x 13,300 pixels"):
+            open_query_image(image)
+
+
+@pytest.mark.parametrize(("umask", "folder", "file"), [(0o077, 0o700, 0o600), (0o002, 0o775, 0o664)])
+def test_files_and_folders_have_the_permissions_of_the_user(model, tmp_path, umask, folder, file):
+    write_pictures(tmp_path / "people", 2)
+    before = os.umask(umask)
+    try:
+        with Gallery(tmp_path / "g.db", encoder=encoder_of(model)) as gallery:
+            gallery.build(tmp_path / "people", copy_images=True)
+            gallery.remove(keys=["cam_0/000.jpg"])
+            modes = {
+                path: path.stat().st_mode & 0o777 for path in [tmp_path / "g.db", *(tmp_path / "g.db").rglob("*")]
+            }
+    finally:
+        os.umask(before)
+    wrong = {str(path): oct(mode) for path, mode in modes.items() if mode != (folder if path.is_dir() else file)}
+    assert wrong == {}

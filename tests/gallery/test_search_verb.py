@@ -1,13 +1,14 @@
 """The search command as a user runs it: table, JSON, picture, filters, phrases, and errors in one line."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
 
 from mra.cli import main
 from mra.gallery import Gallery
-from tests.helpers.galleries import encoder_of, save_tiny_model, write_pictures
+from tests.helpers.galleries import draw_picture, encoder_of, save_tiny_model, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +104,12 @@ def test_wrong_input_ends_in_one_line(run, tmp_path, monkeypatch, capsys, argume
         run(*arguments)
     assert message in f"{stopped.value} {capsys.readouterr().err}"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_are_not_utf_8_are_printed_and_drawn(run, place, tmp_path):
+    image = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")
+    draw_picture(0).save(image)
+    saved = os.fsdecode(os.fsencode(tmp_path) + b"/r\xe9sult.png")
+    assert r"caf\udce9.jpg" in run("a red coat", "--image", image, "--save", saved)
+    assert os.path.getsize(saved)
+    assert json.loads(run("--image", image, "--json"))["query"].endswith("caf\udce9.jpg")

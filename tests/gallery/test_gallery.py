@@ -31,7 +31,9 @@ def test_a_second_process_is_told_why_it_must_wait(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path / "g.db")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match=r"g\.db is open in another process, and an embedded gallery serves one"):
+        with pytest.raises(
+            ValueError, match=r"g\.db is open in a different process, and an embedded gallery serves one"
+        ):
             Gallery(tmp_path / "g.db")
     with Gallery(tmp_path / "g.db") as one, Gallery(tmp_path / "g.db") as two:  # one process may open it twice
         assert (len(one), len(two)) == (0, 0)
@@ -39,7 +41,7 @@ def test_a_second_process_is_told_why_it_must_wait(tmp_path):
 
 @pytest.mark.parametrize(
     "uri, message",
-    [("gallery", "must end in .db"), ("nowhere/g.db", "there is no folder"), ("file.db", "is a file")],
+    [("gallery", "must be a path ending in .db"), ("nowhere/g.db", "does not exist"), ("file.db", "is a file")],
 )
 def test_places_that_cannot_be_opened(model, tmp_path, monkeypatch, uri, message):
     monkeypatch.chdir(tmp_path)
@@ -51,7 +53,7 @@ def test_places_that_cannot_be_opened(model, tmp_path, monkeypatch, uri, message
 
 def test_asking_makes_no_gallery(model, tmp_path):
     with Gallery(tmp_path / "typo.db", encoder=encoder_of(model)) as gallery:
-        with pytest.raises(ValueError, match=r"there is no gallery at .*typo\.db: make one with"):
+        with pytest.raises(ValueError, match=r"there is no gallery at .*typo\.db: build one with"):
             gallery.search("a man")
         with pytest.raises(ValueError, match="there is no gallery at"):
             gallery.add(tmp_path)

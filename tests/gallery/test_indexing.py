@@ -127,7 +127,7 @@ def test_a_moved_folder_is_no_conflict_but_two_with_equal_names_are(gallery, tmp
     write_pictures(tmp_path / "two", 3)
     draw_picture(77).save(tmp_path / "two" / keys[0])
     gallery.build(tmp_path / "one")
-    with pytest.raises(ValueError, match=r"belong to other images of .*one in this gallery: give a prefix"):
+    with pytest.raises(ValueError, match=r"belong to different images of .*one in this gallery: pass a prefix"):
         gallery.add(tmp_path / "two")
     assert gallery.add(tmp_path / "two", prefix="two/").added == 3
     (tmp_path / "one").rename(tmp_path / "moved")

@@ -25,7 +25,7 @@ def test_verify_sees_vectors_that_changed(model, damaged):
     pq.write_table(table.set_column(column, table.field(column), pa.array(vectors, table.field(column).type)), file)
     with Gallery(place, encoder=encoder_of(model)) as gallery:
         (problem,) = gallery.verify().problems
-    assert problem.reason == "the embedding is not the one that was written"
+    assert problem.reason == "the embedding differs from the one that was written"
 
 
 def test_verify_sees_an_index_that_differs_from_the_records(model, damaged):
@@ -36,7 +36,7 @@ def test_verify_sees_an_index_that_differs_from_the_records(model, damaged):
     file.write_bytes(data)
     with Gallery(place, encoder=encoder_of(model)) as gallery:
         (problem,) = gallery.verify().problems
-    assert problem.reason == "a search compares with another embedding than the one written"
+    assert problem.reason == "the index has a different embedding than the record"
 
 
 def test_a_damaged_copy_is_written_again_by_the_next_build(model, damaged, tmp_path):

@@ -42,14 +42,14 @@ def test_metadata_of_a_csv_file(gallery, tmp_path):
         (b"path,caf\xe9\n0.png,a\n", "line 1: byte 0xe9"),
         ("path,note\n0.png,a\n".encode("utf-16"), "byte 0xff is not UTF-8: save the file as UTF-8"),
         (b"path,speed\n0.png,1\n1.png,1e400\n", "row 3: speed must be a finite number, got '1e400'"),
-        (b"path,note\n0.png,a\n0.png,b\n", "row 3: row 2 says something else of the same image '0.png'"),
-        (b"path,note,\n0.png,a,b\n", "a column cannot be called ''"),
+        (b"path,note\n0.png,a\n0.png,b\n", "row 3: differs from row 2 of the same image '0.png'"),
+        (b"path,note,\n0.png,a,b\n", "column '' must be a name"),
         (b"path,note,note\n0.png,a,b\n", "has two columns 'note'"),
         (
             b"path,time\n0.png,9999-12-31T23:59:59-23:59\n",
-            "row 2: time expected a time that lies in the years 1 to 9999",
+            "row 2: time expected a time in the years 1 to 9999",
         ),
-        (b"path,note\n2.png,a\n", "row 2: path '2.png' names the images '2.png' and 'sub/2.png'"),
+        (b"path,note\n2.png,a\n", "row 2: path '2.png' matches the images '2.png' and 'sub/2.png'"),
     ],
 )
 def test_metadata_that_would_be_taken_wrongly_is_refused(tmp_path, content, message):

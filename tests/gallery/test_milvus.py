@@ -140,4 +140,4 @@ def test_an_index_without_its_alias_is_named_again(model, damaged, caplog):
     (place / "aliases.json").unlink()
     with Gallery(place, encoder=encoder_of(model)) as gallery:
         assert len(gallery) == 4 and gallery.verify().problems == []
-    assert "had lost the name of its index: restored" in caplog.text
+    assert "had lost the alias of its index: restored" in caplog.text

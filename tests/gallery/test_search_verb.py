@@ -82,17 +82,17 @@ def test_the_picture_has_a_row_for_each_sentence(run, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "give a sentence, --image, or both"),
+        ([], "TEXT or --image must be given, or both"),
         (
             ["x", "--where", "hat == 1"],
             "mra search: where: 'hat' is not a field of this gallery: it has key, camera, time",
         ),
-        (["x", "--where", 'camera = "c0"'], "cannot be read"),
-        (["--image", "nowhere.jpg"], "image nowhere.jpg cannot be read"),
-        (["x", "--token_cache", "nan"], "--token_cache must be a number of GiB, at least 0, got nan"),
-        (["x", "--token_cache", "inf"], "--token_cache must be a number of GiB"),
+        (["x", "--where", 'camera = "c0"'], "cannot be parsed"),
+        (["--image", "nowhere.jpg"], "image nowhere.jpg cannot be parsed"),
+        (["x", "--token_cache", "nan"], "--token_cache must be at least 0 GiB and finite, got nan"),
+        (["x", "--token_cache", "inf"], "--token_cache must be at least 0 GiB"),
         (["x", "--top", "0"], "top must be at least 1"),
-        (["x", "--where", 'camera == "c7"', "--save", "r.png"], "there is no hit to draw"),
+        (["x", "--where", 'camera == "c7"', "--save", "r.png"], "--save has no hit to draw"),
         (["x", "--save", "nowhere/r.png"], "--save nowhere/r.png cannot be written"),
         (["x", "--save", "r.unknown"], "--save r.unknown cannot be written"),
         (["x", "--backend", "onnx"], "--backend onnx needs --model"),

@@ -114,8 +114,8 @@ def test_the_threshold_marks_hits(gallery, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({}, "search needs a text, an image or both"),
-        ({"text": " "}, "text must have a word"),
+        ({}, "text or image must be given, or both"),
+        ({"text": " "}, "text must have at least one word"),
         ({"text": "x", "top": 0}, "top must be at least 1"),
         ({"text": "x", "rerank": -1}, "rerank must be at least 0"),
         ({"text": "x", "threshold": 2}, "threshold must be a probability"),

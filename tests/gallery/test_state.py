@@ -60,7 +60,7 @@ def test_remove_by_where_and_with_the_files(gallery, tmp_path, caplog):
         assert gallery.remove(keys=[keys[0]]) == 1
     assert "identical images stay under 1 other keys, such as twin.jpg" in caplog.text
     for options, message in (
-        ({}, "either where or keys"),
+        ({}, "exactly one of where and keys"),
         ({"where": "speed > 1"}, "not a field"),
         ({"keys": ["x"]}, "has the key 'x'"),
     ):
@@ -155,7 +155,7 @@ def test_a_gallery_that_lost_one_half_of_itself_says_so(model, damaged):
     place, records = damaged
     for folder, message in (
         (records, "the index of its 4 images"),
-        (records.with_name("people_info"), "remembers of"),
+        (records.with_name("people_info"), "the settings of its 4 images"),
     ):
         shutil.move(folder / "schema.json", place.parent)
         with pytest.raises(ValueError, match=f"has lost .*{message}"):

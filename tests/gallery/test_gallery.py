@@ -796,5 +796,5 @@ def test_a_query_embedding_that_is_not_finite_is_refused(gallery, tmp_path, monk
         return dataclasses.replace(encodings, embeds=encodings.embeds * float("nan"))
 
     monkeypatch.setattr(gallery.encoder, "encode_texts", encode_badly)
-    with pytest.raises(ValueError, match="embedding .* not finite"):
+    with pytest.raises(ValueError, match=r"embedding .* not finite"):
         gallery.search("a red coat", rerank=0)

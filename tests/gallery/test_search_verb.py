@@ -88,7 +88,7 @@ def test_the_picture_has_a_row_for_each_sentence(run, tmp_path):
             "mra search: where: 'hat' is not a field of this gallery: it has key, camera, time",
         ),
         (["x", "--where", 'camera = "c0"'], "cannot be parsed"),
-        (["--image", "nowhere.jpg"], "image nowhere.jpg cannot be parsed"),
+        (["--image", "nowhere.jpg"], "image nowhere.jpg cannot be read"),
         (["x", "--token_cache", "nan"], "--token_cache must be at least 0 GiB and finite, got nan"),
         (["x", "--token_cache", "inf"], "--token_cache must be at least 0 GiB"),
         (["x", "--top", "0"], "top must be at least 1"),

@@ -71,7 +71,7 @@ def test_the_status_tells_the_likely_from_the_unlikely():
         "Probably not in the gallery: no image reaches the threshold of 50%" in unlikely and "mra-warning" in unlikely
     )
     assert "similarity only" in app_view.show_status(SearchResult([make_hit(score=None, likely=None)], 0.5, timings))
-    assert "No image fits the filters" in app_view.show_status(SearchResult([], 0.5, timings))
+    assert "No image matches the filters" in app_view.show_status(SearchResult([], 0.5, timings))
 
 
 def test_a_result_is_shown_with_its_words():

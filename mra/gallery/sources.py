@@ -89,7 +89,8 @@ def open_source(
             source = _dataset(dataset, str(images), prefix or f"{split}/" if split else prefix)
     elif hasattr(images, "features") and hasattr(images, "select_columns"):
         dataset = cast("datasets.Dataset", images)
-        source = _dataset(dataset, f"dataset {dataset.info.dataset_name or ''} {dataset.split or ''}".strip(), prefix)
+        # Saved with each record, so its spelling stays as it is.
+        source = _dataset(dataset, f"data set {dataset.info.dataset_name or ''} {dataset.split or ''}".strip(), prefix)
     elif isinstance(images, Sequence):
         source = _files(images, prefix)
     else:

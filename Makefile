@@ -56,7 +56,7 @@ test-app: .venv-app/installed  ## Test the web page in a real browser (needs chr
 
 test-server: .venv/installed  ## Test galleries on a real Milvus server (installs one, 60 MB, which listens on all addresses during the tests)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server-test]'
-	$(BIN)/python -m pytest -m server tests/gallery/test_gallery.py tests/gallery/test_where.py tests/gallery/test_server.py
+	$(BIN)/python -m pytest -m server tests/gallery
 
 app: .venv-app/installed  ## Serve the web page on the demo's model and gallery (after make demo-search)
 	.venv-app/bin/python app.py --model $(RUNS)/finetune/best --gallery $(RUNS)/search/gallery.db

@@ -33,13 +33,13 @@ demo-search: .venv/installed  ## After demo: index the sample test images and se
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/sample/demo_search.sh
 
 test: .venv/installed  ## Run the tests (under 10 minutes on 2 cores, offline)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/installed  ## Run the slow tests: full-size models, one step of every recipe
 	$(BIN)/python -m pytest -m slow
 
 test-faults: .venv/installed  ## Kill, fill, cut and flip: what commands do on damaged files and full disks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n 2 --dist worksteal
 
 mutants: .venv/installed  ## Change one thing at a time in the core modules; print how many changes the tests notice
 	$(BIN)/python -m tests.mutation.mutants

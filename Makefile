@@ -33,13 +33,13 @@ demo-search: .venv/installed  ## After demo: index the sample test images and se
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/sample/demo_search.sh
 
 test: .venv/installed  ## Run the tests (under 10 minutes on 2 cores, offline)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/installed  ## Run the slow tests: full-size models, one step of every recipe
 	$(BIN)/python -m pytest -m slow
 
 test-faults: .venv/installed  ## Kill, fill, cut and flip: what commands do on damaged files and full disks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n 2 --dist worksteal
 
 mutants: .venv/installed  ## Change one thing at a time in the core modules; print how many changes the tests notice
 	$(BIN)/python -m tests.mutation.mutants
@@ -56,7 +56,7 @@ test-app: .venv-app/installed  ## Test the web page in a real browser (needs chr
 
 test-server: .venv/installed  ## Test galleries on a real Milvus server (installs one, 60 MB, which listens on all addresses during the tests)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server-test]'
-	$(BIN)/python -m pytest -m server tests/gallery/test_gallery.py tests/gallery/test_where.py tests/gallery/test_server.py
+	$(BIN)/python -m pytest -m server tests/gallery
 
 app: .venv-app/installed  ## Serve the web page on the demo's model and gallery (after make demo-search)
 	.venv-app/bin/python app.py --model $(RUNS)/finetune/best --gallery $(RUNS)/search/gallery.db

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 
-# Most pixels of a picture: 200 MB as RGB, and room for the 61 million of a full-frame camera. A small file can claim any number.
+# Most pixels of a picture: 200 MB as RGB, enough for the 61 million of a full-frame camera; a small file can claim any number.
 MAX_PIXELS = 2**26
 
 _ORIENTATION = ExifTags.Base.Orientation

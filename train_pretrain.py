@@ -145,9 +145,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Prepare
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    scheduler = LambdaLR(
-        optimizer, schedule
-    )  # on DeepSpeed's optimizer; a prepared scheduler would step once per process
+    scheduler = LambdaLR(optimizer, schedule)  # on DeepSpeed's optimizer; prepared, it would step once per process
     state = TrainingState(data=files_digest(data.dataset) or "")
     accelerator.register_for_checkpointing(scheduler, state)
     set_seed(run.seed, device_specific=True)

@@ -178,7 +178,9 @@ class ImageRoot:
         try:
             return decode(content)
         except TooManyPixels as error:
-            raise RowError(field, "image too large", f"{located}: {str(error).partition(':')[0]}", "Make the image smaller") from None
+            raise RowError(
+                field, "image too large", f"{located}: {str(error).partition(':')[0]}", "Make the image smaller"
+            ) from None
         except OSError as error:
             cause = "it is not an image" if isinstance(error, UnidentifiedImageError) else error
             advice = "Unpack the image archive again"

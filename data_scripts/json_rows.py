@@ -18,7 +18,9 @@ _BLOCK = 1 << 20  # characters
 _LARGEST_ROW = 1 << 26
 _MOST_DIGITS = 1000  # Python refuses to parse integers of several thousand digits
 _SPACE = re.compile(r"[ \t\r\n]*")
-_TEXT_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|["[\]{}]', re.DOTALL)  # a lone quotation mark is of a text that was cut
+_TEXT_OR_BRACKET = re.compile(
+    r'"(?:[^"\\]|\\.)*"|["[\]{}]', re.DOTALL
+)  # a lone quotation mark is of a text that was cut
 
 
 class UnreadableJson(UnreadableFile):

@@ -11,7 +11,15 @@ from typing import Any
 from data_scripts.csv_rows import read_csv_rows
 from data_scripts.image_files import path_readings, with_slashes
 from data_scripts.json_rows import UnreadableJson, json_files, read_rows
-from data_scripts.row_checks import RowError, check_captions, check_identity, check_object, check_text, list_names, shorten
+from data_scripts.row_checks import (
+    RowError,
+    check_captions,
+    check_identity,
+    check_object,
+    check_text,
+    list_names,
+    shorten,
+)
 from data_scripts.text_files import UnreadableFile
 
 

@@ -5,6 +5,7 @@ the command line is read, so that `--help` and typos are answered quickly.
 """
 
 import difflib
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -179,6 +180,8 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         SystemExit: with code 2 and a one-line message if it names none.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     words, name = list(sys.argv[1:] if argv is None else argv), ""
     while name not in VERBS:
         known = [verb.removeprefix(name).split()[0] for verb in VERBS if verb.startswith(name)]

@@ -8,11 +8,14 @@ from tests.helpers.hub_server import HubServer
 from tests.helpers.milvus_server import running_server
 from tests.helpers.properties import QUICK_EXAMPLES
 
+
 # Property tests: the same few examples on every run, or `pytest --hypothesis-profile thorough` for more, drawn anew each time.
 # A test that is slow for one example asks for less by `examples` of tests.helpers.properties.
 COMMON = {"deadline": None, "suppress_health_check": list(hypothesis.HealthCheck)}
 hypothesis.settings.register_profile("quick", derandomize=True, database=None, max_examples=QUICK_EXAMPLES, **COMMON)
-hypothesis.settings.register_profile("thorough", database=None, print_blob=True, max_examples=50 * QUICK_EXAMPLES, **COMMON)
+hypothesis.settings.register_profile(
+    "thorough", database=None, print_blob=True, max_examples=50 * QUICK_EXAMPLES, **COMMON
+)
 hypothesis.settings.load_profile("quick")
 
 

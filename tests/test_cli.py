@@ -83,7 +83,10 @@ def test_help_lists_the_verbs(capsys):
         (["prepare", "7"], "mra prepare: error: unknown verb '7'; expected one of sda, pedes\n"),
         (["search", "x"], "mra search: error: --gallery: required, but not given\n"),
         (["search", "x", "--galery", "y"], "unknown argument '--galery'; did you mean '--gallery'?\n"),
-        (["index", "remove", "--gallery", "g.db"], "mra index remove: error: give either --where or --keys"),
+        (
+            ["index", "remove", "--gallery", "g.db"],
+            "mra index remove: error: exactly one of --where and --keys must be given",
+        ),
         (
             ["index", "add", "--gallery", "g.db", "--images", "x", "--index", "tree"],
             "one of flat, hnsw, ivf, got 'tree'",

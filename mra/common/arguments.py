@@ -35,7 +35,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 import jsonargparse
 
-from mra.common.recipes import RecipeText, read_mapping
+from mra.common.recipes import UNREADABLE_YAML, RecipeText, read_mapping
 from mra.common.type_hints import as_number, as_written, choices_of, expected_words, is_list, is_optional, plain_type
 
 
@@ -198,6 +198,10 @@ class _Reader:
             values = self.parser.parse_args([*words, *rest], namespace=recipe)
         except argparse.ArgumentError as error:
             raise ValueError(self._explain(str(error), options)) from None
+        except UNREADABLE_YAML as error:
+            raise ValueError(
+                f"an option has a value that is not readable as YAML ({type(error).__name__}: {error})"
+            ) from error
         for name in cleared:
             values[name] = None
         return tuple(

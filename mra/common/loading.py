@@ -84,6 +84,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: MRAConfig, wher
     words, vocab_size = max(tokenizer.get_vocab().values()) + 1, config.text_config.vocab_size
     if not vocab_size - VOCABULARY_PADDING < words <= vocab_size:
         raise ValueError(
-            f"{where}: the tokenizer has {words} words, the model {vocab_size} (`text_config.vocab_size`): use the tokenizer "
-            "that the model was trained with, and save it beside the weights with MRAProcessor(...).save_pretrained(folder)"
+            f"{where}: the tokenizer has {words} tokens, but the model has {vocab_size} (`text_config.vocab_size`): use the "
+            "tokenizer that the model was trained with, and save it beside the weights with "
+            "MRAProcessor(...).save_pretrained(folder)"
         )

@@ -12,6 +12,10 @@ RECIPE_START = "# Every argument of a run, as resolved."
 RECIPE_END = "# End of the arguments."
 
 
+# Raised by PyYAML, besides its own errors, for values like `!!int x`, `2026-13-01` and very deep nesting.
+UNREADABLE_YAML = (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
+
+
 class _NoKeyTwice(yaml.constructor.BaseConstructor):
     """YAML constructor that refuses duplicate keys, of which YAML keeps the last."""
 
@@ -53,7 +57,7 @@ def read_mapping(path: str | Path, loader: type = RecipeValues) -> dict[str, Any
         is_saved = first == RECIPE_START or (first == text and RECIPE_START.startswith(text))
         if text and is_saved and RECIPE_END not in text:
             raise ValueError(f"{path}: truncated, its last line is not {RECIPE_END!r}; use the recipe of a checkpoint")
-        recipe = yaml.load(text, loader)
+        recipe = _load_yaml(text, loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not readable as YAML in UTF-8 ({' '.join(str(error).split())})") from None
     if not text:
@@ -62,6 +66,13 @@ def read_mapping(path: str | Path, loader: type = RecipeValues) -> dict[str, Any
     if not isinstance(recipe, dict):
         raise ValueError(f"{path}: a recipe is a mapping of arguments to values, got a {type(recipe).__name__}")
     return recipe
+
+
+def _load_yaml(text: str, loader: Any) -> Any:
+    try:
+        return yaml.load(text, loader)
+    except UNREADABLE_YAML as error:
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
 
 
 def format_recipe(recipe: Mapping[str, Any]) -> str:

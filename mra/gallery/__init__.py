@@ -1,4 +1,4 @@
-"""Index of one's own pictures: add, search in words, filter, remove."""
+"""Gallery of your own images: index, search by text or image, filter, remove."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Arguments of the commands on a gallery, and the gallery that they name."""
+"""Command-line arguments of the gallery commands."""
 
 import math
 import os
@@ -19,125 +19,129 @@ GIB = 2**30
 
 @dataclass
 class PlaceArguments:
-    """Where the gallery lies."""
+    """Location of the gallery."""
 
     theme_name: ClassVar[str] = "gallery"
 
-    gallery: str = option(help="path ending in .db, or http://host:19530 of a Milvus server")
-    collection: str = option(DEFAULT_COLLECTION, "name of the gallery there")
-    token: str | None = option(None, f"of a Milvus server; better set the variable {TOKEN_VARIABLE}")
-    files: str | None = option(None, "folder of copied images and cached tokens, where it is not the usual one")
+    gallery: str = option(help="path ending in .db, or address of a Milvus server such as http://host:19530")
+    collection: str = option(DEFAULT_COLLECTION, "name of the gallery at that location")
+    token: str | None = option(None, f"token of the Milvus server; prefer the environment variable {TOKEN_VARIABLE}")
+    files: str | None = option(None, "folder of copied images and cached tokens, instead of the default one")
 
 
 @dataclass
 class EncoderArguments:
-    """What encodes images and sentences."""
+    """Model that encodes images and texts."""
 
     theme_name: ClassVar[str] = "model"
 
-    model: str | None = option(None, "model folder or Hub id; the one the gallery was built with when left out")
-    backend: Literal["torch", "onnx"] = option("torch", "onnx: --model is an export")
-    device: str | None = option(None, "cpu, cuda, ...; the GPU if there is one when left out")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = option(None, "of the forward passes")
-    token_cache: float = option(4.0, "most GiB of cached tokens", metavar="GIB")
+    model: str | None = option(None, "model folder or Hub id; by default the one that built the gallery")
+    backend: Literal["torch", "onnx"] = option("torch", "onnx expects --model to be an ONNX export")
+    device: str | None = option(None, "cpu, cuda, ...; by default the GPU if there is one")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(None, "dtype of the forward passes")
+    token_cache: float = option(4.0, "maximum size of the token cache in GiB", metavar="GIB")
 
     def __post_init__(self) -> None:
         if not 0 <= self.token_cache < math.inf:
-            raise ValueError(f"--token_cache must be a number of GiB, at least 0, got {self.token_cache}")
+            raise ValueError(f"--token_cache must be at least 0 GiB and finite, got {self.token_cache}")
         if self.backend == "onnx" and self.model is None:
-            raise ValueError("--backend onnx needs --model, the folder that `mra export` wrote")
+            raise ValueError("--backend onnx needs --model: pass the folder that `mra export` wrote")
         if self.backend == "onnx" and self.dtype is not None:
-            raise ValueError("--dtype is for --backend torch: an export has the precision it was exported with")
+            raise ValueError(
+                "--dtype cannot be used with --backend onnx, which runs in the precision of the export: omit it"
+            )
 
 
 @dataclass
 class NewGalleryArguments:
-    """What is settled when a gallery is made."""
+    """Settings that are fixed when a gallery is created."""
 
     theme_name: ClassVar[str] = "new gallery"
 
-    token_dtype: Literal["float32", "float16"] | None = option(None, "of cached tokens; float32 when left out")
+    token_dtype: Literal["float32", "float16"] | None = option(None, "dtype of cached tokens; float32 by default")
     index: Literal["flat", "hnsw", "ivf"] | None = option(
-        None, "flat is exact; when left out: flat, or hnsw on a server"
+        None, "kind of index; flat is exact; by default flat, on a server hnsw"
     )
 
 
 @dataclass
 class SourceArguments:
-    """What to index."""
+    """Images to index."""
 
     theme_name: ClassVar[str] = "images"
 
-    images: str = option(help="folder of images, or folder or Hub id that load_dataset reads")
-    metadata: str | None = option(None, "CSV file with the column path, and camera, time and any others")
-    split: str | None = option(None, "of a data set")
-    prefix: str = option("", "put before the keys, to keep equal file names apart")
+    images: str = option(help="folder of images, or dataset (folder or Hub id) for load_dataset")
+    metadata: str | None = option(None, "CSV file with the column path, and optionally camera, time and others")
+    split: str | None = option(None, "split of the dataset")
+    prefix: str = option("", "prefix of the keys, to distinguish equal file names")
     prune: bool = option(False, "remove images that are no longer in the source")
-    copy_images: bool = option(False, "keep a copy of each image; without it, only of images that have no file")
-    batch_size: int = option(32, "images in a forward pass")
+    copy_images: bool = option(False, "copy all images into the gallery; by default only those without a file")
+    batch_size: int = option(32, "images per forward pass")
     num_workers: int = option(2, "threads that decode images")
 
 
 @dataclass
 class RemovalArguments:
-    """Which images to remove."""
+    """Images to remove."""
 
-    where: str | None = option(None, """which ones, such as 'camera == "c3"'""")
-    keys: list[str] | None = option(None, "which ones, by key")
-    delete_files: bool = option(False, "delete your own files of these images too")
+    where: str | None = option(None, """condition on the images to remove, such as 'camera == "c3"'""")
+    keys: list[str] | None = option(None, "keys of the images to remove")
+    delete_files: bool = option(False, "also delete your own files of these images")
 
     def __post_init__(self) -> None:
         if (self.where is None) == (self.keys is None):
-            raise ValueError("give either --where or --keys, to say which images")
+            raise ValueError("exactly one of --where and --keys must be given, to choose the images")
 
 
 @dataclass
 class StatsArguments:
-    """How to print."""
+    """Output format."""
 
     json: bool = option(False, "print one JSON object")
 
 
 @dataclass
 class CalibrationArguments:
-    """What to calibrate on."""
+    """Dataset to calibrate on."""
 
-    dataset: str = option(help="folder or Hub id with columns image, captions and image_id")
-    split: str = option("validation", "split of it")
-    rerank: int = option(DEFAULT_RERANK, "images re-ranked for each query")
-    max_false_alarms: float | None = option(None, "most false alarms to accept, a share such as 0.05")
+    dataset: str = option(help="dataset (folder or Hub id) with columns image, captions and image_id")
+    split: str = option("validation", "split of the dataset")
+    rerank: int = option(DEFAULT_RERANK, "images to re-rank per query")
+    max_false_alarms: float | None = option(None, "maximum share of false alarms, such as 0.05")
 
 
 @dataclass
 class SearchArguments:
-    """What to search for."""
+    """Query of a search, and what to return."""
 
     theme_name: ClassVar[str] = "search"
 
     texts: list[str] = option(
-        [], "a sentence; several are searched one after the other", positional=True, metavar="TEXT"
+        [], "text to search for; several are searched one after another", positional=True, metavar="TEXT"
     )
-    image: str | None = option(None, "picture of the person; with a sentence, both count equally")
-    top: int = option(DEFAULT_TOP, "hits to show")
-    rerank: int = option(DEFAULT_RERANK, "nearest images to re-rank, 0 for none")
-    where: str | None = option(None, """restricts the search, such as 'camera == "c3" and time > "2026-01-31"'""")
-    threshold: float | None = option(None, "matching probability of a likely hit; the calibrated one or 0.5")
-    phrase: list[str] = option([], "gets a matching probability with each hit; can be repeated", repeated=True)
-    save: str | None = option(None, "write a picture of the best hits of each search")
-    json: bool = option(False, "print one JSON object a search")
+    image: str | None = option(None, "image of the person; with a text, both have equal weight")
+    top: int = option(DEFAULT_TOP, "number of hits")
+    rerank: int = option(DEFAULT_RERANK, "number of nearest images to re-rank, 0 for none")
+    where: str | None = option(None, """filter, such as 'camera == "c3" and time > "2026-01-31"'""")
+    threshold: float | None = option(
+        None, "matching probability of a likely hit; by default the calibrated one, or 0.5"
+    )
+    phrase: list[str] = option([], "phrase to match with each hit; can be repeated", repeated=True)
+    save: str | None = option(None, "image file to draw the best hits of each search in")
+    json: bool = option(False, "print one JSON object per search")
 
     def __post_init__(self) -> None:
         if not self.texts and self.image is None:
-            raise ValueError("give a sentence, --image, or both")
+            raise ValueError("TEXT or --image must be given, or both")
 
 
 def open_gallery(
     place: PlaceArguments, encoder: EncoderArguments | None = None, new: NewGalleryArguments | None = None
 ) -> "Gallery":
-    """Open the gallery that the arguments name.
+    """Open the gallery named by the arguments.
 
     Raises:
-        ValueError: as `Gallery`, and if the ONNX export of the arguments cannot be loaded.
+        ValueError: as for `Gallery`, or if the ONNX export cannot be loaded.
     """
     import torch
 

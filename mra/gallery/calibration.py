@@ -1,4 +1,4 @@
-"""Thresholds of the matching probability: false alarms against misses on a labelled split."""
+"""Calibration of the matching probability: false alarms and misses on a labelled split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ CURVE_POINTS = 201
 
 @dataclass
 class SplitScores:
-    """Every query of a split against the images nearest to it.
+    """Scores of the queries of a split with their nearest images.
 
     Attributes:
-        similarity: (queries, images).
-        top_indices: (queries, k), nearest first.
-        log_odds: (views, queries, k).
-        is_own: (queries, k), whether an image shows the query's person.
-        query_ids: (queries,).
-        gallery_ids: (images,).
+        similarity: `(queries, images)`.
+        top_indices: `(queries, k)`, nearest first.
+        log_odds: `(views, queries, k)`.
+        is_own: `(queries, k)`, whether an image shows the query's person.
+        query_ids: identities `(queries,)`.
+        gallery_ids: identities `(images,)`.
     """
 
     similarity: torch.Tensor
@@ -46,18 +46,19 @@ class SplitScores:
 def score_split(encoder: Encoder, dataset: "Table", rerank: int) -> SplitScores:
     """Match every caption of a split with its nearest images.
 
-    As many more than `rerank` are taken as one person has images, so that `rerank` are left without that person's.
+    The number of images exceeds `rerank` by the largest number of images of a person, so that `rerank` images remain without
+    the query's person.
 
     Raises:
-        ValueError: if the dataset is not as `evaluate_retrieval` wants it, or `rerank` is below 1.
+        ValueError: if the dataset is not as for `evaluate_retrieval`, it shows only one person, or `rerank` is below 1.
     """
     if rerank < 1:
-        raise ValueError(f"rerank must be at least 1 to calibrate matching probabilities, got {rerank}")
+        raise ValueError(f"rerank must be at least 1 for calibration, got {rerank}")
     captions, query_rows, gallery_ids = read_captions(dataset)
     query_ids = gallery_ids[query_rows]
     most_of_one = int(gallery_ids.unique(return_counts=True)[1].max())
     if most_of_one == len(gallery_ids):
-        raise ValueError("the split shows one person only: calibration needs images of others")
+        raise ValueError("dataset shows only one person, expected at least two: use a split with more people")
     images, texts = encoder.encode_images(cast(Sequence, dataset)), encoder.encode_texts(captions)
     similarity = similarity_matrix(texts.embeds, images.embeds)
     top_indices = top_k(similarity, min(rerank + most_of_one, len(gallery_ids)))
@@ -67,7 +68,7 @@ def score_split(encoder: Encoder, dataset: "Table", rerank: int) -> SplitScores:
 
 
 def choose_match_weight(scores: SplitScores, temperature: float, rerank: int) -> float:
-    """Return the weight of `MATCH_WEIGHTS` whose fused ranking has the best `choice_score`, as evaluation chooses it."""
+    """Return the weight of `MATCH_WEIGHTS` whose fused ranking has the best `choice_score`, as in evaluation."""
 
     def score(weight: float) -> float:
         fused = fuse_scores(
@@ -88,19 +89,18 @@ def threshold_curve(
 ) -> list[tuple[float, float, float]]:
     """Measure false alarms and misses at thresholds from 0 to 1.
 
-    A false alarm: the query's person is taken out of the gallery, and the first hit of the ranking that is left reaches the
-    threshold. A miss: the person is in the gallery, and the first of their images in the ranking does not reach it, or none
-    is among the `rerank` nearest.
+    A false alarm: without the images of the query's person, the first hit of the ranking reaches the threshold. A miss: the
+    first image of the query's person in the ranking does not reach it, or none is among the `rerank` nearest.
 
     Returns:
-        (threshold, share of false alarms, share of misses), by ascending threshold.
+        (threshold, share of false alarms, share of misses) in ascending order of the threshold.
     """
     probabilities = scores.log_odds.sigmoid().mean(dim=0)
     similarity = scores.similarity.gather(1, scores.top_indices)
     fused = similarity / temperature + match_weight * scores.log_odds.mean(dim=0)
 
     def of_first(allowed: torch.Tensor) -> torch.Tensor:
-        """Probability of the first of the allowed hits of each query, -1 where there is none."""
+        """Return the probability of the first allowed hit of each query, -1 if there is none."""
         first = fused.where(allowed, -torch.inf).argmax(dim=1, keepdim=True)
         return probabilities.gather(1, first)[:, 0].where(allowed.any(dim=1), -1.0)
 
@@ -120,10 +120,10 @@ def calibrate(
     """Choose a threshold and a weight of the matching score; see `Gallery.calibrate`.
 
     Raises:
-        ValueError: as `score_split`, and if `max_false_alarms` is not a share.
+        ValueError: as for `score_split`, or if `max_false_alarms` is not a share.
     """
     if max_false_alarms is not None and not 0 <= max_false_alarms < 1:
-        raise ValueError(f"max_false_alarms must be a share, from 0 to below 1, got {max_false_alarms}")
+        raise ValueError(f"max_false_alarms must be at least 0 and below 1, got {max_false_alarms}")
     scores = score_split(encoder, dataset, rerank)
     match_weight = choose_match_weight(scores, encoder.temperature, rerank)
     curve = threshold_curve(scores, encoder.temperature, match_weight, rerank)

@@ -1,4 +1,4 @@
-"""Connect to Milvus, on a server or embedded in this process, and say in one sentence why that failed."""
+"""Connections to Milvus, on a server or embedded in this process, with one-sentence errors."""
 
 import contextlib
 import fcntl
@@ -13,12 +13,15 @@ from urllib.parse import urlparse
 from mra.common.extras import extra_needed
 
 
-# gRPC's largest interval: a ping within this machine has nothing to keep alive.
+# Maximum interval of gRPC: a local connection needs no keep-alive pings.
 NEVER_MS = 2**31 - 1
+
+# File by which milvus-lite keeps other processes out of a folder.
+LOCK = "LOCK"
 
 
 def is_server(uri: str) -> bool:
-    """Return whether a gallery's place is the address of a Milvus server."""
+    """Return whether the location of a gallery is the address of a Milvus server."""
     return urlparse(uri).scheme in ("http", "https", "tcp", "unix")
 
 
@@ -26,7 +29,7 @@ class Client:
     """A `pymilvus.MilvusClient` whose errors name the gallery.
 
     Raises:
-        ValueError: by every method, instead of what pymilvus and milvus-lite raise; the cause says why.
+        ValueError: by every method, instead of the errors of pymilvus, which become the cause.
     """
 
     def __init__(self, client: Any, uri: str) -> None:
@@ -62,18 +65,21 @@ def connect(uri: str, token: str | None) -> Client:
     """Return the client of a server or of an embedded gallery.
 
     Raises:
-        ValueError: if pymilvus is missing, or the place cannot be opened; the cause says why.
+        ValueError: if pymilvus is missing or the gallery cannot be opened; the cause is the original error.
     """
     try:
         from pymilvus import MilvusClient
     except ImportError as error:
-        raise extra_needed("searching a gallery on a disk or a server", "search", error) from error
-    # They log every request that fails with a traceback, and raise it besides; the engine tries again at the next flush.
+        raise extra_needed("a gallery on disk or on a server", "search", error) from error
+    # They log failed requests with a traceback although they also raise; the engine retries at the next flush.
     for name in ("pymilvus", "grpc._server", "milvus_lite.adapter", "milvus_lite.engine"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with _logged_errors("milvus_lite.server_manager") as logged:
         try:
-            # pymilvus pings every 10 s, which milvus-lite takes for an attack: it hangs up, with errors on the terminal.
+            if not is_server(uri):
+                Path(uri).mkdir(exist_ok=True)
+                (Path(uri) / LOCK).touch()  # milvus-lite would make it read-only for the group, whatever the umask
+            # pymilvus pings every 10 s; milvus-lite treats that as an attack and disconnects, with errors on the terminal.
             options: dict[str, Any] = {} if is_server(uri) else {"grpc_options": {"grpc.keepalive_time_ms": NEVER_MS}}
             return Client(MilvusClient(uri, token=token or "", **options), uri)
         except Exception as error:
@@ -101,22 +107,22 @@ def _logged_errors(name: str) -> Iterator[list[BaseException]]:
 
 
 def readable(error: BaseException, uri: str) -> ValueError:
-    """Put into one sentence why a place cannot be opened."""
-    hint = "check address, token and that Milvus is running there"
+    """Return a one-sentence error for a gallery that cannot be opened."""
+    hint = "check the address and the token, and that Milvus is running there"
     if not is_server(uri):
-        hint = "check that the folder holds a gallery and can be written"
+        hint = "check that the folder contains a gallery and is writable"
     return ValueError(f"gallery {uri} cannot be opened ({_reason(error)}): {hint}")
 
 
 def _reason(error: BaseException) -> str:
-    """Return what an error says; the text of a KeyError alone is a name."""
+    """Return the message of an error, with its type if the message alone is not clear."""
     reason = getattr(error, "message", None) or str(error)
     return f"{type(error).__name__}: {reason}" if isinstance(error, LookupError) or not reason else reason
 
 
 def refuse_locked(path: Path) -> None:
-    """Refuse a folder that another process has open: milvus-lite holds this lock, and its own error says less."""
-    lock = path / "LOCK"
+    """Raise an error if a different process has the folder open; that of milvus-lite is less clear."""
+    lock = path / LOCK
     if lock.is_dir():
         raise ValueError(f"gallery {path} cannot be opened ({lock} is a folder, expected a file): delete that folder")
     if not lock.exists():
@@ -126,8 +132,8 @@ def refuse_locked(path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise ValueError(
-            f"gallery {path} is open in another process, and an embedded gallery serves one at a time: close it there, "
-            "or keep the gallery on a Milvus server (--gallery http://host:19530), which serves many"
+            f"gallery {path} is open in a different process, and an embedded gallery serves one at a time: close it "
+            "there, or use a Milvus server (--gallery http://host:19530), which serves many"
         ) from None
     finally:
         os.close(descriptor)

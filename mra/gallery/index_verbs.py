@@ -1,4 +1,4 @@
-"""Make and keep a gallery of your own images: `mra index build`, `add`, `remove`, `stats`, `verify`, `calibrate`."""
+"""Manage a gallery of your own images: `mra index build`, `add`, `remove`, `stats`, `verify`, `calibrate`."""
 
 import json
 from collections.abc import Callable
@@ -28,12 +28,12 @@ NAMES_SHOWN = 10
 
 
 def build(source: SourceArguments, place: PlaceArguments, encoder: EncoderArguments, new: NewGalleryArguments) -> None:
-    """Index a folder or data set; make the gallery if there is none."""
+    """Index a folder or dataset; create the gallery if there is none."""
     _index(source, place, encoder, new, must_exist=False)
 
 
 def add(source: SourceArguments, place: PlaceArguments, encoder: EncoderArguments, new: NewGalleryArguments) -> None:
-    """Index more images into a gallery that exists."""
+    """Index more images into an existing gallery."""
     _index(source, place, encoder, new, must_exist=True)
 
 
@@ -57,8 +57,8 @@ def _index(
 
 
 def format_report(report: BuildReport) -> str:
-    """Put the report in words, with the first of each list of names."""
-    rate = f", {report.encoded / report.seconds:.1f} encoded a second" if report.encoded else ""
+    """Format a report as text, with the first names of each list."""
+    rate = f", {report.encoded / report.seconds:.1f} encoded per second" if report.encoded else ""
     lines = [
         f"{report.added:,} added, {report.changed:,} changed, {report.unchanged:,} unchanged "
         f"({report.relabelled:,} with new metadata), {report.removed:,} removed, {len(report.skipped):,} skipped "
@@ -74,21 +74,21 @@ def format_report(report: BuildReport) -> str:
 
     show("skipped", [f"{skipped.key}: {skipped.reason}" for skipped in report.skipped])
     show("no longer in the source, still in the gallery (--prune removes them)", report.missing)
-    show("paths of the metadata that name no image", report.unmatched)
+    show("metadata paths that match no image", report.unmatched)
     return "\n".join(lines)
 
 
 def remove(removal: RemovalArguments, place: PlaceArguments) -> None:
-    """Remove images for good."""
+    """Remove images permanently."""
     with open_gallery(place) as gallery:
         count = gallery.remove(where=removal.where, keys=removal.keys, delete_files=removal.delete_files)
-        print(f"removed {count:,} images: their vectors, tokens and copies are deleted; {len(gallery):,} are left")
+        print(f"removed {count:,} images with their vectors, tokens and copies; {len(gallery):,} remain")
         if count and not removal.delete_files:
-            print("your own files are untouched, and building from their folder again would index them again")
+            print("your own files are unchanged: building from their folder would index them again")
 
 
 def stats(options: StatsArguments, place: PlaceArguments) -> None:
-    """Print what a gallery holds."""
+    """Print the contents and sizes of a gallery."""
     with open_gallery(place) as gallery:
         result = gallery.stats()
     if options.json:
@@ -109,14 +109,14 @@ def stats(options: StatsArguments, place: PlaceArguments) -> None:
         "threshold": "0.5, not calibrated"
         if calibration is None
         else f"{calibration.threshold:.3f}, calibrated on {calibration.split}: {calibration.false_alarms:.1%} false "
-        f"alarms, {calibration.misses:.1%} misses; weight of matching {calibration.match_weight}",
+        f"alarms, {calibration.misses:.1%} misses; matching weight {calibration.match_weight}",
     }
     for name, value in rows.items():
         print(f"{name:<10} {value}")
 
 
 def verify(place: PlaceArguments) -> None:
-    """Read every image again and compare it with what was indexed."""
+    """Read every image again and compare it with the index."""
     with open_gallery(place) as gallery:
         result = gallery.verify(progress_bar("images"))
     for problem in result.problems:
@@ -129,7 +129,7 @@ def verify(place: PlaceArguments) -> None:
 
 
 def calibrate(calibration: CalibrationArguments, place: PlaceArguments, encoder: EncoderArguments) -> None:
-    """Choose the threshold on a labelled split."""
+    """Choose the threshold and the matching weight on a labelled split."""
     name = f"{calibration.dataset} {calibration.split}"
     dataset = load_split(calibration.dataset, calibration.split, argument="--dataset")
     with open_gallery(place, encoder) as gallery:
@@ -138,16 +138,16 @@ def calibrate(calibration: CalibrationArguments, place: PlaceArguments, encoder:
         )
     print(
         f"threshold {result.threshold:.3f}: {result.false_alarms:.1%} false alarms, {result.misses:.1%} misses over "
-        f"{result.queries:,} queries; weight of the matching score {result.match_weight}"
+        f"{result.queries:,} queries; matching weight {result.match_weight}"
     )
 
 
 def progress_bar(unit: str) -> Callable[[int, int], None]:
-    """Return what shows images done and images in all as a progress bar."""
+    """Return a function that shows the number of images done and the total as a progress bar."""
     bars = []
 
     def update(done: int, total: int) -> None:
-        if not bars:  # at the first image, below what loading the model prints
+        if not bars:  # at the first image, below the output of loading the model
             bars.append(tqdm(total=total, unit=f" {unit}", leave=False))
         bars[0].update(done - bars[0].n)
         if done == total:

@@ -1,6 +1,8 @@
-"""Indexing: what of a source is new or changed, its encoding batch by batch, and what may be left behind."""
+"""Indexing: find new and changed images of a source and encode them in batches."""
 
+import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,27 +18,30 @@ from mra.gallery.store import Record, embedding_checksum
 from mra.gallery.types import BuildReport, Skipped
 
 
-# Records whose embeddings are held at a time where they are copied or labelled anew.
+# Records per step that copies or relabels records with their embeddings.
 RECORDS_PER_STEP = 256
 
-# Conflicting keys that a message names.
+# Pixels of decoded images in a batch, and of those that wait for it: half a GB each.
+MAX_PIXELS_HELD = 2**27
+
+# Conflicting keys named in an error.
 KEYS_IN_MESSAGE = 3
 
 
 class Indexer:
     """One run of `Gallery.build`.
 
-    Batches are cut from the images that still need encoding, in the order of the source, and each is written whole. A run
-    that goes on after an interruption therefore cuts the batches that the first would have cut, and gets the same numbers.
+    Batches are cut from the images that still need encoding, in the order of the source, and each is written in one step.
+    A run that resumes after an interruption therefore cuts the same batches and gets the same embeddings.
 
     Args:
-        parts: of the gallery, whose store has been created.
-        source: what to index.
-        labels: what is known of its images.
-        copy_images: keep copies; None for images without a file.
-        batch_size: images in a forward pass.
-        num_workers: threads that read and decode.
-        progress: called with images done and images in all.
+        parts: parts of the gallery, whose store has been created.
+        source: images to index.
+        labels: metadata of the images.
+        copy_images: copy all images; None copies only images without a file.
+        batch_size: images per forward pass.
+        num_workers: threads that read and decode images.
+        progress: called with the number of images done and the total.
     """
 
     def __init__(
@@ -62,10 +67,10 @@ class Indexer:
         self.known = {record.content: key for key, record in self.existing.items()}
 
     def run(self) -> BuildReport:
-        """Bring the gallery up to the source.
+        """Update the gallery from the source.
 
         Raises:
-            ValueError: if a key belongs to an image of another source.
+            ValueError: if a key belongs to an image of a different source.
         """
         start = time.perf_counter()
         with ThreadPoolExecutor(self.num_workers) as pool:
@@ -107,7 +112,7 @@ class Indexer:
         return item.key in contents and (record is None or record.content != contents[item.key])
 
     def _refuse_conflicts(self, contents: dict[str, str]) -> None:
-        """Keys of another source whose image is still there; a folder that was moved is none."""
+        """Raise an error for keys of a different source whose image still exists; a moved folder is not a conflict."""
         conflicts = []
         for key, content in contents.items():
             record = self.existing.get(key)
@@ -117,22 +122,23 @@ class Indexer:
                     conflicts.append(key)
         if conflicts:
             raise ValueError(
-                f"{len(conflicts)} keys, such as {', '.join(conflicts[:KEYS_IN_MESSAGE])}, belong to other images of "
-                f"{self.existing[conflicts[0]].source} in this gallery: give a prefix to keep both"
+                f"{len(conflicts)} keys, such as {', '.join(conflicts[:KEYS_IN_MESSAGE])}, belong to different images of "
+                f"{self.existing[conflicts[0]].source} in this gallery: pass a prefix to keep both"
             )
 
     def _encode(self, pool: ThreadPoolExecutor, items: list[Item]) -> None:
-        batch = []
-        for loaded in self._loaded(pool, items):
-            batch.append(loaded)
-            if len(batch) == self.batch_size:
+        batch, pixels = [], 0
+        for item, data, image in self._loaded(pool, items):
+            batch.append((item, data, image))
+            pixels += image.width * image.height
+            if len(batch) == self.batch_size or pixels >= MAX_PIXELS_HELD:
                 self._write(batch)
-                batch = []
+                batch, pixels = [], 0
         if batch:
             self._write(batch)
 
     def _loaded(self, pool: ThreadPoolExecutor, items: list[Item]) -> Iterator[tuple[Item, bytes, Image.Image]]:
-        """Images that can be decoded, with the next batch being decoded meanwhile."""
+        """Yield the images that can be decoded, while threads decode the next batch, or less of large images."""
 
         def load(item: Item) -> tuple[bytes, Image.Image] | tuple[None, Exception]:
             try:
@@ -141,21 +147,26 @@ class Indexer:
             except (OSError, ValueError) as error:
                 return None, error
 
-        chunks = [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
-        ahead = zip((), (), strict=True)
-        for chunk in [*chunks, []]:
-            current = zip(chunk, pool.map(load, chunk), strict=True)  # the threads start at once
-            for item, (data, image) in ahead:
-                if data is None or isinstance(image, Exception):
-                    self._skip(item, str(image))
-                    self._advance(1)
-                else:
-                    yield item, data, image
-            ahead = current
+        left, waiting, largest = iter(items), deque(), MAX_PIXELS_HELD
+        while True:
+            ahead = min(self.batch_size, max(self.num_workers, MAX_PIXELS_HELD // largest))
+            for item in itertools.islice(left, max(0, ahead - len(waiting))):
+                waiting.append((item, pool.submit(load, item)))
+            if not waiting:
+                return
+            item, loading = waiting.popleft()
+            data, image = loading.result()
+            if data is None or isinstance(image, Exception):
+                self._skip(item, str(image))
+                self._advance(1)
+                continue
+            pixels = image.width * image.height
+            largest = pixels if largest == MAX_PIXELS_HELD else max(largest, pixels)
+            yield item, data, image
 
     def _write(self, batch: list[tuple[Item, bytes, Image.Image]]) -> None:
         encodings = self.parts.encoder.encode_images([image for _, _, image in batch])
-        assert encodings.hidden_states is not None, "an encoder keeps hidden states"
+        assert encodings.hidden_states is not None, "encoders keep hidden states"
         records = []
         with self.parts.lock:
             for (item, data, _), embedding, tokens in zip(
@@ -188,9 +199,10 @@ class Indexer:
         return Record(item.key, content, path, self.source.name, **label, embedding=embedding)
 
     def _copy(self, items: list[Item], contents: dict[str, str]) -> list[Item]:
-        """Index images whose content is in the gallery under another key with the embedding that is there.
+        """Index images whose content is in the gallery under a different key with the embedding of that key.
 
-        Returns those for which there is none after all: the other key got another image, or could not be decoded.
+        Returns:
+            The images without such an embedding: the other key got a new image, or its image could not be decoded.
         """
         left = []
         for start in range(0, len(items), RECORDS_PER_STEP):
@@ -212,7 +224,7 @@ class Indexer:
 
     def _relabel(self, items: list[Item]) -> None:
         for start in range(0, len(items), RECORDS_PER_STEP):
-            with self.parts.lock:  # a copy that is written now belongs to no record before the upsert
+            with self.parts.lock:  # until the upsert, a new copy has no record
                 changed = {}
                 for item in items[start : start + RECORDS_PER_STEP]:
                     before = self.existing[item.key]

@@ -1,4 +1,4 @@
-"""What is known of the images of a gallery: CSV files, rows, and the columns of data sets."""
+"""Metadata of images: CSV files, rows, and the columns of datasets."""
 
 import csv
 import math
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mra.gallery.sources import RESERVED, Source, is_field_name
-from mra.gallery.where import read_time
+from mra.gallery.sources import Source
+from mra.gallery.where import RESERVED, Value, is_field_name, is_unicode, read_time
 
 
-# What `Gallery.build` takes as metadata: a CSV file, rows, or nothing.
+# Metadata for `Gallery.build`: a CSV file, rows, or nothing.
 MetadataSource: TypeAlias = str | Path | Iterable[Mapping[str, Any]] | None
 
 
@@ -23,17 +23,15 @@ MAX_VALUE_BYTES = 4096
 
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 
-Value = str | int | float
-
 
 @dataclass
 class Labels:
-    """What is known of images.
+    """Metadata of images.
 
     Attributes:
-        of_key: camera, time and metadata of each image that has any, as a record keeps them.
-        kinds: "text" or "number" of every column, those included that the gallery knew.
-        unmatched: paths that name no image.
+        of_key: camera, time and metadata of each image that has any, as in a `Record`.
+        kinds: kind of each column, "text" or "number", those already in the gallery included.
+        unmatched: paths that match no image.
     """
 
     of_key: dict[str, dict]
@@ -42,20 +40,20 @@ class Labels:
 
 
 def read_metadata(metadata: MetadataSource, source: Source, kinds: Mapping[str, str], prefix: str = "") -> Labels:
-    """Read what is known of the images, and the kinds of its columns.
+    """Read the metadata of images and determine the kinds of its columns.
 
     Args:
-        metadata: a CSV file, rows as mappings, or None for what the data set itself says.
+        metadata: a CSV file, rows as mappings, or None for the columns of the dataset.
         source: the images.
-        kinds: "text" or "number" of each column that the gallery knows already.
-        prefix: of the keys.
+        kinds: kind of each column already in the gallery, "text" or "number".
+        prefix: prefix of the keys.
 
     Raises:
-        ValueError: naming file and row, if a row or column is not as `Gallery.build` describes.
+        ValueError: if a row or column is not as described in `Gallery.build`; the message names file and row.
     """
     if metadata is None:
         rows = [(item.key, item.key, item.columns) for item in source.items if item.columns]
-        return _label(rows, dict(kinds), "data set", [])
+        return _label(rows, dict(kinds), "dataset", [])
     place, base = (
         ("metadata", None) if not isinstance(metadata, str | Path) else (str(metadata), Path(metadata).parent)
     )
@@ -73,8 +71,8 @@ def read_metadata(metadata: MetadataSource, source: Source, kinds: Mapping[str, 
             matches = _find_images(path.replace("\\", "/"), found, prefix, base)
         if len(matches) > 1:
             raise ValueError(
-                f"{place}, row {number}: path {path!r} names the images {' and '.join(map(repr, matches))}: expected one, "
-                "write the whole path of its file"
+                f"{place}, row {number}: path {path!r} matches the images {' and '.join(map(repr, matches))}, expected "
+                "one: write the full path of its file"
             )
         if not matches:
             unmatched.append(Path(path).as_posix())
@@ -83,21 +81,20 @@ def read_metadata(metadata: MetadataSource, source: Source, kinds: Mapping[str, 
         before, known = seen.setdefault(key, (number, row))
         if known != row:
             raise ValueError(
-                f"{place}, row {number}: row {before} says something else of the same image {path!r}: expected one row for "
-                "each image"
+                f"{place}, row {number}: differs from row {before} of the same image {path!r}: keep one row for each image"
             )
         if found[key] is not None:
             rows.append((key, number, row))
     if unmatched and not rows:
         raise ValueError(
-            f"{place}: no path names an image of {source.name} (the first is {unmatched[0]!r}); write them relative to "
+            f"{place}: no path matches an image of {source.name}; the first is {unmatched[0]!r}: write paths relative to "
             f"the folder of images, such as {source.items[0].key!r}"
         )
     return _label(rows, dict(kinds), place, unmatched)
 
 
 def _find_images(path: str, found: Mapping[str, str | None], prefix: str, base: Path | None) -> list[str]:
-    """Keys that a path of the metadata may mean: relative to the images, to the working folder or to the CSV file."""
+    """Return the keys that a path matches, relative to the images, the working folder or the CSV file."""
     path = Path(path).as_posix()
     candidates = [prefix + path, path, os.path.abspath(path)] + ([os.path.abspath(base / path)] if base else [])
     return list(dict.fromkeys(found[name] or name for name in candidates if name in found))
@@ -109,13 +106,13 @@ def _metadata_rows(metadata: str | Path | Iterable[Mapping[str, Any]], place: st
         return
     line = 1
     try:
-        # Decoded with the bad bytes kept, so that the line of the first one is known.
+        # Decode with surrogates, to report the line of the first byte that is not UTF-8.
         with open(metadata, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             "".join(reader.fieldnames or []).encode()
             twice = [name for name in reader.fieldnames or [] if list(reader.fieldnames or []).count(name) > 1]
             if twice:
-                raise ValueError(f"{place} has two columns {twice[0]!r}: rename or delete one")
+                raise ValueError(f"{place} has two columns {twice[0]!r}, expected unique names: rename or delete one")
             if "path" not in (reader.fieldnames or []):
                 raise ValueError(f"{place} must have a column path, got {', '.join(reader.fieldnames or ['nothing'])}")
             for row in reader:
@@ -123,7 +120,7 @@ def _metadata_rows(metadata: str | Path | Iterable[Mapping[str, Any]], place: st
                 "".join(value for value in row.values() if isinstance(value, str)).encode()
                 if None in row or None in row.values():
                     raise ValueError(
-                        f"{place}, line {reader.line_num}: expected {len(reader.fieldnames or [])} values, as the header has"
+                        f"{place}, line {reader.line_num}: expected {len(reader.fieldnames or [])} values, as in the header"
                     )
                 yield reader.line_num, row
     except OSError as error:
@@ -144,7 +141,7 @@ def _label(
             continue
         if not is_field_name(column):
             raise ValueError(
-                f"{place}: a column cannot be called {column!r}: use letters, digits and _, and none of "
+                f"{place}: column {column!r} must be a name of letters, digits and underscores, and none of "
                 f"{', '.join(sorted(RESERVED - {'camera', 'time'}))}"
             )
         if column not in kinds:
@@ -169,15 +166,8 @@ def _label(
     return Labels(of_key, kinds, unmatched)
 
 
-def _text(value: Any, max_bytes: int) -> str:
-    text = str(value).strip()
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise ValueError(f"must be valid Unicode, got {text!r}: remove the lone surrogates") from None
-    if size > max_bytes:
-        raise ValueError(f"is longer than {max_bytes} bytes")
-    return text
+def _camera(value: Any) -> str:
+    return _text(value, MAX_CAMERA_BYTES)
 
 
 def _time(value: Any) -> str:
@@ -187,12 +177,21 @@ def _time(value: Any) -> str:
 def _value(value: Any, kind: str) -> Value:
     if kind == "number":
         if not _is_number(value):
-            raise ValueError(f"must be a number, as it is for the other images, got {value!r}")
-        number = float(value)
+            raise ValueError(f"must be a number, as for the other images, got {value!r}")
+        number = math.inf if isinstance(value, int) and abs(value) > sys.float_info.max else float(value)
         if not math.isfinite(number):
             raise ValueError(f"must be a finite number, got {value!r}")
         return int(number) if number.is_integer() and abs(number) < 2**53 else number
     return _text(value, MAX_VALUE_BYTES)
+
+
+def _text(value: Any, most_bytes: int) -> str:
+    text = str(value).strip()
+    if not is_unicode(text):
+        raise ValueError(f"must be valid Unicode, got {text!r}")
+    if len(text.encode()) > most_bytes:
+        raise ValueError(f"is longer than {most_bytes} bytes")
+    return text
 
 
 def _is_number(value: Any) -> bool:
@@ -202,6 +201,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_empty(value: Any) -> bool:
-    if isinstance(value, float) and math.isnan(value):  # what pandas makes of an empty cell
+    if isinstance(value, float) and math.isnan(value):  # an empty cell in pandas
         return True
     return value is None or (isinstance(value, str) and not value.strip())

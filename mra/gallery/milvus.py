@@ -10,18 +10,18 @@ import numpy as np
 
 from mra.gallery.connection import connect, readable, readable_errors, refuse_locked
 from mra.gallery.store import Record
-from mra.gallery.where import Where, quote
+from mra.gallery.where import Where, is_unicode, quote
 
 
 logger = logging.getLogger(__name__)
 
-# Records of one request: 500 of 2048 floats are 4 MB, far below what any server takes.
+# Records per request: 500 of 2048 floats are 4 MB, far below the limit of any server.
 RECORDS_PER_REQUEST = 500
 
-# The same without embeddings.
+# Records per request without embeddings.
 RECORDS_PER_PAGE = 10_000
 
-# Longest texts in bytes that a record can hold, and most hits of a search: limits of Milvus.
+# Maximum lengths of texts in bytes, and maximum hits of a search: limits of Milvus.
 MAX_TEXT_BYTES = {"key": 1024, "content": 64, "path": 4096, "source": 4096, "camera": 256, "time": 32, "checksum": 8}
 MAX_INFO_BYTES = 65535
 MAX_HITS = 16384
@@ -37,7 +37,7 @@ SEARCH_PARAMETERS = {"flat": {}, "hnsw": {"ef": 512}, "ivf": {"nprobe": 32}}
 class MilvusStore:
     """Records on a Milvus server.
 
-    Beside the collection of records a small one, named `<collection>_info`, holds what `write_info` keeps.
+    A second, small collection named `<collection>_info` holds what `write_info` saves.
 
     Args:
         uri: `http://host:19530` or `https://...`.
@@ -46,7 +46,7 @@ class MilvusStore:
         index: "flat" (exact), "hnsw" or "ivf", for `create`.
 
     Raises:
-        ValueError: if pymilvus is missing, the server cannot be reached or refuses the token, or an argument is wrong.
+        ValueError: if pymilvus is missing, the server cannot be reached or rejects the token, or an argument is wrong.
     """
 
     def __init__(self, uri: str, collection: str, token: str | None = None, index: str = "hnsw") -> None:
@@ -72,62 +72,63 @@ class MilvusStore:
 
     @property
     def is_exact(self) -> bool:
-        """Return whether a search compares every record."""
+        """Return whether a search compares the query with every record."""
         return self._index == "flat"
 
     def exists(self) -> bool:
-        """Return whether there is an index already."""
+        """Return whether the index exists."""
         return self._exists
 
     def create(self, dim: int) -> None:
-        """Make an empty index of embeddings of that width."""
+        """Create an empty index for embeddings of that width."""
         self._index = self._new_index
         self._create_records(self.collection, dim)
         self._exists = True
 
     def read_info(self) -> dict[str, Any]:
-        """Return what `write_info` kept, {} where there is nothing."""
+        """Return what `write_info` saved, {} if nothing."""
         if not self._client.has_collection(self.info_collection):
             return {}
         rows = self._client.query(self.info_collection, filter='name == "info"', output_fields=["value"])
         return json.loads(rows[0]["value"]) if rows else {}
 
     def write_info(self, info: dict[str, Any]) -> None:
-        """Keep a mapping of JSON values about the gallery as a whole."""
+        """Save a mapping of JSON values about the gallery as a whole."""
         from pymilvus import DataType
 
         value = json.dumps(info)
         if len(value) > MAX_INFO_BYTES:
             raise ValueError(
-                f"what a gallery remembers of itself takes {len(value)} bytes, at most {MAX_INFO_BYTES} fit"
+                f"gallery {self._uri} has {len(value)} bytes of settings, expected at most {MAX_INFO_BYTES}: "
+                "index fewer folders and metadata columns"
             )
         if not self._client.has_collection(self.info_collection):
             schema = self._client.create_schema(auto_id=False)
             schema.add_field("name", DataType.VARCHAR, is_primary=True, max_length=16)
             schema.add_field("value", DataType.VARCHAR, max_length=MAX_INFO_BYTES)
-            schema.add_field("unused", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants a vector in every collection
+            schema.add_field("unused", DataType.FLOAT_VECTOR, dim=2)  # Milvus requires a vector in every collection
             self._create(self.info_collection, schema, "unused", INDEXES["flat"])
         self._client.upsert(self.info_collection, [{"name": "info", "value": value, "unused": [0.0, 0.0]}])
 
     def upsert(self, records: list[Record]) -> None:
-        """Write records in place of those with their keys."""
+        """Write records, replacing those with the same keys."""
         for start in range(0, len(records), RECORDS_PER_REQUEST):
             rows = [_to_row(record) for record in records[start : start + RECORDS_PER_REQUEST]]
             self._client.upsert(self.collection, rows)
 
     def delete(self, keys: list[str]) -> None:
-        """Delete records by key; `purge` takes them off the disk."""
+        """Delete records by key; `purge` erases them from the disk."""
         for start in range(0, len(keys), RECORDS_PER_REQUEST):
-            # As a condition: pymilvus puts the ids of its own into quotes without escaping them.
+            # As a condition, because pymilvus does not escape the ids it is given.
             self._client.delete(self.collection, filter=_among(keys[start : start + RECORDS_PER_REQUEST]))
 
     def purge(self) -> None:
-        """Ask the server to compact; it drops the old files when its own retention has passed."""
+        """Ask the server to compact; it deletes the old files after its own retention period."""
         self._client.flush(self.collection)
         self._client.compact(self.collection)
 
     def flush(self) -> None:
-        """Bring what was written into its final form."""
+        """Flush written records to their final form."""
         self._client.flush(self.collection)
 
     def count(self) -> int:
@@ -168,7 +169,7 @@ class MilvusStore:
         return [(_to_record(hit["entity"]), float(hit["distance"])) for hit in hits]
 
     def close(self) -> None:
-        """Release the place."""
+        """Release the store."""
         self._client.close()
 
     def _create_records(self, name: str, dim: int) -> None:
@@ -194,7 +195,7 @@ class MilvusStore:
         size = RECORDS_PER_REQUEST if "embedding" in fields else RECORDS_PER_PAGE
         last = None
         while True:
-            # A new iterator for each page: one that goes on puts the last key into its condition without escaping it.
+            # A new iterator for each page: a continued one does not escape the last key in its condition.
             wanted = " and ".join(filter(None, [condition, "" if last is None else f"key > {quote(last)}"]))
             iterator = self._client.query_iterator(collection, batch_size=size, filter=wanted, output_fields=fields)
             with readable_errors(self._uri):
@@ -207,10 +208,10 @@ class MilvusStore:
 
 
 class EmbeddedStore(MilvusStore):
-    """Records in a folder of this machine, kept by milvus-lite in this process.
+    """Records in a local folder, stored by milvus-lite in this process.
 
-    Its collection is reached by an alias: `purge` copies the records that are left into a new collection, points the alias
-    there and drops the old one, since milvus-lite has no compaction to call. One process at a time can open the folder.
+    The collection is reached by an alias: milvus-lite has no compaction, so `purge` copies the remaining records into a new
+    collection, points the alias to it and drops the old one. One process at a time can open the folder.
 
     Args:
         path: the folder, which must end in `.db`.
@@ -218,18 +219,24 @@ class EmbeddedStore(MilvusStore):
         index: "flat" (exact), "hnsw" or "ivf", for `create`.
 
     Raises:
-        ValueError: if another process has the folder open, its parent is missing, or pymilvus or milvus-lite is.
+        ValueError: if a different process has the folder open, its parent folder is missing, or pymilvus or milvus-lite is.
     """
 
     _open_folders: dict[str, int] = {}  # noqa: RUF012 (stores of this process on one folder share its server)
 
     def __init__(self, path: Path, collection: str, index: str = "flat") -> None:
         if path.suffix != ".db":
-            raise ValueError(f"gallery {path} must end in .db, be a server's http:// address or :memory:")
+            raise ValueError(
+                f"gallery {path} must be a path ending in .db, the http:// address of a server, or :memory:"
+            )
+        if not is_unicode(str(path.resolve())):
+            raise ValueError(f"gallery {path} has a path that is not valid UTF-8: choose a different name")
         if not path.parent.is_dir():
-            raise ValueError(f"gallery {path} cannot be made: there is no folder {path.parent}")
+            raise ValueError(f"gallery {path} cannot be created: the folder {path.parent} does not exist")
         if path.is_file():
-            raise ValueError(f"gallery {path} is a file: expected a folder that `mra index build` made, or a new name")
+            raise ValueError(
+                f"gallery {path} is a file: expected a folder created by `mra index build`, or a new name"
+            )
         self._path = str(path.resolve())
         if not self._open_folders.get(self._path):
             refuse_locked(path)
@@ -246,7 +253,7 @@ class EmbeddedStore(MilvusStore):
             raise
 
     def create(self, dim: int) -> None:
-        """Make an empty index of embeddings of that width."""
+        """Create an empty index for embeddings of that width."""
         name = self._generation(1)
         self._index = self._new_index
         self._create_records(name, dim)
@@ -254,13 +261,13 @@ class EmbeddedStore(MilvusStore):
         self._exists = True
 
     def write_info(self, info: dict[str, Any]) -> None:
-        """Keep a mapping of JSON values about the gallery as a whole."""
+        """Save a mapping of JSON values about the gallery as a whole."""
         super().write_info(info)
-        self._client.flush(self.info_collection)  # a server has it in its log already, and flushes seldom by choice
+        self._client.flush(self.info_collection)  # a server has it in its log
 
     def purge(self) -> None:
         """Rewrite the collection without what was deleted."""
-        self._drop_leftovers()  # of a purge that did not fit on the disk
+        self._drop_leftovers()  # of a purge that failed on a full disk
         old = self._client.describe_alias(self.collection)["collection_name"]
         new = self._generation(1 + int(old.rpartition("_")[2]))
         description = self._client.describe_collection(old)
@@ -280,11 +287,11 @@ class EmbeddedStore(MilvusStore):
         self._client.drop_collection(old)
 
     def close(self) -> None:
-        """Release the place."""
-        from mra.common.private_interfaces import release_milvus_lite  # its torch is not needed to open a gallery
+        """Release the store."""
+        from mra.common.private_interfaces import release_milvus_lite  # imports torch, which opening does not need
 
         super().close()
-        if self._is_counted:  # not where the folder turned out to be unreadable
+        if self._is_counted:  # not if opening failed
             self._open_folders[self._path] -= 1
         if not self._open_folders.get(self._path):
             release_milvus_lite(self._path)
@@ -293,27 +300,27 @@ class EmbeddedStore(MilvusStore):
         return f"{self.collection}_{number:06d}"
 
     def _restore_alias(self) -> None:
-        """Name a collection of records again that has lost its alias, such as with a damaged `aliases.json`.
+        """Restore the alias of a collection of records that has lost it, such as with a damaged `aliases.json`.
 
-        An interrupted `create` leaves an empty collection, which `create` makes again; of two, the older one is whole.
+        An empty collection is from an interrupted `create`, which creates it again; of two, the older one is complete.
         """
         for name in self._generations():
             self._client.load_collection(name)
             if self._client.query(name, filter="", output_fields=["count(*)"])[0]["count(*)"]:
                 self._client.create_alias(name, self.collection)
                 self._exists, self._index = True, self._read_index()
-                logger.warning("gallery %s had lost the name of its index: restored", self._path)
+                logger.warning("gallery %s had lost the alias of its index: restored", self._path)
                 return
 
     def _drop_leftovers(self) -> None:
-        """Drop what an interrupted `create` or `purge` left: collections of ours that the alias does not name."""
+        """Drop what an interrupted `create` or `purge` left: our collections without the alias."""
         named = self._client.describe_alias(self.collection)["collection_name"] if self._exists else None
         for name in self._generations():
             if name != named:
                 self._client.drop_collection(name)
 
     def _generations(self) -> list[str]:
-        """Return the collections that hold, held or will hold the records, oldest first."""
+        """Return the names of all collections of records, oldest first."""
         found = [name.rpartition("_") for name in self._client.list_collections()]
         return sorted("".join(parts) for parts in found if parts[0] == self.collection and parts[2].isdigit())
 

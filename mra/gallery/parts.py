@@ -1,4 +1,4 @@
-"""What indexing and searching work with: copies of images, and how the parts give images and their tokens."""
+"""Parts shared by indexing and searching: copies of images, and loading of images and tokens."""
 
 import os
 import shutil
@@ -18,18 +18,18 @@ from mra.gallery.token_cache import TokenCache
 from mra.retrieval.encoders import Encoder
 
 
-# Name of the folder of copied images.
+# Folder of copied images.
 COPIES = "images"
 
-# Images encoded at a time on a cache miss.
+# Images per step that encodes cache misses.
 IMAGES_PER_STEP = 32
 
 
 class FileStore:
-    """Copies of images under `<folder>/images`, named by their content, so that equal images share one.
+    """Copies of images under `<folder>/images`, named by their content, so that identical images share one.
 
     Args:
-        folder: of the gallery's files.
+        folder: folder of the gallery's files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,40 +37,40 @@ class FileStore:
         self.root = folder / COPIES
 
     def write(self, content: str, data: bytes) -> str:
-        """Keep the bytes of an image file and return their path relative to the folder."""
+        """Save the bytes of an image file and return its path relative to the folder."""
         path = self.root / content[:2] / (content + _suffix(data))
         name = path.relative_to(self.folder).as_posix()
         if not self.holds(name, content):
             if path.is_dir():
                 shutil.rmtree(path)
-            # Its name is the hash of its content, which every reader checks.
+            # Unflushed: every reader compares the content with the hash in the name.
             with whole_file(path, flush=False) as unfinished:
                 unfinished.write_bytes(data)
         return name
 
     def holds(self, path: str, content: str) -> bool:
-        """Return whether the file that the path of a record names is there with that content."""
+        """Return whether the file at a record's path exists and has that content."""
         try:
             return content_hash(self.resolve(path).read_bytes()) == content
         except OSError:
             return False
 
     def is_copy(self, path: str) -> bool:
-        """Return whether the path of a record names a copy."""
+        """Return whether a record's path is that of a copy."""
         return not os.path.isabs(path)
 
     def resolve(self, path: str) -> Path:
-        """Return the file that the path of a record names."""
+        """Return the file at a record's path."""
         return self.folder / path if self.is_copy(path) else Path(path)
 
     def keep_only(self, paths: set[str]) -> None:
-        """Delete every copy, finished or not, that is not among these paths."""
+        """Delete all copies except these, unfinished ones included."""
         for file in list(self.root.rglob("*")):
             if file.is_file() and file.relative_to(self.folder).as_posix() not in paths:
                 file.unlink()
 
     def size(self) -> int:
-        """Return the bytes of all copies."""
+        """Return the size of all copies in bytes."""
         return sum(file.stat().st_size for file in self.root.rglob("*") if file.is_file())
 
 
@@ -80,7 +80,7 @@ def _suffix(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class GalleryParts:
-    """Parts that indexing and searching work with.
+    """Parts that indexing and searching use.
 
     Attributes:
         store: the records.
@@ -88,7 +88,7 @@ class GalleryParts:
         tokens: the token cache.
         encoder: the model.
         roots: folders that images may lie in.
-        lock: held while records, copies or tokens are read and written by several threads.
+        lock: protects records, copies and tokens that several threads read and write.
     """
 
     store: Store
@@ -102,8 +102,8 @@ class GalleryParts:
         """Load tokens of images from the cache, or encode the images again.
 
         Returns:
-            Tokens `(images, views, 1 + patches, hidden)`; the places whose image cannot be read, with the reason, whose
-            tokens are 0; how many were encoded.
+            Tokens `(images, views, 1 + patches, hidden)`; the reason for each image that cannot be read, by position (its
+            tokens are 0); the number of images encoded.
         """
         tokens = torch.zeros(len(records), *self.tokens.shape)
         absent, failed = [], {}
@@ -124,9 +124,9 @@ class GalleryParts:
             if not images:
                 continue
             encoded = self.encoder.encode_images(list(images.values())).hidden_states
-            assert encoded is not None, "an encoder keeps hidden states"
+            assert encoded is not None, "encoders keep hidden states"
             with self.lock:
-                # A removal may have ended meanwhile: what it deleted is not written back.
+                # Do not write back what a concurrent removal deleted.
                 keys = [records[place].key for place in images]
                 present = {record.content for record in self.store.records(keys=keys)}
                 for place, of_image in zip(images, encoded, strict=True):
@@ -136,7 +136,7 @@ class GalleryParts:
         return tokens, failed, len(absent) - len(failed)
 
     def require_tokens(self, records: Sequence[Record]) -> torch.Tensor:
-        """Load tokens `(images, views, 1 + patches, hidden)` of images that must all be readable.
+        """Load tokens `(images, views, 1 + patches, hidden)` of images, all of which must be readable.
 
         Raises:
             ValueError: if one cannot be read.
@@ -151,11 +151,11 @@ def read_image(record: Record, files: FileStore, roots: Sequence[Path]) -> Image
     """Read the image of a record, upright and RGB.
 
     Raises:
-        ValueError: if its file lies outside the roots, is gone, was changed since it was indexed or cannot be decoded.
+        ValueError: if its file is outside the roots, missing, changed since it was indexed, or cannot be decoded.
     """
     path = files.resolve(record.path)
     if not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
-        raise ValueError(f"image {record.key}: {path} lies outside the folders of this gallery")
+        raise ValueError(f"image {record.key}: {path} is outside the folders of this gallery")
     try:
         data = path.read_bytes()
     except OSError as error:

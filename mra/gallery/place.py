@@ -1,4 +1,4 @@
-"""Where a gallery lies: a folder of this machine, a Milvus server, or memory; and what it remembers of itself."""
+"""Location of a gallery: a local folder, a Milvus server, or memory."""
 
 import os
 import re
@@ -13,25 +13,22 @@ from mra.gallery.types import DEFAULT_COLLECTION
 
 MEMORY = ":memory:"
 
-# Written into every gallery; one of another number is refused.
-FORMAT = 2
-
-# Kinds of index where none is asked for. An embedded gallery is searched exactly; see docs/search.md for the figures.
+# Default kind of index. An embedded gallery is searched exactly; docs/search.md has the figures.
 DEFAULT_INDEXES = {"embedded": "flat", "server": "hnsw"}
 
 
 class Place:
-    """The store of a gallery and the folder of its files, neither of which is made before `make`.
+    """The store of a gallery and the folder of its files; an embedded gallery that does not exist is created by `make`.
 
     Args:
-        uri: as `Gallery` takes it.
-        collection: name of the gallery there.
-        token: of a server.
-        files: folder of copies and tokens, or None.
-        index: kind of a new index, or None.
+        uri: as for `Gallery`.
+        collection: name of the gallery at that location.
+        token: token of a server.
+        files: folder of copies and tokens, or None for the default.
+        index: kind of a new index, or None for the default.
 
     Raises:
-        ValueError: if there is a gallery that cannot be opened.
+        ValueError: if an existing gallery cannot be opened.
     """
 
     def __init__(
@@ -63,11 +60,11 @@ class Place:
 
     @property
     def folder(self) -> Path | None:
-        """The folder of an embedded gallery."""
+        """Return the folder of an embedded gallery, else None."""
         return Path(self.uri) if self.is_embedded else None
 
     def make(self) -> Store:
-        """Open the store, making the folder of an embedded one."""
+        """Open the store; create the folder of an embedded gallery."""
         if self.store is None:
             if self.is_embedded:
                 self.store = EmbeddedStore(Path(self.uri), self.collection, self._index)
@@ -78,7 +75,7 @@ class Place:
         return self.store
 
     def index_bytes(self) -> int | None:
-        """Bytes of an embedded index on disk; None elsewhere."""
+        """Return the size of an embedded index on disk in bytes, else None."""
         if not self.is_embedded or not Path(self.uri).exists():
             return None
         files = self.files.resolve()
@@ -90,23 +87,9 @@ class Place:
         )
 
     def close(self) -> None:
-        """Let go of the store and delete what was temporary."""
+        """Close the store and delete the temporary folder of a gallery in memory."""
         if self.store is not None:
             self.store.close()
             self.store = None
         if self._temporary is not None:
             self._temporary.cleanup()
-
-
-def read_info(store: Store, uri: str) -> dict:
-    """Read what a gallery remembers of itself: model, fields, roots, calibration; {} for a new one.
-
-    Raises:
-        ValueError: if another version of this project wrote it.
-    """
-    info = store.read_info()
-    if info and info.get("format") != FORMAT:
-        raise ValueError(
-            f"gallery {uri} is of format {info.get('format')!r}, expected {FORMAT}: build it again with this version"
-        )
-    return info

@@ -1,4 +1,4 @@
-"""Search a gallery in words, by an image of the person, or by both: `mra search`."""
+"""Search a gallery by text, by an image of the person, or by both: `mra search`."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ NOT_IN_GALLERY = "probably not in the gallery"
 
 
 def search(question: SearchArguments, place: PlaceArguments, encoder: EncoderArguments) -> None:
-    """Search for each sentence, or by the image alone, print the hits and save the picture."""
+    """Search for each text, or by the image alone, print the hits and save them as an image."""
     if question.save:
         try_file(question.save, "--save", PICTURE_SUFFIXES)
     with open_gallery(place, encoder) as gallery:
@@ -26,14 +26,14 @@ def search(question: SearchArguments, place: PlaceArguments, encoder: EncoderArg
     rows = [row for row in answers if row is not None]
     if question.save:
         if not any(row.images for row in rows):
-            raise ValueError("there is no hit to draw")
+            raise ValueError("--save has no hit to draw: search with a wider --where, or without --save")
         save_picture(draw_rankings(rows, f"green: likely, red: {NOT_IN_GALLERY}"), Path(question.save))
         if not question.json:
             print(f"wrote {question.save}")
 
 
 def _answer(gallery: Gallery, text: str | None, question: SearchArguments) -> RankedQuery | None:
-    """Search for one sentence, print the hits, and return their row of the picture if one is saved."""
+    """Search for one text, print the hits, and return them as a row if an image is saved."""
     result = gallery.search(
         text,
         image=question.image,
@@ -51,7 +51,7 @@ def _answer(gallery: Gallery, text: str | None, question: SearchArguments) -> Ra
 
 
 def to_json(question: str, result: SearchResult, names: list[str], phrases: list[list[float]]) -> str:
-    """One line that holds everything of a search."""
+    """Format a search and its result as one line of JSON."""
     hits = [asdict(hit) | {"path": str(hit.path)} for hit in result.hits]
     for hit, scores in zip(hits, phrases, strict=False):
         hit["phrases"] = dict(zip(names, scores, strict=True))
@@ -70,7 +70,7 @@ def to_json(question: str, result: SearchResult, names: list[str], phrases: list
 
 
 def to_table(question: str, result: SearchResult, names: list[str], phrases: list[list[float]]) -> str:
-    """Lay out the hits as a plain-text table under the question."""
+    """Format the hits as a text table below the query."""
     seconds = ", ".join(f"{stage} {value:.2f}" for stage, value in result.timings.items())
     order = "" if result.match_weight is None else f" ({fusion_name('posterior', result.match_weight)})"
     lines = [question, f"{len(result.hits)} hits, {result.reranked} re-ranked{order}; seconds: {seconds}"]
@@ -96,13 +96,13 @@ def to_table(question: str, result: SearchResult, names: list[str], phrases: lis
 
 
 def to_row(gallery: Gallery, question: str, result: SearchResult) -> RankedQuery:
-    """Make a row of the picture of the best hits whose file is still there; red marks what is probably wrong."""
+    """Return the best hits with a readable image as a row of the saved image."""
     images, hits = [], []
     for hit in result.hits[:IN_PICTURE]:
         try:
             images.append(gallery.image(hit.key))
         except ValueError as error:
-            logging.getLogger(__name__).warning("not in the picture: %s", error)
+            logging.getLogger(__name__).warning("image not drawn: %s", error)
             continue
         hits.append(hit)
     return RankedQuery(

@@ -1,4 +1,4 @@
-"""One search: encode the question, find the nearest embeddings, match the best of them, order and judge them."""
+"""Search: encode the query, find the nearest embeddings, match the best of them and rank them."""
 
 import contextlib
 import logging
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Question:
-    """One question to a gallery.
+    """Query of a search.
 
     Attributes:
-        text: a sentence, or None.
-        image: an image of the person, or None.
-        top: hits to return.
-        rerank: nearest images to re-rank.
-        where: restriction, or None.
+        text: description of the person, or None.
+        image: image of the person, or None.
+        top: number of hits.
+        rerank: number of nearest images to re-rank.
+        where: filter, or None.
         threshold: matching probability of a likely hit.
         match_weight: weight of the matching log-odds in the ranking.
         timings: seconds of each stage, filled by `answer`.
@@ -51,16 +51,16 @@ class Question:
 
     def __post_init__(self) -> None:
         if self.text is not None and not self.text.strip():
-            raise ValueError("text must have a word in it")
+            raise ValueError(f"text must have at least one word, got {self.text!r}")
         for name, value, least in (("top", self.top, 1), ("rerank", self.rerank, 0)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must be a probability, 0 to 1, got {self.threshold}")
+            raise ValueError(f"threshold must be a probability from 0 to 1, got {self.threshold}")
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add what the block takes to the timings."""
+        """Save the duration of the block in the timings."""
         start = time.perf_counter()
         yield
         self.timings[stage] = time.perf_counter() - start
@@ -70,8 +70,6 @@ def answer(parts: GalleryParts, question: Question) -> SearchResult:
     """Rank the images of a gallery; see `Gallery.search`."""
     with question.timed("encode"):
         texts, embedding = _encode(parts, question)
-    if not embedding.isfinite().all():
-        raise ValueError(f"model {parts.encoder.name} gives a query embedding that is not finite: try --dtype float32")
     rerank = question.rerank if texts is not None else 0
     with question.timed("search"), parts.lock:
         found = parts.store.search(embedding.numpy(), max(question.top, rerank), question.where)
@@ -101,7 +99,7 @@ def answer(parts: GalleryParts, question: Question) -> SearchResult:
 
 
 def open_query_image(image: Image.Image | str | Path) -> Image.Image:
-    """Read the image to search by, upright and RGB.
+    """Read the query image, upright and RGB.
 
     Raises:
         ValueError: if the file cannot be read or is not an image.
@@ -115,7 +113,7 @@ def open_query_image(image: Image.Image | str | Path) -> Image.Image:
 
 
 def _encode(parts: GalleryParts, question: Question) -> tuple[TextEncodings | None, torch.Tensor]:
-    """Encode the sentence, and return it with the `(dim,)` embedding to search with: the mean where both are given."""
+    """Return the encoded text and the query embedding `(dim,)`, the mean of those of text and image if both are given."""
     embeddings, texts = [], None
     if question.text is not None:
         texts = parts.encoder.encode_texts([question.text])
@@ -128,7 +126,7 @@ def _encode(parts: GalleryParts, question: Question) -> tuple[TextEncodings | No
 def _fused_order(
     parts: GalleryParts, question: Question, similarity: torch.Tensor, matched: torch.Tensor, log_odds: torch.Tensor
 ) -> list[int]:
-    """Places of the found images, best first, by the posterior of `fuse_scores`."""
+    """Return the positions of the found images, best first, by the posterior of `fuse_scores`."""
     fused = fuse_scores(
         similarity[None],
         matched[None],

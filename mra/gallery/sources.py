@@ -1,4 +1,4 @@
-"""Images to index: folders, lists of files and data sets."""
+"""Images to index: folders, lists of files and datasets."""
 
 import hashlib
 import os
@@ -9,26 +9,21 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from PIL import Image
 
-from mra.gallery.where import RECORD_FIELDS
+from mra.gallery.where import Value, is_field_name, is_unicode
 
 
 if TYPE_CHECKING:
     import datasets
 
 
-# What `Gallery.build` indexes: a folder or data set by name, files, or a data set. A text, so that datasets is not imported.
+# What `Gallery.build` indexes. A string, so that datasets is not imported.
 ImageSource: TypeAlias = "str | Path | Sequence[str | Path] | datasets.Dataset"
 
 
-# Formats that Pillow opens but nobody means by "an image in a folder".
+# Formats that Pillow opens but that are not photographs.
 NOT_PICTURES = {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".fits", ".fit"}
 
 MAX_KEY_BYTES = 1024
-
-# Names that mean something else in a record or a `where`.
-RESERVED = {"path", "image", "captions", "embedding", "content", "source", "metadata", *RECORD_FIELDS}
-
-Value = str | int | float
 
 
 @dataclass(frozen=True)
@@ -36,10 +31,10 @@ class Item:
     """One image to index.
 
     Attributes:
-        key: its name in the gallery.
-        path: absolute path of its file, or None where it has none.
-        read: gives the bytes of the image file.
-        columns: what its data set says of it.
+        key: name in the gallery.
+        path: absolute path of its file, or None if it has none.
+        read: returns the bytes of the image file.
+        columns: metadata from its dataset.
     """
 
     key: str
@@ -53,10 +48,10 @@ class Source:
     """Images to index.
 
     Attributes:
-        name: the folder, or what a data set is called; a key of the gallery belongs to one source.
-        root: the folder that holds the files, or None.
-        items: sorted by key, or in the order of the data set.
-        refused: key and reason of what cannot be indexed whatever its content.
+        name: folder or name of the dataset; a key of the gallery belongs to one source.
+        root: folder that contains the files, or None.
+        items: images, sorted by key or in the order of the dataset.
+        refused: key and reason of each file that cannot be indexed because of its name.
     """
 
     name: str
@@ -68,29 +63,33 @@ class Source:
 def open_source(
     images: ImageSource, prefix: str = "", split: str | None = None, gallery_folder: Path | None = None
 ) -> Source:
-    """Find the images of a folder, a list of files, or a data set.
+    """Find the images of a folder, a list of files, or a dataset.
 
     Args:
-        images: as `Gallery.build` takes it.
-        prefix: put before each key.
-        split: of a data set that `load_dataset` is to read; None where it has one only.
-        gallery_folder: left out where it lies in the folder of images.
+        images: as for `Gallery.build`.
+        prefix: prefix of each key.
+        split: split for `load_dataset`; None if the dataset has only one.
+        gallery_folder: folder to skip if it is inside the folder of images.
 
     Raises:
-        ValueError: if there are none, or this is not a folder, a list of files or a data set.
+        ValueError: if there are no images, a name is not valid UTF-8, or `images` is of a different type.
     """
+    for name, value in (("prefix", prefix), *([("images", images)] if isinstance(images, str | Path) else [])):
+        if not is_unicode(str(value)):
+            raise ValueError(f"{name} {_printable(str(value))} is not valid UTF-8: rename it")
     if isinstance(images, str | Path):
         folder = Path(images)
         if folder.is_file():
-            raise ValueError(f"images {images} is a file: expected a folder, a list of files or a data set")
+            raise ValueError(f"images {images} is a file: expected a folder, a list of files or a dataset")
         source = _folder(folder, prefix, gallery_folder) if folder.is_dir() else None
         if source is None or not (source.items or source.refused):
             from mra.common.tables import load_split
 
-            dataset = load_split(str(images), split, argument="images", expected="images or a data set of them")
+            dataset = load_split(str(images), split, argument="images", expected="images or a dataset of them")
             source = _dataset(dataset, str(images), prefix or f"{split}/" if split else prefix)
     elif hasattr(images, "features") and hasattr(images, "select_columns"):
         dataset = cast("datasets.Dataset", images)
+        # Saved with each record, so its spelling stays as it is.
         source = _dataset(dataset, f"data set {dataset.info.dataset_name or ''} {dataset.split or ''}".strip(), prefix)
     elif isinstance(images, Sequence):
         source = _files(images, prefix)
@@ -104,7 +103,7 @@ def open_source(
 
 
 def content_hash(data: bytes) -> str:
-    """Return the hexadecimal SHA-256 of an image file, which decides whether an image is new, changed or as it was."""
+    """Return the hexadecimal SHA-256 of an image file, which identifies its content."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -120,9 +119,9 @@ def _folder(folder: Path, prefix: str, gallery_folder: Path | None) -> Source:
             if name.startswith(".") or path.suffix.lower() not in known:
                 continue
             key = prefix + path.relative_to(root).as_posix()
-            problem = _key_problem(key)
+            problem = _name_problem(key, path)
             if problem is None and not path.resolve().is_relative_to(root):
-                problem = "it is a link to a place outside the folder"
+                problem = "it is a link to a file outside the folder"
             if problem:
                 refused.append((_printable(key), problem))
             else:
@@ -134,14 +133,14 @@ def _folder(folder: Path, prefix: str, gallery_folder: Path | None) -> Source:
 
 def _files(paths: Sequence, prefix: str) -> Source:
     if not all(isinstance(path, str | Path) for path in paths):
-        raise ValueError("images as a list must be paths; put PIL images into a datasets.Dataset with a column image")
+        raise ValueError("images must be a list of paths: put PIL images into a datasets.Dataset with a column image")
     if not paths:
         raise ValueError("images is an empty list: expected at least one path")
     items, refused = {}, []
     for given in paths:
         path = Path(os.path.abspath(given))
         key = prefix + Path(given).as_posix()
-        if problem := _key_problem(key):
+        if problem := _name_problem(key, path):
             refused.append((_printable(key), problem))
         else:
             items[key] = Item(key, path, path.read_bytes)
@@ -155,7 +154,7 @@ def _dataset(dataset: "datasets.Dataset", name: str, prefix: str) -> Source:
 
     columns = [column for column, feature in dataset.features.items() if isinstance(feature, ImageFeature)]
     if not columns:
-        raise ValueError(f"images {name} has no image column: it has {', '.join(dataset.column_names)}")
+        raise ValueError(f"images {name} must have an image column, got {', '.join(dataset.column_names)}")
     column = "image" if "image" in columns else columns[0]
     scalars = [
         scalar
@@ -187,18 +186,11 @@ def _dataset(dataset: "datasets.Dataset", name: str, prefix: str) -> Source:
     return Source(name, None, items)
 
 
-def _key_problem(key: str) -> str | None:
-    try:
-        return None if len(key.encode()) <= MAX_KEY_BYTES else f"its path is longer than {MAX_KEY_BYTES} bytes"
-    except UnicodeEncodeError:
-        return "its name is not valid UTF-8"
+def _name_problem(key: str, path: Path) -> str | None:
+    if not is_unicode(f"{key}{path}"):
+        return "its path is not valid UTF-8"
+    return None if len(key.encode()) <= MAX_KEY_BYTES else f"its path is longer than {MAX_KEY_BYTES} bytes"
 
 
 def _printable(key: str) -> str:
     return key.encode(errors="backslashreplace").decode()
-
-
-def is_field_name(name: object) -> bool:
-    """Return whether a metadata column of that name can be used in a `where`."""
-    taken = RESERVED | {"and", "or", "not", "in", "is"}
-    return isinstance(name, str) and name.isidentifier() and name.isascii() and name not in taken

@@ -1,8 +1,8 @@
-"""What an open gallery consists of: its place, files, tokens and model, and what it remembers of itself."""
+"""Parts and settings of an open gallery: its place, files, tokens and model."""
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -10,8 +10,8 @@ import torch
 
 from mra.common.command_line import FullDiskError, find_full_disk
 from mra.gallery.parts import FileStore, GalleryParts
-from mra.gallery.place import FORMAT, Place, read_info
-from mra.gallery.sources import Source
+from mra.gallery.place import Place
+from mra.gallery.sources import Source, content_hash
 from mra.gallery.store import Record, Store
 from mra.gallery.token_cache import TOKEN_DTYPES, TokenCache
 from mra.gallery.types import DEFAULT_COLLECTION, Calibration
@@ -21,30 +21,32 @@ from mra.retrieval.encoders import Encoder, TorchEncoder
 
 logger = logging.getLogger(__name__)
 
+# Saved in each gallery; a gallery of a different format is refused.
+FORMAT = 2
+
 
 class GalleryState:
-    """Parts of an open gallery, and what it remembers of itself.
+    """Parts and settings of an open gallery.
 
-    An earlier removal that was interrupted is finished first. Where the disk is full, a warning says so and the gallery
-    opens all the same.
+    Opening first finishes an interrupted removal; if the disk is too full for that, it logs a warning.
 
     Attributes:
-        place: where the gallery lies, with the store of its records.
+        place: location of the gallery, with the store of its records.
         files: copies of images.
-        info: what the gallery remembers of itself, as `Store.read_info` gives it; empty before the first build.
-        lock: held while records, copies or tokens are read and written by several threads.
+        info: settings of the gallery, as from `Store.read_info`; empty before the first build.
+        lock: protects records, copies and tokens that several threads read and write.
 
     Args:
-        place: of the gallery; closed with the state.
-        model: folder or Hub id of the model; `None` for the one the gallery was built with.
-        encoder: what encodes and matches instead of `model` in PyTorch.
-        device: to run the model on; `None` for the GPU if there is one.
-        dtype: dtype of the forward passes; `None` for that of the weights.
-        token_cache: most bytes of the token cache on disk; 0 for none.
-        token_dtype: of a new gallery's token cache; `None` for the default.
+        place: location of the gallery; closed with the state.
+        model: folder or Hub id of the model; None for the one that built the gallery.
+        encoder: used instead of `model`.
+        device: to run the model on; None for the GPU if there is one.
+        dtype: dtype of the forward passes; None for that of the weights.
+        token_cache: maximum size of the token cache in bytes; 0 for none.
+        token_dtype: dtype of the token cache of a new gallery; None for the default.
 
     Raises:
-        ValueError: if another version of this project wrote the gallery, or it has lost a part of itself.
+        ValueError: if the gallery has a different format or has lost its index or its settings.
         FullDiskError: if the disk is too full to open the gallery.
     """
 
@@ -69,7 +71,8 @@ class GalleryState:
         if place.store is None:
             return
         try:
-            self.info = read_info(place.store, place.uri)
+            self.info = place.store.read_info()
+            self._refuse_format()
             self._refuse_loss(place.store)
             if self.info.get("is_removing"):
                 self._resume_removal()
@@ -77,21 +80,28 @@ class GalleryState:
             self.close()
             raise
 
+    def _refuse_format(self) -> None:
+        found = self.info.get("format")
+        if self.info and found != FORMAT:
+            raise ValueError(
+                f"gallery {self.place.uri} has format {found!r}, expected {FORMAT}: build it again with this version"
+            )
+
     def _refuse_loss(self, store: Store) -> None:
-        """Refuse a gallery that has lost one half: it cannot be searched, and a build could mix images of two models."""
+        """Raise an error if the index or the settings are lost: a build could then mix embeddings of two models."""
         lost = None
         if not self.info and store.exists() and store.count():
-            lost = f"what it remembers of its {store.count():,} images, the model included"
+            lost = f"the settings of its {store.count():,} images, the model included"
         elif self.info.get("images") and not store.exists():
             lost = f"the index of its {self.info['images']:,} images"
         if lost:
             raise ValueError(
-                f"gallery {self.place.uri} has lost {lost}: a file of it is damaged; restore a backup, or delete the "
+                f"gallery {self.place.uri} has lost {lost}: a file of it is damaged: restore a backup, or delete the "
                 "folder and build the gallery again"
             )
 
     def close(self) -> None:
-        """Release the gallery, so that another process can open it."""
+        """Release the gallery, so that a different process can open it."""
         self._tokens = None
         self.place.close()
         self.info = {}
@@ -100,8 +110,8 @@ class GalleryState:
 
     @property
     def store(self) -> Store:
-        """The store of a gallery that exists."""
-        assert self.place.store is not None, "`require` or `remember` comes first"
+        """Return the store; the gallery must exist."""
+        assert self.place.store is not None, "call `require` or `remember` first"
         return self.place.store
 
     @property
@@ -114,63 +124,63 @@ class GalleryState:
         """Load the model on first use and check it against the gallery's.
 
         Raises:
-            ValueError: if no model is known, it cannot be loaded, or it is not the one the gallery was built with.
+            ValueError: if no model is known, it cannot be loaded, or it is not the one that built the gallery.
         """
         with self.lock:
             if self._encoder is None:
                 name = self._model or self.info.get("model")
                 if name is None:
-                    raise ValueError(f"gallery {self.place.uri} is new: give the model to build it with")
+                    raise ValueError(f"gallery {self.place.uri} is new: pass the model to build it with")
                 self._encoder = cast(Encoder, TorchEncoder(name, self._device, self._dtype))
             known = self.info.get("fingerprint", self._encoder.fingerprint)
             if known != self._encoder.fingerprint:
                 raise ValueError(
                     f"gallery {self.place.uri} was built with {self.info['model']} (fingerprint {known[:12]}), not with "
                     f"{self._encoder.name} (fingerprint {self._encoder.fingerprint[:12]}): their embeddings cannot be "
-                    "compared; use that model, or build another gallery"
+                    "compared; use that model, or build a new gallery"
                 )
             return self._encoder
 
     @property
     def roots(self) -> list[Path]:
-        """Return the folders that images may lie in: those they were indexed from, and that of the copies."""
+        """Return the folders that images may be in: those they were indexed from, and the folder of copies."""
         return [*map(Path, self.info.get("roots", [])), self.files.root]
 
     @property
     def fields(self) -> dict[str, str]:
-        """Return name and kind of what `where` can ask for."""
+        """Return name and kind of each field for `where`."""
         return RECORD_FIELDS | self.info.get("fields", {})
 
     @property
     def calibration(self) -> Calibration | None:
-        """Return the calibration that the gallery remembers."""
+        """Return the saved calibration, or None."""
         saved = self.info.get("calibration")
         return None if saved is None else Calibration(**saved | {"curve": [tuple(point) for point in saved["curve"]]})
 
     def require(self) -> None:
-        """Refuse a gallery that has not been built.
+        """Check that the gallery has been built.
 
         Raises:
-            ValueError: with the command that builds it.
+            ValueError: if it has not; the message gives the command that builds it.
         """
         if not self.exists:
             place, name = self.place, self.place.collection
             called, option = ("", "") if name == DEFAULT_COLLECTION else (f" {name}", f" --collection {name}")
             raise ValueError(
-                f"there is no gallery{called} at {place.uri}: make one with `mra index build --gallery "
+                f"there is no gallery{called} at {place.uri}: build one with `mra index build --gallery "
                 f"{place.uri}{option} --images FOLDER --model MODEL`"
             )
 
     def parse(self, where: str | None) -> Where | None:
-        """Parse a condition on the fields of the gallery; nothing for an empty one.
+        """Parse a condition on the fields of the gallery; return None for an empty one.
 
         Raises:
-            ValueError: if it is not as `Gallery.search` describes it.
+            ValueError: if it is not as described in `Gallery.search`.
         """
         return None if where is None or not where.strip() else parse_where(where, self.fields)
 
     def find(self, keys: Iterable[str]) -> list[Record]:
-        """Return records in the order of the keys, each once.
+        """Return the records of keys in their order, without duplicates.
 
         Raises:
             ValueError: if there is no gallery or a key is unknown.
@@ -181,7 +191,7 @@ class GalleryState:
         unknown = [key for key in keys if key not in found]
         if unknown:
             raise ValueError(
-                f"no image of the gallery has the key {unknown[0]!r} ({len(unknown)} of {len(keys)} unknown)"
+                f"no image of the gallery has the key {unknown[0]!r} ({len(unknown)} of {len(keys)} keys are unknown)"
             )
         return [found[key] for key in keys]
 
@@ -196,10 +206,10 @@ class GalleryState:
             return self._tokens
 
     def parts(self) -> GalleryParts:
-        """Return what indexing and searching work with.
+        """Return the parts that indexing and searching use.
 
         Raises:
-            ValueError: as `require` and `encoder`.
+            ValueError: as for `require` and `encoder`.
         """
         with self.lock:
             self.require()
@@ -208,7 +218,7 @@ class GalleryState:
     # ---------------------------------------------------------------- writing
 
     def remember(self, encoder: Encoder, source: Source, fields: dict[str, str]) -> None:
-        """Make the index if there is none, and write what the next process must know before anything is indexed."""
+        """Save the settings, which must precede the first record, and create the index if there is none."""
         with self.lock:
             store = self.place.make()
             name = str(Path(encoder.name).resolve()) if Path(encoder.name).exists() else encoder.name
@@ -229,12 +239,12 @@ class GalleryState:
                 store.create(encoder.embedding_dim)
 
     def write_info(self, **changes: object) -> None:
-        """Change what the gallery remembers of itself."""
+        """Change settings of the gallery."""
         self.store.write_info(self.info | changes)
         self.info = self.info | changes
 
     def sweep(self) -> None:
-        """Delete tokens and copies that belong to no record, those of interrupted builds included."""
+        """Delete tokens and copies without a record, those of interrupted builds included."""
         contents, paths = set(), set()
         for record in self.store.records():
             contents.add(record.content)
@@ -243,11 +253,39 @@ class GalleryState:
         self.tokens.keep_only(contents)
         self.files.keep_only(paths)
 
-    def finish_removal(self) -> None:
-        """Take what was removed off the disk.
+    def remove(self, records: Sequence[Record], delete_files: bool) -> None:
+        """Remove images permanently and warn about identical images that stay; see `Gallery.remove`.
+
+        Args:
+            records: records of the images; the caller holds the lock.
+            delete_files: delete the user's own files too, unless a different image has taken the name.
 
         Raises:
-            FullDiskError: if there is no room to rewrite the index; whoever opens the gallery next tries again.
+            FullDiskError: if the index cannot be rewritten.
+        """
+        # On a full disk this fails before any file is deleted.
+        self.write_info(is_removing=True, images=self.store.count() - len(records))
+        if delete_files:
+            for record in records:
+                path = Path(record.path)
+                is_theirs = not self.files.is_copy(record.path) and path.exists()
+                if is_theirs and content_hash(path.read_bytes()) == record.content:
+                    path.unlink()
+        self.store.delete([record.key for record in records])
+        self._finish_removal()
+        contents = {record.content for record in records}
+        twins = sorted(record.key for record in self.store.records() if record.content in contents)
+        if twins:
+            logger.warning(
+                "identical images stay under %d other keys, such as %s: remove them too to delete the person permanently",
+                len(twins), twins[0],
+            )  # fmt: skip
+
+    def _finish_removal(self) -> None:
+        """Erase removed images from the disk.
+
+        Raises:
+            FullDiskError: if there is no space to rewrite the index; the next opening of the gallery retries it.
         """
         try:
             self.sweep()
@@ -259,13 +297,13 @@ class GalleryState:
                 raise
             raise FullDiskError(
                 f"gallery {self.place.uri} cannot be rewritten without the images that were removed from it: the disk is "
-                f"full ({words}): no search finds them, but what is left of them stays on the disk; free some space and "
-                "open the gallery again, such as with `mra index stats`"
+                f"full ({words}): no search finds them, but their data stays on the disk; free some space and open the "
+                "gallery again, such as with `mra index stats`"
             ) from error
 
     def _resume_removal(self) -> None:
         try:
             with self.lock:
-                self.finish_removal()
-        except FullDiskError as error:  # what is left can be searched
+                self._finish_removal()
+        except FullDiskError as error:  # the remaining images can be searched
             logger.warning("%s", error)

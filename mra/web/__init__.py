@@ -1,1 +1,1 @@
-"""Web page over a gallery: what it asks, what it shows, what it accepts as an upload."""
+"""Web page of a gallery: search, results and uploads."""

@@ -10,12 +10,12 @@ from mra.gallery.types import DEFAULT_COLLECTION
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """What one upload may hold.
+    """Limits of one upload.
 
     Attributes:
-        images: pictures.
-        bytes: of all of them, unpacked.
-        image_bytes: of one.
+        images: number of images.
+        bytes: total size of the unpacked files.
+        image_bytes: size of one image.
     """
 
     images: int = 10_000
@@ -25,23 +25,23 @@ class UploadLimits:
 
 @dataclass
 class PageArguments:
-    """What the page shows and where it listens; MRA_MODEL, MRA_GALLERY and MRA_IMAGES stand in for what is left out."""
+    """Gallery and address of the page; MRA_MODEL, MRA_GALLERY and MRA_IMAGES are the defaults of the first options."""
 
-    model: str | None = option(None, "model folder or Hub id; the gallery's own when left out")
-    gallery: str | None = option(None, "path ending in .db, or http://host:19530 of a Milvus server")
+    model: str | None = option(None, "model folder or Hub id; by default the one that built the gallery")
+    gallery: str | None = option(None, "path ending in .db, or address of a Milvus server such as http://host:19530")
     collection: str = option(
-        DEFAULT_COLLECTION, f"name of the gallery there; the token of a server is read from {TOKEN_VARIABLE}"
+        DEFAULT_COLLECTION, f"name of the gallery at that location; {TOKEN_VARIABLE} is the token of a server"
     )
-    images: str | None = option(None, "folder or data set to index at the start; the page may index folders below it")
-    host: str | None = option(None, "address to listen on; this machine alone when left out")
-    port: int | None = option(None, "port to listen on; GRADIO_SERVER_PORT or 7860 when left out")
-    max_upload_mb: int = option(200, "largest uploaded file")
-    max_upload_images: int = option(UploadLimits.images, "most pictures of an upload")
+    images: str | None = option(None, "folder or dataset to index at the start; the page can index folders in it")
+    host: str | None = option(None, "address to listen on; by default only this machine can connect")
+    port: int | None = option(None, "port to listen on; by default GRADIO_SERVER_PORT or 7860")
+    max_upload_mb: int = option(200, "maximum size of an uploaded file in MB")
+    max_upload_images: int = option(UploadLimits.images, "maximum number of images per upload")
 
     def __post_init__(self) -> None:
         for name in ("model", "gallery", "images"):
             setattr(self, name, getattr(self, name) or os.environ.get(f"MRA_{name.upper()}"))
         if not self.gallery:
-            raise ValueError("--gallery is needed (or MRA_GALLERY)")
+            raise ValueError("--gallery is missing: pass it, or set MRA_GALLERY")
         if self.port is None:
             self.port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))

@@ -1,4 +1,4 @@
-"""The web page as gradio lays it out: tabs, fields, what they trigger, and the endpoints for programs."""
+"""Layout of the web page in gradio: tabs, fields, events, and endpoints for programs."""
 
 import contextlib
 import os
@@ -26,20 +26,20 @@ EXAMPLES = [
     "a person with a yellow handbag",
 ]
 RESPONSIBLE = """
-A ranking is not an identification: some image always comes first, also when the person is not in the gallery.
+A ranking is not an identification: some image always comes first, even if the person is not in the gallery.
 
-- Search only images of people who agreed to it, or with a lawful basis, for research or for your own collection. Never to
-  identify, follow or profile people, and never as evidence against anyone.
-- SDA and the models trained on it are for research only; the person-search sets have terms of their own.
-- Expect uneven errors: captions carry their writers' ideas of gender and age, crops come from few places, and rare clothes,
-  darkness and small crops are found less often.
-- Whoever asks to be removed is removed for good by `mra index remove --gallery GALLERY --keys KEY`: no vector, token or copy
-  stays.
+- Search only images of people who agreed to it, or with a lawful basis, for research or in your own collection. Never
+  identify, track or profile people, and never use a result as evidence against anyone.
+- SDA and the models trained on it are for research only; the person-search datasets have their own terms.
+- Expect uneven errors: captions reflect their writers' ideas of gender and age, the images come from few places, and rare
+  clothes, dark images and small crops are found less often.
+- On request, remove a person permanently with `mra index remove --gallery GALLERY --keys KEY`, which deletes vectors, tokens
+  and copies.
 """
 
 
 def build_page(page: Page) -> gr.Blocks:
-    """Lay out the page and connect it."""
+    """Build the page with its events."""
     with gr.Blocks(title="Search your own people", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         title = gr.HTML(view.show_title(page.stats()))
         blocks.load(lambda: view.show_title(page.stats()), None, title, api_visibility="private")
@@ -53,7 +53,7 @@ def build_page(page: Page) -> gr.Blocks:
 
 
 def add_search(page: Page) -> gr.Dropdown:
-    """Add the tab that searches; return its list of cameras."""
+    """Add the search tab; return its list of cameras."""
     hits, asked, chosen = gr.State([]), gr.State(""), gr.State("")
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=280):
@@ -64,7 +64,7 @@ def add_search(page: Page) -> gr.Dropdown:
             with gr.Column(visible=False, elem_id="detail") as panel:
                 detail = gr.HTML("", elem_id="explanation")
                 with gr.Row(equal_height=True):
-                    label, example = "Score phrases of your own", "black backpack, red coat"
+                    label, example = "Score your own phrases", "black backpack, red coat"
                     phrases = gr.Textbox(label=label, placeholder=example, scale=4, min_width=200, elem_id="phrases")
                     score = gr.Button("Score", scale=1, min_width=90, elem_id="score")
                 scored = gr.HTML("", elem_id="scored")
@@ -81,18 +81,18 @@ def add_search(page: Page) -> gr.Dropdown:
 
 
 class Answers:
-    """What the events of the search tab show.
+    """Event handlers of the search tab.
 
     Args:
-        page: that answers.
-        names: of the fields that `search` gets, as `Query` calls them.
+        page: page that runs the queries.
+        names: names in `Query` of the fields passed to `search`.
     """
 
     def __init__(self, page: Page, names: list[str]) -> None:
         self.page, self.names = page, names
 
     def search(self, *values: Any) -> tuple[Any, ...]:
-        """Return status, results, hits, the words that were asked for, and the detail, which is closed."""
+        """Return status, results, hits, query text, and the closed detail panel."""
         query = Query(**dict(zip(self.names, values, strict=True)))
         try:
             result = self.page.query(query)
@@ -102,7 +102,7 @@ class Answers:
         return view.show_status(result), shown, result.hits, (query.text or "").strip(), gr.update(visible=False)
 
     def show(self, found: Sequence[Hit], words: str, event: gr.EventData) -> tuple[Any, ...]:
-        """Return the detail of the hit that was clicked, its panel, its key, and no phrases yet."""
+        """Return the details of the clicked hit, the open panel, its key, and no phrase scores."""
         key = str(getattr(event, "key", ""))
         hit = next((hit for hit in found if hit.key == key), None)
         if hit is None:
@@ -113,7 +113,7 @@ class Answers:
             return view.show_message(str(error), "error"), gr.update(visible=True), "", ""
 
     def rate(self, listed: str, key: str) -> str:
-        """Return the bars of the phrases."""
+        """Return the phrase scores as bars."""
         try:
             return view.show_phrases(self.page.score_phrases(listed, key))
         except ValueError as error:
@@ -121,7 +121,7 @@ class Answers:
 
 
 def add_fields(page: Page) -> tuple[gr.Button, dict[str, Any]]:
-    """Add what is asked for; return the button, and the fields by their names in `Query`."""
+    """Add the fields of a query; return the button, and the fields by their names in `Query`."""
     text = gr.Textbox(
         label="Describe the person",
         lines=3,
@@ -132,9 +132,9 @@ def add_fields(page: Page) -> tuple[gr.Button, dict[str, Any]]:
     )
     button = gr.Button("Search", variant="primary", elem_id="search")
     gr.Examples([[example] for example in EXAMPLES], [text], label="Examples", api_visibility="private")
-    with gr.Accordion("Search by an image, too", open=False, elem_id="by-image"):
+    with gr.Accordion("Search by image", open=False, elem_id="by-image"):
         image = gr.Image(
-            # Without a mode: gradio would convert the picture itself, and clip one of 16 bits to white.
+            # Without a mode, because gradio would convert the image and clip 16 bits to white.
             label="Image of the person",
             type="filepath",
             image_mode=None,
@@ -143,15 +143,17 @@ def add_fields(page: Page) -> tuple[gr.Button, dict[str, Any]]:
             buttons=[],
         )
     with gr.Accordion("Filters", open=False, elem_id="filters"):
-        known, info = page.cameras(), f"On {', '.join(page.gallery.fields)}, with and, or, not"
-        cameras = gr.Dropdown(known, multiselect=True, label="Cameras", info="None chosen: all", elem_id="cameras")
+        known, info = page.cameras(), f"Fields: {', '.join(page.gallery.fields)}; operators: and, or, not"
+        cameras = gr.Dropdown(
+            known, multiselect=True, label="Cameras", info="All if none is chosen", elem_id="cameras"
+        )
         with gr.Row():
             first = gr.Textbox(label="From", placeholder="2026-01-31", min_width=120)
             last = gr.Textbox(label="Until", placeholder="2026-02-01", min_width=120)
         where = gr.Textbox(label="Condition", placeholder='camera != "c3" and key > "b"', elem_id="where", info=info)
     with gr.Accordion("Ranking", open=False, elem_id="ranking"):
-        rerank = gr.Checkbox(True, label="Re-rank the best with the fusion layers", elem_id="rerank")
-        known, info = page.gallery.threshold, "Below: probably not in the gallery"
+        rerank = gr.Checkbox(True, label="Re-rank the best hits with the fusion layers", elem_id="rerank")
+        known, info = page.gallery.threshold, "Hits below it are probably not in the gallery"
         threshold = gr.Slider(0, 1, known, step=0.01, label="Threshold", info=info, elem_id="threshold")
         top = gr.Slider(5, 60, 20, step=5, label="Results", elem_id="top")
     fields = {"text": text, "image": image, "cameras": cameras, "first": first, "last": last}
@@ -179,7 +181,7 @@ def add_api(page: Page, fields: dict[str, Any]) -> None:
         with shown_errors():
             words = (text or "").strip()
             if not words:
-                raise ValueError("explain needs a text")
+                raise ValueError("text is empty: describe the person to explain a result")
             image, explanation = page.explain(words, key)
             assert explanation is not None
             return draw_explanation(image, explanation)
@@ -194,26 +196,26 @@ def add_api(page: Page, fields: dict[str, Any]) -> None:
 
 
 def add_indexing(page: Page, title: gr.HTML, cameras: gr.Dropdown) -> None:
-    """Add the tab that indexes uploads and folders of this machine."""
+    """Add the tab that indexes uploads and local folders."""
     limits = page.limits
     with gr.Row(equal_height=False):
         with gr.Column(min_width=280):
             files = gr.File(
-                label="Pictures or a ZIP archive",
+                label="Images or a ZIP archive",
                 file_count="multiple",
                 file_types=["image", ".zip", ".csv"],
                 elem_id="files",
                 height=180,
             )
             gr.Markdown(
-                f"Up to {limits.images:,} pictures, {limits.bytes >> 20:,} MiB unpacked, {limits.image_bytes >> 20} MiB each. "
-                "The gallery keeps copies. A CSV file among them, with the columns path, camera, time and any other, is read."
+                f"Up to {limits.images:,} images, {limits.bytes >> 20:,} MiB unpacked, {limits.image_bytes >> 20} MiB each. "
+                "The gallery keeps copies. A CSV file can add metadata: path, and optionally camera, time and further columns."
             )
             upload = gr.Button("Index the upload", variant="primary", elem_id="index-upload")
         with gr.Column(min_width=280, visible=bool(page.folders)):
             allowed = ", ".join(map(str, page.folders))
             folder = gr.Textbox(
-                label="Folder on the machine that runs this page", elem_id="folder", info=f"In: {allowed}"
+                label="Folder on the server of this page", elem_id="folder", info=f"Allowed: {allowed}"
             )
             build = gr.Button("Index the folder", elem_id="index-folder")
     report = gr.HTML("", elem_id="report", min_height=120)
@@ -225,13 +227,13 @@ def add_indexing(page: Page, title: gr.HTML, cameras: gr.Dropdown) -> None:
 
 
 class Indexing:
-    """What the events of the tab that adds images show: report, title, cameras."""
+    """Event handlers of the indexing tab; they return report, title and cameras."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
 
     def upload(self, files: list[str] | None, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008  gradio reads the default
-        """Index an upload and empty its field."""
+        """Index an upload and clear its field."""
         try:
             done, ignored = self.page.index_upload(files, self._count(progress))
         except ValueError as error:
@@ -239,7 +241,7 @@ class Indexing:
         return [*self._refresh(view.show_report(done, ignored)), None]
 
     def folder(self, path: str, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
-        """Index a folder of this machine."""
+        """Index a local folder."""
         try:
             return self._refresh(view.show_report(self.page.index_folder(path, self._count(progress))))
         except ValueError as error:
@@ -253,7 +255,7 @@ class Indexing:
 
 
 def make_theme() -> gr.themes.Base:
-    """Return gradio's theme with the fonts of the visitor's system: nothing is fetched from outside."""
+    """Return gradio's theme with system fonts, so that nothing is fetched from other servers."""
     return gr.themes.Default(
         primary_hue="indigo",
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],

@@ -1,4 +1,4 @@
-"""What the web page does, apart from how it looks: searching, explaining, indexing what may be indexed."""
+"""Functions of the web page, without its layout: search, explain, index."""
 
 import contextlib
 import datetime
@@ -18,7 +18,7 @@ from mra.retrieval.explain import Explanation, PhraseScore, explain_pair
 from mra.web.uploads import Unpacker, UploadLimits, inside_any
 
 
-MAX_TEXT = 1_000  # characters of a query; the model reads some fifty words
+MAX_TEXT = 1_000  # characters of a query, of which the model reads about fifty words
 MAX_PHRASES = 10
 Progress = Callable[[int, int], None]
 
@@ -28,15 +28,15 @@ class Query:
     """Fields of the search tab.
 
     Attributes:
-        text: description of the person, or nothing.
-        image: path of a picture of the person, or None.
-        cameras: chosen ones; none stands for all.
-        first: earliest time, ISO 8601, or nothing.
-        last: latest time.
-        where: condition as `Gallery.search` takes it, or nothing.
+        text: description of the person, or empty.
+        image: path of an image of the person, or None.
+        cameras: selected cameras; all if empty.
+        first: earliest ISO 8601 time, or empty.
+        last: latest ISO 8601 time, or empty.
+        where: filter as for `Gallery.search`, or empty.
         threshold: matching probability of a likely hit.
-        rerank: whether the best are re-ranked.
-        top: hits to show.
+        rerank: whether to re-rank the best hits.
+        top: number of hits.
     """
 
     text: str | None = None
@@ -51,23 +51,23 @@ class Query:
 
 
 class Page:
-    """What the page does, apart from how it looks.
+    """Functions of the page, without its layout.
 
     Args:
-        gallery: open.
-        folders: that may be indexed from the page, with all below them.
-        limits: of an upload.
+        gallery: open gallery.
+        folders: folders that the page can index, with their subfolders.
+        limits: limits of an upload.
     """
 
     def __init__(self, gallery: Gallery, folders: list[Path], limits: UploadLimits) -> None:
         self.gallery, self.folders, self.limits = gallery, folders, limits
 
     def stats(self) -> GalleryStats | None:
-        """Count what the gallery holds; None where there is none yet."""
+        """Return the contents of the gallery, None if it is empty."""
         return self.gallery.stats() if len(self.gallery) else None
 
     def cameras(self) -> list[str]:
-        """Return the cameras that can be chosen."""
+        """Return the cameras of the gallery."""
         stats = self.stats()
         return sorted(camera for camera in stats.cameras if camera) if stats else []
 
@@ -75,17 +75,17 @@ class Page:
         """Search with the fields of the page.
 
         Raises:
-            ValueError: if a field cannot be used, or all are empty.
+            ValueError: if a field is invalid, or text and image are empty.
         """
         if not len(self.gallery):
-            raise ValueError("the gallery is empty: add images first")
+            raise ValueError("gallery is empty: add images first")
         text, where, top = (query.text or "").strip(), (query.where or "").strip(), int(query.top)
         if len(text) > MAX_TEXT:
-            raise ValueError(f"the description is longer than {MAX_TEXT} characters")
+            raise ValueError(f"description has {len(text):,} characters, expected at most {MAX_TEXT:,}: shorten it")
         if not text and query.image is None:
-            raise ValueError("describe the person, or give an image")
+            raise ValueError("description and image are empty: describe the person, or choose an image")
         if where:
-            parse_where(where, self.gallery.fields)  # by itself, before it stands beside the other filters
+            parse_where(where, self.gallery.fields)  # alone, before it is joined with the other filters
         return self.gallery.search(
             text or None,
             image=query.image,
@@ -96,12 +96,12 @@ class Page:
         )
 
     def to_json(self, result: SearchResult) -> dict:
-        """Make a search result readable for programs, without the paths of files, which stay private."""
+        """Convert a search result for programs, without the paths of files, which are private."""
         hits = [{name: value for name, value in asdict(hit).items() if name != "path"} for hit in result.hits]
         return {"hits": hits, "threshold": result.threshold, "likely_in_gallery": result.likely_in_gallery}
 
     def thumbnails(self, hits: Sequence[Hit]) -> list[Image.Image | None]:
-        """Read the images of results, None where one cannot be read any more."""
+        """Read the images of hits, None for one that cannot be read."""
         images = []
         for hit in hits:
             try:
@@ -111,7 +111,7 @@ class Page:
         return images
 
     def explain(self, text: str, key: str) -> tuple[Image.Image, Explanation | None]:
-        """Return the image of a key, and which words look where in it (None without words)."""
+        """Return the image of a key and its explanation by a text, None for an empty text."""
         image, encoder = self.gallery.image(key), cast(TorchEncoder, self.gallery.encoder)
         if not text:
             return image, None
@@ -119,25 +119,39 @@ class Page:
         return image, explain_pair(encoder.model, encoder.processor, text, image_hidden_states=tokens)
 
     def score_phrases(self, phrases: str, key: str) -> list[PhraseScore]:
-        """Score the match of phrases, separated by commas, with the image of a key."""
+        """Score comma-separated phrases with the image of a key.
+
+        Raises:
+            ValueError: if the key is empty or unknown, or the number of phrases is not allowed.
+        """
         listed = [phrase.strip() for phrase in (phrases or "").split(",") if phrase.strip()]
         if not key:
-            raise ValueError("choose a result first")
+            raise ValueError("no result is selected: choose one first")
         if not listed or len(listed) > MAX_PHRASES or len(phrases) > MAX_TEXT:
-            raise ValueError(f"write 1 to {MAX_PHRASES} phrases, separated by commas")
+            raise ValueError(
+                f"expected 1 to {MAX_PHRASES} phrases in at most {MAX_TEXT:,} characters: separate them by commas"
+            )
         scores = self.gallery.match(listed, [key])[:, 0].tolist()
         return [PhraseScore(phrase, score) for phrase, score in zip(listed, scores, strict=True)]
 
     def index_folder(self, folder: str, progress: Progress | None) -> BuildReport:
-        """Index a folder of this machine that may be indexed."""
+        """Index a local folder.
+
+        Raises:
+            ValueError: if it is not in an allowed folder, or as for `Gallery.build`.
+        """
         if not (folder or "").strip():
-            raise ValueError("write the path of a folder")
+            raise ValueError("folder is empty: write the path of a folder")
         return self.gallery.build(inside_any(folder.strip(), self.folders), progress=progress)
 
     def index_upload(self, files: list[str] | None, progress: Progress | None) -> tuple[BuildReport, list[str]]:
-        """Index uploaded pictures and archives; the gallery keeps copies, what was uploaded is deleted."""
+        """Index copies of uploaded images and archives, and delete the uploaded files.
+
+        Raises:
+            ValueError: if an upload is not allowed, or as for `Gallery.build`.
+        """
         if not files:
-            raise ValueError("choose pictures or a ZIP archive")
+            raise ValueError("upload is empty: choose images or a ZIP archive")
         try:
             with tempfile.TemporaryDirectory(prefix="mra-upload-") as folder:
                 unpacked = Unpacker(Path(folder), self.limits).unpack(files)
@@ -154,7 +168,7 @@ class Page:
 
 
 def join_filters(cameras: Sequence[str], first: str | None, last: str | None, where: str | None) -> str | None:
-    """Join the fields of the page into one `where`; None where all are empty."""
+    """Join the filters of the page into one, None if all are empty."""
     parts = [f"camera in {list(cameras)!r}"] if cameras else []
     parts += [
         f"time {sign} {value.strip()!r}" for sign, value in ((">=", first), ("<=", last)) if value and value.strip()

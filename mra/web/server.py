@@ -1,4 +1,4 @@
-"""The web page's server: opens the gallery and serves the page until it is stopped."""
+"""Server of the web page: `python app.py`."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import gradio as gr  # pyright: ignore[reportMissingImports]  # the extra [app]
 
 
-DESCRIPTION = "Web page to search a gallery of people in words, by an image or by both, and to add images to it."
+DESCRIPTION = "Web page to search a gallery of people by text, by an image or by both, and to add images to it."
 LOOPBACK = "127.0.0.1"
 
 
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None, program: str = "app.py") -> None:
     """Open the gallery and serve the page until it is stopped.
 
     Raises:
-        SystemExit: with one sentence if the gallery or the model cannot be opened, the port is taken or gradio is missing.
+        SystemExit: with a one-line message if the gallery or model cannot be opened, the port is in use or gradio is missing.
     """
     (options,) = parse_arguments([PageArguments], prog=program, description=DESCRIPTION, argv=argv, config=False)
     try:
@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None, program: str = "app.py") -> None:
             if options.images:
                 gallery.build(options.images)
             elif len(gallery) or options.model:
-                _ = gallery.encoder  # what is wrong with it shows now
-        # Components remember where uploads lie when they are made.
+                _ = gallery.encoder  # loads it now, to report errors before the page starts
+        # Components read the folder of uploads when they are created.
         os.environ["GRADIO_TEMP_DIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="mra-page-"))
         folders = [Path(options.images)] if options.images and Path(options.images).is_dir() else []
         blocks = build_page(Page(gallery, folders, UploadLimits(images=options.max_upload_images)))
@@ -56,12 +56,12 @@ def serve(blocks: "gr.Blocks", options: PageArguments) -> None:
     """Serve a page until it is stopped.
 
     Raises:
-        ValueError: if the port is taken.
+        ValueError: if the port is in use.
     """
     from mra.web import view
     from mra.web.blocks import make_theme
 
-    # A Space is reached through the Hub's proxy alone, which comes from outside its container.
+    # A Space is only reachable through the Hub's proxy, which connects from outside its container.
     host = options.host or ("0.0.0.0" if os.environ.get("SPACE_ID") else LOOPBACK)
     print(f"page: http://{host}:{options.port}", flush=True)
     try:
@@ -83,7 +83,7 @@ def serve(blocks: "gr.Blocks", options: PageArguments) -> None:
     except OSError as error:
         if "Cannot find empty port" not in str(error):
             raise
-        raise ValueError(f"port {options.port} is taken: pass another --port") from None
+        raise ValueError(f"port {options.port} is in use: pass a different --port") from None
 
 
 if __name__ == "__main__":

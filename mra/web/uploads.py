@@ -1,4 +1,4 @@
-"""Uploaded archives and pictures: unpacked within limits, and never outside the folder they are meant for."""
+"""Uploaded images and archives: unpacked within limits, and never outside their folder."""
 
 import stat
 import zipfile
@@ -20,12 +20,12 @@ IGNORED_FOLDERS = {"__MACOSX"}
 
 @dataclass
 class Unpacked:
-    """Pictures of an upload.
+    """Unpacked files of an upload.
 
     Attributes:
-        images: their files.
-        metadata: a CSV file that came with them, or None.
-        ignored: names of files other than pictures.
+        images: image files.
+        metadata: CSV file, or None.
+        ignored: names of all further files.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -34,11 +34,11 @@ class Unpacked:
 
 
 class Unpacker:
-    """Collects the pictures of uploaded files in a folder.
+    """Copies the images of uploaded files to a folder.
 
     Args:
-        folder: to write into; it exists.
-        limits: for all files together.
+        folder: existing folder to write to.
+        limits: limits for all files together.
     """
 
     def __init__(self, folder: Path, limits: UploadLimits) -> None:
@@ -48,11 +48,11 @@ class Unpacker:
         self._suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
 
     def unpack(self, files: Iterable[str | Path]) -> Unpacked:
-        """Copy pictures, CSV files and the contents of ZIP archives.
+        """Copy images, a CSV file and the contents of ZIP archives.
 
         Raises:
-            ValueError: if a limit is passed, a name leads out of the folder, an archive is damaged or locked, there are two
-                CSV files, or no picture.
+            ValueError: if a limit is exceeded, a name leads out of the folder, an archive is damaged or encrypted, or there
+                are two CSV files or no images.
         """
         for file in map(Path, files):
             if file.suffix.lower() == ".zip":
@@ -61,7 +61,7 @@ class Unpacker:
                 with open(file, "rb") as source:
                     self._take(file.name, source)
         if not self.result.images:
-            raise ValueError("the upload holds no picture: expected image files, or a ZIP archive of them")
+            raise ValueError("upload has no images: expected image files, or a ZIP archive of them")
         return self.result
 
     def _unpack_zip(self, file: Path) -> None:
@@ -71,12 +71,12 @@ class Unpacker:
                     if member.is_dir():
                         continue
                     if stat.S_ISLNK(member.external_attr >> 16):
-                        raise ValueError(f"{file.name} holds the link {member.filename!r}: pack the picture itself")
+                        raise ValueError(f"{file.name} contains the link {member.filename!r}: add the image itself")
                     if member.flag_bits & 1:
-                        raise ValueError(f"{file.name} is locked with a password: pack it without one")
+                        raise ValueError(f"{file.name} is encrypted: create it without a password")
                     with archive.open(member) as source:
                         self._take(member.filename, source)
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zlib.error) as error:
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, UnicodeError, zlib.error) as error:
             raise ValueError(f"{file.name} cannot be unpacked ({error}): expected a ZIP archive") from None
 
     def _take(self, name: str, source: IO[bytes]) -> None:
@@ -88,49 +88,51 @@ class Unpacker:
             return
         path = self.folder.joinpath(*parts)
         if path.exists():
-            raise ValueError(f"the upload holds {name!r} twice: rename one of them")
+            raise ValueError(f"upload contains {name!r} twice: rename one of them")
         if suffix == METADATA_SUFFIX:
             if self.result.metadata is not None:
-                raise ValueError(f"the upload holds two CSV files, {self.result.metadata.name} and {name}: keep one")
+                raise ValueError(f"upload contains two CSV files, {self.result.metadata.name} and {name}: keep one")
             self.result.metadata = path
         else:
             self.result.images.append(path)
             if len(self.result.images) > self.limits.images:
-                raise ValueError(f"the upload holds more than {self.limits.images:,} pictures: split it")
+                raise ValueError(f"upload has more than {self.limits.images:,} images: split it")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._copy(name, source, path)
 
     def _copy(self, name: str, source: IO[bytes], path: Path) -> None:
-        """Count the bytes that are unpacked, because the sizes in an archive can be forged."""
+        """Copy a file and count its unpacked bytes, because the sizes in an archive can be forged."""
         size = 0
         with open(path, "xb") as target:
             while block := source.read(BLOCK):
                 size += len(block)
                 self._bytes += len(block)
                 if size > self.limits.image_bytes:
-                    raise ValueError(f"{name!r} is larger than {self.limits.image_bytes >> 20} MiB: shrink it")
+                    raise ValueError(f"{name!r} is larger than {self.limits.image_bytes >> 20} MiB: reduce it")
                 if self._bytes > self.limits.bytes:
-                    raise ValueError(f"the upload is larger than {self.limits.bytes >> 20} MiB unpacked: split it")
+                    raise ValueError(f"upload is larger than {self.limits.bytes >> 20} MiB unpacked: split it")
                 target.write(block)
 
 
 def safe_parts(name: str) -> tuple[str, ...]:
-    """Split the name of an archive's member, which must stay inside the folder that it is unpacked into.
+    """Split the name of a file in an archive into the parts of a relative path.
 
     Raises:
-        ValueError: if it does.
+        ValueError: if it leads out of the folder that it is unpacked into.
     """
     windows = PureWindowsPath(name)
     if not name.strip("/. ") or "\0" in name or name.startswith("/") or windows.drive or ".." in windows.parts:
-        raise ValueError(f"the upload holds the name {name!r}, which leads out of its folder: nothing was taken over")
+        raise ValueError(
+            f"upload contains the name {name!r}, which leads out of its folder: rename it; nothing was indexed"
+        )
     return windows.parts
 
 
 def inside_any(path: str | Path, roots: Iterable[Path]) -> Path:
-    """Resolve a folder that someone typed, links included, if it lies in one of the roots.
+    """Resolve the path of a folder, links included, that must be in one of the roots.
 
     Raises:
-        ValueError: if it does not, whether it exists or not.
+        ValueError: if it is not in a root or is not a folder, with the same message.
     """
     roots = [root.resolve() for root in roots]
     resolved = Path(path).expanduser().resolve()

@@ -1,4 +1,4 @@
-"""What the web page shows, as HTML without anything from outside: results, explanation, phrases, reports, styles."""
+"""HTML of the web page, without external resources: results, explanations, phrase scores, reports, styles."""
 
 import base64
 import html
@@ -12,11 +12,11 @@ from mra.retrieval.explain import Explanation, PhraseScore, scale_heatmap
 from mra.retrieval.overlay import overlay_heatmap
 
 
-THUMBNAIL = (192, 384)  # pixels, of a result
-TILE = (96, 192)  # of a word
+THUMBNAIL = (192, 384)  # pixels of a result
+TILE = (96, 192)  # pixels of a word
 SHOWN_SKIPPED = 20
 
-# Colours follow the page's theme, light or dark; sizes are those of a finger where something can be pressed.
+# Colours follow the light or dark theme of the page; buttons are large enough for touch.
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; padding-top: 12px !important; }
 .html-container { padding: 0 !important; }
@@ -65,20 +65,20 @@ CSS = """
   .mra-large figure { width: calc(50% - 4px); }
 }
 """
-# Gradio narrows what it is given as `css` to the inside of the page, and so cannot reach the frame around it.
+# In the head, because gradio restricts `css` to the inside of the page.
 HEAD = """<style>
 footer .divider { display: none; }
 @media (max-width: 640px) { .gradio-container main.app, .gradio-container .main.app { padding: 12px 10px !important; } }
 </style>"""
 
-# A click, or Enter, on a result says which one; the element outlives what is drawn into it.
+# A click or Enter on a result sends its key; the listener is on the element that outlives its content.
 ON_CLICK = """
 element.addEventListener('click', (event) => {
   const hit = event.target.closest('[data-key]');
   if (hit) trigger('click', { key: hit.dataset.key });
 });
 """
-# On a phone, what was found lies below the fields.
+# On a phone, the results are below the fields.
 SCROLL_TO_STATUS = """() => {
   const status = document.getElementById('status');
   if (status.getBoundingClientRect().top > 0.6 * window.innerHeight) status.scrollIntoView({ behavior: 'smooth' });
@@ -87,7 +87,7 @@ SCROLL_TO_DETAIL = "() => document.getElementById('mra-detail')?.scrollIntoView(
 
 
 def show_title(stats: GalleryStats | None) -> str:
-    """Render the head of the page: what the gallery holds."""
+    """Render the head of the page with the contents of the gallery."""
     if stats is None or not stats.images:
         said = "The gallery is empty: add images first."
     else:
@@ -99,17 +99,19 @@ def show_title(stats: GalleryStats | None) -> str:
 
 
 def show_message(text: str, kind: str = "") -> str:
-    """Render a line of plain text in a box; `kind` is "", "warning" or "error"."""
+    """Render plain text in a box; `kind` is "", "warning" or "error"."""
     return f'<div class="mra-status{f" mra-{kind}" if kind else ""}" role="status">{html.escape(text)}</div>'
 
 
 def show_status(result: SearchResult) -> str:
-    """Render what a search did, and whether the person is likely to be in the gallery."""
+    """Render the summary of a search, and whether the person is likely to be in the gallery."""
     if not result.hits:
-        return show_message("No image fits the filters.", "warning")
+        return show_message("No image matches the filters.", "warning")
     seconds = sum(result.timings.values())
     done = f"{_images(len(result.hits))} in {seconds:.2f} s"
-    done += f", {result.reranked} re-ranked." if result.reranked else ", by similarity alone: there is no probability."
+    done += (
+        f", {result.reranked} re-ranked." if result.reranked else ", ranked by similarity only, without probabilities."
+    )
     if result.likely_in_gallery is False:
         least = f"{result.threshold:.0%}"
         return show_message(
@@ -120,7 +122,7 @@ def show_status(result: SearchResult) -> str:
 
 
 def show_hits(hits: Sequence[Hit], images: Sequence[Image.Image | None]) -> str:
-    """Render results as a grid of buttons; an image that could not be read is None."""
+    """Render hits as a grid of buttons; an image that cannot be read is None."""
     return f'<div class="mra-grid">{"".join(map(_show_hit, hits, images))}</div>'
 
 
@@ -137,14 +139,14 @@ def _show_hit(hit: Hit, image: Image.Image | None) -> str:
 
 
 def show_detail(hit: Hit, image: Image.Image, explanation: Explanation | None) -> str:
-    """One result, closer: what is known of it, and which words look where."""
+    """Render the details of a hit: its metadata, and where each word of the query looks."""
     facts = {"file": hit.key, "camera": hit.camera, "time": _readable(hit.time), **hit.metadata}
     known = " · ".join(
         f"{html.escape(str(name))}: {html.escape(str(value))}" for name, value in facts.items() if value
     )
     score = f"similarity {hit.similarity:.2f}" if hit.score is None else f"{hit.score:.1%} match"
     large, words = [_figure("image", as_data(image, THUMBNAIL))], []
-    note = "Ask in words to see which of them look where."
+    note = "Search by text to see where each word looks."
     if explanation is not None:
         small = ImageOps.contain(image, THUMBNAIL)
         heat = overlay_heatmap(small, scale_heatmap(explanation.sentence))
@@ -153,9 +155,7 @@ def show_detail(hit: Hit, image: Image.Image, explanation: Explanation | None) -
         for word in explanation.words:
             heat = overlay_heatmap(small, scale_heatmap(word.heatmap), word.is_stop_word)
             words.append(_figure(word.word, as_data(heat, TILE), "mra-faint" if word.is_stop_word else ""))
-        note = (
-            "Bright: where a word reads most of what it takes from the image. A hint, not a proof of why it was found."
-        )
+        note = "Bright areas contribute most to a word. They are a hint, not a proof, of why the image was found."
     return (
         f'<div class="mra-detail" id="mra-detail"><h3>Result {hit.rank}: {score}</h3><p class="mra-facts">{known}</p>'
         f'<div class="mra-explained"><div class="mra-words mra-large">{"".join(large)}</div>'
@@ -164,7 +164,7 @@ def show_detail(hit: Hit, image: Image.Image, explanation: Explanation | None) -
 
 
 def show_phrases(scores: Sequence[PhraseScore]) -> str:
-    """Render the matching probability of each phrase, as a bar and in percent."""
+    """Render the matching probability of each phrase as a bar and in percent."""
     rows = [
         f'<div class="mra-phrase"><span>{html.escape(score.phrase)}</span>'
         f'<div class="mra-bar"><i style="width:{100 * score.match_probability:.1f}%"></i></div>'
@@ -175,23 +175,23 @@ def show_phrases(scores: Sequence[PhraseScore]) -> str:
 
 
 def show_report(report: BuildReport, ignored: Sequence[str] = ()) -> str:
-    """Render what indexing did, and what it left out and why."""
+    """Render the report of indexing, with the files skipped and the reasons."""
     counts = ("added", "changed", "unchanged")
     said = ", ".join(f"{getattr(report, name):,} {name}" for name in counts if getattr(report, name)) or "nothing"
     lines = [f"<p><b>Indexed: {said}</b> in {report.seconds:.1f} s.</p>"]
     left = [f"{skipped.key}: {skipped.reason}" for skipped in report.skipped]
-    left += [f"{name}: no picture" for name in ignored] + [
+    left += [f"{name}: not an image" for name in ignored] + [
         f"{path}: only in the CSV file" for path in report.unmatched
     ]
     if left:
         shown = "".join(f"<li>{html.escape(line)}</li>" for line in left[:SHOWN_SKIPPED])
         more = f"<li>and {len(left) - SHOWN_SKIPPED:,} more</li>" if len(left) > SHOWN_SKIPPED else ""
-        lines.append(f"<p>Left out:</p><ul>{shown}{more}</ul>")
+        lines.append(f"<p>Skipped:</p><ul>{shown}{more}</ul>")
     return f'<div class="mra-status{" mra-warning" if left else ""}" role="status">{"".join(lines)}</div>'
 
 
 def as_data(image: Image.Image | None, size: tuple[int, int]) -> str:
-    """Embed a picture in the page itself, so that no file has an address that could be requested."""
+    """Encode an image as a data URL, so that no image file has an address."""
     if image is None:
         return ""
     buffer = io.BytesIO()

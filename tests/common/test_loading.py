@@ -83,5 +83,5 @@ def test_another_models_tokenizer_is_refused(tmp_path):
         model.config.text_config.vocab_size = vocab_size
         model.config.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match=f"the tokenizer has {words} words, the model {vocab_size} "):
+        with pytest.raises(ValueError, match=f"the tokenizer has {words} tokens, but the model has {vocab_size} "):
             load_processor(str(tmp_path))

@@ -1,6 +1,7 @@
 import pytest
 
 from data_scripts.csv_rows import read_csv_rows
+from data_scripts.row_checks import RowError
 
 
 REQUIRED = ("path", "caption")
@@ -25,10 +26,6 @@ def test_rows_are_read_as_texts(tmp_path):
     [
         ("", "caption is missing, got an empty file"),
         ("path;caption\na;b\n", "path, caption is missing, got path;caption"),
-        (
-            "path,caption\na,b\na,b,c\n",
-            "row 1 .counting from 0, without the header. cannot be read: 3 cells, expected 2",
-        ),
         ('path,caption\na,"b', "row 0 .*unexpected end of data"),
     ],
 )
@@ -36,6 +33,13 @@ def test_what_is_no_csv_is_told(tmp_path, text, problem):
     path = write(tmp_path / "a.csv", text)
     with pytest.raises(ValueError, match=f"{path}: .*{problem}"):
         list(read_csv_rows(path, REQUIRED))
+
+
+def test_a_row_of_too_many_cells_is_an_error_of_its_own(tmp_path):
+    path = write(tmp_path / "a.csv", "path,caption\na,b\na,b,c\nd,e\n")
+    first, error, last = read_csv_rows(path, REQUIRED)
+    assert isinstance(error, RowError) and "expected 2 cells, got 3" in str(error)
+    assert [first, last] == [{"path": "a", "caption": "b"}, {"path": "d", "caption": "e"}]
 
 
 def test_another_encoding_is_told(tmp_path):

@@ -39,9 +39,14 @@ def written(rows) -> bytes:
 
 
 @examples(200)
-@given(columns=st.permutations(["path", "caption", "note", ""]), rows=st.lists(st.lists(texts, min_size=4, max_size=4), max_size=6),
-       bom=st.booleans())  # fmt: skip
-@example(columns=["path", "caption", "note", ""], rows=[["a.jpg", "a man", "x", ""], ["b.jpg", "a man", "", "y"]], bom=False)
+@given(
+    columns=st.permutations(["path", "caption", "note", ""]),
+    rows=st.lists(st.lists(texts, min_size=4, max_size=4), max_size=6),
+    bom=st.booleans(),
+)
+@example(
+    columns=["path", "caption", "note", ""], rows=[["a.jpg", "a man", "x", ""], ["b.jpg", "a man", "", "y"]], bom=False
+)
 def test_tables_are_read_as_they_were_written(place, columns, rows, bom):
     expected = [
         {name: cell.strip() for name, cell in zip(columns, row, strict=True) if name and cell.strip()} for row in rows

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from mra.gallery import Gallery
 from mra.gallery.calibration import SplitScores, threshold_curve
+from tests.helpers.galleries import encoder_of, make_split, write_pictures
 
 
 def test_false_alarms_and_misses_by_hand():
@@ -22,3 +24,14 @@ def test_false_alarms_and_misses_by_hand():
     assert curve[0.5] == (0.5, 0.5)
     assert curve[0.85] == (0.0, 0.5)
     assert curve[1.0] == (0.0, pytest.approx(1.0))
+
+
+def test_calibration_is_saved_with_the_gallery(model, tmp_path):
+    write_pictures(tmp_path / "people", 4)
+    with Gallery(tmp_path / "g.db", encoder=encoder_of(model)) as gallery:
+        gallery.build(tmp_path / "people")
+        assert (gallery.threshold, gallery.calibration) == (0.5, None)
+        saved = gallery.calibrate(make_split(), rerank=4, name="drawn")
+    with Gallery(tmp_path / "g.db", encoder=encoder_of(model)) as gallery:
+        assert gallery.calibration == saved
+        assert gallery.search("a red coat").threshold == saved.threshold

@@ -1,23 +1,22 @@
-"""The commands that keep a gallery, as a user runs them: every verb, wrong input, and builds killed at random."""
+"""The commands that keep a gallery, as a user runs them: every verb, wrong input, and commands that are killed."""
 
+import contextlib
 import importlib
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 
 from mra.cli import main
 from mra.gallery import Gallery
-from tests.helpers.galleries import draw_picture, encoder_of, save_tiny_model, write_pictures
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
+from mra.gallery.connection import Client
+from tests.helpers.galleries import contents, draw_picture, encoder_of, make_split, write_pictures
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def test_the_life_of_a_gallery(run, model, tmp_path):
     assert "threshold  0.5, not calibrated" in run("stats", *place)
     assert "8 images, 0 problems, 0 without cached tokens" in run("verify", *place)
     text = run("remove", *place, "--where", 'camera == "cam_1"')
-    assert "removed 2 images" in text and "6 are left" in text and "would index them again" in text
+    assert "removed 2 images" in text and "6 remain" in text and "would index them again" in text
     draw_picture(42).save(people / keys[0])
     with pytest.raises(SystemExit) as stopped:
         run("verify", *place)
@@ -60,8 +59,6 @@ def test_the_life_of_a_gallery(run, model, tmp_path):
 
 
 def test_calibrate_writes_the_threshold(run, model, tmp_path):
-    from tests.gallery.test_gallery import make_split
-
     write_pictures(tmp_path / "people", 2)
     (tmp_path / "set").mkdir()
     make_split().to_parquet(tmp_path / "set" / "validation-00000-of-00001.parquet")
@@ -78,7 +75,7 @@ def test_calibrate_writes_the_threshold(run, model, tmp_path):
         (["stats"], "mra index stats: there is no gallery at"),
         (["remove", "--keys", "x"], "there is no gallery at"),
         (["add", "--images", "people"], "there is no gallery at"),
-        (["build", "--images", "people"], "is new: give the model to build it with"),
+        (["build", "--images", "people"], "is new: pass the model to build it with"),
         (["build", "--images", "people", "--model", "no/such/model"], "model no/such/model is neither a folder"),
         (["build", "--images", "empty", "--model", "nowhere"], "images empty is a folder without data"),
         (["build", "--images", "photos/of/2026", "--model", "nowhere"], "photos/of/2026 does not exist"),
@@ -98,70 +95,147 @@ def test_wrong_input_ends_in_one_line(run, tmp_path, monkeypatch, capsys, argume
     assert not (tmp_path / "g.db").exists()
 
 
-# ---------------------------------------------------------------- killed at random
+# ---------------------------------------------------------------- killed
 
-# What a build writes with; a killed one dies right before or right after one of their calls.
+# What the commands write with: requests to the engine, and files. A killed command dies right before or after one of them.
+REQUESTS = ("create_collection", "create_alias", "alter_alias", "drop_collection", "upsert", "delete", "flush")
 WRITERS = (
-    "mra.gallery.milvus.EmbeddedStore.upsert",
-    "mra.gallery.milvus.EmbeddedStore.write_info",
     "mra.gallery.token_cache.TokenCache.write",
+    "mra.gallery.token_cache.TokenCache.remove",
+    "mra.gallery.token_cache.TokenCache.keep_only",
     "mra.gallery.parts.FileStore.write",
+    "mra.gallery.parts.FileStore.keep_only",
 )
 
 
-def build_and_die(arguments: list[str], calls: int, after: bool) -> None:
-    """Runs the command in a process that kills itself at its `calls`-th write."""
-    torch.set_num_threads(1)  # as in this process: sums are rounded otherwise on more
-    left = [calls]
+@contextlib.contextmanager
+def counted_writes(deadly: int | None = None, after: bool = False):
+    """Count the writes of the commands in the block, and kill this process at one of them.
 
-    def deadly(write):
+    Yields:
+        A list of one number, the writes until now.
+    """
+    count = [0]
+
+    def counting(write):
         def call(*args, **kwargs):
-            left[0] -= 1
-            if left[0] == 0 and not after:
+            count[0] += 1
+            dies = count[0] == deadly
+            if dies and not after:
                 os.kill(os.getpid(), signal.SIGKILL)
             result = write(*args, **kwargs)
-            if left[0] == 0:
+            if dies:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
         return call
 
-    for name in WRITERS:
-        module, owner, method = name.rsplit(".", 2)
-        owner = getattr(importlib.import_module(module), owner)
-        setattr(owner, method, deadly(getattr(owner, method)))
-    main(["index", *arguments])
+    get = Client.__getattr__
+
+    def get_counting(self, name):
+        return counting(get(self, name)) if name in REQUESTS else get(self, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Client, "__getattr__", get_counting)
+        for name in WRITERS:
+            module, owner, method = name.rsplit(".", 2)
+            owner = getattr(importlib.import_module(module), owner)
+            patch.setattr(owner, method, counting(getattr(owner, method)))
+        yield count
 
 
-def test_a_build_killed_five_times_equals_one_built_in_one_go(run, model, tmp_path):
-    people = tmp_path / "people"
-    write_pictures(people, 30)
+def run_and_die(arguments: list[str], moment: tuple[int, bool]) -> None:
+    """Run the command in a process that kills itself at a write."""
+    torch.set_num_threads(1)  # as in this process: sums are rounded otherwise on more
+    with counted_writes(*moment):
+        main(["index", *arguments])
+
+
+def state_of(place: Path, model: str) -> dict:
+    """Read everything that a gallery holds, and search it."""
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        assert gallery.verify().problems == []
+        hits = gallery.search("a red coat", top=40).hits
+        info = {name: value for name, value in gallery._state.info.items() if name != "is_removing"}
+        return {
+            "records": contents(gallery),
+            "tokens": {hit.key: gallery.image_tokens(hit.key).numpy().tobytes() for hit in hits},
+            "files": sorted(
+                path.relative_to(place).as_posix() for path in (place / "files").rglob("*") if path.is_file()
+            ),
+            "hits": sorted((hit.key, hit.score) for hit in hits),  # equal images have no order
+            "info": info,
+        }
+
+
+@pytest.fixture(scope="module")
+def started(model, tmp_path_factory):
+    """A gallery, its folder of images, and that folder as it is later; a labelled split."""
+    folder = tmp_path_factory.mktemp("started")
+    keys = write_pictures(folder / "before", 7)
+    cameras = "".join(f"{key},c{number % 3}\n" for number, key in enumerate(keys))
+    (folder / "before.csv").write_text(f"path,camera\n{cameras}")
+    people = folder / "people"
+    shutil.copytree(folder / "before", people)
+    build = ["--model", model, "--device", "cpu", "--batch_size", "3", "--copy_images"]
+    place = ["--gallery", f"{folder}/before.db", "--images", str(people), "--metadata", f"{folder}/before.csv"]
+    main(["index", "build", *build, *place])
+    (people / keys[0]).unlink()
+    draw_picture(99).save(people / keys[1])
+    shutil.copy(people / keys[2], people / "twin.jpg")
     (people / "aaa.jpg").write_bytes(b"unreadable, and first of all")
-    (people / "cam_1" / "bad.png").write_text("unreadable")
-    (people / "zzz.png").write_bytes((people / "cam_0" / "000.jpg").read_bytes())
-    options = ["--images", people, "--model", model, "--device", "cpu", "--batch_size", "3", "--copy_images"]
-    pick, context = random.Random(), multiprocessing.get_context("forkserver")
+    write_pictures(people, 2, first=7)
+    make_split(6).to_parquet(folder / "split" / "validation.parquet")
+    return folder, build
+
+
+VERBS = ("build", "prune", "remove", "calibrate")
+
+
+def check_killed(started, model: str, tmp_path: Path, verb: str, most: int | None) -> None:
+    """Kill a command at some of its writes, or all; each time the gallery works, and the same command finishes."""
+    folder, build = started
+    arguments = {
+        "build": ["build", *build, "--images", f"{folder}/people"],
+        "prune": ["build", *build, "--images", f"{folder}/people", "--prune"],
+        "remove": ["remove", "--where", 'camera in ["c0", "c1"]'],
+        "calibrate": ["calibrate", "--dataset", f"{folder}/split", "--rerank", "3", "--device", "cpu"],
+    }[verb]
+
+    def start(name: str) -> tuple[Path, list[str]]:
+        place = tmp_path / name / "g.db"
+        place.parent.mkdir()
+        if verb != "build":
+            shutil.copytree(folder / "before.db", place)
+        return place, [*arguments, "--gallery", str(place)]
+
+    whole, command = start("whole")
+    with counted_writes() as count:
+        main(["index", *command])
+    expected = state_of(whole, model)
+    moments = [(number, after) for number in range(1, count[0] + 1) for after in (False, True)]
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mra.cli", "mra.gallery.index_verbs", "pymilvus", "milvus_lite.db"])
-    moments = []
-    for _ in range(5):
-        moments.append((pick.randint(1, 15), pick.random() < 0.5))
-        arguments = ["build", "--gallery", str(tmp_path / "killed.db"), *map(str, options)]
-        process = context.Process(target=build_and_die, args=(arguments, *moments[-1]))
+    for moment in moments if most is None else random.Random(verb).sample(moments, most):
+        place, command = start("{}_{}".format(*moment))
+        process = context.Process(target=run_and_die, args=(command, moment))
         process.start()
         process.join(120)
-        assert process.exitcode == -signal.SIGKILL, moments
-    run("build", "--gallery", tmp_path / "killed.db", *options)
-    run("build", "--gallery", tmp_path / "whole.db", *options)
-    found = []
-    for name in ("killed", "whole"):
-        with Gallery(tmp_path / f"{name}.db", encoder=encoder_of(model)) as gallery:
-            assert gallery.verify().problems == []
-            records = {record.key: record for record in gallery._state.store.records(embeddings=True)}
-            tokens = {key: gallery.image_tokens(key).numpy().tobytes() for key in records}
-            copies = {path.name for path in gallery.roots[-1].rglob("*.*") if path.is_file()}
-            hits = gallery.search("a red coat", top=40).hits
-            embeddings = {key: record.embedding.tobytes() for key, record in records.items()}
-            found.append((records, embeddings, tokens, copies, [(hit.key, hit.score) for hit in hits], gallery.fields))
-    assert len(found[0][0]) == 31
-    for killed, whole in zip(*found, strict=True):
-        assert killed == whole, moments
+        assert process.exitcode == -signal.SIGKILL, moment
+        with Gallery(place, encoder=encoder_of(model)) as gallery:
+            if len(gallery):
+                assert gallery.search("a red coat").hits
+        main(["index", *command])
+        found = state_of(place, model)
+        assert [name for name in expected if found[name] != expected[name]] == [], moment
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_killed_command_leaves_a_gallery_that_works_and_finishes_when_repeated(started, model, tmp_path, verb):
+    check_killed(started, model, tmp_path, verb, most=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_command_can_be_killed_at_any_write(started, model, tmp_path, verb):
+    check_killed(started, model, tmp_path, verb, most=None)

@@ -4,10 +4,12 @@ import numpy as np
 import pymilvus
 import pytest
 
+from mra.gallery import Gallery
 from mra.gallery.connection import is_server
 from mra.gallery.milvus import EmbeddedStore, MilvusStore
 from mra.gallery.store import Record
 from mra.gallery.where import RECORD_FIELDS, parse_where
+from tests.helpers.galleries import encoder_of
 
 
 class Client:
@@ -112,3 +114,30 @@ def test_every_name_of_a_file_can_be_listed_found_and_removed(tmp_path, monkeypa
         store.delete([name])
         assert store.count() == left
     store.close()
+
+
+@pytest.mark.parametrize("damage", ["cut", "folder", "empty"])
+@pytest.mark.parametrize("name", ["schema.json", "manifest.json", "*.parquet"])
+def test_a_damaged_index_is_reported_in_one_sentence(model, damaged, name, damage):
+    place, records = damaged
+    (file,) = records.rglob(name)
+    data = file.read_bytes()
+    file.unlink()
+    if damage == "folder":
+        file.mkdir()
+    else:
+        file.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
+    if name == "manifest.json" and damage != "folder":
+        with Gallery(place, encoder=encoder_of(model)) as gallery:
+            assert gallery.verify().problems
+        return
+    with pytest.raises(ValueError, match=r"gallery .*g\.db cannot be read \(.*a file of its index is damaged"):
+        Gallery(place, encoder=encoder_of(model))
+
+
+def test_an_index_without_its_alias_is_named_again(model, damaged, caplog):
+    place, _ = damaged
+    (place / "aliases.json").unlink()
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        assert len(gallery) == 4 and gallery.verify().problems == []
+    assert "had lost the alias of its index: restored" in caplog.text

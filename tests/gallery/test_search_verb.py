@@ -1,13 +1,14 @@
 """The search command as a user runs it: table, JSON, picture, filters, phrases, and errors in one line."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
 
 from mra.cli import main
 from mra.gallery import Gallery
-from tests.helpers.galleries import encoder_of, save_tiny_model, write_pictures
+from tests.helpers.galleries import draw_picture, encoder_of, save_tiny_model, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +82,17 @@ def test_the_picture_has_a_row_for_each_sentence(run, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "give a sentence, --image, or both"),
+        ([], "TEXT or --image must be given, or both"),
         (
             ["x", "--where", "hat == 1"],
             "mra search: where: 'hat' is not a field of this gallery: it has key, camera, time",
         ),
-        (["x", "--where", 'camera = "c0"'], "cannot be read"),
+        (["x", "--where", 'camera = "c0"'], "cannot be parsed"),
         (["--image", "nowhere.jpg"], "image nowhere.jpg cannot be read"),
-        (["x", "--token_cache", "nan"], "--token_cache must be a number of GiB, at least 0, got nan"),
-        (["x", "--token_cache", "inf"], "--token_cache must be a number of GiB"),
+        (["x", "--token_cache", "nan"], "--token_cache must be at least 0 GiB and finite, got nan"),
+        (["x", "--token_cache", "inf"], "--token_cache must be at least 0 GiB"),
         (["x", "--top", "0"], "top must be at least 1"),
-        (["x", "--where", 'camera == "c7"', "--save", "r.png"], "there is no hit to draw"),
+        (["x", "--where", 'camera == "c7"', "--save", "r.png"], "--save has no hit to draw"),
         (["x", "--save", "nowhere/r.png"], "--save nowhere/r.png cannot be written"),
         (["x", "--save", "r.unknown"], "--save r.unknown cannot be written"),
         (["x", "--backend", "onnx"], "--backend onnx needs --model"),
@@ -103,3 +104,12 @@ def test_wrong_input_ends_in_one_line(run, tmp_path, monkeypatch, capsys, argume
         run(*arguments)
     assert message in f"{stopped.value} {capsys.readouterr().err}"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_are_not_utf_8_are_printed_and_drawn(run, place, tmp_path):
+    image = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")
+    draw_picture(0).save(image)
+    saved = os.fsdecode(os.fsencode(tmp_path) + b"/r\xe9sult.png")
+    assert r"caf\udce9.jpg" in run("a red coat", "--image", image, "--save", saved)
+    assert os.path.getsize(saved)
+    assert json.loads(run("--image", image, "--json"))["query"].endswith("caf\udce9.jpg")

@@ -7,15 +7,10 @@ import pytest
 from mra.cli import main
 from mra.gallery import Gallery
 from mra.gallery.milvus import MilvusStore
-from tests.helpers.galleries import encoder_of, save_tiny_model, write_pictures
+from tests.helpers.galleries import encoder_of, write_pictures
 
 
 pytestmark = pytest.mark.server
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def test_the_life_of_a_gallery_on_a_server(milvus_server, model, tmp_path, monkeypatch, capsys):

@@ -23,8 +23,42 @@ TESTS = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-TEXTS = ["a", "ab", "B", "é", "人", "😀", 'the "gate"', "it's", "back\\slash", "a\nb", "tab\t", "\x01", "\x7f", "%", "a_b", "{x}"]
-NUMBERS = [-2, 0, 1, 7, 2**53 - 1, -0.5, 2.5, 1e-300, 5e-324, 1e16, 2.0**53, 2.0**62, 2.0**63, -(2.0**63), 1.7e308, 0.1]
+TEXTS = [
+    "a",
+    "ab",
+    "B",
+    "é",
+    "人",
+    "😀",
+    'the "gate"',
+    "it's",
+    "back\\slash",
+    "a\nb",
+    "tab\t",
+    "\x01",
+    "\x7f",
+    "%",
+    "a_b",
+    "{x}",
+]
+NUMBERS = [
+    -2,
+    0,
+    1,
+    7,
+    2**53 - 1,
+    -0.5,
+    2.5,
+    1e-300,
+    5e-324,
+    1e16,
+    2.0**53,
+    2.0**62,
+    2.0**63,
+    -(2.0**63),
+    1.7e308,
+    0.1,
+]
 TIMES = ["0001-01-01T00:00:00", "2026-01-01T00:00:00", "2026-02-03T04:05:06.500000", "9999-12-31T23:59:59.999999"]
 
 
@@ -118,8 +152,10 @@ def joined(parts):
 
 conditions = st.recursive(
     comparisons(),
-    lambda inner: st.tuples(inner, st.sampled_from(["and", "or"]), inner).map(joined)
-    | inner.map(lambda part: (f"not ({part[0]})", lambda record: negated(part[1](record)))),
+    lambda inner: (
+        st.tuples(inner, st.sampled_from(["and", "or"]), inner).map(joined)
+        | inner.map(lambda part: (f"not ({part[0]})", lambda record: negated(part[1](record))))
+    ),
     max_leaves=6,
 )
 
@@ -140,13 +176,80 @@ def test_memory_and_milvus_choose_what_sql_means(stores, condition):
 
 
 words = st.sampled_from(
-    [*FIELDS, "and", "or", "not", "in", "is", "==", "!=", "<", ">=", "=", "(", ")", "[", "]", ",", "-", "+", "~", ".", ":="]
-    + ["lambda", ":", "*", "if", "else", "True", "None", "...", "1j", "b''", "f'{x}'", "0x" + "f" * 3900, "1e999", "5" * 500]
-    + ['"c1"', "'a'", '"0001-01-01T00:00:00+14:00"', '"9999-12-31T23:59:59-12:00"', '"2026-13-01"', '"24:00"', "speed > 1"]
-    + [str(2**62), str(2**63), str(-(2**63)), "1_0", "#", "\\", "\n", "\r", "\t", "\x0c", "\x0b", "\0", "\ufeff", "\ud800", "'"]
-    + ["(" * 150, ")" * 150, "not " * 900, "-" * 900, "[" * 150, "key." * 700, "é", "ﬁeld", "\u2028", "\x1c", "\x85"]
+    [
+        *FIELDS,
+        "and",
+        "or",
+        "not",
+        "in",
+        "is",
+        "==",
+        "!=",
+        "<",
+        ">=",
+        "=",
+        "(",
+        ")",
+        "[",
+        "]",
+        ",",
+        "-",
+        "+",
+        "~",
+        ".",
+        ":=",
+        "lambda",
+        ":",
+        "*",
+        "if",
+        "else",
+        "True",
+        "None",
+        "...",
+        "1j",
+        "b''",
+        "f'{x}'",
+        "0x" + "f" * 3900,
+        "1e999",
+        "5" * 500,
+        '"c1"',
+        "'a'",
+        '"0001-01-01T00:00:00+14:00"',
+        '"9999-12-31T23:59:59-12:00"',
+        '"2026-13-01"',
+        '"24:00"',
+        "speed > 1",
+        str(2**62),
+        str(2**63),
+        str(-(2**63)),
+        "1_0",
+        "#",
+        "\\",
+        "\n",
+        "\r",
+        "\t",
+        "\x0c",
+        "\x0b",
+        "\0",
+        "\ufeff",
+        "\ud800",
+        "'",
+        "(" * 150,
+        ")" * 150,
+        "not " * 900,
+        "-" * 900,
+        "[" * 150,
+        "key." * 700,
+        "é",
+        "ﬁeld",
+        "\u2028",
+        "\x1c",
+        "\x85",
+    ]
 )
-sentences = st.lists(words, max_size=12).flatmap(lambda parts: st.sampled_from([" ", ""]).map(lambda gap: gap.join(parts)))
+sentences = st.lists(words, max_size=12).flatmap(
+    lambda parts: st.sampled_from([" ", ""]).map(lambda gap: gap.join(parts))
+)
 
 
 @examples(1500)

@@ -4,6 +4,10 @@ import functools
 import random
 from pathlib import Path
 
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from modeling_mra import MRAForImageTextRetrieval
@@ -49,3 +53,62 @@ def write_pictures(folder: Path, count: int, first: int = 0) -> list[str]:
         draw_picture(number).save(path)
         keys.append(path.relative_to(folder).as_posix())
     return sorted(keys)
+
+
+def contents(gallery) -> dict:
+    """Everything that the records hold."""
+    return {
+        record.key: (
+            record.content,
+            record.path,
+            record.camera,
+            record.time,
+            record.metadata,
+            record.embedding.tobytes(),
+        )
+        for record in gallery._state.store.records(embeddings=True)
+    }
+
+
+def make_split(count: int = 12) -> datasets.Dataset:
+    captions = [
+        f"a {colour} coat and {shoes} shoes" for colour in ("red", "blue", "green") for shoes in ("white", "black")
+    ]
+    return datasets.Dataset.from_dict(
+        {
+            "image": [draw_picture(number) for number in range(count)],
+            "captions": [[captions[number % len(captions)]] for number in range(count)],
+            "image_id": [number // 2 for number in range(count)],
+        },
+        features=datasets.Features(
+            {
+                "image": datasets.Image(),
+                "captions": datasets.List(datasets.Value("string")),
+                "image_id": datasets.Value("int64"),
+            }
+        ),
+    )
+
+
+def everything_on_disk(folder: Path) -> bytes:
+    """All files as they are, and the columns of compressed ones as they are read."""
+    parts = []
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        try:
+            parts.append(path.read_bytes())
+        except FileNotFoundError:  # the engine deletes its logs in the background
+            continue
+        parts.append(str(path).encode())
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+            parts += [
+                str(table.drop_columns([n for n in table.column_names if n == "embedding"]).to_pylist()).encode()
+            ]
+            if "embedding" in table.column_names:
+                parts += [np.asarray(row, np.float32).tobytes() for row in table["embedding"].to_pylist()]
+        elif path.suffix == ".arrow":
+            with pa.memory_map(str(path)) as source:
+                parts.append(str(list(pa.ipc.open_stream(source))).encode())
+    return b"".join(parts)

@@ -20,12 +20,10 @@ def test_features_that_are_not_finite_name_the_row(world, value):
     _, processor, dataset = world
     model = tiny_model()
     model.mra.text_model.embeddings.word_embeddings.weight.data[processor.tokenizer.unk_token_id] = value
-    with pytest.raises(
-        ValueError, match=r"the embedding of text 1 \(counting from 0\) is not finite, and so are 0 more"
-    ):
+    with pytest.raises(ValueError, match="the embedding of text 1, counted from 0, is not finite"):
         encode_texts(model, processor, ["red coat", "\N{SNOWMAN}", "red"], batch_size=1)
     model.mra.vision_model.swin.norm.bias.data[0] = value
-    with pytest.raises(ValueError, match=r"the embedding of image 0 .* is not finite, and so are 9 more"):
+    with pytest.raises(ValueError, match=r"the embedding of image 0 \(and 9 more\), counted from 0, is not finite"):
         encode_images(model, processor, dataset)
 
 

@@ -104,6 +104,7 @@ def test_both_encoders_describe_the_same_model(encoders):
         assert getattr(encoders[0], name) == getattr(encoders[1], name), name
 
 
+@pytest.mark.slow
 def test_a_linear_projection_and_another_opset(tmp_path):
     """The image encoder alone, which takes a third of the time."""
     model = tiny_model(tiny_config(projection_type="linear"), cls=MRAForImageTextRetrieval)

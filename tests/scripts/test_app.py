@@ -74,9 +74,9 @@ def test_a_program_searches_by_an_image(client, root):
 
 
 def test_a_program_is_told_what_is_wrong(client):
-    with pytest.raises(AppError, match="describe the person, or give an image"):
+    with pytest.raises(AppError, match="description and image are empty"):
         ask(client, text="")
-    with pytest.raises(AppError, match="is no field of this gallery"):
+    with pytest.raises(AppError, match="is not a field of this gallery"):
         ask(client, where='password == "x"')
     with pytest.raises(AppError, match="no image of the gallery has the key"):
         client.predict("a red coat", "../../secret.jpg", api_name="/explain")
@@ -183,7 +183,7 @@ def test_nothing_of_an_upload_is_left_when_the_page_stops(root):
     scratch.mkdir()
     with running_page(gallery, root / "stopped.log", env={"TMPDIR": str(scratch)}) as url:
         client = Client(url, verbose=False)
-        with pytest.raises(AppError, match="the gallery is empty"):
+        with pytest.raises(AppError, match="gallery is empty"):
             ask(client, text="", image=handle_file(root / "secret.jpg"))
         client.close()
         assert list(scratch.rglob("secret.jpg"))
@@ -201,7 +201,7 @@ def test_what_is_wrong_is_told_without_a_traceback(root, monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        with pytest.raises(SystemExit, match=f"app.py: port {port} is taken: pass another --port"):
+        with pytest.raises(SystemExit, match=f"app.py: port {port} is in use: pass a different --port"):
             server.main(["--gallery", str(root / "other.db"), "--port", port])
     monkeypatch.setenv("MRA_GALLERY", "x.db")
     assert PageArguments().gallery == "x.db"

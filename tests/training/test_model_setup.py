@@ -109,11 +109,11 @@ def test_the_published_start_of_the_projections_is_not_clipped(tokenizer, tmp_pa
 def test_tokenizer_must_fit(tokenizer, tmp_path):
     shape = json.loads(json.dumps(SHAPE))
     shape["model_config"]["text_config"]["vocab_size"] = 20
-    with pytest.raises(ValueError, match="51 tokens, but the model has 20"):
+    with pytest.raises(ValueError, match="the tokenizer has 51 tokens, but the model has 20"):
         setup(tokenizer_name=tokenizer, **shape)
     setup(tokenizer_name=tokenizer, **SHAPE)[2].save_pretrained(tmp_path / "start")  # no tokenizer beside it
     MRAImageProcessor().save_pretrained(tmp_path / "start")
-    with pytest.raises(ValueError, match="the tokenizer has 5 words, the model 51"):
+    with pytest.raises(ValueError, match="`tokenizer` holds 5 special tokens and no words"):
         setup(model_name_or_path=str(tmp_path / "start"))
 
 

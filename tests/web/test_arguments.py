@@ -26,4 +26,4 @@ def test_a_page_needs_a_gallery(capsys):
     with pytest.raises(SystemExit) as stopped:
         main([])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == "app.py: error: --gallery is needed (or MRA_GALLERY)\n"
+    assert capsys.readouterr().err == "app.py: error: --gallery is missing: pass it, or set MRA_GALLERY\n"

@@ -57,11 +57,11 @@ def test_an_image_can_be_searched_by(page, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"text": " "}, "describe the person, or give an image"),
-        ({"text": "x" * (MAX_TEXT + 1)}, "longer than 1000 characters"),
+        ({"text": " "}, "description and image are empty"),
+        ({"text": "x" * (MAX_TEXT + 1)}, "1,001 characters, expected at most 1,000"),
         ({"filters": ([], "yesterday", "", "")}, "is not a time"),
         ({"filters": ([], "", "", "__import__('os')")}, "is not a comparison"),
-        ({"filters": ([], "", "", 'camera == "c1") or (key == "x"')}, "cannot be read"),
+        ({"filters": ([], "", "", 'camera == "c1") or (key == "x"')}, "cannot be parsed"),
     ],
 )
 def test_what_cannot_be_asked_is_told(page, changes, problem):
@@ -92,9 +92,9 @@ def test_phrases_are_scored(page):
     expected = page.gallery.match(["red coat", "black backpack"], ["cam_0/000.jpg"])[:, 0]
     assert [score.match_probability for score in scores] == pytest.approx(expected.tolist())
     for phrases, key, problem in (
-        ("a", "", "choose a result"),
-        (" ,", "cam_0/000.jpg", "write 1 to 10"),
-        ("a," * 11, "cam_0/000.jpg", "write 1 to 10"),
+        ("a", "", "choose one first"),
+        (" ,", "cam_0/000.jpg", "expected 1 to 10 phrases"),
+        ("a," * 11, "cam_0/000.jpg", "expected 1 to 10 phrases"),
     ):
         with pytest.raises(ValueError, match=problem):
             page.score_phrases(phrases, key)
@@ -134,9 +134,9 @@ def test_a_refused_upload_adds_nothing(page, tmp_path):
     for number in range(6):
         folder.mkdir(exist_ok=True)
         draw_picture(number).save(folder / f"{number}.png")
-    with pytest.raises(ValueError, match="more than 5 pictures"):
+    with pytest.raises(ValueError, match="more than 5 images"):
         page.index_upload([str(path) for path in sorted(folder.iterdir())], None)
-    with pytest.raises(ValueError, match="choose pictures"):
+    with pytest.raises(ValueError, match="choose images"):
         page.index_upload(None, None)
 
 
@@ -154,7 +154,7 @@ def test_an_empty_gallery_says_so(model):
     with Gallery(":memory:", encoder=encoder_of(model)) as gallery:
         page = Page(gallery, [], UploadLimits())
         assert page.stats() is None and page.cameras() == []
-        with pytest.raises(ValueError, match="the gallery is empty: add images first"):
+        with pytest.raises(ValueError, match="gallery is empty: add images first"):
             search(page)
 
 

@@ -70,8 +70,8 @@ def test_the_status_tells_the_likely_from_the_unlikely():
     assert (
         "Probably not in the gallery: no image reaches the threshold of 50%" in unlikely and "mra-warning" in unlikely
     )
-    assert "similarity alone" in app_view.show_status(SearchResult([make_hit(score=None, likely=None)], 0.5, timings))
-    assert "No image fits the filters" in app_view.show_status(SearchResult([], 0.5, timings))
+    assert "similarity only" in app_view.show_status(SearchResult([make_hit(score=None, likely=None)], 0.5, timings))
+    assert "No image matches the filters" in app_view.show_status(SearchResult([], 0.5, timings))
 
 
 def test_a_result_is_shown_with_its_words():
@@ -80,7 +80,7 @@ def test_a_result_is_shown_with_its_words():
     assert shown.count("mra-faint") == 1 and "Result 1: 84.0% match" in shown
     assert "camera: c1 · time: 2026-01-31 08:00 · note: door" in shown and "secret" not in shown
     without = app_view.show_detail(make_hit(), IMAGE, None)
-    assert re.findall(r"<figcaption>([^<]*)", without) == ["image"] and "Ask in words" in without
+    assert re.findall(r"<figcaption>([^<]*)", without) == ["image"] and "Search by text" in without
 
 
 def test_phrases_are_bars():

@@ -1,6 +1,6 @@
-# Everything runs in .venv, which is made on first use; PYTHON chooses the interpreter that makes it (3.11 to 3.14).
+# Everything runs in .venv, which is created on first use by the interpreter PYTHON (3.11 to 3.14).
 PYTHON ?= python3
-# Threads sleep while they wait for each other: recipes/demo_environment.sh says why.
+# Threads sleep while they wait for each other: see recipes/demo_environment.sh.
 export OMP_WAIT_POLICY ?= PASSIVE
 BIN := .venv/bin
 SAMPLE := data/sample
@@ -13,8 +13,8 @@ CODE := $(wildcard *.py) docs/site_hooks.py mra data_scripts metrics benchmarks 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Gradio needs an older Pillow, whose resized pictures differ in a few pixels from those of the reference vectors: what it
-# needs goes into an environment of its own.
+# Gradio needs an older Pillow, which resizes images slightly differently from the reference vectors, so the app has its own
+# environment.
 EXTRAS := dev,deepspeed,tracking,dad,search
 .venv-app/installed: EXTRAS := app,app-test
 
@@ -24,12 +24,12 @@ EXTRAS := dev,deepspeed,tracking,dad,search
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	touch $@
 
-install: .venv/installed  ## Make .venv and install the project with its test and training extras
+install: .venv/installed  ## Create .venv and install the project with its test and training extras
 
-demo: .venv/installed  ## Sample data -> pretrain -> fine-tune -> evaluate -> ranked picture (about 10 minutes on 2 cores)
+demo: .venv/installed  ## Sample data -> pretrain -> fine-tune -> evaluate -> picture of rankings (about 10 minutes on 2 cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/sample/demo.sh
 
-demo-search: .venv/installed  ## After demo: index the sample test images, search them in words (under 2 minutes)
+demo-search: .venv/installed  ## After demo: index the sample test images and search them by text (under 2 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/sample/demo_search.sh
 
 test: .venv/installed  ## Run the tests (under 10 minutes on 2 cores, offline)
@@ -44,7 +44,7 @@ test-faults: .venv/installed  ## Kill, fill, cut and flip: what commands do on d
 mutants: .venv/installed  ## Change one thing at a time in the core modules; print how many changes the tests notice
 	$(BIN)/python -m tests.mutation.mutants
 
-test-app: .venv-app/installed  ## Use the web page in a real browser (needs chromium; installed with apt-get where it may)
+test-app: .venv-app/installed  ## Test the web page in a real browser (needs chromium; installed with apt-get if permitted)
 	@if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; then \
 		if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 			apt-get update && apt-get install --yes --no-install-recommends chromium chromium-driver; \
@@ -54,7 +54,7 @@ test-app: .venv-app/installed  ## Use the web page in a real browser (needs chro
 	fi
 	.venv-app/bin/python -m pytest -m app tests/scripts/test_app.py tests/scripts/test_app_browser.py tests/scripts/test_space.py
 
-test-server: .venv/installed  ## Test galleries on a real Milvus server (installs one, 60 MB; it listens on all addresses meanwhile)
+test-server: .venv/installed  ## Test galleries on a real Milvus server (installs one, 60 MB, which listens on all addresses during the tests)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server-test]'
 	$(BIN)/python -m pytest -m server tests/gallery/test_gallery.py tests/gallery/test_where.py tests/gallery/test_server.py
 
@@ -71,7 +71,7 @@ quality: .venv/installed  ## Check style, types and the direction of imports wit
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest tests/project/test_imports.py
 
-demo-dad: .venv/installed  ## Target set -> data factory with tiny models -> pretraining set -> 20 steps (about 4 minutes on 2 cores)
+demo-dad: .venv/installed  ## Target dataset -> data factory with tiny models -> pretraining set -> 20 steps (about 4 minutes on 2 cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/dad/demo.sh
 
 docs: .venv/installed  ## Build the documentation with the API into site/ (open site/index.html)

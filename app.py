@@ -1,8 +1,8 @@
-"""Web page to search a gallery of people, as a Hub Space or on this machine starts it.
+"""Start the web page that searches a gallery of people, on a Hub Space or locally.
 
     python app.py --model outputs/sample/finetune/best --gallery outputs/sample/gallery.db
 
-On a Space the environment says the same: MRA_MODEL, MRA_GALLERY, MRA_IMAGES. The page itself is mra/web.
+On a Space the environment variables MRA_MODEL, MRA_GALLERY and MRA_IMAGES set the same. The page itself is in mra/web.
 """
 
 import signal
@@ -12,5 +12,5 @@ from mra.web.server import main
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what was uploaded is deleted then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a normal exit, which also deletes uploads
     main()

@@ -1,6 +1,7 @@
 """Configuration of the MRA text-based person retrieval model: architecture and the choices of the objective."""
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
@@ -16,9 +17,15 @@ PROJECTION_TYPES = ("part_pooling", "linear")
 HEAD_INITIALIZATIONS = ("bert", "published")
 
 
+def _check_finite(config: PreTrainedConfig) -> None:
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{name}` must be a finite number, got {value}")
+
+
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}")
 
 
 @strict
@@ -29,7 +36,7 @@ class MRAVisionConfig(PreTrainedConfig):
         image_size (`list[int]`, *optional*, defaults to `[384, 256]`):
             Height and width of the input in pixels.
         patch_size (`int`, *optional*, defaults to 4):
-            Side of the square patches that are embedded.
+            Side of the square patches that are embedded, in pixels.
         embed_dim (`int`, *optional*, defaults to 128):
             Width of the first stage; each further stage doubles it.
         depths (`list[int]`, *optional*, defaults to `[2, 2, 18, 2]`):
@@ -48,7 +55,8 @@ class MRAVisionConfig(PreTrainedConfig):
             Epsilon of every LayerNorm.
 
     Raises:
-        ValueError: if the lists disagree in length or the image is not divisible by the total stride.
+        ValueError: if the lists disagree in length, the image is not divisible by the total stride, or a number is not
+            finite.
     """
 
     model_type = "mra_retrieval_vision"
@@ -70,21 +78,22 @@ class MRAVisionConfig(PreTrainedConfig):
         for name in ("image_size", "depths", "num_heads", "window_size"):
             setattr(self, name, list(getattr(self, name)))
         super().__post_init__(**kwargs)
+        _check_finite(self)
         stages = len(self.depths)
         for name in ("num_heads", "window_size"):
             if len(getattr(self, name)) != stages:
                 raise ValueError(
-                    f"`{name}` must hold one value for each of the {stages} stages of `depths`, got {getattr(self, name)}."
+                    f"`{name}` must hold one value for each of the {stages} stages of `depths`, got {getattr(self, name)}"
                 )
         if len(self.image_size) != 2 or any(side <= 0 or side % self.stride for side in self.image_size):
             raise ValueError(
                 f"`image_size` must be [height, width], both divisible by the total stride {self.stride}, "
-                f"got {self.image_size}."
+                f"got {self.image_size}"
             )
 
     @property
     def stride(self) -> int:
-        """Return the pixels between two image tokens."""
+        """Return the distance of two image tokens in pixels."""
         return self.patch_size * 2 ** (len(self.depths) - 1)
 
     @property
@@ -94,35 +103,35 @@ class MRAVisionConfig(PreTrainedConfig):
 
     @property
     def effective_window_size(self) -> list[int]:
-        """Side of the window of each stage, no longer than the stage's shorter side."""
+        """Return the side of each stage's window, at most the shorter side of the stage."""
         shorter = min(self.image_size) // self.patch_size
         return [min(window, shorter // 2**stage) for stage, window in enumerate(self.window_size)]
 
     @property
     def num_patches(self) -> int:
-        """Image tokens, the global token not counted."""
+        """Return the number of image tokens without the global token."""
         return self.grid_size[0] * self.grid_size[1]
 
     @property
     def hidden_size(self) -> int:
-        """Width of the image tokens."""
+        """Return the width of the image tokens."""
         return self.embed_dim * 2 ** (len(self.depths) - 1)
 
 
 @strict
 class MRATextConfig(BertConfig):
-    r"""Architecture of the BERT layers: the first ones read text alone, the last `num_fusion_layers` add cross-attention.
+    r"""Architecture of the BERT layers: the first read only text, the last `num_fusion_layers` add cross-attention.
 
     Args:
         num_hidden_layers (`int`, *optional*, defaults to 12):
-            All layers, text-only and fusion together.
+            Number of text-only and fusion layers together.
         num_fusion_layers (`int`, *optional*, defaults to 6):
-            Layers, counted from the last, that attend to the image.
+            Number of layers, counted from the last, that attend to the image.
 
     The other fields are those of [`~transformers.BertConfig`].
 
     Raises:
-        ValueError: if no text-only or no fusion layer is left.
+        ValueError: if no text-only or no fusion layer is left, or a number is not finite.
     """
 
     model_type = "mra_retrieval_text"
@@ -132,15 +141,16 @@ class MRATextConfig(BertConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        _check_finite(self)
         if not 0 < self.num_fusion_layers < self.num_hidden_layers:
             raise ValueError(
                 f"`num_fusion_layers` must lie between 1 and `num_hidden_layers` - 1 = {self.num_hidden_layers - 1}, "
-                f"got {self.num_fusion_layers}."
+                f"got {self.num_fusion_layers}"
             )
 
     @property
     def num_text_layers(self) -> int:
-        """Return the layers that read text alone."""
+        """Return the number of text-only layers."""
         return self.num_hidden_layers - self.num_fusion_layers
 
 
@@ -155,7 +165,7 @@ class MRAConfig(PreTrainedConfig):
             The BERT layers.
         projection_type (`str`, *optional*, defaults to `"part_pooling"`):
             `part_pooling` concatenates three parts pooled from the tokens (text: after [CLS]), then BatchNorm, dropout
-            and a linear layer; `linear` projects the first token alone (the published RSTPReid model).
+            and a linear layer; `linear` projects only the first token (the published RSTPReid model).
         projection_dim (`int`, *optional*, defaults to 2048):
             Width of the shared space; 256 with `linear` in the published models.
         projection_dropout (`float`, *optional*, defaults to 0.5):
@@ -183,15 +193,15 @@ class MRAConfig(PreTrainedConfig):
             when left out. The loss is the same.
         itm_negatives (`str`, *optional*, defaults to `"local"`):
             Where negatives of the matching loss are drawn: from the pairs of the `local` process, as published, or from
-            those of `all` processes, which then must be given generators in the same state.
+            those of `all` processes, whose generators must then be in the same state.
         head_initialization (`str`, *optional*, defaults to `"bert"`):
-            Where projections and matching head start: `bert` from a normal of `initializer_range` and biases of 0, as the
-            BERT layers; `published` as the published code: the linear layer of `part_pooling` from a normal of 1e-5 and
-            biases of 0, which clipped gradients keep from learning, matching head and `linear` projections from the
-            defaults of [`torch.nn.Linear`].
+            Initial weights of projections and matching head. `bert` draws them as in the BERT layers, from a normal of
+            `initializer_range` with biases of 0. `published` follows the published code: the linear layer of
+            `part_pooling` from a normal of 1e-5 with biases of 0, which clipped gradients keep from learning; matching
+            head and `linear` projections from the defaults of [`torch.nn.Linear`].
 
     Raises:
-        ValueError: if a choice is unknown, a weight is negative or a chunk holds no row.
+        ValueError: if a choice is unknown, a number is not finite, a weight is negative or a chunk holds no row.
     """
 
     model_type = "mra_retrieval"
@@ -200,7 +210,7 @@ class MRAConfig(PreTrainedConfig):
         "text_config": MRATextConfig,
     }
 
-    if TYPE_CHECKING:  # what `__post_init__` leaves
+    if TYPE_CHECKING:  # their types after `__post_init__`
         vision_config: MRAVisionConfig = MRAVisionConfig()
         text_config: MRATextConfig = MRATextConfig()
     else:
@@ -226,23 +236,24 @@ class MRAConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        _check_finite(self)
         _check_choice("projection_type", self.projection_type, PROJECTION_TYPES)
         _check_choice("region_features", self.region_features, REGION_FEATURES)
         _check_choice("itc_gradient", self.itc_gradient, ITC_GRADIENTS)
         _check_choice("itm_negatives", self.itm_negatives, ITM_NEGATIVES)
         _check_choice("head_initialization", self.head_initialization, HEAD_INITIALIZATIONS)
         if self.itc_chunk_size is not None and self.itc_chunk_size < 1:
-            raise ValueError(f"`itc_chunk_size` must be at least 1, or left out, got {self.itc_chunk_size}.")
+            raise ValueError(f"`itc_chunk_size` must be at least 1, or left out, got {self.itc_chunk_size}")
         weights = [field.name for field in dataclasses.fields(self) if field.name.endswith("_weight")]
         for name in (*weights, "label_smoothing"):
             if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
         if self.temperature <= 0:
-            raise ValueError(f"`temperature` divides the similarities and must be positive, got {self.temperature}.")
+            raise ValueError(f"`temperature` divides the similarities and must be positive, got {self.temperature}")
         if self.text_config.max_position_embeddings < self.max_text_length:
             raise ValueError(
-                f"`max_text_length` ({self.max_text_length}) is more than the {self.text_config.max_position_embeddings} "
-                "positions of the text encoder (`text_config.max_position_embeddings`)."
+                f"`max_text_length` must be at most {self.text_config.max_position_embeddings}, the positions of the text "
+                f"encoder (`text_config.max_position_embeddings`), got {self.max_text_length}"
             )
         # One folder serves every class and needs no installation of this project.
         self.auto_map = {

@@ -1,11 +1,11 @@
-"""Convert a released MRA or APTM checkpoint to a folder for `from_pretrained`, or such a folder back.
+"""Convert a released MRA or APTM checkpoint to a folder for `from_pretrained`, or back.
 
     python convert_checkpoint.py --checkpoint data/checkpoint/ft_cuhk.pth --output models/mra-cuhk \
         --tokenizer bert-base-uncased
     python convert_checkpoint.py --to_published --checkpoint models/mra-cuhk --output ft_cuhk.pth
 
-The architecture is read off the tensors and the configuration stored with them. The folder gets weights (safetensors),
-configuration, code, model card and, with a tokenizer, the processor. The way back gives the same tensors, bit for bit.
+The architecture is inferred from the tensors and the stored configuration. The folder contains weights (safetensors),
+configuration, code, model card and, with a tokenizer, the processor. Converting back gives the same tensors, bit for bit.
 """
 
 import json
@@ -19,7 +19,7 @@ from mra.training.arguments import ConversionArguments, HubArguments
 
 
 if __name__ == "__main__":
-    # Answer --help and refuse a typo before the imports below, which take seconds.
+    # Answer --help and report typos before the imports below, which take seconds.
     parse_arguments([ConversionArguments], description=__doc__, config=False)
 
 import numpy as np
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None, program: str = "convert_checkpoint.py") 
             )  # fmt: skip
     print(f"wrote {args.output}")
     if args.push_to_hub:
-        PartialState()  # the logger of the upload asks which process it is
+        PartialState()  # required by the logger of the upload
         hub = HubArguments(push_to_hub=True, hub_model_id=args.push_to_hub)
         with plain_errors(program):
             print(f"pushed to {push_folder(args.output, hub, message='Upload converted checkpoint')}")
@@ -86,19 +86,19 @@ def convert_to_folder(
     repository: str | None = None,
     num_attention_heads: int | None = None,
 ) -> MRAConfig:
-    """Write a released checkpoint of MRA or APTM as a folder for `from_pretrained`, whole or not at all.
+    """Write a released checkpoint of MRA or APTM atomically as a folder for `from_pretrained`.
 
     Args:
-        checkpoint: a `.pth` as [`read_checkpoint`] takes it.
+        checkpoint: a `.pth` file, see [`read_checkpoint`].
         output: folder to write.
-        image_size: height and width in pixels, where the checkpoint does not tell.
+        image_size: height and width in pixels, if the checkpoint does not record them.
         tokenizer: Hub id or folder; without one the folder has no processor.
-        overwrite: whether to replace an MRA folder that is there.
-        repository: Hub id for the model card; the folder's name when absent.
-        num_attention_heads: of each BERT layer, where the checkpoint does not tell.
+        overwrite: whether to replace an existing MRA folder.
+        repository: Hub id for the model card; None for the folder's name.
+        num_attention_heads: heads of each BERT layer, if the checkpoint does not record them.
 
     Returns:
-        The configuration that was read off the checkpoint.
+        The configuration inferred from the checkpoint.
 
     Raises:
         ValueError: if the checkpoint cannot be read, a tensor is unknown, missing or wrong, the tokenizer does not fit,
@@ -117,7 +117,7 @@ def convert_to_folder(
         processor = None if tokenizer is None else build_processor(config, stored or {}, tokenizer)
         model.save_pretrained(folder)
         if processor is None:
-            logger.warning("No --tokenizer was given: %s holds weights alone, without a processor.", output)
+            logger.warning("no --tokenizer was given: %s contains no processor", output)
         else:
             processor.save_pretrained(folder)
         if stored is not None:
@@ -132,24 +132,25 @@ def convert_to_folder(
 def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict | None]:
     """Read the tensors of a released checkpoint and its stored configuration, if it has one.
 
-    The file holds a state dict, bare or as its `model`, `state_dict` or `model_state_dict`, with a `config` beside it or not.
-    Names may carry the prefix of DistributedDataParallel or torch.compile. Nothing but tensors, plain values and NumPy's
-    numbers and arrays is unpickled; the tensors stay on disk until they are used.
+    The file holds a state dict, bare or as `model`, `state_dict` or `model_state_dict`, optionally with a `config`. Names may
+    have the prefix of DistributedDataParallel or torch.compile. Only tensors, plain values and NumPy's numbers and arrays are
+    unpickled; tensors are mapped from disk.
 
     Raises:
-        ValueError: if the file is missing, damaged, of another model, holds anything else or weights that are not finite.
+        ValueError: if the file is missing, damaged or from another model, or holds other objects or weights that are not
+            finite.
     """
     path = Path(path)
     content = load_tensors(path, "checkpoint")
     state_dict, stored = content, None
     wrappers = [name for name in WRAPPERS if name in content] if isinstance(content, Mapping) else []
     if len(wrappers) > 1:
-        raise ValueError(f"{path} holds several state dicts ({', '.join(wrappers)}): save the one to convert alone")
+        raise ValueError(f"{path} holds several state dicts ({', '.join(wrappers)}): save only the one to convert")
     if wrappers:
         state_dict, stored = content[wrappers[0]], content.get("config")
         ignored = sorted(str(name) for name in content.keys() - {wrappers[0], "config"})
         if ignored:
-            logger.warning("%s: not part of a model and left out: %s", path, ", ".join(ignored))
+            logger.warning("%s: ignoring entries that are not part of a model: %s", path, ", ".join(ignored))
     if stored is not None and not isinstance(stored, Mapping):
         raise ValueError(f"{path}: `config` must be a mapping, got a {type(stored).__name__}")
     if not isinstance(state_dict, Mapping) or not state_dict:
@@ -160,7 +161,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict | N
     others = [f"{name!r} ({type(value).__name__})" for name, value in state_dict.items() if not torch.is_tensor(value)]
     if others:
         raise ValueError(
-            f"{path} must hold a state dict of tensors, got other values among them: {', '.join(others[:5])}; known entries "
+            f"{path} must hold a state dict of tensors, but it also holds {', '.join(others[:5])}; known entries "
             f"for the state dict are {', '.join(WRAPPERS)}"
         )
     state_dict = _strip_prefixes({str(name): tensor for name, tensor in state_dict.items()})
@@ -180,10 +181,10 @@ def _strip_prefixes(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def _plain(value: Any, name: str) -> Any:
-    """Turn NumPy's and torch's numbers, arrays and dtypes in a stored configuration into what JSON can hold.
+    """Convert NumPy's and torch's numbers, arrays and dtypes in a stored configuration to JSON values.
 
     Raises:
-        ValueError: naming the entry that is anything else.
+        ValueError: if an entry is of another type; the message names it.
     """
     if isinstance(value, Mapping):
         return {str(key): _plain(inner, f"{name}.{key}") for key, inner in value.items()}
@@ -209,9 +210,9 @@ def _refuse_infinite(path: Path, state_dict: Mapping[str, torch.Tensor]) -> None
 
 
 def assemble(config: MRAConfig, state_dict: Mapping[str, torch.Tensor]) -> MRAForPreTraining:
-    """Build a model around existing tensors, in their precision and without copying them.
+    """Build a model from existing tensors, in their precision and without copies.
 
-    It can be saved and renamed but not run: buffers that are not saved hold no data.
+    The model can be saved but not run: non-persistent buffers have no data.
     """
     with torch.device("meta"):
         model = MRAForPreTraining(config)
@@ -224,22 +225,24 @@ def build_processor(config: MRAConfig, stored: Mapping, tokenizer: str) -> MRAPr
     """Build the processor of a converted model.
 
     Args:
-        config: of the model.
+        config: the model's configuration.
         stored: the checkpoint's configuration; `icfg_rstp` chooses the caption style.
         tokenizer: Hub id or folder.
 
     Raises:
-        ValueError: if the tokenizer cannot be loaded or has more words than the model.
+        ValueError: if the tokenizer cannot be loaded or has more tokens than the model.
     """
     loaded = load_pretrained(AutoTokenizer, tokenizer, "`tokenizer`")
     words = config.text_config.vocab_size
     if len(loaded) > words:
         raise ValueError(
-            f"`tokenizer`: {tokenizer!r} has {len(loaded)} words, the checkpoint {words}: give the one it was trained "
-            "with (bert-base-uncased for the released ones)."
+            f"`tokenizer`: {tokenizer!r} has {len(loaded)} tokens, but the checkpoint has {words}: give the one it was "
+            "trained with (bert-base-uncased for the released checkpoints)"
         )
     if len(loaded) < words:
-        logger.warning("%s has %d words, the checkpoint %d: is it the right tokenizer?", tokenizer, len(loaded), words)
+        logger.warning(
+            "%s has %d tokens, but the checkpoint has %d: is it the right tokenizer?", tokenizer, len(loaded), words
+        )
     height, width = config.vision_config.image_size
     return MRAProcessor(
         MRAImageProcessor(size={"height": height, "width": width}),
@@ -250,7 +253,7 @@ def build_processor(config: MRAConfig, stored: Mapping, tokenizer: str) -> MRAPr
 
 
 def describe_architecture(config: MRAConfig) -> dict[str, str]:
-    """Return what a model card says about the architecture."""
+    """Return facts about the architecture for the model card."""
     vision, text = config.vision_config, config.text_config
     return {
         "image size": f"{vision.image_size[0]} x {vision.image_size[1]} pixels (height x width)",
@@ -264,12 +267,12 @@ def describe_architecture(config: MRAConfig) -> dict[str, str]:
 
 
 def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool = False) -> None:
-    """Write a folder as a `.pth` in the published layout, whole or not at all.
+    """Write a model folder atomically as a `.pth` file in the published layout.
 
     Args:
-        folder: of an `MRAForPreTraining`, converted or trained here.
+        folder: folder of a converted or trained `MRAForPreTraining`.
         output: file to write.
-        overwrite: whether to replace a file that is there.
+        overwrite: whether to replace an existing file.
 
     Raises:
         ValueError: if the folder does not hold such a model or the output exists.
@@ -279,7 +282,7 @@ def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool
         fix = "give a file name" if output.is_dir() else "pass --overwrite or another name"
         raise ValueError(f"`output`: {str(output)!r} exists: {fix}")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"`checkpoint`: {str(folder)!r} is not a folder with a config.json.")
+        raise ValueError(f"`checkpoint`: {str(folder)!r} is not a folder with a config.json")
     try_folder(output.parent, "`output`")
     with writing_to(output), whole_file(output) as unfinished:
         config = load_pretrained(MRAConfig, str(folder), "`checkpoint`")
@@ -290,7 +293,7 @@ def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool
 
 
 def read_folder(folder: Path) -> dict[str, torch.Tensor]:
-    """Read the safetensors of a folder, in one file or several, each tensor in the precision it was saved in.
+    """Read the safetensors of a folder, in one or several files, each tensor in its saved precision.
 
     Raises:
         ValueError: if there are none, or a file cannot be read.
@@ -308,7 +311,7 @@ def read_folder(folder: Path) -> dict[str, torch.Tensor]:
     state_dict = {}
     for name in files:
         if not (folder / name).is_file():
-            raise ValueError(f"`checkpoint`: {str(folder)!r} has no {name}: save the model with save_pretrained.")
+            raise ValueError(f"`checkpoint`: {str(folder)!r} has no {name}: save the model with save_pretrained")
         try:
             state_dict |= load_file(folder / name)
         except (OSError, SafetensorError) as error:
@@ -319,7 +322,7 @@ def read_folder(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _complete(state_dict: dict[str, torch.Tensor], config: MRAConfig, folder: Path) -> dict[str, torch.Tensor]:
-    """Add the tied tensors, which safetensors hold once, and checks that the folder is whole."""
+    """Add the tied tensors, which safetensors store once, and check that no tensor is missing."""
     for target, source in MRAForPreTraining._tied_weights_keys.items():
         if source in state_dict:
             state_dict.setdefault(target, state_dict[source])
@@ -332,8 +335,8 @@ def _complete(state_dict: dict[str, torch.Tensor], config: MRAConfig, folder: Pa
     misshapen = [name for name in expected if name in state_dict and state_dict[name].shape != expected[name].shape]
     if missing or unknown or misshapen:
         raise ValueError(
-            f"`checkpoint`: {str(folder)!r} is not a whole MRAForPreTraining: missing {missing}, unknown {unknown}, of "
-            f"another shape {misshapen}. Folders of a bare MRAModel lack what the published layout needs."
+            f"`checkpoint`: {str(folder)!r} is not a complete MRAForPreTraining: missing {missing}, unknown {unknown}, of "
+            f"another shape {misshapen}; folders of a bare MRAModel lack what the published layout needs"
         )
     return state_dict
 
@@ -342,15 +345,15 @@ def _complete(state_dict: dict[str, torch.Tensor], config: MRAConfig, folder: Pa
 
 
 def _check_folder(output: Path, overwrite: bool) -> None:
-    """Refuse to replace anything but a folder that this script or `save_pretrained` wrote, and only with `--overwrite`."""
+    """Allow an existing output only with `--overwrite`, and only if it is an MRA folder."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
-        raise ValueError(f"`output`: {str(output)!r} exists: pass --overwrite or another name.")
+        raise ValueError(f"`output`: {str(output)!r} exists: pass --overwrite or another name")
     config = output / "config.json"
     known = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type")
     if known != MRAConfig.model_type:
-        raise ValueError(f"`output`: {str(output)!r} is not an MRA folder and is not replaced: give another name.")
+        raise ValueError(f"`output`: {str(output)!r} is not an MRA folder, so it is not replaced: give another name")
 
 
 if __name__ == "__main__":

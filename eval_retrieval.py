@@ -3,11 +3,11 @@
     python eval_retrieval.py --model outputs/finetune/best --dataset data/arrow/cuhk --split test \
         --output_dir outputs/eval --rerank_k 512
 
-or, shared over processes and with the same result, `accelerate launch --num_processes 4 eval_retrieval.py ...`. Prints the
-table and writes `metrics.json`, `ranking.png` and, with `--save_scores`, `scores.safetensors` to `--output_dir`.
+or with several processes and the same result, `accelerate launch --num_processes 4 eval_retrieval.py ...`. Prints the metrics
+and writes `metrics.json`, `ranking.png` and, with `--save_scores`, `scores.safetensors` to `--output_dir`.
 
-How scores are fused is read from the model's `retrieval.json`, or else chosen on the validation split and saved there;
-`--score_fusion` overrules it.
+The fusion of scores is read from the model's `retrieval.json`, or else chosen on the validation split and saved there;
+`--score_fusion` overrides it.
 """
 
 import importlib.metadata
@@ -23,7 +23,7 @@ from mra.retrieval.arguments import RetrievalArguments
 
 
 if __name__ == "__main__":
-    # Answer --help and refuse a typo before the imports below, which take seconds.
+    # Answer --help and report typos before the imports below, which take seconds.
     parse_arguments([RetrievalArguments], description=__doc__)
 
 import torch
@@ -107,15 +107,15 @@ def main(argv: list[str] | None = None, program: str = "eval_retrieval.py") -> N
 
 
 def label_row(name: str, result: RetrievalResult) -> str:
-    """Name a row of metrics, the re-ranked one with the way it was ranked."""
+    """Return the label of a row of metrics, with the ranking of the re-ranked one."""
     return f"{name} ({result.ranking})" if name == "reranked" else name
 
 
 def start_processes() -> PartialState:
-    """Connect the processes of `accelerate launch`, on the CPU where ACCELERATE_USE_CPU says so.
+    """Connect the processes of `accelerate launch`, on the CPU if ACCELERATE_USE_CPU is set.
 
     Raises:
-        ValueError: if several were launched but stay unconnected, so that each would do the whole work.
+        ValueError: if several were launched but not connected, so that each would do all the work.
     """
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     check_processes(state.num_processes)
@@ -125,7 +125,7 @@ def start_processes() -> PartialState:
 def save_result(
     result: RetrievalResult, ranking: Ranking, dataset: Dataset, args: RetrievalArguments, num_processes: int
 ) -> list[Path]:
-    """Write metrics, picture and scores, each under a temporary name first; returns what was written."""
+    """Write metrics, picture and scores atomically; return the written paths."""
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     report = {
@@ -153,7 +153,7 @@ def save_result(
             save(unfinished)
         written.append(path)
 
-    # The figures first: a disk that is full, or a picture that cannot be drawn, must not lose them.
+    # Metrics first: a full disk or a failure to draw the picture must not lose them.
     write("metrics.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8"))
     if args.save_scores:
         names = ("similarity", "reranked", "top_indices", "match_scores", "match_logits")
@@ -167,7 +167,7 @@ def save_result(
 
 
 def draw_result(result: RetrievalResult, dataset: Dataset, args: RetrievalArguments) -> Image.Image:
-    """Draw the final ranking of queries that are evenly spaced over all, so that none is picked by its result."""
+    """Draw the final ranking of queries evenly spaced over all, so that the selection does not depend on results."""
     num_queries, dataset = len(result.captions), undecoded(dataset)
     num_rows = min(args.num_queries_in_picture, num_queries)
     rows = []

@@ -1,4 +1,4 @@
-"""Pictures of any file format, depth and metadata -> upright 8-bit RGB, in one way for all that read them."""
+"""Reader of pictures of any file format, depth and metadata as upright 8-bit RGB, the same for every caller."""
 
 import io
 import numbers
@@ -25,8 +25,8 @@ _SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
 
 _TIFF_BITS = 258  # tag: BitsPerSample
 _TIFF_POINTERS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
-_TIFF_UNUSED = (65000, 1, 1, 0)  # tag of the range that TIFF leaves to private use, type, count and value of a byte
-# What says where the pixels lie and what they mean, JPEG in TIFF included.
+_TIFF_UNUSED = (65000, 1, 1, 0)  # tag for private use, type, count and value of a byte
+# Tags that say where the pixels are and what they mean, JPEG in TIFF included.
 _TIFF_PIXELS = {
     *range(254, 260),
     262,
@@ -44,21 +44,21 @@ _TIFF_PIXELS |= {*range(512, 522), *range(529, 533)}
 _SHORT = 3  # type of a TIFF tag
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-# What Pillow parses of a PNG beside its pixels and frames.
+# Chunks that Pillow parses besides pixels and frames.
 _PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"iCCP", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tRNS")
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 
 _JPEG_START = b"\xff\xd8"
 _JPEG_SCAN = 0xDA
 _JPEG_COMMENT = 0xFE
-_JPEG_LEAST = {0xE0: 14, 0xEE: 12}  # JFIF and Adobe say how colours are stored; bytes that whole ones have
+_JPEG_LEAST = {0xE0: 14, 0xEE: 12}  # least bytes of JFIF and Adobe segments, which say how colours are stored
 
 
-# Opening and decoding
+# ---------------------------------------------------------------- opening and decoding
 
 
 def open_picture(source: bytes | str | Path) -> Image.Image:
-    """Open a picture without decoding its pixels; metadata that Pillow cannot read are left out.
+    """Open a picture without decoding its pixels; metadata that Pillow cannot read is left out.
 
     Args:
         source: the bytes of an image file, or its path.
@@ -77,69 +77,67 @@ def open_picture(source: bytes | str | Path) -> Image.Image:
         if image.format == "TIFF":
             _read_pointers(image)
         return image
-    except Exception as error:  # Pillow's parsers of metadata raise whatever they meet, struct.error and KeyError too
+    except Exception as error:  # Pillow's metadata parsers raise errors of many kinds, struct.error and KeyError too
         bare = without_metadata(content)
         try:
             if bare != content:
                 return Image.open(io.BytesIO(bare))
-        except Exception:  # it is not the metadata: the first error says what it is
+        except Exception:  # the metadata is not to blame: the first error says what is wrong
             pass
         raise _as_os_error(error) from error
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an opened picture, 1 to 8; 1 where it has none or one that means nothing.
+    """Return the EXIF orientation of an opened picture, 1 to 8; 1 where it is missing or invalid.
 
-    Of a decoded TIFF it is 1, since Pillow turns those as it decodes them.
+    A decoded TIFF has orientation 1, because Pillow turns it upright on decoding.
     """
     try:
         value = image.getexif().get(_ORIENTATION)
-    except Exception:  # broken EXIF, for which Pillow raises many kinds: the picture stays as it is stored
+    except Exception:  # Pillow raises errors of many kinds for broken EXIF: the picture stays as it is stored
         return 1
     return int(float(value)) if isinstance(value, numbers.Real) and value in _TURNS else 1
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return width and height of an opened picture once it is turned as its EXIF orientation says."""
-    if image.format == "TIFF":  # its size is the turned one from the start
+    """Return width and height of an opened picture after it is turned by its EXIF orientation."""
+    if image.format == "TIFF":  # Pillow gives the turned size from the start
         return image.size
     return (image.height, image.width) if read_orientation(image) in _SIDEWAYS else image.size
 
 
 def decode_picture(image: Image.Image, reduction: int = 1) -> Image.Image:
-    """Decode an opened picture: upright, 8-bit RGB as [`to_rgb`] gives it.
+    """Decode an opened picture as upright 8-bit RGB (see [`to_rgb`]).
 
     Args:
         image: from [`open_picture`], not decoded yet, or any Pillow image.
-        reduction: 1, or 2, 4 or 8 to decode a JPEG at that part of its width and height, rounded up. Other formats, and
-            JPEGs that cannot be decoded so, come whole: compare the result's size.
+        reduction: 1, or 2, 4 or 8 to decode a JPEG at that fraction of its width and height, rounded up. Other formats,
+            and JPEGs that do not support it, are decoded at full size: compare the size of the result.
 
     Raises:
-        OSError: if its pixels are broken or of a kind that has no RGB.
+        OSError: if its pixels are broken or cannot be converted to RGB.
     """
     try:
         if reduction > 1:
             image.draft("RGB", (image.width // reduction, image.height // reduction))
         image.load()
         rgb = to_rgb(image)
-    except Exception as error:  # Pillow's decoders raise whatever they meet, SyntaxError and struct.error too
+    except Exception as error:  # Pillow's decoders raise errors of many kinds, SyntaxError and struct.error too
         raise _as_os_error(error) from error
-    turn = _TURNS.get(
-        read_orientation(image)
-    )  # not by ImageOps.exif_transpose, which writes the EXIF again and may fail
+    turn = _TURNS.get(read_orientation(image))  # ImageOps.exif_transpose also rewrites the EXIF, which may fail
     return rgb if turn is None else rgb.transpose(turn)
 
 
 def read_picture(source: bytes | str | Path | dict | Image.Image | None) -> Image.Image:
-    """Read a picture: upright, 8-bit RGB.
+    """Read a picture as upright 8-bit RGB.
 
     Args:
-        source: the bytes of an image file, its path, both as `datasets.Image(decode=False)` gives them, an image that is open
-            already, or another object with Pillow's `convert`, which is then called as it is.
+        source: the bytes of an image file, its path, a dict of both as from `datasets.Image(decode=False)`, an open image,
+            or another object with Pillow's `convert`, which is then called.
 
     Raises:
-        ValueError: with the reason, if it is not an image, or a broken one.
-        OSError: if there is a path and it cannot be read.
+        ValueError: if it is not an image, or a damaged one.
+        OSError: if a path cannot be read.
     """
     if isinstance(source, dict):
         source = source["path"] if source["bytes"] is None else source["bytes"]
@@ -162,36 +160,36 @@ def read_picture(source: bytes | str | Path | dict | Image.Image | None) -> Imag
 
 
 def _as_os_error(error: Exception) -> OSError:
-    """Return what Pillow raised as the one kind that callers expect of a broken picture."""
+    """Return an error of Pillow as the kind that callers expect for a broken picture."""
     return error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
 
 
-# Colours
+# ---------------------------------------------------------------- colours
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a picture of any mode to 8-bit RGB.
 
     - 16-bit grey is divided by 257 (TIFF of fewer bits by its own range), where Pillow would clip it to white.
-    - 32-bit integers and floats: values in 0..1 (floats) are multiplied by 255, values in 0..255 stay, integers in 0..65535
-      count as 16 bits, and anything else is stretched from its least to its largest value. NaN and negative infinity become
-      the least, infinity the largest value.
-    - Transparency is dropped and the colours below it are kept, as the published code does.
-    - Everything else is Pillow's `convert("RGB")`.
+    - Floats in 0..1 are multiplied by 255; 32-bit integers and floats in 0..255 stay; integers in 0..65535 count as 16
+      bits; any other range is stretched from its least to its largest value. NaN and negative infinity become the least
+      value, infinity the largest.
+    - Transparency is dropped and the colours below it are kept, as in the published code.
+    - Every other mode goes through Pillow's `convert("RGB")`.
 
     Args:
-        image: any Pillow image; decoded if it is not yet.
+        image: any Pillow image; it is decoded if needed.
 
     Returns:
-        The picture itself where it is RGB already.
+        The converted picture, or the picture itself if it is already RGB.
     """
     if image.mode == "RGB":
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_to_grey(image)).convert("RGB")
-    if image.mode in ("La", "RGBa"):  # premultiplied: Pillow undoes it only on the way to transparency
+    if image.mode in ("La", "RGBa"):  # premultiplied alpha, which Pillow undoes only in a conversion to RGBA or LA
         image = image.convert(f"{image.mode[:-1]}A")
-    if "transparency" in image.info:  # Pillow would warn of it, or fail at one that the palette does not have
+    if "transparency" in image.info:  # Pillow would warn, or fail at a colour that the palette does not have
         image = image.copy()
         del image.info["transparency"]
     return image.convert("RGB")
@@ -199,7 +197,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_grey(image: Image.Image) -> np.ndarray:
     """Scale a picture of one deep channel to `(height, width)` uint8."""
-    white = _white_level(image)  # before decoding, which may drop what is known of the file
+    white = _white_level(image)  # before decoding, which may drop the file's tags
     values = np.asarray(image).astype(np.float64)
     finite = values[np.isfinite(values)]
     least, largest = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
@@ -216,7 +214,7 @@ def _to_grey(image: Image.Image) -> np.ndarray:
 
 
 def _white_level(image: Image.Image) -> float | None:
-    """Return the value of white that the file's format fixes, or None."""
+    """Return the value of white that the file format defines, or None."""
     if image.mode.startswith("I;16"):
         bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, (16,))[0]
         return float(2 ** min(max(bits, 8), 16) - 1)
@@ -224,15 +222,15 @@ def _white_level(image: Image.Image) -> float | None:
     return 65535.0 if image.mode == "I" and image.format == "PPM" else None
 
 
-# Metadata
+# ---------------------------------------------------------------- metadata
 
 
 def without_metadata(content: bytes, orientation: int = 1) -> bytes:
-    """Return a JPEG, PNG or TIFF without anything but pixels, its pixels untouched; other contents as they came.
+    """Return a JPEG, PNG or TIFF without metadata, its pixels untouched; other contents are returned unchanged.
 
     Args:
-        content: of an image file.
-        orientation: written into a JPEG, as its only EXIF; 1 for none.
+        content: bytes of an image file.
+        orientation: written into a JPEG as its only EXIF; 1 for none.
     """
     if content.startswith(_JPEG_START):
         return _bare_jpeg(content, orientation)
@@ -245,20 +243,20 @@ def without_metadata(content: bytes, orientation: int = 1) -> bytes:
 
 
 def storable_picture(content: bytes) -> bytes:
-    """Return the bytes of a picture to store, so that every reader gets the same pixels of them.
+    """Return bytes of a picture to store, from which every reader gets the same pixels.
 
-    What `datasets.Image` decodes and `convert("RGB")` turns into what [`read_picture`] gives is returned as it is. Where
-    metadata would stop it, a JPEG loses them and keeps its orientation, and another format becomes an upright PNG. A picture
-    of more than 8 bits becomes an 8-bit PNG.
+    The bytes are returned unchanged if `datasets.Image` and `convert("RGB")` give what [`read_picture`] gives. Where metadata
+    prevents that, a JPEG loses everything but its orientation, and another format becomes an upright PNG. A picture of more
+    than 8 bits becomes an 8-bit PNG.
 
     Raises:
         OSError: if it is not an image or its pixels are broken.
     """
-    # A JPEG decoded at an eighth of its size is read to its last byte, and costs little.
+    # A JPEG decoded at an eighth of its size is read to its last byte at little cost.
     try:
         image = Image.open(io.BytesIO(content))
         is_plain = _reads_as_everywhere(image)
-    except Exception:  # of any kind, by metadata or pixels: the next lines find out which
+    except Exception:  # of any kind, from metadata or pixels: the next lines find out which
         is_plain = False
     if is_plain:
         return content
@@ -273,7 +271,7 @@ def storable_picture(content: bytes) -> bytes:
 
 
 def _reads_as_everywhere(image: Image.Image) -> bool:
-    """Do to an opened picture what `datasets.Image` does; return whether `convert("RGB")` then gives what we read."""
+    """Decode a picture as `datasets.Image` does; return whether `convert("RGB")` then equals [`read_picture`]."""
     image.draft(None, (1, 1))
     image.load()
     if image.getexif().get(_ORIENTATION) not in (None, 1):
@@ -293,7 +291,7 @@ def _bare_jpeg(content: bytes, orientation: int) -> bytes:
     position = len(_JPEG_START)
     while position + 4 <= len(content) and content[position] == 0xFF:
         marker = content[position + 1]
-        if marker == 0xFF:  # a byte of filling
+        if marker == 0xFF:  # a fill byte
             position += 1
             continue
         if marker == _JPEG_SCAN:
@@ -308,7 +306,7 @@ def _bare_jpeg(content: bytes, orientation: int) -> bytes:
 
 
 def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield kind and bytes of the chunks of a PNG; what is cut off comes last, as it is."""
+    """Yield kind and bytes of the chunks of a PNG; a truncated chunk comes last, unchanged."""
     position = len(_PNG_START)
     while position + 8 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, position)
@@ -317,7 +315,7 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _metadata_before_pixels(content: bytes) -> bytes:
-    """Move metadata of a PNG to the front: behind the pixels, Pillow reads them only as it decodes, and fails there."""
+    """Move the metadata of a PNG before its pixels: after them, Pillow reads it only on decoding, and fails there."""
     if not content.startswith(_PNG_START):
         return content
     tail = content.rfind(b"IDAT")
@@ -331,7 +329,7 @@ def _metadata_before_pixels(content: bytes) -> bytes:
 
 
 def _read_pointers(image: Image.Image) -> None:
-    """Read what Pillow reads of a TIFF as it decodes it, where it is too late to leave it out."""
+    """Read the TIFF tags that Pillow otherwise reads on decoding, when it is too late to leave them out."""
     exif = image.getexif()
     for pointer in _TIFF_POINTERS:
         if pointer in exif:
@@ -339,7 +337,7 @@ def _read_pointers(image: Image.Image) -> None:
 
 
 def _bare_tiff(content: bytes) -> bytes:
-    """Blank the tags of a TIFF other than pixels: EXIF, GPS, XMP, profiles and an orientation that is not a number."""
+    """Blank all TIFF tags but those of the pixels: EXIF, GPS, XMP, profiles and an orientation that is not a number."""
     order = "<" if content[:2] == b"II" else ">"
     patched = bytearray(content)
     try:
@@ -350,7 +348,7 @@ def _bare_tiff(content: bytes) -> bytes:
             is_turn = tag == _ORIENTATION and (kind, number) == (_SHORT, 1)
             if tag not in _TIFF_PIXELS and not is_turn:
                 struct.pack_into(f"{order}HHII", patched, entry, *_TIFF_UNUSED)
-    except struct.error:  # cut off: nothing is to be gained
+    except struct.error:  # truncated: there are no tags to blank
         return content
     return bytes(patched)
 

@@ -1,9 +1,11 @@
-"""Parts that the MRA models are made of: pooling of tokens, attention, layers, vision and text tower."""
+"""Building blocks of the MRA models: pooling of tokens, attention, layers, vision and text tower."""
+
+from typing import Any, cast
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -33,33 +35,32 @@ NUM_PARTS = 3  # reference notes: AdaptiveAvgPool1d(3) over the tokens
 # ---------------------------------------------------------------- pooling
 
 
-def pool_parts(tokens: torch.Tensor, mask: torch.Tensor | None = None, num_parts: int = NUM_PARTS) -> torch.Tensor:
-    """Split the (visible) tokens in order into parts and average each, as `AdaptiveAvgPool1d` does.
+def pool_parts(tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Split the visible tokens in order into `NUM_PARTS` parts and average each, as `AdaptiveAvgPool1d` does.
 
     Args:
         tokens: `(batch, length, width)`.
-        mask: `(batch, length)`, 1 = visible, at least one a row; all tokens when absent.
-        num_parts: parts.
+        mask: `(batch, length)`, 1 = visible, at least one in each row; all tokens when absent.
 
     Returns:
-        `(batch, num_parts * width)`.
+        `(batch, NUM_PARTS * width)`.
     """
     if mask is None:
-        parts = F.adaptive_avg_pool1d(tokens.transpose(1, 2), num_parts)  # batch, width, parts
+        parts = F.adaptive_avg_pool1d(tokens.transpose(1, 2), NUM_PARTS)  # batch, width, parts
         return parts.transpose(1, 2).flatten(1)
     visible = mask.bool()
     rank = visible.long().cumsum(dim=1) - 1
     count = visible.sum(dim=1, keepdim=True)
-    part = torch.arange(num_parts, device=tokens.device)[None, :]
-    start = (part * count) // num_parts  # batch, parts
-    end = -((-(part + 1) * count) // num_parts)
+    part = torch.arange(NUM_PARTS, device=tokens.device)[None, :]
+    start = (part * count) // NUM_PARTS  # batch, parts
+    end = -((-(part + 1) * count) // NUM_PARTS)
     member = (rank[:, None] >= start[..., None]) & (rank[:, None] < end[..., None]) & visible[:, None]
     weights = member.to(tokens.dtype) / (end - start)[..., None].to(tokens.dtype)  # batch, parts, length
     return (weights @ tokens).flatten(1)
 
 
 def masked_mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Average `(batch, length, width)` tokens where `(batch, length)` `mask` is 1, to `(batch, width)`."""
+    """Average `(batch, length, width)` tokens where the `(batch, length)` mask is 1; return `(batch, width)`."""
     weights = mask.to(tokens.dtype)
     weights = weights / weights.sum(dim=1, keepdim=True)
     return (weights[:, None] @ tokens).squeeze(1)
@@ -68,11 +69,13 @@ def masked_mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 # ---------------------------------------------------------------- attention
 
 
-def visibility_mask(mask: torch.Tensor | None, dtype: torch.dtype, attn_implementation: str) -> torch.Tensor | None:
-    """Widen `(batch, length)` 1 = visible to what attention takes, `(batch, 1, 1, length)`, without asking the device.
+def visibility_mask(
+    mask: torch.Tensor | None, dtype: torch.dtype, attn_implementation: str | None
+) -> torch.Tensor | None:
+    """Widen a mask to the `(batch, 1, 1, length)` that attention takes, without asking the device.
 
     Args:
-        mask: `(batch, length)`, or `None` where everything is visible.
+        mask: `(batch, length)`, 1 = visible, or `None` where everything is visible.
         dtype: of the attention scores, to which `eager` adds the mask.
         attn_implementation: `sdpa` takes booleans, `eager` numbers.
     """
@@ -85,7 +88,7 @@ def visibility_mask(mask: torch.Tensor | None, dtype: torch.dtype, attn_implemen
 
 
 def split_heads(attention: BertAttention, states: torch.Tensor) -> torch.Tensor:
-    """Cut projected `(batch, length, width)` into `(batch, heads, length, width of a head)`."""
+    """Split projected `(batch, length, width)` into `(batch, heads, length, width of a head)`."""
     return states.unflatten(-1, (-1, attention.self.attention_head_size)).transpose(1, 2)
 
 
@@ -96,16 +99,16 @@ def keys_and_values(
 
     Args:
         attention: the block.
-        states: `(batch, length, width)`, or `(tokens, width)` where they are packed.
-        packing: where packed states belong.
+        states: `(batch, length, width)`, or `(tokens, width)` if they are packed.
+        packing: layout of packed states.
 
     Returns:
         Keys and values, `(batch, heads, length, width of a head)` each.
     """
-    projected = (attention.self.key(states), attention.self.value(states))
+    keys, values = attention.self.key(states), attention.self.value(states)
     if packing is not None:
-        projected = map(packing.unpack, projected)
-    return tuple(split_heads(attention, part) for part in projected)
+        keys, values = packing.unpack(keys), packing.unpack(values)
+    return split_heads(attention, keys), split_heads(attention, values)
 
 
 def mix_values(
@@ -115,7 +118,7 @@ def mix_values(
     values: torch.Tensor,
     mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Average the values for each of the projected `(batch, queries, width)` queries, whose shape the result has."""
+    """Average the values for each of the projected `(batch, queries, width)` queries; return the same shape."""
     inner = attention.self
     run = ALL_ATTENTION_FUNCTIONS.get_interface(inner.config._attn_implementation, eager_attention_forward)
     dropout = inner.dropout.p if inner.training else 0.0
@@ -132,14 +135,14 @@ def attend(
     values: torch.Tensor,
     mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Run a BERT attention block on keys and values that are already there.
+    """Run a BERT attention block on precomputed keys and values.
 
     Args:
         attention: the block.
         hidden_states: `(tokens, width)`, packed.
-        packing: where they belong, `(batch, queries)`.
+        packing: their layout, `(batch, queries)`.
         keys: `(batch, heads, length, width of a head)`.
-        values: as the keys.
+        values: same shape as the keys.
         mask: from [`visibility_mask`].
     """
     queries = packing.unpack(attention.self.query(hidden_states))
@@ -151,7 +154,7 @@ def attend(
 
 
 class MRATextLayer(GradientCheckpointingLayer):
-    """BERT layer on packed texts; its weights have the names of `BertLayer`."""
+    """BERT layer on packed texts; its weights are named as in `BertLayer`."""
 
     def __init__(self, config: MRATextConfig, layer_idx: int) -> None:
         super().__init__()
@@ -160,14 +163,14 @@ class MRATextLayer(GradientCheckpointingLayer):
         self.output = BertOutput(config)
 
     def forward(self, hidden_states: torch.Tensor, packing: Packing, mask: torch.Tensor | None) -> torch.Tensor:
-        """Map `(tokens, width)` to `(tokens, width)`; `mask` is from [`visibility_mask`]."""
+        """Map `(tokens, width)` to `(tokens, width)`; `mask` comes from [`visibility_mask`]."""
         keys, values = keys_and_values(self.attention, hidden_states, packing)
         hidden_states = attend(self.attention, hidden_states, packing, keys, values, mask)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
 class MRAFusionLayer(GradientCheckpointingLayer):
-    """BERT layer with cross-attention to the image between its self-attention and its feed-forward part."""
+    """BERT layer with cross-attention to the image between self-attention and the feed-forward layers."""
 
     def __init__(self, config: MRATextConfig, image_width: int, layer_idx: int) -> None:
         super().__init__()
@@ -192,22 +195,24 @@ class MRAFusionLayer(GradientCheckpointingLayer):
         Args:
             hidden_states: `(tokens, width)` of the texts, packed as the route says.
             image_keys: `(images, heads, image tokens, width of a head)`.
-            image_values: as the keys.
+            image_values: same shape as the keys.
             self_mask: mask of the texts, from [`visibility_mask`].
-            cross_mask: mask of the pairs' images.
+            cross_mask: mask of the pairs' images, from [`visibility_mask`].
             route: which text meets which image, and where the result is read.
 
         Returns:
-            `(tokens, width)` of the pairs, or `(queries, width)`.
+            `(tokens, width)` of the pairs, or `(queries, width)` where the route names tokens to read.
         """
         packing = route.packing
         keys, values = keys_and_values(self.attention, hidden_states, packing)
-        if route.positions is not None:
-            hidden_states, packing = hidden_states.index_select(0, route.positions), route.position_packing
+        if route.reading is not None:
+            positions, packing = route.reading
+            hidden_states = hidden_states.index_select(0, positions)
         hidden_states = attend(self.attention, hidden_states, packing, keys, values, self_mask)
-        if route.text_index is not None:
-            hidden_states = route.pair_packing.pack(packing.unpack(hidden_states).index_select(0, route.text_index))
-            packing = route.pair_packing
+        if route.pairing is not None:
+            text_index, pair_packing = route.pairing
+            hidden_states = pair_packing.pack(packing.unpack(hidden_states).index_select(0, text_index))
+            packing = pair_packing
         if route.image_index is not None:
             image_keys, image_values = (p.index_select(0, route.image_index) for p in (image_keys, image_values))
         hidden_states = attend(self.crossattention, hidden_states, packing, image_keys, image_values, cross_mask)
@@ -217,8 +222,8 @@ class MRAFusionLayer(GradientCheckpointingLayer):
 class MRALanguageHead(nn.Module):
     """BERT's masked-language head, whose decoder is tied to the word embeddings.
 
-    Its bias stands here alone and not in the decoder too, as it does in `BertLMPredictionHead`: FSDP2 refuses to shard a
-    parameter that two modules share, unless they are one group, as embeddings and decoder are.
+    `BertLMPredictionHead` shares its bias with the decoder. Here only the head holds it, because FSDP2 refuses to shard a
+    parameter shared by two modules that are not in one group, as embeddings and decoder are.
     """
 
     def __init__(self, config: MRATextConfig) -> None:
@@ -228,13 +233,13 @@ class MRALanguageHead(nn.Module):
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def resize_bias(self, size: int) -> None:
-        """Give the bias one value for each of `size` words; words that are new start at 0, as the whole bias did.
+        """Give the bias one value for each of `size` words; new words start at 0.
 
         Raises:
-            ValueError: if the bias is spread over processes.
+            ValueError: if DeepSpeed ZeRO-3 has partitioned the bias.
         """
         if self.bias.numel() == 0:
-            raise ValueError("`resize_token_embeddings` must be called before DeepSpeed ZeRO-3 spreads the weights")
+            raise ValueError("`resize_token_embeddings` must be called before DeepSpeed ZeRO-3 partitions the weights")
         self.bias.data = F.pad(self.bias.data, (0, size - len(self.bias)))  # a negative width cuts
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -252,10 +257,10 @@ class MRAPartProjection(nn.Module):
         self.linear = nn.Linear(width, projection_dim)
 
     def forward(self, parts: torch.Tensor) -> torch.Tensor:
-        """Map `(batch, width)` to `(batch, projection_dim)`; a BatchNorm whose weights are frozen keeps its statistics."""
+        """Map `(batch, width)` to `(batch, projection_dim)`; a BatchNorm with frozen weights keeps its statistics."""
         norm = self.norm
         if norm.training and not norm.weight.requires_grad:
-            # An adapter saves no buffers of the model it adapts: statistics moved by its training would be lost with it.
+            # An adapter does not save the buffers of its base model: statistics updated in training would be lost.
             parts = F.batch_norm(parts, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         else:
             parts = norm(parts)
@@ -266,11 +271,13 @@ class MRAPartProjection(nn.Module):
 
 
 class MRAVisionModel(nn.Module):
-    """timm Swin without its head, whose tokens are preceded by their mean."""
+    """timm Swin without its head; the mean of its tokens is prepended to them."""
+
+    swin: SwinTransformer
 
     def __init__(self, config: MRAVisionConfig) -> None:
         super().__init__()
-        self.swin = timm.create_model(
+        swin = timm.create_model(
             "swin_base_patch4_window7_224",
             pretrained=False,
             num_classes=0,
@@ -285,13 +292,16 @@ class MRAVisionModel(nn.Module):
             proj_drop_rate=config.drop_rate,
             drop_path_rate=config.drop_path_rate,
         )
+        self.swin = cast(SwinTransformer, swin)
         for module in self.swin.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = config.layer_norm_eps
             # timm shifts along the longer side even where the window covers the shorter one; the published Swin does not
-            if isinstance(module, SwinTransformerBlock) and min(module.input_resolution) <= min(module.window_size):
-                module.shift_size = (0, 0)
-                module.init_non_persistent_buffers()
+            if isinstance(module, SwinTransformerBlock):
+                block = cast(Any, module)  # timm declares both sizes as an int or a pair
+                if min(block.input_resolution) <= min(block.window_size):
+                    block.shift_size = (0, 0)
+                    block.init_non_persistent_buffers()
         self.dropout = nn.Dropout(config.drop_rate)
         self.input_shape = (config.num_channels, *config.image_size)
 
@@ -304,15 +314,17 @@ class MRAVisionModel(nn.Module):
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != self.input_shape:
             channels, height, width = self.input_shape
             raise ValueError(
-                f"`pixel_values` must be a batch of {height} x {width} pixels (height x width) of shape (batch, {channels}, "
-                f"{height}, {width}), got {tuple(pixel_values.shape)}: prepare the images with the model's MRAProcessor"
+                f"`pixel_values` must be a batch of {height} x {width} pixels (height x width) of shape (batch, "
+                f"{channels}, {height}, {width}), got {tuple(pixel_values.shape)}: prepare the images with the model's "
+                "MRAProcessor"
             )
         if not pixel_values.is_floating_point():
             raise ValueError(
-                f"`pixel_values` must be normalised floats, got {pixel_values.dtype}: prepare the images with the model's "
-                "MRAProcessor"
+                f"`pixel_values` must be normalised floats, got {pixel_values.dtype}: prepare the images with the "
+                "model's MRAProcessor"
             )
-        hidden_states = self.swin.patch_embed(pixel_values.to(self.swin.patch_embed.proj.weight.dtype))
+        dtype = cast(nn.Conv2d, self.swin.patch_embed.proj).weight.dtype
+        hidden_states = self.swin.patch_embed(pixel_values.to(dtype))
         hidden_states = self.dropout(hidden_states)
         hidden_states = self.swin.norm(self.swin.layers(hidden_states))  # batch, rows, columns, width
         patches = hidden_states.flatten(1, 2)
@@ -326,7 +338,7 @@ class MRAVisionModel(nn.Module):
 
 
 class MRATextModel(nn.Module):
-    """BERT's embeddings and its layers that read text alone; the weights have the names of `BertModel`."""
+    """BERT's embeddings and its text-only layers; the weights are named as in `BertModel`."""
 
     def __init__(self, config: MRATextConfig) -> None:
         super().__init__()
@@ -335,8 +347,8 @@ class MRATextModel(nn.Module):
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
 
     def forward(self, input_ids: torch.Tensor, mask: torch.Tensor | None, packing: Packing) -> torch.Tensor:
-        """Encode `(texts, length)` tokens to `(tokens, hidden_size)`, packed; `mask` is from [`visibility_mask`]."""
+        """Encode `(texts, length)` tokens to packed `(tokens, hidden_size)`; `mask` comes from [`visibility_mask`]."""
         hidden_states = packing.pack(self.embeddings(input_ids=input_ids))
-        for layer in self.encoder["layer"]:
+        for layer in cast(nn.ModuleList, self.encoder["layer"]):
             hidden_states = layer(hidden_states, packing, mask)
         return hidden_states

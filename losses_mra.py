@@ -1,4 +1,4 @@
-"""Losses of MRA as pure functions: soft-target contrastive loss, choice of hard negatives, matching, masked language."""
+"""Losses of MRA as pure functions: contrastive, matching and masked-language loss, and the draw of hard negatives."""
 
 from collections.abc import Mapping
 from typing import cast
@@ -11,12 +11,12 @@ from torch.utils.checkpoint import checkpoint
 def contrastive_targets(
     identity_ids: torch.Tensor, label_smoothing: float = 0.0, row_ids: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the row-normalised identity-equality matrix, smoothed when `0 < label_smoothing < 1` (reference notes, "ITC").
+    """Return the row-normalised matrix of equal identities, smoothed if `0 < label_smoothing < 1` (reference notes, "ITC").
 
     Args:
         identity_ids: `(batch,)` integers.
-        label_smoothing: share spread evenly over the batch.
-        row_ids: `(rows,)`, identities of the rows to give; all when absent.
+        label_smoothing: share that is spread evenly over the batch.
+        row_ids: `(rows,)`, identities of the rows to return; all rows when absent.
 
     Returns:
         `(rows, batch)` float targets, each row summing to 1.
@@ -45,8 +45,8 @@ def contrastive_loss(
         identity_ids: `(batch,)`; rows that share an identity are positives of each other.
         temperature: scalar divisor of the similarities.
         label_smoothing: see [`contrastive_targets`].
-        chunk_size: rows of the similarity matrix that exist at a time, computed again in the backward pass. The memory
-            then grows with the batch, not with its square, and the result stays the same.
+        chunk_size: rows of the similarity matrix to hold at a time; they are computed again in the backward pass. Memory
+            then grows with the batch, not with its square, and the result is the same. The whole matrix when absent.
 
     Returns:
         Scalar.
@@ -77,17 +77,17 @@ def choose_hard_negatives(
 
     Args:
         similarity: `(batch, batch)`, already divided by the temperature.
-        identity_ids: `(batch,)` of rows and columns alike.
-        generator: makes the draw repeatable; it may live on another device.
+        identity_ids: `(batch,)` of both rows and columns.
+        generator: makes the draw repeatable; it may be on another device.
 
     Returns:
         `(batch,)` column indices, and `(batch,)` booleans that are false where a row has no other identity to draw
-        from (its index then means nothing).
+        from, so that its index is meaningless.
     """
     same = identity_ids[:, None] == identity_ids[None, :]
     weights = (F.softmax(similarity.float(), dim=1) + 1e-5).masked_fill(same, 0.0)
     exists = ~same.all(dim=1)
-    # A row without weights, or of a diverged model, must not fail in the draw: the loss itself tells what is wrong.
+    # A row without weights must not fail in the draw, nor one of a diverged model, whose contrastive loss is NaN.
     drawable = exists[:, None] & weights.isfinite()
     weights = torch.where(drawable, weights, torch.ones_like(weights))
     if generator is not None:
@@ -97,7 +97,7 @@ def choose_hard_negatives(
 
 
 def matching_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy of the match / no match decision; class 1 is "match".
+    """Return the cross-entropy of the decision between match and no match; class 1 is "match".
 
     Args:
         logits: `(pairs, 2)`.
@@ -124,10 +124,10 @@ def masked_language_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
 
 
 def weighted_sum(terms: Mapping[str, tuple[float, torch.Tensor | None]]) -> torch.Tensor:
-    """Sum the terms of the objective.
+    """Return the weighted sum of the terms of the objective.
 
     Args:
-        terms: by name, the weight and the term, a scalar; one that is absent does not count.
+        terms: name -> weight and scalar term; a term that is `None` does not count.
 
     Returns:
         Scalar.

@@ -45,9 +45,9 @@ def normalize_caption(caption: str, style: str = "plain", max_words: int | None 
         ValueError: if the caption is empty or the style is unknown.
     """
     if style not in CAPTION_STYLES:
-        raise ValueError(f"`style` must be one of {', '.join(CAPTION_STYLES)}, got {style!r}.")
+        raise ValueError(f"`style` must be one of {', '.join(CAPTION_STYLES)}, got {style!r}")
     if not caption:
-        raise ValueError("`caption` is empty: every query and every training row needs at least one word.")
+        raise ValueError("`caption` is empty: every query and every training row needs at least one word")
     if style == "clean":
         caption = _NOT_ALPHANUMERIC.sub(" ", caption.lower())
     words = caption.split()
@@ -55,7 +55,7 @@ def normalize_caption(caption: str, style: str = "plain", max_words: int | None 
 
 
 class MRAImageProcessor(TorchvisionBackend):
-    """Resizes to a fixed height and width (bicubic), scales to 0..1 and normalises with CLIP's mean and deviation."""
+    """Image processor that resizes (bicubic), scales to 0..1 and normalises with CLIP's mean and deviation."""
 
     resample = PILImageResampling.BICUBIC
     image_mean = OPENAI_CLIP_MEAN
@@ -67,24 +67,24 @@ class MRAImageProcessor(TorchvisionBackend):
     do_normalize = True
 
     def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> torch.Tensor:
-        """Convert a Pillow image as training does ([`to_rgb`]), and let the library do the rest."""
+        """Convert a Pillow image with [`to_rgb`], as training does; the library does the rest."""
         if do_convert_rgb and isinstance(image, Image.Image):
             image = to_rgb(image)
         return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
 
 
 class MRAProcessor(ProcessorMixin):
-    r"""Wraps an [`MRAImageProcessor`] and a BERT tokenizer.
+    r"""Processor of an [`MRAImageProcessor`] and a BERT tokenizer.
 
     Args:
         image_processor ([`MRAImageProcessor`]): for the crops.
         tokenizer (`BertTokenizer`): for captions and phrases.
         max_text_length (`int`, *optional*, defaults to 56):
-            Every text is padded and cut to this many tokens, since the model pools over the padding as well.
+            Every text is padded and cut to this many tokens, because the model pools over the padding as well.
         caption_style (`str`, *optional*, defaults to `"plain"`): see [`normalize_caption`].
 
     Raises:
-        ValueError: if `caption_style` is unknown.
+        ValueError: if `caption_style` is unknown or the tokenizer holds no words.
     """
 
     def __init__(
@@ -96,7 +96,13 @@ class MRAProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> None:
         if caption_style not in CAPTION_STYLES:
-            raise ValueError(f"`caption_style` must be one of {', '.join(CAPTION_STYLES)}, got {caption_style!r}.")
+            raise ValueError(f"`caption_style` must be one of {', '.join(CAPTION_STYLES)}, got {caption_style!r}")
+        special = tokenizer.all_special_ids
+        if set(tokenizer.get_vocab().values()) <= set(special):  # what transformers builds where the files are missing
+            raise ValueError(
+                f"`tokenizer` holds {len(special)} special tokens and no words, as if its files were missing: use the "
+                "tokenizer that the model was trained with"
+            )
         self.max_text_length = max_text_length
         self.caption_style = caption_style
         super().__init__(image_processor, tokenizer, **kwargs)
@@ -108,7 +114,7 @@ class MRAProcessor(ProcessorMixin):
 
         Args:
             images: one image or a list, as [`MRAImageProcessor`] takes them.
-            text (`str` or `list[str]`): captions or phrases. The first that is cut to `max_text_length` is warned of.
+            text (`str` or `list[str]`): captions or phrases. The first text that is cut to `max_text_length` is logged.
             return_tensors: format of the result, `pt` for PyTorch.
             **kwargs: further arguments of the image processor.
 
@@ -120,7 +126,7 @@ class MRAProcessor(ProcessorMixin):
             ValueError: if neither is given or a text is empty.
         """
         if images is None and text is None:
-            raise ValueError("The processor needs `images`, `text` or both.")
+            raise ValueError("`images`, `text` or both must be given, got neither")
         features = {}
         if images is not None:
             features.update(self.image_processor(images, return_tensors=return_tensors, **kwargs))
@@ -136,8 +142,8 @@ class MRAProcessor(ProcessorMixin):
             )
             if any(encoding.overflowing for encoding in encoded.encodings):
                 logger.warning_once(
-                    f"`text`: a text of more than {self.max_text_length} tokens (`max_text_length`) was cut, and what stands "
-                    "behind them is not searched; this is said once"
+                    f"`text`: a text of more than {self.max_text_length} tokens (`max_text_length`) was cut, and the words "
+                    "after them are not searched; this is logged once"
                 )
             features.update(encoded)
         return BatchFeature(features)
@@ -157,7 +163,7 @@ class MRAProcessor(ProcessorMixin):
         return normalize_caption(caption, self.caption_style, self.max_text_length)
 
     def clean_caption(self, caption: str) -> str:
-        """Clean one caption in this processor's style, all its words kept."""
+        """Clean one caption in this processor's style and keep all of its words."""
         return normalize_caption(caption, self.caption_style, max_words=None)
 
     @property

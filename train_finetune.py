@@ -1,4 +1,4 @@
-"""Fine-tune MRA on one person-retrieval set: the losses of pretraining on captions and on augmented captions.
+"""Fine-tune MRA on one person-retrieval dataset: the losses of pretraining on captions and on augmented captions.
 
 One machine of four GPUs, as published:
 
@@ -8,7 +8,7 @@ The sample set on a CPU:
 
     accelerate launch --config_file accelerate_configs/cpu.yaml train_finetune.py --config recipes/sample/finetune.yaml
 
-An interrupted run continues with --resume latest. SIGTERM to the training processes saves a checkpoint and ends them.
+An interrupted run continues with --resume latest. SIGTERM to the training processes saves a checkpoint and stops them.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from mra.training.arguments import FinetuneDataArguments
 
 
 if __name__ == "__main__":
-    # Answer --help and refuse a typo before the imports below, which take seconds.
+    # Answer --help and report typos before the imports below, which take seconds.
     parse_arguments(THEMES, description=__doc__)
 
 import torch
@@ -65,7 +65,7 @@ logger = get_logger(__name__)
 def build_datasets(
     data: FinetuneDataArguments, processor: MRAProcessor, config: MRAConfig, seed: int
 ) -> tuple[TrainingDataset, Table | None]:
-    """Build the training set, with augmented captions if they count, and the validation set, if any."""
+    """Build the training set, with augmented captions if they are used, and the validation set, if any."""
     train = load_split(data.dataset, "train", make_streaming(data))
     validation = load_split(data.dataset, "validation", optional=True)
     if validation is None:
@@ -73,7 +73,7 @@ def build_datasets(
     elif data.validation_fraction > 0:
         raise ValueError(
             f"`validation_fraction` is {data.validation_fraction}, but {data.dataset!r} has a validation split, which "
-            "is used whole: leave it out."
+            "is used instead: leave it out"
         )
     dataset = build_finetuning_dataset(
         train,
@@ -90,7 +90,7 @@ def build_datasets(
 def build_loader(
     dataset: TrainingDataset, sampler: KeyedSampler, processor: MRAProcessor, data: FinetuneDataArguments, seed: int
 ) -> DataLoader:
-    """Build a loader of batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
+    """Build a loader of per-process batches in the sampler's order; `accelerate` distributes them over processes."""
     collator = TrainingCollator(
         processor.tokenizer,
         processor.max_text_length,
@@ -111,7 +111,7 @@ def build_loader(
         persistent_workers=data.num_workers > 0,
         worker_init_fn=leave_process_group,
         pin_memory=torch.cuda.is_available(),
-        # A generator of its own: opening the loader must not advance the one that dropout draws from.
+        # A separate generator: opening the loader must not advance the random state of dropout.
         generator=torch.Generator().manual_seed(seed),
     )
 
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Prepare
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    scheduler = LambdaLR(optimizer, schedule)  # over what DeepSpeed put in place; prepared, it would step per process
+    scheduler = LambdaLR(optimizer, schedule)  # on DeepSpeed's optimizer; prepared, it would step once per process
     state = TrainingState(data=files_digest(data.dataset) or "")
     accelerator.register_for_checkpointing(scheduler, state)
     set_seed(run.seed, device_specific=True)
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     # Resume
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, recipe, state, scheduler, plan.samples_per_batch)
-    log.cut_back(checkpoint)  # also where a killed run logged but left no checkpoint
+    log.cut_back(checkpoint)  # also if a killed run logged but left no checkpoint
 
     # Loop
     progress, result, choice = progress_bar(accelerator, plan.total_steps, state.step), None, None
@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
                 if is_due:
                     checkpointer.save(state.step)
                 if is_stopped:
-                    logger.info(f"Stopped by SIGTERM after step {state.step}; continue with --resume latest.")
+                    logger.info(f"stopped by SIGTERM after step {state.step}; continue with --resume latest")
                     return accelerator.end_training()
         state.end_epoch()
 

@@ -8,7 +8,7 @@ The sample set on a CPU:
 
     accelerate launch --config_file accelerate_configs/cpu.yaml train_pretrain.py --config recipes/sample/pretrain.yaml
 
-An interrupted run continues with --resume latest. SIGTERM to the training processes saves a checkpoint and ends them.
+An interrupted run continues with --resume latest. SIGTERM to the training processes saves a checkpoint and stops them.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from mra.training.arguments import PretrainDataArguments
 
 
 if __name__ == "__main__":
-    # Answer --help and refuse a typo before the imports below, which take seconds.
+    # Answer --help and report typos before the imports below, which take seconds.
     parse_arguments(THEMES, description=__doc__)
 
 import torch
@@ -63,7 +63,7 @@ logger = get_logger(__name__)
 def build_datasets(
     data: PretrainDataArguments, processor: MRAProcessor, config: MRAConfig, seed: int
 ) -> tuple[TrainingDataset, Table | None]:
-    """Build the training set, with regions if they count, and the validation split of another set if one is named."""
+    """Build the training set, with regions if they are used, and the validation split of another dataset if given."""
     dataset = build_pretraining_dataset(
         load_split(data.dataset, "train", make_streaming(data)),
         processor,
@@ -80,14 +80,14 @@ def build_datasets(
         return dataset, None
     validation = load_split(data.validation_dataset, "validation", argument="validation_dataset", optional=True)
     if validation is None:
-        raise ValueError(f"`validation_dataset`: {data.validation_dataset!r} has no validation split.")
+        raise ValueError(f"`validation_dataset`: {data.validation_dataset!r} has no validation split")
     return dataset, validation
 
 
 def build_loader(
     dataset: TrainingDataset, sampler: KeyedSampler, processor: MRAProcessor, data: PretrainDataArguments, seed: int
 ) -> DataLoader:
-    """Build a loader of batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
+    """Build a loader of per-process batches in the sampler's order; `accelerate` distributes them over processes."""
     collator = TrainingCollator(
         processor.tokenizer,
         processor.max_text_length,
@@ -108,7 +108,7 @@ def build_loader(
         persistent_workers=data.num_workers > 0,
         worker_init_fn=leave_process_group,
         pin_memory=torch.cuda.is_available(),
-        # A generator of its own: opening the loader must not advance the one that dropout draws from.
+        # A separate generator: opening the loader must not advance the random state of dropout.
         generator=torch.Generator().manual_seed(seed),
     )
 
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Prepare
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    scheduler = LambdaLR(optimizer, schedule)  # over what DeepSpeed put in place; prepared, it would step per process
+    scheduler = LambdaLR(optimizer, schedule)  # on DeepSpeed's optimizer; prepared, it would step once per process
     state = TrainingState(data=files_digest(data.dataset) or "")
     accelerator.register_for_checkpointing(scheduler, state)
     set_seed(run.seed, device_specific=True)
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     # Resume
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, recipe, state, scheduler, plan.samples_per_batch)
-    log.cut_back(checkpoint)  # also where a killed run logged but left no checkpoint
+    log.cut_back(checkpoint)  # also if a killed run logged but left no checkpoint
 
     # Loop
     progress, result, choice = progress_bar(accelerator, plan.total_steps, state.step), None, None
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
                 if is_due:
                     checkpointer.save(state.step)
                 if is_stopped:
-                    logger.info(f"Stopped by SIGTERM after step {state.step}; continue with --resume latest.")
+                    logger.info(f"stopped by SIGTERM after step {state.step}; continue with --resume latest")
                     return accelerator.end_training()
         state.end_epoch()
 

@@ -1,1 +1,1 @@
-"""Benchmarks: each module is a command that prints what it measures."""
+"""Benchmarks: each module is a command that prints its measurements."""

@@ -2,8 +2,8 @@
 
     python benchmarks/data.py --full_size --json
 
-The pictures are drawn: noise with the spectrum of photographs and sharp-edged blocks, as JPEG of quality 85, in the sizes of
-four kinds of sources. Both ways make the same random choices. CPU time is counted in one process, without workers.
+The images are synthetic: noise with the spectrum of photographs and sharp-edged blocks, as JPEG of quality 85, in the sizes of
+four kinds of sources. Both ways make the same random choices. CPU time is measured in one process, without workers.
 """
 
 import random
@@ -37,12 +37,12 @@ from tests.oracle.plain_data import PlainPipeline
 
 TOKENIZER = "data_scripts/sample/tokenizer"
 CPU = torch.device("cpu")
-# Widths and heights between which the pictures of a source lie.
+# Ranges of width and height of each source's images.
 SOURCES = {
     "crops": ((40, 130), (110, 300)),  # cut out of surveillance video, as in CUHK-PEDES
     "generated": ((256, 384), (256, 384)),  # near the model's own size, as in SDA
-    "camera": ((768, 1152), (1024, 1536)),  # of 1 to 2 megapixels: often too small to be decoded in part
-    "photographs": ((1536, 2048), (2048, 3072)),  # of 3 to 6 megapixels
+    "camera": ((768, 1152), (1024, 1536)),  # 1 to 2 megapixels: often too small for reduced decoding
+    "photographs": ((1536, 2048), (2048, 3072)),  # 3 to 6 megapixels
 }
 
 
@@ -50,16 +50,16 @@ SOURCES = {
 class DataBenchmark:
     """Options of this benchmark."""
 
-    full_size: bool = option(False, "384 x 256 pixels instead of 64 x 32, sources too")
-    json: bool = option(False, "end with one line that holds the result as JSON")
-    images: int | None = option(None, "of each kind of source, 80 at full size")
-    batch_size: int = option(40, "of the collator")
-    threads: int = option(1, "of the CPU")
-    seed: int = option(0, "of pictures and random choices")
+    full_size: bool = option(False, "use 384 x 256 pixels instead of 64 x 32, with full-size sources")
+    json: bool = option(False, "print the result as JSON in the last line")
+    images: int | None = option(None, "images per kind of source; 80 at full size when left out")
+    batch_size: int = option(40, "batch size of the collator")
+    threads: int = option(1, "CPU threads")
+    seed: int = option(0, "seed of images and random choices")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the costs of each kind of source, their ratios, and how far the pixels lie apart."""
+    """Print the costs of each kind of source, their ratios, and the differences of pixels."""
     (args,) = parse_arguments([DataBenchmark], description=__doc__, argv=argv, config=False)
     datasets.disable_progress_bars()
     torch.set_num_threads(args.threads)
@@ -85,8 +85,8 @@ def main(argv: list[str] | None = None) -> None:
         results[f"{source}_cpu_ratio"] = ratios["tensor"][-1]
         results[f"{source}_max_abs_difference"] = difference["max"]
         results[f"{source}_mean_abs_difference"] = difference["mean"]
-    results["summed_cpu_ratio"] = totals["plain"] / totals["tensor"]  # mostly reflects the largest pictures
-    # Geometric means weigh every kind of source alike.
+    results["summed_cpu_ratio"] = totals["plain"] / totals["tensor"]  # mostly reflects the largest images
+    # Geometric means weight all kinds of sources equally.
     results["pillow_cpu_ratio"] = statistics.geometric_mean(ratios["pillow"])
     results["pillow_max_abs_difference"] = max(difference["pillow"] for difference in differences)
     results["max_token_difference"] = max(difference["tokens"] for difference in differences)
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_processor(config: MRAConfig) -> MRAProcessor:
-    """Return a processor of the model's image size, with the tokenizer of the sample set."""
+    """Build a processor for the model's image size, with the tokenizer of the sample set."""
     height, width = config.vision_config.image_size
     images = MRAImageProcessor(size={"height": height, "width": width})
     tokenizer = AutoTokenizer.from_pretrained(Path(__file__).resolve().parent.parent / TOKENIZER)
@@ -107,7 +107,7 @@ def make_processor(config: MRAConfig) -> MRAProcessor:
 def compare(
     folder: Path, rows: list[dict], processor: MRAProcessor, config: MRAConfig, seed: int, batch_size: int
 ) -> tuple[dict, dict]:
-    """Make every batch of one source in each way.
+    """Build every batch of one source in each way.
 
     Returns:
         CPU-seconds by way, and the differences: of pixels in 8-bit steps, largest and mean with `tensor`, largest with
@@ -131,11 +131,11 @@ def compare(
     costs = {way: Cost() for way in ("plain", "tensor", "pillow")}
     deviation = 255 * torch.tensor(processor.image_processor.image_std)[:, None, None]
     largest, mean = {"pillow": 0.0, "tensor": 0.0, "tokens": 0.0}, []
-    for way in costs:  # opens files and libraries
+    for way in costs:  # warm up files and libraries
         run(way, batches[0][:2])
     for numbers in batches:
         made = {}
-        # Each batch in all ways before the next: a machine that slows down or speeds up favours none.
+        # Each batch in all ways before the next, so that changes in machine speed favour none.
         for way, cost in costs.items():
             with cost.measured(CPU):
                 made[way] = run(way, numbers)
@@ -152,7 +152,7 @@ def compare(
 
 
 def token_difference(ours: dict, plain: dict) -> float:
-    """Largest difference in everything but the pixels; what ours cuts off must be empty in the plain batch."""
+    """Return the largest difference apart from pixels; tokens that ours truncates must be padding in the plain batch."""
     largest = 0.0
     for name, expected in plain.items():
         if name != "pixel_values":
@@ -166,14 +166,14 @@ def token_difference(ours: dict, plain: dict) -> float:
 def write_source(
     folder: Path, sizes: Sequence[tuple[int, int]], count: int, max_text_length: int, seed: int
 ) -> list[dict]:
-    """Draw pictures of one kind of source and write them as files and as a prepared Parquet file.
+    """Draw images of one kind of source and write them as files and as a prepared Parquet file.
 
     Args:
-        folder: where to write.
-        sizes: smallest width and height, and largest.
-        count: pictures.
+        folder: folder to write to.
+        sizes: ranges of width and height.
+        count: number of images.
         max_text_length: tokens of the longest caption.
-        seed: of what is drawn.
+        seed: seed of the drawing.
 
     Returns:
         The rows with the path of each file.
@@ -187,7 +187,7 @@ def write_source(
     for number in range(count):
         path = folder / f"{number}.jpg"
         size = rng.randint(least_width, most_width), rng.randint(least_height, most_height)
-        draw_picture(*size, noise, generator).save(path, quality=85)
+        draw_image(*size, noise, generator).save(path, quality=85)
         boxes = [[rng.uniform(0.4, 0.6), rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.6), 0.3] for _ in range(3)]
         rows.append(
             {
@@ -218,7 +218,7 @@ def draw_noise(side: int, generator: np.random.Generator) -> np.ndarray:
     return 128 + 40 * noise[:1] + 15 * noise[1:]
 
 
-def draw_picture(width: int, height: int, noise: np.ndarray, generator: np.random.Generator) -> Image.Image:
+def draw_image(width: int, height: int, noise: np.ndarray, generator: np.random.Generator) -> Image.Image:
     """Return a random part of the noise with six sharp-edged blocks in it."""
     top, left = (generator.integers(0, noise.shape[1] - side + 1) for side in (height, width))
     channels = noise[:, top : top + height, left : left + width].copy()

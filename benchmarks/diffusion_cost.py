@@ -1,11 +1,11 @@
-"""Count the operations and parameters of the models that the factory is meant for, without their weights.
+"""Count the operations and parameters of the factory's full-size models, without their weights.
 
     python -m benchmarks.diffusion_cost
     python -m benchmarks.diffusion_cost --teraflops 125 --bandwidth 2.0
 
-An image of Stable Diffusion 1.5's shape at 384 x 256, and what filter, captioner and detector do with it. A multiplication
-with its addition counts as two. With `--teraflops`, what a card really does a second in the precision that the model runs
-in (reckon 40% of its peak), and `--bandwidth` of its memory in TB/s, hours for 100,000 images are given, too.
+The costs are those of one 384 x 256 image with Stable Diffusion 1.5, filter, captioner and detector. A multiply-add counts as
+two operations. With `--teraflops`, the card's sustained rate in the model's precision (about 40% of its peak), and its memory
+`--bandwidth` in TB/s, hours for 100,000 images are printed too.
 """
 
 import functools
@@ -23,7 +23,7 @@ from mra.common.arguments import option, parse_arguments
 IMAGE_SIZE = (384, 256)
 STEPS = 30  # of generation
 PROMPT_TOKENS, CAPTION_TOKENS, CAPTION_BATCH = 10, 30, 16
-_GROUNDING_SIZE = (1200, 800)  # what the detector's processor makes of 384 x 256
+_GROUNDING_SIZE = (1200, 800)  # 384 x 256 as resized by the detector's processor
 _SWINS = {
     "tiny": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
     "base": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12},
@@ -49,7 +49,7 @@ def _on_meta(make: Callable[[], torch.nn.Module]) -> Any:
 
 
 def stable_diffusion() -> dict[str, Cost]:
-    """UNet and ControlNet a pass, the autoencoder's halves, an image drawn and a pair trained on."""
+    """Return the costs of UNet, ControlNet and autoencoder, of a generated image and of a training pair."""
     diffusers = import_diffusers()
     unet = _on_meta(lambda: diffusers.UNet2DConditionModel(cross_attention_dim=768))
     controlnet = _on_meta(lambda: diffusers.ControlNetModel(cross_attention_dim=768))
@@ -85,7 +85,7 @@ def stable_diffusion() -> dict[str, Cost]:
 
 
 def captioners() -> dict[str, Cost]:
-    """BLIP-2 with OPT 2.7B, and BLIP base: encoded, then a pass of the decoder for every token of the caption."""
+    """Return the costs of BLIP-2 with OPT 2.7B and BLIP base: encoding, and a decoder pass per token of the caption."""
     from transformers import Blip2Config, Blip2ForConditionalGeneration, BlipConfig, BlipForConditionalGeneration
 
     opt = {"hidden_size": 2560, "num_hidden_layers": 32, "ffn_dim": 10240, "num_attention_heads": 32}
@@ -109,7 +109,7 @@ def captioners() -> dict[str, Cost]:
 
 
 def detectors() -> dict[str, Cost]:
-    """Grounding DINO on the image as its processor enlarges it; half a minute each, since it cannot run without numbers."""
+    """Return the costs of Grounding DINO on the enlarged image; slow, because it cannot run on the meta device."""
     from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
 
     costs = {}
@@ -127,7 +127,7 @@ def detectors() -> dict[str, Cost]:
 
 
 def text_scorers() -> dict[str, Cost]:
-    """CLIP ViT-B/32 on an image; the prompt's part is smaller."""
+    """Return the cost of CLIP ViT-B/32 on an image; that of the prompt is smaller."""
     from transformers import CLIPConfig, CLIPModel
 
     model = _on_meta(lambda: CLIPModel(CLIPConfig()))
@@ -139,9 +139,9 @@ def hours(cost: Cost, teraflops: float, bandwidth: float) -> float:
     """Return the hours for 100,000 images.
 
     Args:
-        cost: of an image.
-        teraflops: that the card does a second.
-        bandwidth: TB/s at which it reads weights; the time for it adds to that of the operations.
+        cost: cost of one image.
+        teraflops: TFLOP that the card does per second.
+        bandwidth: rate of reading weights in TB/s; its time is added to that of the operations.
     """
     return 100_000 * (cost[1] / teraflops + cost[2] / 1e3 / bandwidth) / 3600
 
@@ -150,8 +150,8 @@ def hours(cost: Cost, teraflops: float, bandwidth: float) -> float:
 class DiffusionCosts:
     """Options of this benchmark."""
 
-    teraflops: float | None = option(None, "that the card does a second")
-    bandwidth: float = option(1.0, "of its memory in TB/s")
+    teraflops: float | None = option(None, "sustained TFLOP per second of the card")
+    bandwidth: float = option(1.0, "memory bandwidth of the card in TB/s")
 
 
 def main(argv: list[str] | None = None) -> None:

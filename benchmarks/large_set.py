@@ -1,10 +1,10 @@
-"""Open and read a set of SDA's size: seconds until the first batch, and memory then and after many batches.
+"""Measure opening and reading a dataset of SDA's size: time to the first batch, and memory then and later.
 
     python benchmarks/large_set.py --rows 1217750 --batches 2000 --json
 
-Writes Parquet files of SDA's columns with pictures of a few pixels and reads them without training: as a table and
-streamed, each in a process of its own with worker processes. Memory is that of all of them without pages of files, which the
-system takes back when it needs them; what forked workers still share with their parent is counted for each.
+Writes Parquet files of SDA's columns with tiny images and reads them without training: as a table and streamed, each in its
+own process with workers. Memory is the sum over these processes without file pages, which the system can reclaim; pages that
+forked workers share with their parent are counted for each.
 """
 
 import io
@@ -48,19 +48,19 @@ ROWS_OF_A_FILE, ROWS_OF_A_GROUP = 50_000, 1000
 class LargeSetBenchmark:
     """Options of this benchmark."""
 
-    rows: int = option(20_000, "1217750 in SDA")
-    batches: int = option(20, "to read in each way")
-    batch_size: int = option(40, "rows of a batch")
-    num_workers: int = option(2, "processes that prepare batches")
-    folder: str | None = option(None, "where to write the set, kept; a temporary folder when left out")
-    json: bool = option(False, "end with one line that holds the result as JSON")
+    rows: int = option(20_000, "rows of the dataset; SDA has 1217750")
+    batches: int = option(20, "batches to read in each way")
+    batch_size: int = option(40, "rows per batch")
+    num_workers: int = option(2, "data-loading workers")
+    folder: str | None = option(None, "folder to write the dataset to and keep; a temporary one when left out")
+    json: bool = option(False, "print the result as JSON in the last line")
 
     def __post_init__(self) -> None:
         require(self.batches >= 2, "batches", "2 or more", self.batches)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print what each way of reading takes."""
+    """Print the costs of each way of reading."""
     (args,) = parse_arguments([LargeSetBenchmark], description=__doc__, argv=argv, config=False)
     results = {name: getattr(args, name) for name in ("rows", "batches", "batch_size", "num_workers")}
     with tempfile.TemporaryDirectory() as temporary:
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         if not folder.exists():
             write_set(folder, args.rows)
         results["parquet_mib"] = sum(file.stat().st_size for file in folder.iterdir()) / MIB
-        # The first opening of a table copies it; streams copy nothing.
+        # The first opening of a table copies it; streaming copies nothing.
         for name, streamed in (("table_first", False), ("table", False), ("streamed", True)):
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, mp_context=context) as process:
@@ -78,11 +78,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(folder: Path, cache: Path, streamed: bool, args: LargeSetBenchmark) -> dict[str, float]:
-    """Open the set and read batches from it.
+    """Open the dataset and read batches from it.
 
     Returns:
-        Seconds until the set is open and until the first batch is there; memory in MiB before opening, when open, after a
-        tenth of the batches and after all; images a second.
+        Seconds until the dataset is open and until the first batch is there; memory in MiB before opening, when open, after a
+        tenth of the batches and after all; images per second.
     """
     datasets.disable_progress_bars()
     datasets.config.HF_DATASETS_CACHE = str(cache)
@@ -119,14 +119,14 @@ def measure(folder: Path, cache: Path, streamed: bool, args: LargeSetBenchmark) 
 
 
 def anonymous_memory() -> float:
-    """MiB of this process and its workers that no file holds."""
+    """Return the MiB of anonymous memory of this process and its workers."""
     processes = ["self", *(str(child.pid) for child in multiprocessing.active_children())]
     status = [Path(f"/proc/{process}/status").read_text() for process in processes]
     return sum(int(cast(re.Match, re.search(r"RssAnon:\s*(\d+) kB", text))[1]) for text in status) / 1024
 
 
 def write_set(folder: Path, rows: int) -> None:
-    """Write Parquet files of SDA's columns, each picture 8 x 16 pixels of one colour."""
+    """Write Parquet files of SDA's columns, with images of 8 x 16 pixels in one colour."""
     folder.mkdir(parents=True)
     count = -(-rows // ROWS_OF_A_FILE)
     for number in range(count):

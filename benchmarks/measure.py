@@ -1,4 +1,4 @@
-"""Time, memory and matmul rate, and the last line of every benchmark: one JSON object."""
+"""Measurement of time, memory and matmul rate, and the JSON output of all benchmarks."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from mra.common.private_interfaces import pack_linear
 MIB = 2**20
 
 
-# A model of the same shape that takes no time: what `--full_size` is not.
+# A tiny model of the same structure, used without `--full_size`.
 SMALL = {
     "vision_config": {"image_size": [64, 32], "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]},
     "text_config": {
@@ -34,29 +34,29 @@ SMALL = {
     "projection_dim": 16,
 }
 
-# Tokens of a caption of CUHK-PEDES with its [CLS] and [SEP], roughly.
+# Approximate tokens of a CUHK-PEDES caption with [CLS] and [SEP].
 MEAN_LENGTH, LENGTH_DEVIATION, SHORTEST = 28, 8, 10
 
 
 @dataclass
 class ModelBenchmark:
-    """Options that every benchmark of the model has."""
+    """Options of all benchmarks of the model."""
 
-    full_size: bool = option(False, "the published sizes instead of a tiny model")
-    json: bool = option(False, "end with one line that holds the result as JSON")
-    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, ...")
-    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the forward passes")
-    threads: int = option(1, "of the CPU; one never waits for another, which would count as CPU time")
-    seed: int = option(0, "of weights and inputs")
+    full_size: bool = option(False, "use the published architecture instead of a tiny model")
+    json: bool = option(False, "print the result as JSON in the last line")
+    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "device to run on")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "precision of the forward passes")
+    threads: int = option(1, "CPU threads; more than one would also count waiting as CPU time")
+    seed: int = option(0, "seed of weights and inputs")
 
 
 @dataclass
 class Cost:
-    """What some work took.
+    """Cost of some work.
 
     Attributes:
-        seconds: on the clock.
-        cpu_seconds: of all threads of this process together; what other processes do on the machine hardly changes it.
+        seconds: wall-clock time.
+        cpu_seconds: CPU time of all threads of this process; other processes on the machine hardly change it.
     """
 
     seconds: float = 0.0
@@ -64,7 +64,7 @@ class Cost:
 
     @contextlib.contextmanager
     def measured(self, device: torch.device) -> Iterator[None]:
-        """Add what the block takes, the work that it leaves to an accelerator included."""
+        """Add the cost of the block, including its queued work on an accelerator."""
         synchronize(device)
         seconds, cpu_seconds = time.perf_counter(), time.process_time()
         yield
@@ -73,7 +73,7 @@ class Cost:
         self.cpu_seconds += time.process_time() - cpu_seconds
 
     def on(self, device: torch.device) -> float:
-        """CPU-seconds on a CPU, seconds elsewhere."""
+        """Return CPU-seconds on a CPU, wall-clock seconds otherwise."""
         return self.cpu_seconds if device.type == "cpu" else self.seconds
 
 
@@ -89,16 +89,15 @@ def caption_lengths(count: int, longest: int) -> torch.Tensor:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until an accelerator has done what it was given."""
+    """Wait for all queued work of an accelerator."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 3) -> float:
-    """Multiply-adds a second that one large matrix product reaches; on a CPU a CPU-second.
+    """Return the multiply-adds per second (CPU-second on a CPU) of a large matrix product.
 
-    The best of some repeats, and on a CPU in float32 of the two libraries there, MKL and oneDNN, which differ by half on some
-    processors.
+    The best of several repeats and, on a CPU in float32, of MKL and oneDNN, which differ by half on some processors.
     """
     size = 2048 if device.type == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -117,30 +116,30 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 3) -> f
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the accelerator since `reset_peak_memory`, of this process since its start on a CPU."""
+    """Return the peak memory in bytes: of the accelerator since `reset_peak_memory`, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage also counts what the parent held when it started this process
+    if status.exists():  # getrusage also counts the parent's memory at the start of this process
         return 1024 * int(cast(re.Match, re.search(r"VmHWM:\s*(\d+) kB", status.read_text()))[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Restart the count of an accelerator's peak memory; that of a process cannot be restarted."""
+    """Reset an accelerator's peak memory; that of a process cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def describe_device(device: torch.device) -> str:
-    """Name of the accelerator, or the number of threads."""
+    """Return the name of the accelerator, or the number of CPU threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} thread(s)"
 
 
 def show(results: dict, as_json: bool) -> None:
-    """Print named results, and with `as_json` one line of JSON after them."""
+    """Print named results, followed by one line of JSON with `as_json`."""
     width = max(map(len, results))
     for name, value in results.items():
         print(f"{name:<{width}}  {value:.6g}" if isinstance(value, float) else f"{name:<{width}}  {value}")

@@ -1,10 +1,10 @@
-"""Count the peak memory of a recipe's training step from its tensors' sizes: no accelerator is needed, nothing is computed.
+"""Count the peak memory of a recipe's training step from tensor sizes, without an accelerator or computation.
 
     python benchmarks/memory.py --recipe recipes/pretrain_sda.yaml --gradient_checkpointing vision --json
 
-Fake tensors (`FakeTensorMode`) go through two steps of forward, backward and AdamW, and PyTorch's `MemTracker` adds up what is
-alive: weights, gradients, optimizer state, activations. An accelerator's allocator and its libraries need more on top, its
-fused attention less; its autocast keeps more in float32 than the CPU's, whose rules are counted here.
+Fake tensors (`FakeTensorMode`) pass two steps of forward, backward and AdamW, and PyTorch's `MemTracker` sums the live memory:
+weights, gradients, optimizer state, activations. An accelerator's allocator and libraries need additional memory, its fused
+attention less; its autocast keeps more in float32 than that of the CPU, which is counted here.
 """
 
 import sys
@@ -42,23 +42,23 @@ class MemoryBenchmark:
     """Options of this benchmark."""
 
     recipe: Path | None = option(
-        None, "of pretraining or fine-tuning the published architecture; a tiny model when left out"
+        None, "recipe to pretrain or fine-tune the published architecture; a tiny model when left out"
     )
-    batch_size: int | None = option(None, "rows, instead of the recipe's")
-    gradient_checkpointing: Literal["none", "vision", "all"] = option("none", "layers computed again")
-    dtype: Literal["float32", "bfloat16"] = option("bfloat16", "of the forward pass")
-    json: bool = option(False, "end with one line that holds the result as JSON")
+    batch_size: int | None = option(None, "rows per batch; the recipe's when left out")
+    gradient_checkpointing: Literal["none", "vision", "all"] = option("none", "layers with recomputed activations")
+    dtype: Literal["float32", "bfloat16"] = option("bfloat16", "precision of the forward pass")
+    json: bool = option(False, "print the result as JSON in the last line")
 
     def __post_init__(self) -> None:
         self.read_recipe()
 
     def read_recipe(self) -> dict:
-        """Return the recipe's keys and values, of which there are none without one."""
+        """Return the recipe's keys and values, empty without a recipe."""
         return read_mapping(self.recipe) if self.recipe else {}
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the peak of the recipe's batch, its parts, and the largest batch that fits cards of some sizes."""
+    """Print the peak memory of the recipe's batch by part, and the largest batch for some card sizes."""
     (args,) = parse_arguments([MemoryBenchmark], description=__doc__, argv=argv, config=False)
     recipe = args.read_recipe()
     batch_size = args.batch_size or recipe.get("per_device_batch_size", 4)
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         for size in (batch_size, 2 * batch_size)
     }
     total, double = (sum(parts.values()) for parts in peaks.values())
-    a_row = (double - total) / batch_size  # what a step needs grows evenly with the batch
+    a_row = (double - total) / batch_size  # memory grows linearly with the batch
     fixed = total - a_row * batch_size
     results = {"recipe": str(args.recipe), "batch_size": batch_size, "dtype": args.dtype}
     results |= {"gradient_checkpointing": args.gradient_checkpointing, "peak_gib": total / GIB}
@@ -88,7 +88,7 @@ def tiny_config() -> MRAConfig:
 def read_recipe(recipe: dict) -> tuple[MRAConfig, bool]:
     """Return the published architecture with a recipe's changes, and whether it trains on regions, as for a new run.
 
-    What a model folder that a recipe starts from says of its architecture is not read.
+    The architecture of the model folder that a recipe starts from is not read.
     """
     vision = {name: recipe[name] for name in SHAPE if recipe.get(name) is not None}
     projection = {name: recipe[name] for name in ("projection_type", "projection_dim") if recipe.get(name)}
@@ -103,11 +103,11 @@ def peak_of_step(
     """Return the bytes alive at the peak of the second step, by kind of tensor.
 
     Args:
-        config: of the model.
-        with_regions: train on regions and phrases; on augmented captions otherwise.
+        config: the model's configuration.
+        with_regions: whether to train on regions and phrases instead of augmented captions.
         batch_size: rows.
         checkpointing: `none`, `vision` or `all`.
-        dtype: of the forward passes, under autocast where it is not float32.
+        dtype: dtype of the forward passes, under autocast unless it is float32.
     """
     with no_init_weights():
         model = MRAForPreTraining(config).train()
@@ -142,7 +142,7 @@ def peak_of_step(
 
 
 def forget_values(model: torch.nn.Module, mode: FakeTensorMode) -> None:
-    """Put fake tensors in place of weights and buffers; what is tied stays so."""
+    """Replace weights and buffers by fake tensors, keeping tied weights tied."""
     fakes = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

@@ -5,8 +5,8 @@
         --seeds 0 1 2 3 4 --common "--num_train_epochs 1" --output_dir outputs/region_features
 
 Every run is `accelerate launch` of the script with the recipe, the common options and those of its arm; in both, `{arm}` and
-`{seed}` stand for the run's own. Runs of one seed start alike and see the data in the same order, so arms are compared seed by
-seed. The sample set comes from the first three commands of recipes/sample/demo.sh. The last line is one JSON object.
+`{seed}` are replaced. Runs of one seed have the same initialisation and data order, so arms are compared seed by seed.
+The sample set comes from the first three commands of recipes/sample/demo.sh. The last line is one JSON object.
 """
 
 import importlib
@@ -29,26 +29,26 @@ from mra.training.metrics_log import METRICS_FILE, read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ("R1", "R5", "R10", "mAP")
-# Validate once, at the end, and keep nothing but the last model.
+# Validate once, at the end, and keep only the last model.
 OF_EVERY_RUN = ("--eval_every_epochs", "1000000", "--save_minutes", "0", "--overwrite_output_dir")
 
 
 @dataclass
 class PairedRunsArguments:
-    """Options; a setting that none of them names is the recipe's."""
+    """Arms, seeds and shared settings; all others come from the recipe."""
 
     arm: list[str] = option(
-        help="a name and the script's options that make it; the first arm is compared with each of the others",
+        help="name and script options of an arm; the first arm is compared with the others",
         repeated=True,
         metavar="'NAME: OPTIONS'",
     )
-    script: Literal["train_pretrain.py", "train_finetune.py"] = option("train_pretrain.py", "to run")
-    recipe: str = option("recipes/sample/pretrain.yaml", "of the script")
-    common: str = option("", "options of the script that all runs share")
-    seeds: list[int] = option([0, 1, 2, 3, 4], "of the runs of each arm")
-    accelerate_config: str = option("accelerate_configs/cpu.yaml", "of accelerate launch")
-    output_dir: str = option("outputs/paired_runs", "holds one folder per run")
-    reuse: bool = option(False, "take finished runs of the same settings from there")
+    script: Literal["train_pretrain.py", "train_finetune.py"] = option("train_pretrain.py", "script to run")
+    recipe: str = option("recipes/sample/pretrain.yaml", "recipe of the script")
+    common: str = option("", "script options of all runs")
+    seeds: list[int] = option([0, 1, 2, 3, 4], "seeds of each arm")
+    accelerate_config: str = option("accelerate_configs/cpu.yaml", "configuration of accelerate launch")
+    output_dir: str = option("outputs/paired_runs", "folder with one folder per run")
+    reuse: bool = option(False, "reuse finished runs with the same settings")
 
     def __post_init__(self) -> None:
         names = [arm.partition(":")[0] for arm in self.arm]
@@ -91,14 +91,14 @@ def validate_run(args: PairedRunsArguments, name: str, options: str, seed: int) 
     """Train once, or find the finished run, and return its last validation: rankings by name, metrics in percent.
 
     Raises:
-        SystemExit: if the run fails, with the end of what it printed, or validates on nothing.
+        SystemExit: if the run fails (with the end of its output) or has no validation.
     """
     folder = ROOT / args.output_dir / f"{name}_seed{seed}"
     words = shlex.split(f"{args.common} {options}".replace("{arm}", name).replace("{seed}", str(seed)))
     script_args = ["--config", args.recipe, *words, "--seed", str(seed), "--output_dir", str(folder), *OF_EVERY_RUN]
     if not (args.reuse and is_finished(folder, args.script, script_args)):
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", args.accelerate_config]
-        # accelerate would take one thread
+        # accelerate would use one thread
         environment = {
             "OMP_NUM_THREADS": str(os.cpu_count()),
             "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve each other on busy cores
@@ -110,7 +110,7 @@ def validate_run(args: PairedRunsArguments, name: str, options: str, seed: int) 
             sys.exit(f"{shlex.join(command)}\nfailed:\n{run.stderr[-3000:]}")
     found = last_validation(folder)
     if found is None:
-        sys.exit(f"{folder} validated on nothing: name a set with a validation split in the recipe or --common")
+        sys.exit(f"{folder} has no validation: set a dataset with a validation split in the recipe or --common")
     return found
 
 

@@ -40,11 +40,11 @@ from tests.oracle.plain import plain_rerank
 class RerankBenchmark(ModelBenchmark):
     """Options of this benchmark."""
 
-    queries: int | None = option(None, "48 at full size")
-    gallery: int | None = option(None, "images, 8 at full size")
-    k: int | None = option(None, "images re-ranked for each query, 8 at full size")
-    image_batch_size: int = option(64, "images whose keys and values are held")
-    batch_size: int | None = option(None, "most pairs in a forward pass")
+    queries: int | None = option(None, "number of queries; 48 at full size when left out")
+    gallery: int | None = option(None, "gallery images; 8 at full size when left out")
+    k: int | None = option(None, "images re-ranked per query; 8 at full size when left out")
+    image_batch_size: int = option(64, "images to hold keys and values of")
+    batch_size: int | None = option(None, "most pairs per forward pass")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         ours()
         plain()
     costs, scores, peaks = {"plain": Cost(), "ours": Cost()}, {}, {}
-    # Ours runs before and after, so that a machine that slows down or speeds up favours neither.
+    # Ours runs before and after, so that changes in machine speed favour neither.
     for name, run in (("ours", ours), ("plain", plain), ("ours", ours)):
         reset_peak_memory(device)
         with costs[name].measured(device):
@@ -127,7 +127,7 @@ def make_model(config: MRAConfig) -> MRAModel:
 def make_encodings(
     config: MRAConfig, queries: int, gallery: int, image_batch_size: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, TextEncodings, ImageEncodings]:
-    """Random encodings of captions of different lengths and of images with one view.
+    """Build random encodings of captions of different lengths and of images with one view.
 
     Returns:
         `(queries, max_text_length, hidden)` padded hidden states and their mask, the same texts without padding, and the
@@ -147,13 +147,13 @@ def multiply_adds(config: MRAConfig, lengths: torch.Tensor, gallery: int, k: int
     """Count the multiply-adds of the fusion layers' matrix products for one pair, on average.
 
     Args:
-        config: of the model.
+        config: the model's configuration.
         lengths: `(queries,)` tokens of each query.
         gallery: images.
         k: images matched with each query.
 
     Returns:
-        Of the plain implementation, and of ours, which counts neither padding nor what a forward pass repeats.
+        Those of the plain implementation, and those of ours, without padding and repeated computations.
     """
     text, tokens = config.text_config, 1 + config.vision_config.num_patches
     width, layers = text.hidden_size, text.num_fusion_layers

@@ -2,8 +2,8 @@
 
     python benchmarks/score_fusions.py --models outputs/augmentation/ours_seed*/final --dataset data/sample/arrow/pedes
 
-Models that differ in their seed alone give paired differences to the chosen fusion. The choice is `choose_retrieval`'s on the
-validation split; the test split is read once per model and chooses nothing. The last line is one JSON object.
+Models that differ only in their seed give paired differences to the chosen fusion. The choice is `choose_retrieval`'s on the
+validation split; the test split is read once per model and not used for choices. The last line is one JSON object.
 """
 
 import json
@@ -27,9 +27,9 @@ class ScoreFusionBenchmark:
     """Options of this benchmark."""
 
     models: list[str] = option(help="model folders")
-    dataset: str = option(help="prepared set with the splits validation and test")
-    rerank_k: int = option(16, "images re-ranked for each query")
-    attn_implementation: Literal["sdpa", "eager"] = option("eager", "attention code")
+    dataset: str = option(help="prepared dataset with the splits validation and test")
+    rerank_k: int = option(16, "images re-ranked per query")
+    attn_implementation: Literal["sdpa", "eager"] = option("eager", "attention implementation")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -61,7 +61,7 @@ def evaluate(model: str, split: Table, args: ScoreFusionBenchmark) -> RetrievalR
 
 
 def show(values: list[float]) -> str:
-    """Lay out mean and standard deviation over the models."""
+    """Format mean and standard deviation over the models."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.fmean(values):.2f} ± {deviation:.2f}"
 

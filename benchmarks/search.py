@@ -1,4 +1,4 @@
-"""Time searching: a gallery of drawn pictures built and asked through a model, and an index of synthetic vectors of any size.
+"""Time searching: a gallery of synthetic images with a model, and an index of synthetic vectors of any size.
 
 python benchmarks/search.py --vectors 20000 --index hnsw --json
 python benchmarks/search.py --vectors 200000 --pictures 0 --json
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / "data_scripts" / "sample" / "tokenizer"
 SENTENCE = "a woman in a red coat with a black backpack and white shoes, walking and looking to the left"
 
-# Vectors of one person differ by this much from their mean, each in proportion to its length.
+# Relative deviation of a person's vectors from their mean.
 IMAGES_OF_A_PERSON, SPREAD, QUERY_SPREAD = 4, 0.7, 1.0
 WRITTEN_AT_ONCE = 2000
 
@@ -45,12 +45,12 @@ WRITTEN_AT_ONCE = 2000
 class SearchBenchmark(ModelBenchmark):
     """Options of this benchmark."""
 
-    vectors: int = option(1000, "synthetic vectors in the index, 0 for none")
-    dim: int = option(2048, "their width")
-    index: Literal["flat", "hnsw", "ivf"] = option("flat", "of the vectors")
-    queries: int = option(50, "searches that are timed")
-    limit: int = option(128, "nearest vectors of a search")
-    pictures: int = option(32, "drawn pictures that a model indexes, 0 for none")
+    vectors: int = option(1000, "synthetic vectors in the index; 0 for none")
+    dim: int = option(2048, "dimension of the vectors")
+    index: Literal["flat", "hnsw", "ivf"] = option("flat", "kind of index")
+    queries: int = option(50, "searches to time")
+    limit: int = option(128, "nearest vectors per search")
+    pictures: int = option(32, "synthetic images to index with a model; 0 for none")
     model: str | None = option(None, "folder or Hub id; a random model when left out")
 
 
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure_pictures(folder: Path, model: str, args: SearchBenchmark) -> dict:
-    """Time the build and the stages of a search that re-ranks every picture, with tokens cached and encoded again."""
+    """Time indexing and the stages of a search that re-ranks every image, with and without cached tokens."""
     generator = np.random.default_rng(args.seed)
     (folder / "pictures").mkdir()
     for number in range(args.pictures):
@@ -83,11 +83,11 @@ def measure_pictures(folder: Path, model: str, args: SearchBenchmark) -> dict:
     dtype = getattr(torch, args.dtype)
     options = {"device": args.device, "dtype": None if dtype == torch.float32 else dtype}
     with Gallery(folder / "pictures.db", model, **options) as gallery:
-        gallery.encoder  # noqa: B018 (loaded before the clock starts)
+        gallery.encoder  # noqa: B018 (loaded before timing)
         report = gallery.build(folder / "pictures")
         gallery.search(SENTENCE, rerank=args.pictures)
         cached = [gallery.search(SENTENCE, rerank=args.pictures).timings for _ in range(5)]
-        tokens_bytes = gallery.stats().disk_bytes["tokens"]
+        tokens_bytes = gallery.stats().disk_bytes["tokens"] or 0
     with Gallery(folder / "pictures.db", token_cache=0, **options) as gallery:
         uncached = gallery.search(SENTENCE, rerank=args.pictures).timings["tokens"]
     results = {"build_images_per_second": report.encoded / report.seconds}
@@ -151,7 +151,7 @@ def measure_vectors(folder: Path, args: SearchBenchmark) -> dict:
 
 
 def make_vectors(count: int, dim: int, num_queries: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw unit vectors in groups of one person, and queries near some of the persons but further off than their images."""
+    """Draw unit vectors grouped by person, and queries near some people, but further away than their images."""
     generator = np.random.default_rng(seed)
 
     def unit(values: np.ndarray) -> np.ndarray:
@@ -170,11 +170,12 @@ def make_vectors(count: int, dim: int, num_queries: int, seed: int) -> tuple[np.
 
 def save_model(folder: Path, full_size: bool) -> str:
     """Build a random model with its processor."""
-    config = make_config(full_size)
+    config, tokenizer = make_config(full_size), AutoTokenizer.from_pretrained(TOKENIZER)
+    config.text_config.vocab_size = len(tokenizer)
     MRAForImageTextRetrieval(config).save_pretrained(folder)
     height, width = config.vision_config.image_size
     images = MRAImageProcessor(size={"height": height, "width": width})
-    MRAProcessor(images, AutoTokenizer.from_pretrained(TOKENIZER), config.max_text_length).save_pretrained(folder)
+    MRAProcessor(images, tokenizer, config.max_text_length).save_pretrained(folder)
     return str(folder)
 
 

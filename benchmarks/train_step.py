@@ -1,4 +1,4 @@
-"""Time one step of fine-tuning with augmented captions: as published, plainly, against `MRAForPreTraining`.
+"""Time one step of fine-tuning with augmented captions, in a plain implementation as published and in `MRAForPreTraining`.
 
 python benchmarks/train_step.py --full_size --json
 python benchmarks/train_step.py --full_size --json --device cuda --dtype bfloat16 --batch_size 32
@@ -49,12 +49,12 @@ VARIANTS = get_args(Variant)
 class TrainStepBenchmark(ModelBenchmark):
     """Options of this benchmark."""
 
-    batch_size: int = option(8, "rows of a step")
-    steps: int = option(1, "of each kind that are timed")
+    batch_size: int = option(8, "rows per step")
+    steps: int = option(1, "timed steps of each kind")
     checkpointing: Literal["none", "vision", "all"] = option(
-        "vision", "layers of ours whose activations are computed again in the backward pass, for less memory"
+        "vision", "layers of ours that recompute activations in the backward pass to save memory"
     )
-    memory_of: Variant | None = option(None, "run one step of a kind, and print its peak memory alone")
+    memory_of: Variant | None = option(None, "run one step of a kind and print only its peak memory")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
             bench.fusion_step(variant)
     for name, step in (("", bench.step), ("fusion_", bench.fusion_step)):
         costs = {variant: Cost() for variant in VARIANTS}
-        for _ in range(args.steps):  # in turn, so that a machine that slows down or speeds up favours neither
+        for _ in range(args.steps):  # alternating, so that changes in machine speed favour neither
             for variant in VARIANTS:
                 with costs[variant].measured(device):
                     step(variant)
@@ -95,14 +95,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 class Benchmark:
-    """A random model and a batch, and both ways to take a step.
+    """A random model, a batch, and both kinds of training step.
 
     Args:
         full_size: the published architecture instead of a tiny one.
         batch_size: rows.
-        device: of the model.
-        dtype: of the forward passes, under autocast where it is not float32.
-        checkpointing: what of ours is computed again in the backward pass: `none`, `vision` or `all`.
+        device: device of the model.
+        dtype: dtype of the forward passes, under autocast unless it is float32.
+        checkpointing: layers of ours that recompute activations: `none`, `vision` or `all`.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Benchmark:
         }
 
     def set_up(self, variant: str) -> None:
-        """Attention and checkpointing of one kind."""
+        """Set attention and checkpointing of one kind."""
         checkpointing = "none" if variant == "plain" else self.checkpointing
         self.model.set_attn_implementation("eager" if variant == "plain" else "sdpa")
         if checkpointing == "all":
@@ -127,7 +127,7 @@ class Benchmark:
         cast(Any, self.model.mra.vision_model.swin).set_grad_checkpointing(checkpointing != "none")
 
     def losses(self, variant: str) -> dict[str, torch.Tensor]:
-        """Forward pass of one kind; its hard negatives are drawn from the same seed."""
+        """Run the forward pass of one kind, with hard negatives drawn from the same seed."""
         self.set_up(variant)
         generator = torch.Generator(self.device).manual_seed(0)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
@@ -136,7 +136,7 @@ class Benchmark:
             return self.model(**self.batch, generator=generator)
 
     def step(self, variant: str) -> None:
-        """Forward and backward pass of one kind."""
+        """Run the forward and backward pass of one kind."""
         self.losses(variant)["loss"].backward()
         self.model.zero_grad()
 
@@ -152,7 +152,7 @@ class Benchmark:
         self.model.zero_grad()
 
     def encode(self) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, list[torch.Tensor]]:
-        """Random hidden states of the images and of both captions, which take a gradient, and random embeddings."""
+        """Return random hidden states (with gradient) of images and both captions, and random embeddings."""
         config, size = self.model.config, len(self.batch["input_ids"])
         generator = torch.Generator(self.device).manual_seed(0)
 
@@ -173,7 +173,7 @@ class Benchmark:
         text_embeds: Sequence[torch.Tensor],
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """Three passes through the fusion layers that share nothing."""
+        """Compute the losses in three independent passes through the fusion layers."""
         model, batch = self.model, self.batch
         loss = plain_mlm_loss(model, images, batch["mlm_input_ids"], batch["attention_mask"], batch["labels"])
         for states, embeds, prefix in zip(texts, text_embeds, ("", "augmented_"), strict=True):
@@ -189,19 +189,19 @@ class Benchmark:
         text_embeds: Sequence[torch.Tensor],
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """Do what `MRAForPreTraining.forward` does with encoded images and captions, the contrastive loss left out."""
+        """Compute the fusion losses as `MRAForPreTraining.forward` does from encoded images and captions."""
         model, batch, lengths = self.model, self.batch, self.batch["lengths"]
         mask, identities = batch["attention_mask"], batch["identity_ids"]
-        caption = TextBatch("caption", batch["input_ids"], mask, identities, lengths.caption)
+        caption = TextBatch("caption", batch["input_ids"], mask, lengths.caption, identities)
         augmented = TextBatch(
             "augmented",
             batch["augmented_input_ids"],
             batch["augmented_attention_mask"],
-            identities,
             lengths.augmented,
+            identities,
         )
         masked = TextBatch(
-            "masked", batch["mlm_input_ids"], mask, None, lengths.masked, batch["labels"], lengths.max_masked
+            "masked", batch["mlm_input_ids"], mask, lengths.masked, None, batch["labels"], lengths.max_masked
         )
         model._encode_texts([masked])
         for text, states, embeds in zip((caption, augmented), texts, text_embeds, strict=True):
@@ -212,7 +212,7 @@ class Benchmark:
         return torch.stack([loss for loss in losses if loss is not None]).sum()
 
     def difference(self) -> float:
-        """Largest difference between the losses of both kinds, with every dropout off."""
+        """Return the largest difference between the losses of both kinds, without dropout."""
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -224,7 +224,7 @@ class Benchmark:
 
 
 def make_batch(config: MRAConfig, batch_size: int) -> dict:
-    """Return captions of random words and realistic lengths from the collator of the training scripts."""
+    """Build a batch of captions of random words and realistic lengths with the training collator."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     words = [word for word in tokenizer.get_vocab() if word.isalpha()]
 
@@ -252,7 +252,7 @@ def memory_in_another_process(variant: str, args: TrainStepBenchmark) -> int:
     options = [f"--{name}={getattr(args, name)}" for name in names]
     command = [sys.executable, __file__, f"--memory_of={variant}", *options]
     command += ["--full_size"] if args.full_size else []
-    # Large tensors then go back to the system as they are freed, so that what is counted is what is held.
+    # Freed large tensors then return to the system at once, so that only live memory is counted.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(64 * 1024)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

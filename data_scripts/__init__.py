@@ -1,1 +1,1 @@
-"""Preparation of data sets: SDA, PEDES sets, the sample set and the data factory."""
+"""Preparation of datasets: SDA, PEDES datasets, the sample set and the data factory."""

@@ -1,4 +1,4 @@
-"""Base of the dataset builders: rows from several processes, bad rows logged, failures explained plainly."""
+"""Base of the dataset builders: rows from several processes, a log of rejected rows, clear errors."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ from data_scripts.text_files import UnreadableFile
 from mra.common.command_line import find_full_disk
 
 
-ESCAPED = "backslashreplace"  # writes half characters as JSON does, where others would end the run
+ESCAPED = "backslashreplace"  # writes lone surrogates as JSON escapes instead of failing
 _DIGEST_BYTES = 8
 
 _watched_parent: int | None = None
@@ -28,7 +28,7 @@ _watched_parent: int | None = None
 
 @contextlib.contextmanager
 def _children_end_with_us() -> Iterator[None]:
-    """Make processes that are forked meanwhile end when this one is killed; a pool's would wait for it for ever."""
+    """Make processes forked in this context exit when their parent is killed; those of a pool would wait forever."""
     global _watched_parent
     _watched_parent = os.getpid()
     try:
@@ -52,13 +52,12 @@ os.register_at_fork(after_in_child=_start_watching)
 
 
 class RejectedRows:
-    """What becomes of rows that cannot be used: an error, or a line of a log.
+    """Handler of rows that cannot be used: an error, or a line in a log.
 
-    The log is a folder, in which every chunk of rows has its own file, so that processes share it and its order does
-    not depend on them.
+    The log is a folder with one file per chunk of rows, so that processes can share it and its order does not depend on them.
 
     Args:
-        folder: of the log.
+        folder: folder of the log.
         on_error: `raise` or `skip`.
     """
 
@@ -70,7 +69,7 @@ class RejectedRows:
         """Record a row.
 
         Raises:
-            ValueError: in place of the note, with `on_error="raise"`.
+            ValueError: with `on_error="raise"`.
         """
         if self.on_error == "raise":
             raise ValueError(error.describe(file, row))
@@ -88,7 +87,7 @@ class RejectedRows:
 
 @dataclass
 class Chunk:
-    """Some rows of a split: what one process reads at a time."""
+    """Rows of a split that one process reads at a time."""
 
     name: str
     size: int
@@ -96,11 +95,11 @@ class Chunk:
 
 
 class AnnotationBuilder(datasets.GeneratorBasedBuilder):
-    """Base of the two builders: writes `chunks`, each row checked, in as many processes as there are.
+    """Base of the two builders: checks every row of `chunks` and writes them in several processes.
 
     Args:
-        rejected: what becomes of rows that cannot be used.
-        scratch: folder for locks and the message of a process that fails.
+        rejected: handler of rows that cannot be used.
+        scratch: folder for locks and the error message of a failed process.
     """
 
     DEFAULT_WRITER_BATCH_SIZE = 200  # rows in memory, and in a row group
@@ -121,22 +120,22 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
         raise NotImplementedError
 
     def leave_out_rest(self, chunk: str, error: UnreadableFile) -> None:
-        """List a file that cannot be read from some row on, and note it for the summary.
+        """Log a file that cannot be read beyond some row, and note it for the summary.
 
         Args:
-            chunk: behind which it is listed.
-            error: where and why.
+            chunk: name of the chunk after which it is listed.
+            error: the error, with file, row and reason.
 
         Raises:
-            UnreadableFile: in place of the note, with `on_error="raise"`.
+            UnreadableFile: with `on_error="raise"`.
         """
         if self.rejected.on_error == "raise":
             raise error
         reason = RowError("(all)", error.reason, str(error))
         self.rejected.add(f"{chunk}.rest-{len(self.notes):05d}", error.path, error.row, None, reason)
         self.notes.append(
-            f"{error.path} cannot be read from row {error.row} (counting from 0) on, {error.problem}: all that follows is "
-            "left out"
+            f"{error.path} cannot be read from row {error.row} (counting from 0), {error.problem}: the rest is left "
+            "out"
         )
 
     def prepare(self, folder: str | Path, max_shard_size: str, num_proc: int) -> None:
@@ -146,24 +145,24 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
             ValueError: with the message for the first row that cannot be used, or if there are no rows.
         """
         if not self.chunks:
-            raise ValueError("The annotations hold no row that can be used.")
+            raise ValueError("the annotations have no usable row")
         try:
             with _children_end_with_us():
                 self.download_and_prepare(
                     str(folder), file_format="parquet", max_shard_size=max_shard_size, num_proc=num_proc
                 )
         except Exception as error:
-            # Says it better than what came through two libraries; empty where the disk was full for it too.
+            # A clearer message than the error from two libraries; empty if the disk was full.
             if find_full_disk(error) is None and os.path.exists(self.failure):
                 raise ValueError(Path(self.failure).read_text(encoding="utf-8") or repr(error)) from error
             if isinstance(error, RuntimeError) and num_proc > 1 and find_full_disk(error) is None:
                 raise ValueError(
-                    f"A worker died, possibly out of memory ({error}). Use a smaller --num_proc."
+                    f"a worker died, possibly out of memory ({error}); use a smaller --num_proc"
                 ) from error
             raise
 
     def digest(self, split: str) -> str:
-        """Name the content of a prepared split: equal for equal rows, whatever the number of processes and shards.
+        """Hash the rows of a prepared split, independent of the number of processes and shards.
 
         Args:
             split: one of `chunks`.
@@ -189,7 +188,7 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
 
     def _generate_examples(self, chunks: list[Chunk]) -> Iterator[tuple[Any, dict[str, Any]]]:
         if os.getpid() != self.main_process:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers for all
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles it for all
         key = 0
         for chunk in chunks:
             digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
@@ -206,8 +205,8 @@ class AnnotationBuilder(datasets.GeneratorBasedBuilder):
         except datasets.exceptions.DatasetGenerationError as error:
             if isinstance(
                 error.__cause__, (ValueError, OSError)
-            ):  # lost on the way out of a pool, unless written down
-                # Another process was first, or the disk is full: the error itself is raised in any case.
+            ):  # would be lost in the pool unless written to a file
+                # Another process was first, or the disk is full: the error itself is raised anyway.
                 with contextlib.suppress(OSError), open(self.failure, "x", encoding="utf-8", errors=ESCAPED) as file:
                     file.write(str(error.__cause__))
             raise

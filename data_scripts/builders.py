@@ -35,12 +35,12 @@ PEDES_FEATURES = datasets.Features(
     }
 )
 
-_CHUNK = 500  # rows that one process takes at a time
-_EXAMPLES = 40  # images of SDA looked for to find the root; each row is held to it later
+_CHUNK = 500  # rows per process at a time
+_EXAMPLES = 40  # images of SDA used to find the root; every row is checked against it later
 
 
 class SdaBuilder(AnnotationBuilder):
-    """SDA: JSON files with a row an image, however large.
+    """Builder of SDA, from JSON files of any size with one row per image.
 
     Args:
         annotations: a JSON file or a folder of them.
@@ -49,7 +49,7 @@ class SdaBuilder(AnnotationBuilder):
         follow_symlinks: allows links that lead out of `images`.
 
     Raises:
-        ValueError: if the paths or files are not what they should be.
+        ValueError: if paths or files are wrong.
     """
 
     FEATURES = SDA_FEATURES
@@ -72,11 +72,11 @@ class SdaBuilder(AnnotationBuilder):
         self.root = search.choose()
         repeated = len(self._hashes) - len(np.unique(np.asarray(self._hashes)))
         if repeated:
-            self.notes.append(f"{repeated:,} rows name an image that another row names too")
+            self.notes.append(f"{repeated:,} rows name an image that another row also names")
         del self._hashes
 
     def _scan(self, file: Path, search: RootSearch) -> Iterator[Chunk]:
-        """Read a file through once, so that a truncated one is found before hours of work."""
+        """Read a whole file once, to find truncated files before hours of work."""
         rows, unreadable = 0, None
         try:
             for row in read_rows(file):
@@ -128,7 +128,7 @@ class SdaBuilder(AnnotationBuilder):
         }
 
     def _rows_from(self, file: str, start: int, size: int) -> Iterator[Any]:
-        """Yield rows of a file, from where the last chunk ended if this one follows it."""
+        """Yield rows of a file, continuing from the last chunk if this one follows it."""
         if self._open_rows is None or self._open_rows[:2] != (file, start):
             rows = read_rows(file)
             for _ in range(start):
@@ -142,23 +142,23 @@ class SdaBuilder(AnnotationBuilder):
 
 def _check_is_sda(file: Path, row: Any) -> None:
     if isinstance(row, dict) and "image" not in row and ("file_path" in row or "img_path" in row or "captions" in row):
-        raise ValueError(f"{file} holds PEDES annotations ({', '.join(row)}). use `mra prepare pedes`.")
+        raise ValueError(f"{file} holds PEDES annotations ({', '.join(row)}): use `mra prepare pedes`")
     if isinstance(row, dict) and isinstance(row.get("caption"), list):
-        raise ValueError(f"{file} holds PEDES annotations (a list of captions a row). use `mra prepare pedes`.")
+        raise ValueError(f"{file} holds PEDES annotations (a list of captions a row): use `mra prepare pedes`")
 
 
 class PedesBuilder(AnnotationBuilder):
-    """CUHK-PEDES, ICFG-PEDES and RSTPReid, from official or processed files.
+    """Builder of CUHK-PEDES, ICFG-PEDES and RSTPReid, from official or processed files.
 
     Args:
         dataset: `cuhk`, `icfg` or `rstp`.
-        annotations: an annotation file, or a folder with the files of one or several sets.
-        images: folder of the images of this set, or of all sets.
+        annotations: an annotation file, or a folder with the files of one or several datasets.
+        images: folder with the images of this dataset, or of all datasets.
         rejected, scratch: see [`AnnotationBuilder`].
         follow_symlinks: allows links that lead out of `images`.
 
     Raises:
-        ValueError: if the paths or files are not what they should be.
+        ValueError: if paths or files are wrong.
     """
 
     FEATURES = PEDES_FEATURES
@@ -188,7 +188,7 @@ class PedesBuilder(AnnotationBuilder):
         self._note_repeated(splits)
         if self.sources.ignored:
             names = ", ".join(f"{name} ({reason})" for name, reason in self.sources.ignored.items())
-            self.notes.append(f"left alone in {annotations}: {names}")
+            self.notes.append(f"ignored in {annotations}: {names}")
         names = iter(range(1, 10**8))
         for split, rows in splits.items():
             parts = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
@@ -214,7 +214,7 @@ class PedesBuilder(AnnotationBuilder):
     def _example(self, image: AnnotatedImage, captions: list[str]) -> dict:
         field = image.layout.image
         content = self.root.read(image.path, field)
-        spellings = image.spellings if len(image.spellings) > 1 else ()  # of one, reading has located it
+        spellings = image.spellings if len(image.spellings) > 1 else ()  # a single one was located while reading
         if len({self.root.locate(spelling, field) for spelling in spellings}) > 1:
             problem = (
                 f"{' and '.join(sorted(image.spellings))} are two files, and differ only in how the path is written"
@@ -253,6 +253,6 @@ class PedesBuilder(AnnotationBuilder):
                 repeated += 1
         repeated -= len(owners) + across
         if repeated:
-            self.notes.append(f"{repeated:,} rows name an image that another row of the split names too")
+            self.notes.append(f"{repeated:,} rows name an image that another row of the split also names")
         if across:
-            self.notes.append(f"{across:,} images are in two splits, so that what is tested may have been trained on")
+            self.notes.append(f"{across:,} images are in two splits, so test images may be in the training set")

@@ -1,4 +1,4 @@
-"""Rows of a CSV file with a header, as texts."""
+"""Rows of a CSV file with a header, as text."""
 
 import csv
 from collections.abc import Iterator
@@ -8,15 +8,15 @@ from data_scripts.text_files import SAVE_AS_UTF8, UnreadableFile, name_bad_byte,
 
 
 def read_csv_rows(path: str | Path, required: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Yield the rows of a comma-separated file, empty lines left out, each without its empty cells.
+    """Yield the rows of a comma-separated file without empty lines and empty cells.
 
     Args:
-        path: of the file, in UTF-8.
-        required: columns that the header must name; it may name others.
+        path: the file, in UTF-8.
+        required: columns that the header must have; others are allowed.
 
     Raises:
         ValueError: if the header lacks a column or names one twice.
-        UnreadableFile: where the file stops being CSV in UTF-8.
+        UnreadableFile: at the first row that is not CSV in UTF-8.
     """
     row = 0
 
@@ -26,7 +26,7 @@ def read_csv_rows(path: str | Path, required: tuple[str, ...]) -> Iterator[dict[
     try:
         if other := name_other_kind(path):
             problem, advice = other
-            if problem != "the file is empty":  # the check of the header says what is missing
+            if problem != "the file is empty":  # the check of the header reports what is missing
                 raise unreadable(problem, advice)
         with open_text(path, newline="") as file:
             reader = csv.DictReader(file, restkey="", strict=True)
@@ -42,7 +42,7 @@ def read_csv_rows(path: str | Path, required: tuple[str, ...]) -> Iterator[dict[
     except csv.Error as error:
         raise unreadable(str(error)) from None
     except OSError as error:
-        raise unreadable(error.strerror or str(error), "check the file and your rights to it") from None
+        raise unreadable(error.strerror or str(error), "check the file and its permissions") from None
 
 
 def _check_header(path: str | Path, header: list[str], required: tuple[str, ...]) -> list[str]:
@@ -53,7 +53,7 @@ def _check_header(path: str | Path, header: list[str], required: tuple[str, ...]
     if missing:
         raise ValueError(
             f"{path}: the first line must name the columns {', '.join(required)}, separated by commas; "
-            f"{', '.join(missing)} is missing, got {', '.join(names) or 'an empty file'}."
+            f"{', '.join(missing)} is missing, got {', '.join(names) or 'an empty file'}"
         )
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:

@@ -1,4 +1,4 @@
-"""The dataset card of a prepared set: what `load_dataset` needs to know, and what its reader does."""
+"""Dataset card of a prepared dataset, for `load_dataset` and for readers."""
 
 from pathlib import Path
 
@@ -29,21 +29,21 @@ def write_card(
 ) -> None:
     """Write `README.md` beside the `data/` folder with the shards.
 
-    SDA has two configurations on the same files: `region` (all columns, the default) and `caption` (image, caption
-    and image_id, the other columns not read).
+    SDA has two configurations on the same files: `region` (default, all columns) and `caption` (only image, caption and
+    image_id are read).
 
-    `datasets` names its cached copy of a folder after the card and the patterns in it, not after the files. The patterns
-    therefore hold the digest of the rows: other rows are another copy.
+    `datasets` identifies its cached copy of a folder by the card and the patterns in it, not by the files. The patterns
+    therefore contain the digest of the rows.
 
     Args:
-        folder: of the prepared set.
+        folder: folder of the prepared dataset.
         dataset: `sda`, `cuhk`, `icfg`, `rstp` or `csv`.
-        features: of the shards.
+        features: features of the shards.
         splits: name, rows and bytes of each split.
         sizes: images, captions and people of each split.
-        repository: what `load_dataset` is given: Hub id or folder.
-        digests: of the rows of each split, as in the names of its shards.
-        num_rejected: rows left out.
+        repository: Hub id or folder to pass to `load_dataset`.
+        digests: digest of the rows of each split, as in the names of its shards.
+        num_rejected: number of rows left out.
     """
     columns = (
         {"region": list(features), "caption": CAPTION_COLUMNS} if dataset == "sda" else {"default": list(features)}

@@ -1,4 +1,4 @@
-"""Image files below a root: where the paths of an annotation file lead, and whether what lies there is an image."""
+"""Image files below a root: resolution of the paths in an annotation file, and decoding checks."""
 
 import filecmp
 import functools
@@ -17,14 +17,14 @@ from images_mra import storable_picture
 
 
 def path_readings(path: Any, field: str) -> list[tuple[str, ...]]:
-    """Split the path of an image; it may not lead out of the image root.
+    """Split the path of an image, which may not lead out of the image root.
 
     Args:
-        path: as the annotations give it, its folders separated by `/`, or by the backslashes of Windows.
-        field: that holds it.
+        path: path in the annotations, its folders separated by `/` or by the backslashes of Windows.
+        field: name of the field that holds it.
 
     Returns:
-        Its parts as it stands, and, where it has backslashes, its parts with those as separators.
+        The parts of the path, and if it has backslashes, also its parts with those as separators.
 
     Raises:
         RowError: if it is absolute, contains `..`, or is not a path.
@@ -46,44 +46,44 @@ def path_readings(path: Any, field: str) -> list[tuple[str, ...]]:
 
 
 def with_slashes(path: str) -> str:
-    """Write a path in one way: `/` between folders, nothing that can be left out."""
+    """Normalise a path: `/` as separator, no redundant parts."""
     return PurePosixPath(path.replace("\\", "/")).as_posix()
 
 
 @dataclass(frozen=True)
 class PathRule:
-    """How the paths of the annotations lie to `--images`.
+    """Relation between the paths in the annotations and `--images`.
 
     Args:
-        subfolder: of `--images`, in which the paths start.
-        stripped: folders at the front of each path that are left out, since `--images` ends with them.
+        subfolder: subfolder of `--images` in which the paths start.
+        stripped: leading folders of each path to drop because `--images` ends with them.
     """
 
     subfolder: str = ""
     stripped: tuple[str, ...] = ()
 
     def apply(self, parts: tuple[str, ...]) -> str | None:
-        """Return the path below `--images`, None where the rule does not fit."""
+        """Return the path below `--images`, or None if the rule does not apply."""
         count = len(self.stripped)
         if len(parts) <= count or parts[:count] != self.stripped:
             return None
         return os.path.join(self.subfolder, *parts[count:])
 
     def __str__(self) -> str:
-        start = f"read below {self.subfolder}/" if self.subfolder else "read from --images on"
+        start = f"read below {self.subfolder}/" if self.subfolder else "read from --images"
         return f"{start}, its first {'/'.join(self.stripped)}/ left out" if self.stripped else start
 
 
 @dataclass(frozen=True)
 class ImageRoot:
-    """The folder below which images are looked for.
+    """Root folder of the images.
 
     Args:
-        folder: as the user named it; nothing outside it is read.
-        subfolders: of it, in which paths could start.
-        rule: the one that holds for all paths.
-        example: annotation file and row that the rule was taken from.
-        follow_symlinks: allows links that lead out of the folder.
+        folder: folder given by the user; nothing outside it is read.
+        subfolders: subfolders in which paths could start.
+        rule: the rule for all paths.
+        example: annotation file and row that the rule was inferred from.
+        follow_symlinks: whether symbolic links may lead out of the folder.
     """
 
     folder: str
@@ -94,16 +94,16 @@ class ImageRoot:
 
     @functools.cached_property
     def _resolved(self) -> str:
-        """Resolve the folder's links, which costs as much as decoding a small image."""
+        """Folder with links resolved; cached, because resolving costs as much as decoding a small image."""
         return os.path.realpath(self.folder)
 
     @functools.cached_property
     def _endings(self) -> set[tuple[str, ...]]:
-        """Return the folders that lead to this one, by its name and without links."""
+        """Trailing folders of the root's path, as given and with links resolved."""
         return {Path(place).parts[1:] for place in (os.path.abspath(self.folder), self._resolved)}
 
     def rules_for(self, readings: list[tuple[str, ...]]) -> Iterator[PathRule]:
-        """Yield the rules that a path could be read by, the plainest first: leading folders only where `--images` ends so."""
+        """Yield the rules that could apply to a path, simplest first; folders are stripped only if `--images` ends so."""
         stripped = {
             parts[:count]: None
             for parts in readings
@@ -115,7 +115,7 @@ class ImageRoot:
                 yield PathRule(subfolder, front)
 
     def find(self, rule: PathRule, readings: list[tuple[str, ...]]) -> str | None:
-        """Return the file that a rule leads to, None where there is none."""
+        """Return the file that a rule leads to, or None."""
         for parts in readings:
             below = rule.apply(parts)
             if below is not None and os.path.isfile(located := os.path.join(self.folder, below)):
@@ -123,14 +123,14 @@ class ImageRoot:
         return None
 
     def locate(self, path: Any, field: str = "image") -> str:
-        """Return the file that a path names, whether it exists or not.
+        """Return the file that a path refers to, whether or not it exists.
 
         Raises:
-            RowError: if the path leads out of the root, or is found by another rule than the paths of other rows.
+            RowError: if the path leads out of the root, or is found by another rule than other rows.
         """
         readings = path_readings(path, field)
         located = self.find(self.rule, readings)
-        if located is None or self.rule != PathRule():  # what is found as it stands needs no second look
+        if located is None or self.rule != PathRule():  # a direct hit needs no further check
             self._refuse_other_rules(path, readings, located, field)
         if located is None:
             parts = readings[-1]
@@ -147,18 +147,18 @@ class ImageRoot:
         return located
 
     def _refuse_other_rules(self, path: str, readings: Any, located: str | None, field: str) -> None:
-        """Refuse a path that another rule leads to another file than the rule of all paths."""
+        """Refuse a path for which another rule finds a different file."""
         for rule in self.rules_for(readings):
             other = self.find(rule, readings) if rule != self.rule else None
             if other is None or (located and filecmp.cmp(located, other, shallow=False)):
                 continue
             here = f"{shorten(path)} is the file {other} when {rule}"
             there = f"{self.example} was found when {self.rule}, by which this is {located or 'missing'}"
-            advice = "Let all paths start at the same folder, name that folder as --images"
+            advice = "Start all paths at the same folder and pass that folder as --images"
             raise RowError(field, "another path rule", f"{here}; {there}", advice)
 
     def read(self, path: Any, field: str = "image") -> bytes:
-        """Read an image file and decode it once; returns the bytes to store, as `decode` gives them.
+        """Read an image file, check that it decodes and return the bytes to store, as [`decode`].
 
         Raises:
             RowError: if it is missing, unreadable or corrupt, or the path leads out of the root.
@@ -184,29 +184,29 @@ class ImageRoot:
 
 
 def decode(content: bytes) -> bytes:
-    """Decode all of an image, and return the bytes to store: as they are, or [`storable_picture`]'s.
+    """Check that an image decodes completely; return the bytes to store, unchanged or from [`storable_picture`].
 
     Raises:
-        OSError: if it is not an image, or a broken one.
+        OSError: if it is not an image or is damaged.
     """
     with warnings.catch_warnings():
-        # Of metadata that are cut or strange, once a file: what would stop a reader is removed here.
+        # Warnings about damaged metadata, which is removed here if it would break readers.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         return storable_picture(content)
 
 
 class RootSearch:
-    """Finds out how the paths of an annotation file lie to `--images`.
+    """Search for the relation between the paths in an annotation file and `--images`.
 
-    The user may name the folder of all sets (`images`), of one set (`images/CUHK-PEDES`) or of its images
-    (`images/CUHK-PEDES/imgs`), and the paths may start at any of these. The rule that finds most of the paths looked at is
-    proposed; [`ImageRoot.locate`] then holds every path to it.
+    The user may pass the folder of all datasets (`images`), of one dataset (`images/CUHK-PEDES`) or of its images
+    (`images/CUHK-PEDES/imgs`), and paths may start at any of these. The rule that finds most of the sampled paths is chosen;
+    [`ImageRoot.locate`] then checks every path against it.
 
     Args:
-        folder: as the user named it.
-        names: folders that may lie between, such as `CUHK-PEDES`, `imgs` and `CUHK-PEDES/imgs`.
-        field: that holds the paths.
-        follow_symlinks: allows links that lead out of the folder.
+        folder: folder given by the user.
+        names: possible folders in between, for example `CUHK-PEDES`, `imgs` and `CUHK-PEDES/imgs`.
+        field: name of the field that holds the paths.
+        follow_symlinks: whether symbolic links may lead out of the folder.
 
     Raises:
         ValueError: if the folder does not exist.
@@ -218,7 +218,7 @@ class RootSearch:
         folder = str(folder)
         if not os.path.isdir(folder):
             found = "is a file" if os.path.exists(folder) else "does not exist"
-            raise ValueError(f"--images {folder} {found}; expected the folder that holds the images.")
+            raise ValueError(f"--images {folder} {found}; expected the folder that holds the images")
         subfolders = tuple(name for name in names if os.path.isdir(os.path.join(folder, name)))
         self._root = ImageRoot(folder, subfolders, follow_symlinks=follow_symlinks)
         self._names, self._field = names, field
@@ -229,11 +229,11 @@ class RootSearch:
 
     @property
     def has_found(self) -> bool:
-        """Return whether a file was found for any path."""
+        """Whether a file was found for any path."""
         return bool(self._hits)
 
     def look(self, file: str, row: int, path: Any) -> None:
-        """Look for the image of a row; what is not a path is left to the check of the row."""
+        """Look for the image of a row; invalid paths are ignored, as the row check reports them."""
         try:
             readings = path_readings(path, self._field)
         except RowError:
@@ -246,7 +246,7 @@ class RootSearch:
                 self._examples.setdefault(rule, f"{file}, row {row}")
 
     def choose(self) -> ImageRoot:
-        """Return the root with the rule that found most, of equals the plainest.
+        """Return the root with the rule that found most images, the simplest among equals.
 
         Raises:
             ValueError: if none of the files was found.
@@ -256,7 +256,7 @@ class RootSearch:
             raise ValueError(
                 f"--images {self._root.folder}: missing image: none of {self.looked_at} images looked for is there; {file}, "
                 f"row {row} (counting from 0), field {self._field} names {os.path.join(self._root.folder, path)}, which was "
-                f"also looked for below {', '.join(self._names)}. Correct --images, or unpack the image archives."
+                f"also looked for below {', '.join(self._names)}; correct --images, or unpack the image archives"
             )
         if not self._hits:
             return self._root

@@ -1,7 +1,7 @@
-"""Rows of an annotation file, read one by one so that memory does not grow with the file.
+"""Rows of an annotation file, read one by one with constant memory.
 
-Why not ijson 3.6: it refuses NaN, 1e400, long integers, a byte order mark and JSON lines, and turns a lone surrogate into a
-question mark without a word.
+ijson 3.6 is not used because it refuses NaN, 1e400, long integers, a byte order mark and JSON lines, and silently replaces a
+lone surrogate by a question mark.
 """
 
 import json
@@ -15,15 +15,15 @@ from data_scripts.text_files import SAVE_AS_UTF8, UnreadableFile, name_bad_byte,
 
 _BLOCK = 1 << 20  # characters
 _LARGEST_ROW = 1 << 26
-_MOST_DIGITS = 1000  # Python refuses to read whole numbers of some thousands
+_MOST_DIGITS = 1000  # Python refuses to parse integers of several thousand digits
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class UnreadableJson(UnreadableFile):
-    """A file that stops being JSON at some row.
+    """File that is not valid JSON from some row.
 
     Args:
-        path: of the file.
+        path: the file.
         row: number of the first row that cannot be read, from 0.
         problem: what is wrong there.
         advice: what to do about it.
@@ -38,7 +38,7 @@ class UnreadableJson(UnreadableFile):
 
 
 class _Text:
-    """A file's text, of which only a window is in memory."""
+    """Text of a file, with only a window in memory."""
 
     def __init__(self, file: IO[str]) -> None:
         self.file = file
@@ -57,7 +57,7 @@ class _Text:
 
     def next_character(self) -> str:
         while True:
-            self.start = cast(re.Match, _SPACE.match(self.window, self.start)).end()  # it matches the empty text, too
+            self.start = cast(re.Match, _SPACE.match(self.window, self.start)).end()  # it also matches the empty text
             if self.start < len(self.window):
                 return self.window[self.start]
             if not self.more():
@@ -67,10 +67,10 @@ class _Text:
 def read_rows(path: str | Path) -> Iterator[Any]:
     """Yield the elements of a JSON list, or of a file with one JSON object a line.
 
-    Whole numbers of a thousand digits or more come as floats, which may be infinite.
+    Integers of a thousand digits or more are returned as floats, which may be infinite.
 
     Raises:
-        UnreadableJson: where the file stops being JSON in UTF-8.
+        UnreadableJson: at the first row that is not JSON in UTF-8.
     """
     row = 0
     try:
@@ -93,7 +93,7 @@ def read_rows(path: str | Path) -> Iterator[Any]:
     except RecursionError:
         raise UnreadableJson(path, row, "it is nested too deeply", "correct the row") from None
     except OSError as error:
-        raise UnreadableJson(path, row, error.strerror or str(error), "check the file and your rights to it") from None
+        raise UnreadableJson(path, row, error.strerror or str(error), "check the file and its permissions") from None
 
 
 def _row_follows(text: _Text, in_list: bool, row: int) -> bool:
@@ -103,7 +103,7 @@ def _row_follows(text: _Text, in_list: bool, row: int) -> bool:
     if character == "]":
         text.start += 1
         if text.next_character():
-            raise json.JSONDecodeError("something follows the end of the list", text.window, text.start)
+            raise json.JSONDecodeError("there is text after the end of the list", text.window, text.start)
         return False
     if row:
         if character != ",":
@@ -123,28 +123,28 @@ _DECODER = json.JSONDecoder(parse_int=_parse_int)
 
 
 def _decode(text: _Text) -> tuple[Any, str]:
-    """Return the next value and how it is written."""
+    """Return the next value and its source text."""
     while True:
         try:
             value, end = _DECODER.raw_decode(text.window, text.start)
             source, text.start = text.window[text.start : end], end
             return value, source
-        except json.JSONDecodeError:  # it may continue behind the window
+        except json.JSONDecodeError:  # it may continue after the window
             if len(text.window) - text.start > _LARGEST_ROW or not text.more():
                 raise
 
 
 def is_json_name(path: Path) -> bool:
-    """Return whether a file is JSON by its name; hidden files, which systems leave beside others, are not."""
+    """Return whether a file name is that of a JSON file; hidden files are not."""
     return path.suffix.lower() in (".json", ".jsonl") and not path.name.startswith(".")
 
 
 def json_files(path: str | Path, argument: str = "--annotations") -> list[Path]:
-    """List the JSON files that a path names, numbers in their names in order of value.
+    """List the JSON files of a path, sorted by name with numbers in numeric order.
 
     Args:
-        path: a file, or a folder with `*.json` or `*.jsonl` files right in it.
-        argument: what the error message calls the path.
+        path: a file, or a folder that directly contains `*.json` or `*.jsonl` files.
+        argument: name of the path's argument, for messages.
 
     Raises:
         ValueError: if there is no such file, or no JSON file in the folder.
@@ -153,10 +153,10 @@ def json_files(path: str | Path, argument: str = "--annotations") -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise ValueError(f"{argument} {path} does not exist; expected a JSON file, or a folder that holds them.")
-    files = [file for file in path.iterdir() if is_json_name(file) and not file.is_dir()]  # a broken link is one, too
+        raise ValueError(f"{argument} {path} does not exist; expected a JSON file, or a folder that holds them")
+    files = [file for file in path.iterdir() if is_json_name(file) and not file.is_dir()]  # includes broken links
     if not files:
-        raise ValueError(f"{argument} {path} holds no .json file; expected a JSON file, or a folder that holds them.")
+        raise ValueError(f"{argument} {path} holds no .json file; expected a JSON file, or a folder that holds them")
     return sorted(files, key=_numbers_by_value)
 
 

@@ -27,7 +27,7 @@ from mra.common.files import whole_folder
 
 
 MANIFEST = "sample.json"
-FORMAT = 1  # raised whenever the same arguments give another set
+FORMAT = 1  # incremented whenever the same arguments give a different dataset
 VOCABULARY_SIZE = 800
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -61,15 +61,15 @@ def _draw_all(crops: list[PlannedPicture], folder: Path, num_proc: int) -> None:
 
 
 def box_of(edges: Sequence[float], rng: random.Random, jitter: float = 0.008) -> list[float]:
-    """Return a part's extent in the words of a detector.
+    """Return a part's extent as a detector's box.
 
     Args:
         edges: left, top, right, bottom in 0..1.
-        rng: where the jitter comes from.
+        rng: source of the jitter.
         jitter: largest shift of an edge, in 0..1.
 
     Returns:
-        cx, cy, w, h in 0..1 with 4 decimals, lying inside the image.
+        cx, cy, w, h in 0..1 with 4 decimals, inside the image.
     """
     low, high = [], []
     for first, second in ((edges[0], edges[2]), (edges[1], edges[3])):
@@ -169,16 +169,16 @@ def _manifest(config: SampleConfig) -> dict:
 def make_sample(
     output: str | Path, config: SampleConfig | None = None, *, num_proc: int = 1, overwrite: bool = False
 ) -> bool:
-    """Write a sample set, whole or not at all.
+    """Write a sample set atomically.
 
     Args:
-        output: the folder to make; `sda/`, `pedes/`, `finetune/` and `images/` go below it.
-        config: what to draw; the same configuration gives the same bytes, whatever `num_proc` is.
-        num_proc: how many processes draw.
-        overwrite: replaces a folder that is there, with everything in it.
+        output: folder to create, with `sda/`, `pedes/`, `finetune/` and `images/` in it.
+        config: what to draw; the same configuration gives the same bytes for any `num_proc`.
+        num_proc: number of drawing processes.
+        overwrite: whether to replace an existing folder with everything in it.
 
     Returns:
-        `True` if a set was written, `False` if the folder already holds this very set.
+        True if a dataset was written, False if the folder already holds the same one.
 
     Raises:
         ValueError: if `output` exists and holds something else, or `num_proc` is below 1.
@@ -193,9 +193,7 @@ def make_sample(
         if manifest and {key: manifest.get(key) for key in ("format", "arguments")} == _manifest(config):
             return False
         what = f"was made with {manifest.get('arguments')}" if manifest else "is not a sample set"
-        raise ValueError(
-            f"`output` {output} exists and {what}; expected a new folder. Pass --overwrite to replace it."
-        )
+        raise ValueError(f"`output` {output} exists and {what}; expected a new folder; pass --overwrite to replace it")
     with whole_folder(output) as unfinished:
         counts = _write_all(unfinished, config, num_proc)
         _write_json(unfinished / MANIFEST, {**_manifest(config), "images": counts})
@@ -206,7 +204,7 @@ def make_sample(
 
 
 def sample_texts(config: SampleConfig | None = None) -> Iterator[str]:
-    """Yield the captions that a tokenizer may see: those of the pretraining domain and of the training split."""
+    """Yield the captions to train a tokenizer on: those of the pretraining domain and the training split."""
     config = config or SampleConfig()
     for crop in plan_sda(config) + plan_pedes(config):
         if crop.split in ("sda", "train"):
@@ -217,8 +215,8 @@ def train_vocabulary(texts: Iterable[str], size: int = VOCABULARY_SIZE) -> list[
     """Train an uncased WordPiece vocabulary that can spell any lower-case ASCII word.
 
     Args:
-        texts: what to learn from.
-        size: most tokens that there may be.
+        texts: training texts.
+        size: most tokens of the vocabulary.
 
     Returns:
         The tokens in the order of their ids: `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]`, `[MASK]`, characters, pieces.
@@ -226,7 +224,7 @@ def train_vocabulary(texts: Iterable[str], size: int = VOCABULARY_SIZE) -> list[
     from tokenizers import BertWordPieceTokenizer
 
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    # The trainer breaks ties by id, and gives ids to ##characters in the order of a hash map: name them beforehand.
+    # The trainer breaks ties by id and numbers ##characters in hash order: define them beforehand.
     fixed = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters if letter.isalnum())]
     tokenizer = BertWordPieceTokenizer(lowercase=True)
     tokenizer.train_from_iterator(
@@ -254,14 +252,14 @@ def train_tokenizer(folder: str | Path, config: SampleConfig | None = None) -> i
 
 @dataclass
 class SampleArguments:
-    """Options of the command."""
+    """Output and configuration of the sample set."""
 
     output: str | None = option(None, "folder to write the sample set to")
     train_tokenizer: str | None = option(
         None, "folder to write a tokenizer trained on the captions to", metavar="FOLDER"
     )
     num_proc: int = option(os.cpu_count() or 1, "processes that draw")
-    overwrite: bool = option(False, "replace the output folder and all that is in it")
+    overwrite: bool = option(False, "replace the output folder with everything in it")
 
     def __post_init__(self) -> None:
         require(self.num_proc > 0, "num_proc", "1 or more", self.num_proc)

@@ -1,4 +1,4 @@
-"""Annotation files of CUHK-PEDES, ICFG-PEDES and RSTPReid, distinguished by their content, and CSV files of one's own."""
+"""Annotation files of CUHK-PEDES, ICFG-PEDES and RSTPReid, recognised by content, and CSV files of your own captions."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -15,11 +15,11 @@ from data_scripts.text_files import UnreadableFile
 
 
 DATASETS = {"cuhk": "CUHK-PEDES", "icfg": "ICFG-PEDES", "rstp": "RSTPReid"}
-CSV = "csv"  # captions of one's own, in place of a set
+CSV = "csv"  # your own captions instead of a published dataset
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 _PACKED_NAME = re.compile(r"\.jsonl?\.|\bjson\w*\.(gz|zip|bz2|xz|zst|7z)$", re.IGNORECASE)
-_LOOKED_AT = 20  # rows that decide a file's layout
+_LOOKED_AT = 20  # rows examined to recognise a file's layout
 _MSMT17_NAME = re.compile(r"\d+_\d+_(\d+)_\d{4}(?:morning|noon|afternoon)_")  # person_number_camera_time, ICFG-PEDES
 _RSTP_NAME = re.compile(r"\d{4}_(c\d+)_\d+\.\w+$")
 _CUHK_FOLDERS = {"cam_a", "cam_b", "cuhk01", "cuhk03", "market", "test_query", "train_query"}
@@ -32,15 +32,15 @@ _FILE_NAMES = {
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of the fields of one kind of annotation file.
+    """Field names of one kind of annotation file.
 
     Args:
         name: `official`, `processed` or `csv`.
         image: field with the image's path.
         captions: field with a caption or a list of them.
         identity: field with the person's number.
-        split: field with the split, None where each split has its own file.
-        camera: field with the camera, None where the path shows it.
+        split: field with the split, None if each split has its own file.
+        camera: field with the camera, None if the path shows it.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Layout:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Return the fields that every row must have."""
+        """Fields that every row must have."""
         return tuple(name for name in (self.image, self.captions, self.identity, self.split) if name)
 
 
@@ -67,7 +67,7 @@ CSV_REQUIRED = ("path", "caption", "identity")
 
 @dataclass
 class AnnotatedImage:
-    """One image with all that is said of it; `texts` holds (row of the file, its captions or what is wrong with them)."""
+    """An image with all its annotations; `texts` holds (row of the file, its captions or their error)."""
 
     file: str
     layout: Layout
@@ -75,12 +75,12 @@ class AnnotatedImage:
     identity: int
     texts: list[tuple[int, list[str] | RowError]] = field(default_factory=list)
     camera: str | None = None
-    spellings: set[str] = field(default_factory=set)  # of the path
+    spellings: set[str] = field(default_factory=set)  # spellings of the path
 
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """An annotation file and what its first rows tell: layout, set (None if it could be any), kind of captions."""
+    """An annotation file with layout, dataset (None if ambiguous) and kind of captions, from its first rows."""
 
     file: Path
     layout: Layout
@@ -90,12 +90,12 @@ class AnnotationFile:
 
 @dataclass(frozen=True)
 class Sources:
-    """What `--annotations` holds for one set.
+    """Files in `--annotations` for one dataset.
 
     Args:
-        files: to read.
-        unreadable: files of which not even the first rows tell what they are.
-        ignored: reason for each other file of the folder.
+        files: files to read.
+        unreadable: files that could not be recognised because their first rows are unreadable.
+        ignored: other files of the folder, each with the reason.
     """
 
     files: list[AnnotationFile]
@@ -104,7 +104,7 @@ class Sources:
 
 
 def camera_of(path: str) -> str | None:
-    """Read the camera from an image's path if the set's naming has it.
+    """Read the camera from an image's path, if the dataset's names include it.
 
     CUHK-PEDES: folder `cam_a`, ...; RSTPReid: `0000_c5_0022.jpg`; ICFG-PEDES: named as in MSMT17.
     """
@@ -119,20 +119,20 @@ def camera_of(path: str) -> str | None:
 
 
 def find_sources(annotations: str | Path, dataset: str) -> Sources:
-    """Find the files of one set: the official one, or the processed ones.
+    """Find the files of one dataset: the official one, or the processed ones.
 
     Args:
-        annotations: a file, or a folder that may hold files of other sets and other files too.
+        annotations: a file, or a folder that may also hold files of other datasets and other files.
         dataset: `cuhk`, `icfg`, `rstp`, or `csv` for a CSV file.
 
     Raises:
-        ValueError: if there is none, they belong to another set, there are several official ones, or one may belong to
-            any set.
+        ValueError: if there are none, they belong to another dataset, there are several official ones, or one is
+            ambiguous.
         UnreadableFile: if the only file cannot be read.
     """
     if dataset == CSV:
         if not Path(annotations).is_file():
-            raise ValueError(f"--annotations {annotations} is not a file; expected a CSV file with --dataset csv.")
+            raise ValueError(f"--annotations {annotations} is not a file; expected a CSV file with --dataset csv")
         return Sources([AnnotationFile(Path(annotations), CSV_LAYOUT, CSV, one_caption_a_row=True)])
     files = json_files(annotations)
     found, unreadable, ignored = [], [], _other_files(Path(annotations), dataset, files)
@@ -148,7 +148,7 @@ def find_sources(annotations: str | Path, dataset: str) -> Sources:
             if owner in (None, dataset):
                 unreadable.append(error)
             else:
-                ignored[file.name] = f"{DATASETS[owner]} by its name, and cannot be read"
+                ignored[file.name] = f"{DATASETS[owner]} by its name, but cannot be read"
             continue
         if source is None:
             ignored[file.name] = "no PEDES annotations"
@@ -174,25 +174,25 @@ def _choose(found: list[AnnotationFile], annotations: str | Path, dataset: str) 
     if not fitting:
         others = sorted({source.dataset for source in found if source.dataset})
         raise ValueError(
-            f"--annotations {annotations} holds {', '.join(DATASETS[name] for name in others)}, not {DATASETS[dataset]}. "
-            f"Pass --dataset {others[0]}, or the annotations of {DATASETS[dataset]}."
+            f"--annotations {annotations} holds {', '.join(DATASETS[name] for name in others)}, not {DATASETS[dataset]}; "
+            f"pass --dataset {others[0]}, or the annotations of {DATASETS[dataset]}"
         )
     certain = [source for source in fitting if source.dataset]
     official = [source for source in certain or fitting if source.layout.name == "official"]
     if len(official) > 1:
         names = ", ".join(source.file.name for source in official)
-        raise ValueError(f"--annotations {annotations} holds several official files: {names}. Pass one of them.")
+        raise ValueError(f"--annotations {annotations} holds several official files: {names}; pass one of them")
     doubtful = [source.file.name for source in fitting if certain and not source.dataset]
     if doubtful and not official:
         raise ValueError(
-            f"--annotations {annotations}: neither name nor paths tell whether {', '.join(doubtful)} belongs to "
-            f"{DATASETS[dataset]}, as {certain[0].file.name} does; let its name begin with {dataset}_, or move it away"
+            f"--annotations {annotations}: neither name nor paths show whether {', '.join(doubtful)} belongs to "
+            f"{DATASETS[dataset]} like {certain[0].file.name}; start its name with {dataset}_, or move it away"
         )
     return official or fitting
 
 
 def _other_files(folder: Path, dataset: str, files: list[Path]) -> dict[str, str | UnreadableFile]:
-    """Return the files of the folder that are not JSON by their names; packed annotations cannot be read."""
+    """Return the files of the folder without JSON names, with the reason to ignore them or an error."""
     if not folder.is_dir():
         return {}
     others: dict[str, str | UnreadableFile] = {}
@@ -210,10 +210,10 @@ def _named_dataset(file: Path) -> str | None:
 
 
 def _examine(file: Path, dataset: str) -> AnnotationFile | None:
-    """Tell what a file is by its first rows; None for one that holds no annotations of persons.
+    """Recognise a file by its first rows; return None if it holds no annotations of people.
 
     Raises:
-        UnreadableFile: if it breaks before that is clear, has no row, or names its fields otherwise.
+        UnreadableFile: if it is damaged in its first rows, has no rows, or has other fields.
     """
     read, broken = [], None
     try:
@@ -263,7 +263,7 @@ def _guess_dataset(file: Path, paths: list[str]) -> str | None:
 
 
 def split_of(source: AnnotationFile) -> str:
-    """Return the split of a processed file: validation and test look alike, so the name must say which it is.
+    """Return the split of a processed file; the name must distinguish validation from test.
 
     Raises:
         ValueError: if neither name nor content shows the split.
@@ -274,25 +274,25 @@ def split_of(source: AnnotationFile) -> str:
     if source.one_caption_a_row and not named:
         return "train"
     raise ValueError(
-        f"{source.file}: cannot tell whether it is the validation or the test split, which look alike. "
-        "Let its name end in _train, _val or _test."
+        f"{source.file}: cannot distinguish the validation from the test split; "
+        "end its name with _train, _val or _test"
     )
 
 
 def read_images(
     source: AnnotationFile, rejected: Callable[[str, int, Any, RowError], None]
 ) -> Iterator[tuple[str, AnnotatedImage]]:
-    """Read a file, rows of the same image joined; images are looked for later.
+    """Read a file and merge rows of the same image; images are located later.
 
     Args:
-        source: of [`find_sources`].
-        rejected: called with file, row, value of the row and [`RowError`] for each row that cannot be used.
+        source: a file from [`find_sources`].
+        rejected: called for each row that cannot be used, with file, row, the row's value and the [`RowError`].
 
     Yields:
         Split (`train`, `validation`, `test`) and image, in the order in which images first appear.
 
     Raises:
-        UnreadableFile: where the file stops being JSON or CSV, after what was read before.
+        UnreadableFile: at the first row that is not JSON or CSV, after the rows before it.
     """
     layout, file = source.layout, str(source.file)
     split = None if layout.split else split_of(source)
@@ -309,7 +309,7 @@ def read_images(
             identity = check_identity(identity, layout.identity)
             path_readings(path, layout.image)
             camera = value.get(layout.camera)
-            # An official row is an image of its own; processed rows of training are captions of an image.
+            # An official row is one image; a processed training row is one caption of an image.
             key = (row_split, f"{path}\n{row}" if layout.name == "official" else with_slashes(path))
             image = images.setdefault(key, AnnotatedImage(file, layout, path, identity, camera=camera))
             _check_same(layout.identity, "person", identity, image.identity, image)
@@ -328,7 +328,7 @@ def read_images(
 
 
 def _until_broken(rows: Iterator[Any], broken: list[UnreadableFile]) -> Iterator[Any]:
-    """Yield the rows before the one at which a file breaks; the error goes to a list."""
+    """Yield the rows before the first unreadable one; append its error to `broken`."""
     try:
         yield from rows
     except UnreadableFile as error:
@@ -356,7 +356,7 @@ def _read_number(text: str, name: str) -> int:
 
 
 def _read_texts(value: Any, name: str) -> list[str] | RowError:
-    """Return the captions of a row, or why it has none: an image may have other rows."""
+    """Return the captions of a row, or the error: the image may have other rows."""
     try:
         return [check_text(value, name)] if isinstance(value, str) else check_captions(value, name)
     except RowError as error:

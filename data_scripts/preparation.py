@@ -1,4 +1,4 @@
-"""What both preparation scripts do around their builder: whole or no output, sizes, card, upload."""
+"""Shared steps of the preparation scripts: atomic output, sizes, card, upload."""
 
 import contextlib
 import fcntl
@@ -27,8 +27,8 @@ _SHARDS = "data/*.parquet"
 
 
 def run(program: str, prepare: Callable[[], None], output: str) -> None:
-    """Run a script's work; what the user can fix ends it with one sentence, which names the output if a disk is full."""
-    # It warns of every set that it writes outside its own cache; what fails is raised, whatever the level.
+    """Run a script's work; user errors and full disks exit with a one-line message."""
+    # `datasets` warns about every dataset outside its cache; errors are raised at any log level.
     datasets.utils.logging.set_verbosity_error()
     try:
         with plain_errors(program, output):
@@ -41,15 +41,15 @@ def run(program: str, prepare: Callable[[], None], output: str) -> None:
 def prepare(
     dataset: str, options: PreparationArguments, make_builder: Callable[[RejectedRows, Path], AnnotationBuilder]
 ) -> None:
-    """Write a set, whole or not at all, report what it holds, and upload it if requested.
+    """Write a dataset atomically, report its content, and upload it if requested.
 
     Args:
         dataset: `sda`, `cuhk`, `icfg`, `rstp` or `csv`.
-        options: of the command line.
-        make_builder: given what to do with bad rows and a folder for temporary files.
+        options: the command-line options.
+        make_builder: creates the builder from the handler of bad rows and a folder for temporary files.
 
     Raises:
-        ValueError: if paths, files or rows are not what they should be, or the upload fails.
+        ValueError: if paths, files or rows are wrong, or the upload fails.
     """
     if options.push_to_hub:
         _create_repository(options.push_to_hub, options.private)
@@ -66,7 +66,7 @@ def prepare(
         counts = _write_rejected(rejected, folder) if options.on_error == "skip" else Counter()
         if not splits:
             reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-            raise ValueError(f"No row can be used ({reasons or 'the annotations are empty'}); nothing was written.")
+            raise ValueError(f"no row can be used ({reasons or 'the annotations are empty'}); nothing was written")
         sizes = {split: _measure(folder / "data", split) for split in splits}
         repository = options.push_to_hub or options.output
         digests = {split: builder.digest(split) for split in splits}
@@ -82,25 +82,23 @@ def prepare(
 
 @contextlib.contextmanager
 def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
-    """Make a folder beside the output for one run at a time, without what killed runs have left there."""
+    """Yield a temporary folder next to the output, for one run at a time, after removing those of killed runs."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         if not overwrite:
-            raise ValueError(f"--output {output} exists; expected a new folder. Pass --overwrite to replace it.")
+            raise ValueError(f"--output {output} exists; expected a new folder; pass --overwrite to replace it")
         if not (output / "README.md").is_file() or not any(output.glob(_SHARDS)):
             raise ValueError(
-                f"--output {output} exists and is not a prepared set, so that --overwrite does not replace it. "
-                "Choose another folder, or remove it yourself."
+                f"--output {output} exists and is not a prepared dataset, so --overwrite does not replace it; "
+                "choose another folder, or remove it yourself"
             )
     try_folder(output.parent, "--output")
     output.parent.mkdir(parents=True, exist_ok=True)
     lock_path = output.with_name(f".{output.name}.lock")
     with open(lock_path, "w") as lock:
         try:
-            fcntl.lockf(
-                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # unlike flock, not inherited by processes that outlive us
-        except (BlockingIOError, PermissionError):  # either, by the system
-            raise ValueError(f"--output {output}: another run is writing it. Wait for it, or stop it.") from None
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not inherited by child processes
+        except (BlockingIOError, PermissionError):  # depends on the system
+            raise ValueError(f"--output {output}: another run is writing it; wait for it or stop it") from None
         try:
             with whole_folder(output) as unfinished:
                 yield unfinished
@@ -109,7 +107,7 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _collect_shards(source: Path, target: Path, builder: AnnotationBuilder) -> dict[str, datasets.SplitInfo]:
-    """Move the shards to `data/SPLIT-00000-of-00001-DIGEST.parquet`, without empty ones; return the splits with rows."""
+    """Move the shards to `data/SPLIT-00000-of-00001-DIGEST.parquet`, except empty ones; return the splits with rows."""
     target.mkdir(parents=True)
     splits = {}
     for name, info in (builder.info.splits or {}).items():
@@ -131,7 +129,7 @@ def _write_rejected(rejected: RejectedRows, folder: Path) -> Counter:
 
 
 def _measure(folder: Path, split: str) -> Size:
-    """Count what the shards of a split hold without reading images."""
+    """Count the content of a split's shards without reading images."""
     images = captions = 0
     people = []
     for path in sorted(folder.glob(f"{split}-*.parquet")):
@@ -168,7 +166,7 @@ def _report(
     differences = [] if options.no_size_check else compare_with_published(dataset, sizes)
     if differences:
         print(
-            f"warning: not the size of the published {TITLES[dataset]}, which is right for a part of it or for a sample:",
+            f"warning: not the size of the published {TITLES[dataset]}, as expected only for a part of it or a sample:",
             *differences,
             sep="\n  ",
             file=sys.stderr,
@@ -179,20 +177,20 @@ def _report(
 
 
 def _create_repository(repository: str, private: bool) -> None:
-    """Before hours of work: is there a login, and may it write there?"""
+    """Create the repository before hours of work, to check login and permissions."""
     from huggingface_hub import HfApi
 
     try:
         HfApi().create_repo(repository, repo_type="dataset", private=private or None, exist_ok=True)
-    except Exception as error:  # no login, no right, no network, no such name
+    except Exception as error:  # no login, permission or network, or a wrong name
         raise ValueError(
-            f"--push_to_hub {repository}: the repository cannot be made: {error}. Log in with `hf auth login` or set "
-            "HF_TOKEN, and give USER/NAME."
+            f"--push_to_hub {repository}: the repository cannot be created: {error}; log in with `hf auth login` or set "
+            "HF_TOKEN, and give USER/NAME"
         ) from None
 
 
 def _upload(folder: Path, repository: str) -> None:
-    """Upload a prepared set in one commit that replaces the previous content."""
+    """Upload a prepared dataset in one commit that replaces the previous content."""
     from huggingface_hub import HfApi
 
     try:
@@ -200,13 +198,13 @@ def _upload(folder: Path, repository: str) -> None:
             repo_id=repository,
             repo_type="dataset",
             folder_path=str(folder),
-            commit_message="Upload the prepared set",
+            commit_message="Upload the prepared dataset",
             ignore_patterns=[REJECTED],
             delete_patterns=[_SHARDS],
         )
-    except Exception as error:  # any fault of the network; the work of hours is on disk
+    except Exception as error:  # any network error; the result of hours of work is on disk
         raise ValueError(
-            f"--push_to_hub {repository}: the upload failed: {error}. The set is whole in {folder}; upload it with "
-            f"`hf upload {repository} {folder} . --repo-type dataset --exclude {REJECTED} --delete '{_SHARDS}'`."
+            f"--push_to_hub {repository}: the upload failed: {error}; the complete dataset is in {folder}; upload it with "
+            f"`hf upload {repository} {folder} . --repo-type dataset --exclude {REJECTED} --delete '{_SHARDS}'`"
         ) from error
     print(f"pushed to {commit.commit_url}")

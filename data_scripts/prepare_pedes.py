@@ -1,4 +1,4 @@
-"""Turn the annotations and images of a person-search set, or of one's own, into a folder that `datasets.load_dataset` reads.
+"""Convert annotations and images of a person-search dataset, or your own, to a folder for `datasets.load_dataset`.
 
 mra prepare pedes --dataset cuhk --annotations data/finetune --images images --output data/arrow/cuhk
 mra prepare pedes --dataset csv --annotations people.csv --images crops --output data/arrow/people
@@ -16,12 +16,12 @@ from data_scripts.arguments import PedesArguments
 from mra.common.arguments import parse_arguments
 
 
-if TYPE_CHECKING:  # imports `datasets`, which --help need not wait for
+if TYPE_CHECKING:  # imports `datasets`, which would slow down --help
     from data_scripts.annotation_builder import RejectedRows
 
 
 def main(argv: list[str] | None = None, program: str = "prepare_pedes") -> None:
-    """Prepare what the command line names."""
+    """Prepare the dataset that the command line names."""
     (options,) = parse_arguments([PedesArguments], prog=program, description=__doc__, argv=argv, config=False)
 
     from data_scripts.builders import PedesBuilder

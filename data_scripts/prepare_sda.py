@@ -1,4 +1,4 @@
-"""Turn the annotations and images of SDA into a folder that `datasets.load_dataset` reads.
+"""Convert the annotations and images of SDA to a folder for `datasets.load_dataset`.
 
 mra prepare sda --annotations data/sda --images images/SDA --output data/arrow/sda --num_proc 8
 """
@@ -15,12 +15,12 @@ from data_scripts.arguments import SdaArguments
 from mra.common.arguments import parse_arguments
 
 
-if TYPE_CHECKING:  # imports `datasets`, which --help need not wait for
+if TYPE_CHECKING:  # imports `datasets`, which would slow down --help
     from data_scripts.annotation_builder import RejectedRows
 
 
 def main(argv: list[str] | None = None, program: str = "prepare_sda") -> None:
-    """Prepare what the command line names."""
+    """Prepare the dataset that the command line names."""
     (options,) = parse_arguments([SdaArguments], prog=program, description=__doc__, argv=argv, config=False)
 
     from data_scripts.builders import SdaBuilder

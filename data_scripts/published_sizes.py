@@ -1,11 +1,11 @@
-"""Sizes of the published sets, to tell whether a prepared one is whole."""
+"""Sizes of the published datasets, to check that a prepared one is complete."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a split holds; None where nothing is published."""
+    """Size of a split; None for unpublished numbers."""
 
     images: int
     captions: int
@@ -30,14 +30,14 @@ PUBLISHED = {
 
 
 def compare_with_published(dataset: str, sizes: dict[str, Size]) -> list[str]:
-    """Compare a prepared set with the published one.
+    """Compare a prepared dataset with the published one.
 
     Args:
-        dataset: `sda`, `cuhk`, `icfg` or `rstp`; nothing is published of another.
-        sizes: of the prepared splits.
+        dataset: `sda`, `cuhk`, `icfg` or `rstp`; others have no published sizes.
+        sizes: sizes of the prepared splits.
 
     Returns:
-        A line for each split that differs: what it has, what was published, and how much is missing.
+        A line for each split that differs, with its size, the published size and the difference.
     """
     if dataset not in PUBLISHED:
         return []
@@ -56,4 +56,4 @@ def compare_with_published(dataset: str, sizes: dict[str, Size]) -> list[str]:
         if differences:
             lines.append(f"{split}: {', '.join(differences)}")
     unknown = [split for split in sizes if split not in PUBLISHED[dataset]]
-    return lines + [f"{split}: not in the published set ({sizes[split].images:,} images)" for split in unknown]
+    return lines + [f"{split}: not in the published dataset ({sizes[split].images:,} images)" for split in unknown]

@@ -1,23 +1,25 @@
-"""Checks of one annotation row: what is wrong is said with file, row, field and remedy."""
+"""Checks of annotation rows, with errors that name file, row, field and remedy."""
 
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
 
 
-ROUNDING = 1e-3  # a coordinate this far outside 0..1 counts as rounded and is moved to the border
-LARGEST = 3.4028234e38  # that 32 bits hold
-OVERHANG = 0.02  # detectors place edges a few pixels outside the image; further out, the box belongs to another image
+ROUNDING = 1e-3  # a coordinate at most this far outside 0..1 is treated as rounded and clipped
+LARGEST = 3.4028234e38  # of float32
+OVERHANG = (
+    0.02  # detectors place edges a few pixels outside the image; further out, the box must belong to another image
+)
 
 
 class RowError(ValueError):
     """A row that cannot be used.
 
     Args:
-        field: of the row.
-        reason: a few words, the same for all errors of a kind; they are counted by it.
+        field: name of the field.
+        reason: short name of the kind of error, by which errors are counted.
         problem: what was expected and what came.
-        advice: what to do about it, before leaving the row out.
+        advice: how to fix it.
     """
 
     def __init__(self, field: str, reason: str, problem: str, advice: str = "Correct the row") -> None:
@@ -28,10 +30,10 @@ class RowError(ValueError):
         self.advice = advice
 
     def __reduce__(self) -> tuple:
-        return type(self), (self.field, self.reason, self.problem, self.advice)  # on its way to another process
+        return type(self), (self.field, self.reason, self.problem, self.advice)  # for another process
 
     def describe(self, file: str | Path, row: int) -> str:
-        """Return the message for the person who runs the preparation."""
+        """Return the message for the user."""
         return (
             f"{file}, row {row} (counting from 0), field {self.field}: {self.reason}: {self.problem}. "
             f"{self.advice}, or pass --on_error skip to leave such rows out."
@@ -39,7 +41,7 @@ class RowError(ValueError):
 
 
 def shorten(value: Any, length: int = 120) -> str:
-    """Return a value as it may stand in an error message."""
+    """Shorten a value for an error message."""
     try:
         text = repr(value)
     except RecursionError:
@@ -51,7 +53,7 @@ def check_object(row: Any, required: tuple[str, ...]) -> None:
     """Refuse a value that is not an object or lacks a field.
 
     Raises:
-        RowError: naming the field.
+        RowError: if the check fails; the message names the field.
     """
     if not isinstance(row, dict):
         raise RowError("(all)", "wrong type", f"expected an object, got {shorten(row)}")
@@ -63,10 +65,10 @@ def check_object(row: Any, required: tuple[str, ...]) -> None:
 
 
 def check_unicode(text: str, field: str) -> None:
-    """Refuse text that no file can hold: half of a surrogate pair, which JSON can write as an escape.
+    """Refuse lone surrogates, which JSON can escape but no file can hold.
 
     Raises:
-        RowError: naming the field.
+        RowError: if the check fails; the message names the field.
     """
     try:
         text.encode()
@@ -76,10 +78,10 @@ def check_unicode(text: str, field: str) -> None:
 
 
 def check_text(text: Any, field: str) -> str:
-    """Refuse a caption or phrase without a letter or digit; return others unchanged.
+    """Check that a caption or phrase has a letter or digit, and return it unchanged.
 
     Raises:
-        RowError: naming the field.
+        RowError: if the check fails; the message names the field.
     """
     kind = field.split("[")[0].rstrip("s")
     if not isinstance(text, str):
@@ -91,10 +93,10 @@ def check_text(text: Any, field: str) -> str:
 
 
 def check_captions(captions: Any, field: str) -> list[str]:
-    """Refuse a list of captions that is empty or contains an empty one.
+    """Check a list of captions, which must not be empty or contain empty ones.
 
     Raises:
-        RowError: naming the field.
+        RowError: if the check fails; the message names the field.
     """
     if not isinstance(captions, list):
         raise RowError(field, "wrong type", f"expected a list of strings, got {shorten(captions)}")
@@ -104,10 +106,10 @@ def check_captions(captions: Any, field: str) -> list[str]:
 
 
 def check_identity(value: Any, field: str) -> int:
-    """Refuse a value that is not a 64-bit integer.
+    """Check that a value is a 64-bit integer.
 
     Raises:
-        RowError: naming the field.
+        RowError: if the check fails; the message names the field.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or not -(2**63) <= cast(int, value) < 2**63:
         raise RowError(field, "wrong type", f"expected an integer, got {shorten(value)}")
@@ -115,16 +117,16 @@ def check_identity(value: Any, field: str) -> int:
 
 
 def check_regions(row: dict) -> tuple[list[list[float]], list[float], list[str]]:
-    """Check `boxes`, `logits` and `phrases` of an SDA row; all three may be absent, which is a row without regions.
+    """Check `boxes`, `logits` and `phrases` of an SDA row; without all three the row has no regions.
 
-    A coordinate outside 0..1 by at most [`ROUNDING`] is moved to the border. Edges may hang over the image by at most
-    [`OVERHANG`] of its side: training cuts them there.
+    Coordinates outside 0..1 by at most [`ROUNDING`] are clipped. Edges may extend beyond the image by at most [`OVERHANG`] of
+    its side; training clips them.
 
     Returns:
         Boxes (cx, cy, w, h in 0..1), detector scores and phrases, as many of each.
 
     Raises:
-        RowError: naming field and box.
+        RowError: if the check fails; the message names field and box.
     """
     regions = {}
     for field in ("boxes", "logits", "phrases"):
@@ -142,10 +144,10 @@ def check_regions(row: dict) -> tuple[list[list[float]], list[float], list[str]]
 
 
 def check_number(value: Any, field: str) -> float:
-    """Refuse what is not a finite number of 32 bits.
+    """Check that a value is a finite 32-bit number.
 
     Raises:
-        RowError: naming the field.
+        RowError: if the check fails; the message names the field.
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not abs(cast(float, value)) <= LARGEST:
         raise RowError(field, "wrong type", f"expected a finite number, got {shorten(value)}")
@@ -156,7 +158,7 @@ def check_box(box: Any, field: str) -> list[float]:
     """Check one box; see [`check_regions`].
 
     Raises:
-        RowError: naming the field.
+        RowError: if the check fails; the message names the field.
     """
     if not isinstance(box, list) or len(box) != 4:
         raise RowError(field, "wrong type", f"expected [cx, cy, w, h], got {shorten(box)}")

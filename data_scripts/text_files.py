@@ -1,4 +1,4 @@
-"""Text files of users: opened as UTF-8, with plain errors if they are something else."""
+"""Text files of users, opened as UTF-8, with clear errors for other files."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import IO
 
 
-NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what the bytes that are not UTF-8 become in a file of `open_text`
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # characters that stand for invalid UTF-8 bytes in a file from `open_text`
 SAVE_AS_UTF8 = "save the file as UTF-8"
 
 _PACKED = {
@@ -21,10 +21,10 @@ _LOOKED_AT = 1024
 
 
 class UnreadableFile(ValueError):
-    """A file that cannot be read from some row on.
+    """File that cannot be read from some row.
 
     Args:
-        path: of the file.
+        path: the file.
         row: number of the first row that cannot be read, from 0.
         problem: what is wrong there.
         expected: kind of file.
@@ -39,7 +39,7 @@ class UnreadableFile(ValueError):
     ) -> None:
         super().__init__(
             f"{path}: row {row} ({counting}) cannot be read: {problem}; expected {expected}; {advice}, or pass --on_error "
-            "skip to leave out what cannot be read"
+            "skip to leave out unreadable rows"
         )
         self.path = str(path)
         self.row = row
@@ -50,26 +50,26 @@ def open_text(path: str | Path, newline: str | None = None) -> IO[str]:
     """Open a text file in UTF-8, with or without a byte order mark.
 
     Args:
-        path: of the file.
-        newline: as in `open`.
+        path: the file.
+        newline: line-break handling, as in `open`.
 
     Returns:
-        A file in whose text bytes that are not UTF-8 are the characters of [`NOT_UTF8`].
+        A file in which invalid UTF-8 bytes are read as characters of [`NOT_UTF8`].
     """
     return open(path, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
 def name_bad_byte(text: str) -> str | None:
-    """Return what is wrong with text of `open_text`, None where all of it is UTF-8."""
+    """Describe the first invalid byte in text from `open_text`; None if all of it is UTF-8."""
     match = NOT_UTF8.search(text)
     return f"it is not UTF-8 (byte 0x{ord(match.group()) - 0xDC00:02x})" if match else None
 
 
 def name_other_kind(path: str | Path) -> tuple[str, str] | None:
-    """Tell by its first bytes that a file is not text in UTF-8.
+    """Recognise a file that is not UTF-8 text by its first bytes.
 
     Returns:
-        What it is and what to do about it; None where nothing speaks against text.
+        What it is and what to do; None if it may be text.
     """
     with open(path, "rb") as file:
         start = file.read(_LOOKED_AT)
@@ -84,5 +84,5 @@ def name_other_kind(path: str | Path) -> tuple[str, str] | None:
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         return "the file is an HTML or XML page", again
     if start.startswith(b"version https://git-lfs"):
-        return "the file is a pointer of Git LFS", "fetch the file itself with `git lfs pull`"
+        return "the file is a Git LFS pointer", "fetch the file itself with `git lfs pull`"
     return None

@@ -1,7 +1,7 @@
-"""The console script `mra`: one verb for each thing that the toolkit does besides training.
+"""The console script `mra`: one verb for each task of the toolkit besides training.
 
-The options of every verb lie in modules that import none of the heavy libraries. What does the work is imported once the
-command line is read, so that `--help` and a mistyped option are answered at once.
+The options of every verb are defined in modules that import no heavy library. The code that does the work is imported after
+the command line is read, so that `--help` and typos are answered quickly.
 """
 
 import difflib
@@ -31,14 +31,14 @@ from mra.training.arguments import ConversionArguments
 
 @dataclass(frozen=True)
 class Verb:
-    """What `mra VERB` does.
+    """A verb that runs one function of the library.
 
     Attributes:
-        summary: shown by `mra --help`, and with the example by `mra VERB --help`.
-        example: what follows `mra VERB`.
-        run: `module:function`, imported once the command line is read; it takes an instance of each theme.
+        summary: line shown by `mra --help` and, with the example, by `mra VERB --help`.
+        example: arguments that follow `mra VERB` in the example.
+        run: `module:function`, imported after the command line is read; it takes an instance of each theme.
         themes: dataclasses of the options.
-        output: options that name what is written, for a disk that is full: the first that is given counts.
+        output: options that name the output; the first one given is named if the disk is full.
     """
 
     summary: str
@@ -63,11 +63,11 @@ class Verb:
 
 @dataclass(frozen=True)
 class Script:
-    """A verb that is a script of its own as well.
+    """A verb that also exists as a script.
 
     Attributes:
-        summary: shown by `mra --help`.
-        module: whose `main` reads the command line and does the work.
+        summary: line shown by `mra --help`.
+        module: module that holds the script's `main`.
         themes: dataclasses of the options.
         config: whether it reads a recipe.
     """
@@ -80,7 +80,7 @@ class Script:
     def __call__(self, argv: list[str], program: str) -> None:
         """Check the arguments and run the script."""
         description = f"{self.summary[0].upper()}{self.summary[1:]}."
-        # Answers --help and refuses a typo before an import that takes long.
+        # Answer --help and report typos before the slow import.
         parse_arguments(self.themes, prog=program, description=description, argv=argv, config=self.config)
         import_quickly(self.module).main(argv, program)
 
@@ -90,54 +90,54 @@ _WRITTEN = ("save", "output", "files", "gallery")
 
 VERBS: dict[str, Verb | Script] = {
     "index build": Verb(
-        "index a folder or data set: what is new or changed is encoded",
+        "index a folder or dataset, encoding new and changed images",
         "--model outputs/finetune/best --images photos --gallery gallery.db --metadata people.csv",
-        "mra.gallery.index:build",
+        "mra.gallery.index_verbs:build",
         _INDEXED,
         _WRITTEN,
     ),
     "index add": Verb(
-        "index more images into a gallery that exists",
+        "add images to an existing gallery",
         "--images more_photos --prefix more/ --gallery gallery.db",
-        "mra.gallery.index:add",
+        "mra.gallery.index_verbs:add",
         _INDEXED,
         _WRITTEN,
     ),
     "index remove": Verb(
-        "remove images for good: no vector, token or copy stays",
+        "remove images with their vectors, tokens and copies",
         """--gallery gallery.db --where 'camera == "c3"'""",
-        "mra.gallery.index:remove",
+        "mra.gallery.index_verbs:remove",
         (RemovalArguments, PlaceArguments),
         _WRITTEN,
     ),
     "index stats": Verb(
         "show what a gallery holds",
         "--gallery gallery.db",
-        "mra.gallery.index:stats",
+        "mra.gallery.index_verbs:stats",
         (StatsArguments, PlaceArguments),
     ),
     "index verify": Verb(
-        "read every image again and compare it with what was indexed",
+        "read every image again and compare it with the index",
         "--gallery gallery.db",
-        "mra.gallery.index:verify",
+        "mra.gallery.index_verbs:verify",
         (PlaceArguments,),
     ),
     "index calibrate": Verb(
-        "choose the threshold on a labelled split",
+        "choose the match threshold on a labelled split",
         "--gallery gallery.db --dataset data/arrow/cuhk --split validation",
-        "mra.gallery.index:calibrate",
+        "mra.gallery.index_verbs:calibrate",
         (CalibrationArguments, PlaceArguments, EncoderArguments),
         _WRITTEN,
     ),
     "search": Verb(
-        "search a gallery in words, by an image of the person, or by both",
+        "search a gallery by text, by an image of the person, or both",
         '"a woman in a red coat with a black backpack" --gallery gallery.db --save ranking.png',
-        "mra.gallery.search:search",
+        "mra.gallery.search_verb:search",
         (SearchArguments, PlaceArguments, EncoderArguments),
         _WRITTEN,
     ),
     "explain": Verb(
-        "show which words look where in an image, and how well phrases match it",
+        "show where in an image each word looks and how well phrases match",
         '--model outputs/finetune/best --image crop.jpg --text "a red coat" --output explanation.png',
         "mra.retrieval.explain:explain",
         (ExplanationArguments,),
@@ -158,10 +158,10 @@ VERBS: dict[str, Verb | Script] = {
         (ComparisonArguments,),
     ),
     "prepare sda": Script(
-        "convert annotations and images of SDA for load_dataset", "data_scripts.prepare_sda", (SdaArguments,)
+        "convert SDA annotations and images for load_dataset", "data_scripts.prepare_sda", (SdaArguments,)
     ),
     "prepare pedes": Script(
-        "convert a person-search set, or one's own captions, for load_dataset",
+        "convert a person-search dataset, or your own captions, for load_dataset",
         "data_scripts.prepare_pedes",
         (PedesArguments,),
     ),
@@ -174,10 +174,10 @@ VERBS: dict[str, Verb | Script] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Do what the first words of the command line name.
+    """Run the verb that the command line names.
 
     Raises:
-        SystemExit: with code 2 after one sentence if they name nothing.
+        SystemExit: with code 2 and a one-line message if it names none.
     """
     words, name = list(sys.argv[1:] if argv is None else argv), ""
     while name not in VERBS:
@@ -197,9 +197,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _usage(program: str, prefix: str) -> str:
-    """Return what `--help` shows of the verbs that begin with some words."""
+    """Return the `--help` text for the verbs that begin with `prefix`."""
     verbs = {name.removeprefix(prefix): verb.summary for name, verb in VERBS.items() if name.startswith(prefix)}
     width = max(map(len, verbs))
     lines = [f"usage: {program} VERB [--OPTION VALUE ...]", "", "Find a person in images from a sentence.", ""]
     lines += [f"  {name:<{width}}  {summary}" for name, summary in verbs.items()]
     return "\n".join([*lines, "", f"{program} VERB --help lists the options of a verb."])
+
+
+if __name__ == "__main__":
+    main()

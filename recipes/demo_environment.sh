@@ -1,8 +1,8 @@
-# Sourced by the demos, which run ordinary commands of this project with it, each printed before it starts.
+# Sourced by the demos to print and run ordinary commands of this project.
 export TOKENIZERS_PARALLELISM=false
 
-# Threads sleep while they wait for each other. Spinning threads take the cores from the thread they wait for as soon
-# as another program runs: docs/performance.md has the figures.
+# Threads sleep while they wait for each other. If another program runs, spinning threads take the cores from the thread they
+# wait for: docs/performance.md has measurements.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
 step() {

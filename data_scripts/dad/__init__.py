@@ -1,1 +1,1 @@
-"""The data factory: from a target set to a domain-aligned pretraining set with regions (docs/dad.md)."""
+"""Data factory: from a target dataset to a domain-aligned pretraining set with regions (docs/dad.md)."""

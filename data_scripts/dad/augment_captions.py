@@ -1,10 +1,10 @@
-"""Make prompts from the captions of the target set: each caption, and changed copies of it.
+"""Make prompts from the captions of the target dataset: each caption, and changed copies of it.
 
     python -m data_scripts.dad.augment_captions --config recipes/dad/cuhk.yaml
 
-`attributes` changes what the caption says of the person by the rules of `vocabulary/attributes.yaml`. `eda` is the
-easy data augmentation, one of four operations on words at the given strength; it needs WordNet. What becomes of a
-caption depends on the seed and the caption's number alone, and every change is written beside the prompt.
+`attributes` changes a person's attributes by the rules of `vocabulary/attributes.yaml`. `eda` is easy data augmentation, one
+of four word operations at the given strength; it needs WordNet. The prompts of a caption depend only on the seed and the
+caption's number, and every change is stored with its prompt.
 """
 
 import logging
@@ -28,15 +28,15 @@ from mra.training.order import key_to_seed
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 5  # for each prompt, to find one that the caption does not have yet
+_ATTEMPTS = 5  # per prompt, to find a new one for the caption
 
 
 class PromptMaker:
-    """Turns a caption into prompts.
+    """Generator of prompts from captions.
 
     Args:
-        section: mode, number and strength.
-        seed: of every choice.
+        section: mode, number and strength of the changes.
+        seed: seed of every choice.
 
     Raises:
         ValueError: if `eda` needs WordNet and it is not installed.
@@ -54,19 +54,19 @@ class PromptMaker:
                 )
             except ValueError as error:
                 raise ValueError(
-                    f"--augment.mode eda: {error} Here they are `augment.eda_operations`; `--augment.mode attributes` "
-                    "works without WordNet."
+                    f"--augment.mode eda: {error} (here `augment.eda_operations`), or use `--augment.mode attributes`, which "
+                    "works without WordNet"
                 ) from None
 
     def __call__(self, caption: str, number: int) -> list[tuple[str, list[dict]]]:
-        """Return the different prompts of a caption, itself first, each with its changes.
+        """Return the distinct prompts of a caption with their changes, the unchanged caption first.
 
         Args:
-            caption: as it stands in the set.
-            number: of the caption; together with the seed it decides everything.
+            caption: the caption as stored in the dataset.
+            number: number of the caption; with the seed it decides every choice.
 
         Returns:
-            As many as asked for, or fewer where a caption does not give so many different ones.
+            The requested number of prompts, or fewer if the caption does not allow so many.
         """
         caption = " ".join(caption.split())
         rng = random.Random(key_to_seed("prompts", self.seed, number))
@@ -90,10 +90,10 @@ def make_rows(captions: list[list[str]], persons: list[int], maker: PromptMaker,
     """Return the rows of `prompts.jsonl`.
 
     Args:
-        captions: of each row of the train split.
+        captions: the captions of each row of the train split.
         persons: `image_id` of each row.
-        maker: of the prompts.
-        most: captions to use; None for all.
+        maker: makes the prompts.
+        most: most captions to use; None for all.
     """
     pairs = [(row, text) for row, texts in enumerate(captions) for text in texts][:most]
     prompt_id = 0
@@ -111,7 +111,7 @@ def make_rows(captions: list[list[str]], persons: list[int], maker: PromptMaker,
 
 
 def run(config: FactoryConfig) -> None:
-    """Write the prompts that the configuration asks for, unless they are there."""
+    """Write the configured prompts, unless they exist."""
     stage = begin_stage(config, "augment", splits=False)
     if stage.is_finished:
         return
@@ -121,7 +121,7 @@ def run(config: FactoryConfig) -> None:
         maker = PromptMaker(config.augment, config.common.seed)
         rows = list(make_rows(list(table["captions"]), list(table["image_id"]), maker, config.augment.max_captions))
         if not rows:
-            raise ValueError(f"`common.dataset` {config.common.dataset!r} has no caption to make prompts from.")
+            raise ValueError(f"`common.dataset` {config.common.dataset!r} has no captions to make prompts from")
         write_whole(stage.work.prompts, to_lines(rows))
         unchanged = sum(not row["edits"] for row in rows)
         counts = {"prompts": len(rows), "captions": unchanged}

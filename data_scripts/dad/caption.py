@@ -1,8 +1,8 @@
-"""Describe every image that was kept, whatever its prompt said.
+"""Caption every kept image, independently of its prompt.
 
     python -m data_scripts.dad.caption --config recipes/dad/cuhk.yaml
 
-writes `WORK/captions/captions.jsonl`. The paper captions with BLIP-2; any `AutoModelForImageTextToText` will do.
+writes `WORK/captions/captions.jsonl`. The paper captions with BLIP-2; any `AutoModelForImageTextToText` works.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from data_scripts.dad.captioners import Captioner, clean_style
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.config import FactoryConfig
-from data_scripts.dad.reading import DTYPES, open_picture, read_batches
+from data_scripts.dad.reading import DTYPES, open_generated, read_batches
 from data_scripts.dad.stage_folders import begin_stage, device_of, read_stage_rows
 from mra.common.arguments import require
 
@@ -34,7 +34,7 @@ def run(config: FactoryConfig) -> None:
     )
 
     def caption(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        texts = captioner([open_picture(stage.work.images, row) for row in batch])
+        texts = captioner([open_generated(stage.work.images, row) for row in batch])
         return [_make_row(row, text, section.clean_style) for row, text in zip(batch, texts, strict=True)]
 
     if read_batches(stage, stage.work.captions, rows, section.batch_size, caption):
@@ -43,7 +43,7 @@ def run(config: FactoryConfig) -> None:
 
 
 def _make_row(row: dict[str, Any], text: str, clean: bool) -> dict[str, Any]:
-    """Build a row of captions.jsonl; a caption without a word is left empty, and grounding skips its image."""
+    """Build a row of captions.jsonl; a caption without words becomes empty, and grounding skips its image."""
     caption = clean_style(text) if clean else text
     caption = caption if any(character.isalnum() for character in caption) else ""
     return {"file_path": row["file_path"], "caption": caption, "raw_caption": text, "prompt_id": row["prompt_id"]}

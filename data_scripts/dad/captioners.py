@@ -1,4 +1,4 @@
-"""Image captioners of transformers behind one call: chat models, BLIP-like and Florence-like ones."""
+"""Image captioners of transformers behind one interface: chat models, BLIP-like and Florence-like models."""
 
 import re
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ from mra.common.pretrained import load_pretrained
 
 _TASK_TOKEN = re.compile(r"<[A-Z_]+>")
 _SENTENCE_END = re.compile(r"(?<=[\w)\"'][.!?])\s+(?=[\"'A-Z])|\n+")
-_UNCASED_SENTENCE_END = re.compile(r"(?<=[\w)\"'][.!?])\s+(?=[\"'a-z])|\n+")  # of models that write no capitals
+_UNCASED_SENTENCE_END = re.compile(r"(?<=[\w)\"'][.!?])\s+(?=[\"'a-z])|\n+")  # for models that write no capitals
 _SPEAKERS = re.compile(r"^\s*(?:assistant|answer|caption|description)\s*:\s*", re.IGNORECASE)
 _PARTED_HYPHEN = re.compile(r"(?<=\w) - (?=\w)")
 _SCRAPS = re.compile(r"</?[a-z_]+>|\[[A-Z]+\]|<\|[^|]*\|>")
 
 
 class Captioner:
-    """A model of `AutoModelForImageTextToText` that describes pictures.
+    """Captioner with a model of `AutoModelForImageTextToText`.
 
-    How it is asked follows from the model: through its chat template where its processor has one; by a task token such
-    as `<DETAILED_CAPTION>` for Florence-2; else with the prompt as the beginning of the text, or without any.
+    The prompting depends on the model: its chat template if the processor has one; a task token like `<DETAILED_CAPTION>` for
+    Florence-2; otherwise the prompt, if any, is the beginning of the text.
 
     Args:
         name: folder or Hub id.
-        prompt: what to ask for; None lets models without a chat template begin by themselves.
-        dtype, device: of the weights.
-        max_new_tokens, num_beams: of the search.
+        prompt: the prompt; None lets models without chat template start the text.
+        dtype, device: dtype and device of the weights.
+        max_new_tokens, num_beams: settings of the beam search.
 
     Raises:
-        ValueError: if there is no such model, or it cannot be asked in this way.
+        ValueError: if there is no such model, or it needs another kind of prompt.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Captioner:
         self.search = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "do_sample": False}
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         if not self.model.config.is_encoder_decoder:
-            tokenizer.padding_side = "left"  # what a decoder continues stands at the end
+            tokenizer.padding_side = "left"  # decoders continue the end of a text
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.parts_hyphens = " - " in tokenizer.decode(tokenizer("t-shirt")["input_ids"])
@@ -60,32 +60,32 @@ class Captioner:
     def _find_kind(self, name: str) -> str:
         if getattr(self.processor, "chat_template", None):
             if not self.prompt:
-                raise ValueError(f"caption.prompt: {name} is a chat model, which must be asked something.")
+                raise ValueError(f"caption.prompt: {name} is a chat model, which needs a prompt")
             return "chat"
         tasks = getattr(self.processor, "tasks_answer_post_processing_type", None)
         if tasks is None:
             return "plain"
         if self.prompt is None or not _TASK_TOKEN.fullmatch(self.prompt) or tasks.get(self.prompt) != "pure_text":
             known = ", ".join(token for token, kind in tasks.items() if kind == "pure_text" and "CAPTION" in token)
-            raise ValueError(f"caption.prompt: {name} is asked by a task token, one of {known}; got {self.prompt!r}.")
+            raise ValueError(f"caption.prompt: {name} needs a task token, one of {known}; got {self.prompt!r}")
         return "task"
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> list[str]:
-        """Describe pictures; the texts are the model's own words without the prompt and special tokens."""
+        """Caption images; return the generated texts without prompt and special tokens."""
         inputs = self._inputs(list(images)).to(self.model.device)
         for key, value in inputs.items():
             if torch.is_tensor(value) and value.is_floating_point():
                 inputs[key] = value.to(self.model.dtype)
         output = self.model.generate(**inputs, **self.search)
         asked = inputs.get("input_ids")
-        # Decoders give the question back with the answer; which of them do differs from model to model.
+        # Some decoders, depending on the model, repeat the question before the answer.
         repeated = 0 if asked is None else _shared_start(asked, output)
         texts = self.processor.batch_decode(output[:, repeated:], skip_special_tokens=True)
-        return [self._mend_spaces(self._without_prompt(_SCRAPS.sub(" ", text))) for text in texts]
+        return [self._normalize_spaces(self._without_prompt(_SCRAPS.sub(" ", text))) for text in texts]
 
-    def _mend_spaces(self, text: str) -> str:
-        """Separate words by one space, and join "t - shirt", as BERT's tokenizer (BLIP, GIT) writes it, to "t-shirt"."""
+    def _normalize_spaces(self, text: str) -> str:
+        """Separate words by one space, and join the "t - shirt" of BERT's tokenizer (BLIP, GIT) to "t-shirt"."""
         text = " ".join(text.split())
         return _PARTED_HYPHEN.sub("-", text) if self.parts_hyphens else text
 
@@ -105,7 +105,7 @@ class Captioner:
         return self.processor(images=images, text=[self.prompt] * len(images), padding=True, return_tensors="pt")
 
     def _without_prompt(self, text: str) -> str:
-        """Remove the prompt from the start of the text, however it is spaced after tokenising."""
+        """Remove the prompt from the start of the text, ignoring differences in spacing."""
         if self.kind == "task" or not self.prompt:
             return text
         words = [re.escape(piece) for piece in re.findall(r"\w+|[^\w\s]", self.prompt)]
@@ -113,7 +113,7 @@ class Captioner:
 
 
 def _shared_start(asked: torch.Tensor, output: torch.Tensor) -> int:
-    """Count the tokens of the question that all rows of the output begin with: all, all but the closing one, or none."""
+    """Count the question tokens repeated at the start of every output row: all, all but the last one, or none."""
     for length in (asked.shape[1], asked.shape[1] - 1):
         if 0 < length <= output.shape[1] and torch.equal(asked[:, 1:length], output[:, 1:length]):
             return length
@@ -121,10 +121,10 @@ def _shared_start(asked: torch.Tensor, output: torch.Tensor) -> int:
 
 
 def clean_style(text: str) -> str:
-    """Return a caption in SDA's style: its first sentence, in lower case, without a final stop or a speaker's name.
+    """Convert a caption to SDA's style: its first sentence in lower case, without final full stop or speaker's name.
 
     Args:
-        text: as the model gave it.
+        text: text from the model.
     """
     text = _SPEAKERS.sub("", text.strip())
     first = (_UNCASED_SENTENCE_END if text.islower() else _SENTENCE_END).split(text, maxsplit=1)[0]

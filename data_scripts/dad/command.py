@@ -1,4 +1,4 @@
-"""The command line around a stage: user errors exit with a one-line message."""
+"""Command line of a stage; user errors exit with a one-line message."""
 
 import logging
 import sys
@@ -9,7 +9,7 @@ from mra.common.arguments import parse_arguments
 from mra.common.command_line import plain_errors, try_folder
 
 
-_MORE = "\nOptions of other stages are taken too: python -m data_scripts.dad.run --help lists all."
+_MORE = "\nOptions of other stages are accepted too: python -m data_scripts.dad.run --help lists all."
 
 
 def run_stage(
@@ -22,11 +22,11 @@ def run_stage(
     """Run one stage as `python -m data_scripts.dad.<module>`.
 
     Args:
-        name: of the module.
-        run: the stage's work.
-        description: shown by `--help`.
-        sections: of the configuration that the stage reads besides `common`.
-        argv: arguments; the process's own when absent.
+        name: name of the module.
+        run: function that does the stage's work.
+        description: text shown by `--help`.
+        sections: sections of the configuration that the stage reads besides `common`.
+        argv: arguments; None for those of the process.
     """
     config = FactoryConfig(
         *parse_arguments(
@@ -37,7 +37,7 @@ def run_stage(
 
 
 def with_plain_errors(name: str, work: Callable[[], None], output: str) -> None:
-    """Do some work; bad input, or a full disk under `output`, ends the process with a message and no traceback."""
+    """Run `work`; wrong input or a full disk under `output` exits with a message instead of a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         with plain_errors(name, output):

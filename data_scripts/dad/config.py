@@ -1,4 +1,4 @@
-"""The factory's configuration: a YAML with a section for each stage, and `--section.key value` on the command line."""
+"""Configuration of the factory: a YAML file with a section per stage, and `--section.key value` options."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from data_scripts.dad.sections import (
 
 @dataclass
 class FactoryConfig:
-    """The arguments of all stages, a section each."""
+    """Arguments of all stages, one section each."""
 
     common: CommonSection
     train: TrainSection
@@ -30,7 +30,7 @@ class FactoryConfig:
     report: ReportSection
 
     def deciding(self, section: str) -> dict[str, Any]:
-        """Return the arguments of a section that its result depends on: name -> value."""
+        """Return the arguments of a section that affect its result: name -> value."""
         values = getattr(self, section)
         return {
             item.name: getattr(values, item.name)

@@ -1,4 +1,4 @@
-"""A trained ControlNet as a folder with a card, whole or not at all."""
+"""Atomic saving of a trained ControlNet with its card."""
 
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ _TEMPLATE = Path(__file__).parent / "templates" / "controlnet_card.md"
 
 
 def build_controlnet_card(config: FactoryConfig, step: int, errors: dict[int, float]) -> str:
-    """Write the card.
+    """Write the model card.
 
     Args:
         config: the factory's configuration.
         step: optimizer steps done.
-        errors: of [`~data_scripts.dad.training_validation.read_errors`].
+        errors: validation errors by step, from [`~data_scripts.dad.training_validation.read_errors`].
     """
     common, train = config.common, config.train
     height, width = common.image_size
@@ -56,7 +56,7 @@ def save_controlnet(accelerator: Accelerator, controlnet: Any, folder: str | Pat
     """Write a ControlNet for `from_pretrained`; every process must call this.
 
     Args:
-        accelerator: knows the model that `prepare` wrapped.
+        accelerator: the accelerator that prepared the model.
         controlnet: the prepared model.
         folder: replaced if it exists.
         card: text of the `README.md`.

@@ -1,4 +1,4 @@
-"""Boxes of phrases by zero-shot detectors, scored phrase by phrase, and boxes of persons by any detector."""
+"""Detection of phrases with zero-shot detectors, and of people with any detector."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from torchvision.ops import box_convert, nms
 from mra.common.pretrained import load_pretrained
 
 
-TOKEN_MODELS = ("grounding-dino", "mm-grounding-dino")  # scores of every token of one text
-QUERY_MODELS = ("owlvit", "owlv2")  # scores of every text of a list
+TOKEN_MODELS = ("grounding-dino", "mm-grounding-dino")  # give scores per token of one text
+QUERY_MODELS = ("owlvit", "owlv2")  # give scores per text of a list
 PERSON_LABELS = ("person", "pedestrian", "human", "people")
 _SAME_PERSON = 0.7  # IoU
-_RECORDED = 0.1  # weaker detections of persons are not worth a note
+_RECORDED = 0.1  # weaker detections of people are not recorded
 
 
 @dataclass
 class PhraseBoxes:
-    """What a detector says of one image.
+    """Detections in one image.
 
     Attributes:
-        boxes: (boxes, 4) cx, cy, w, h in 0..1 of the image, cut at its edges; some may be empty.
-        scores: (boxes, phrases) highest score of a phrase's words for each box.
-        best: (boxes,) highest score over all words.
+        boxes: `(boxes, 4)` of cx, cy, w, h in 0..1, clipped to the image; some may be empty.
+        scores: highest score of each phrase's words for each box, `(boxes, phrases)`.
+        best: highest score over all words, `(boxes,)`.
     """
 
     boxes: torch.Tensor
@@ -34,15 +34,15 @@ class PhraseBoxes:
 
 
 class PhraseDetector:
-    """A model of `AutoModelForZeroShotObjectDetection` that is asked for phrases: Grounding DINO, OWL-ViT and their kin.
+    """Detector of phrases with a model of `AutoModelForZeroShotObjectDetection`: Grounding DINO, OWL-ViT and similar.
 
     Args:
         name: folder or Hub id.
-        argument: of the configuration, for messages.
-        dtype, device: of the weights.
+        argument: name of the configuration's argument, for messages.
+        dtype, device: dtype and device of the weights.
 
     Raises:
-        ValueError: if there is no such model, or its scores cannot be distinguished by phrase.
+        ValueError: if there is no such model, or its scores cannot be assigned to phrases.
     """
 
     def __init__(
@@ -56,15 +56,15 @@ class PhraseDetector:
         self.kind = self.model.config.model_type
         if self.kind not in TOKEN_MODELS + QUERY_MODELS:
             known = ", ".join(TOKEN_MODELS + QUERY_MODELS)
-            raise ValueError(f"{argument}: {name!r} is of type {self.kind}; expected one of {known}.")
+            raise ValueError(f"{argument}: {name!r} is of type {self.kind}; expected one of {known}")
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[PhraseBoxes]:
-        """Look for phrases in images.
+        """Detect phrases in images.
 
         Args:
-            images: RGB.
-            phrases: of each image, one at least, in lower or upper case.
+            images: RGB images.
+            phrases: at least one phrase for each image, in lower or upper case.
         """
         detect = self._detect_by_tokens if self.kind in TOKEN_MODELS else self._detect_by_queries
         return detect(list(images), [[phrase.lower() for phrase in own] for own in phrases])
@@ -81,9 +81,7 @@ class PhraseDetector:
         boxes = outputs.pred_boxes.float().cpu()
         tokens = self.processor.tokenizer(texts, padding=True, return_offsets_mapping=True, return_tensors="pt")
         if not torch.equal(tokens["input_ids"], inputs["input_ids"].cpu()):
-            raise ValueError(
-                "ground.model: its processor tokenises texts in a way of its own, so that phrases get lost."
-            )
+            raise ValueError("ground.model: its processor tokenises texts differently, so phrases cannot be located")
         found = []
         for own, own_scores, own_boxes, offsets in zip(phrases, scores, boxes, tokens["offset_mapping"], strict=True):
             spans = find_token_spans(own, offsets.tolist())
@@ -92,14 +90,14 @@ class PhraseDetector:
         return found
 
     def _detect_by_queries(self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]) -> list[PhraseBoxes]:
-        options = {"padding": "max_length", "truncation": True}  # these read texts of a fixed length
+        options = {"padding": "max_length", "truncation": True}  # these models read texts of a fixed length
         _, outputs = self._forward(images, phrases, **options)
         scores = outputs.logits.float().sigmoid().cpu()  # (images, boxes, most phrases)
         found = []
         for image, own, own_scores, boxes in zip(
             images, phrases, scores, outputs.pred_boxes.float().cpu(), strict=True
         ):
-            if self.kind == "owlv2":  # sees the image in the upper left corner of a square
+            if self.kind == "owlv2":  # the image is in the upper left corner of a square
                 side = max(image.size)
                 boxes = boxes * torch.tensor([side / image.width, side / image.height]).repeat(2)
             own_scores = own_scores[:, : len(own)]
@@ -111,20 +109,18 @@ def find_token_spans(phrases: Sequence[str], offsets: Sequence[Sequence[int]]) -
     """Find which tokens of "first phrase. second phrase." belong to each phrase.
 
     Args:
-        phrases: in the order of the text.
-        offsets: first character and the one after the last of every token; both 0 for special tokens.
+        phrases: phrases in the order of the text.
+        offsets: start and end character of every token; both 0 for special tokens.
 
     Raises:
-        ValueError: if a phrase has no token, since the text was cut.
+        ValueError: if a phrase has no token because the text was truncated.
     """
     spans, start = [], 0
     for phrase in phrases:
         end = start + len(phrase)
         spans.append([place for place, (first, last) in enumerate(offsets) if start <= first < last <= end])
         if not spans[-1]:
-            raise ValueError(
-                f"No token stands for {phrase!r}: there are more phrases than the detector reads at a time."
-            )
+            raise ValueError(f"{phrase!r} has no token: there are more phrases than the detector can read at a time")
         start = end + len(". ")
     return spans
 
@@ -135,14 +131,14 @@ def cut_at_edges(boxes: torch.Tensor) -> torch.Tensor:
 
 
 class PersonDetector:
-    """Finds persons, with a detector of fixed classes (DETR, YOLOS, RT-DETR) or one that is asked for phrases.
+    """Detector of people, with fixed classes (DETR, YOLOS, RT-DETR) or phrases.
 
     Args:
-        name: folder or Hub id of either.
-        dtype, device: of the weights.
+        name: folder or Hub id of either kind of detector.
+        dtype, device: dtype and device of the weights.
 
     Raises:
-        ValueError: if there is no such model, or it does not know persons.
+        ValueError: if there is no such model, or it has no class for people.
     """
 
     def __init__(self, name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
@@ -159,14 +155,14 @@ class PersonDetector:
         self.labels = {number for number, label in config.id2label.items() if label.lower() in PERSON_LABELS}
         if not self.labels:
             known = ", ".join(list(config.id2label.values())[:8])
-            raise ValueError(f"{argument}: {name!r} knows no {PERSON_LABELS[0]}; its labels are {known}, ...")
+            raise ValueError(f"{argument}: {name!r} has no label {PERSON_LABELS[0]}; its labels are {known}, ...")
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> list[list[list[float]]]:
-        """Find the persons of every image.
+        """Detect the people in every image.
 
         Returns:
-            For each image a list of [score, cx, cy, w, h], best first, boxes in 0..1 of the image.
+            For each image a list of `[score, cx, cy, w, h]`, best first, with boxes in 0..1.
         """
         if self.phrases is not None:
             found = [(each.boxes, each.scores[:, 0]) for each in self.phrases(images, [["a person"]] * len(images))]

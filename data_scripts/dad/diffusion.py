@@ -1,4 +1,4 @@
-"""The parts of Stable Diffusion and its ControlNet: loading, what is trained, conditions, latents and targets."""
+"""Stable Diffusion and its ControlNet: loading, trained parts, conditions, latents and targets."""
 
 import math
 from collections.abc import Iterable
@@ -17,12 +17,12 @@ from mra.common.extras import extra_needed
 from mra.common.pretrained import load_pretrained
 
 
-_EMBEDDING_CHANNELS = (16, 32, 96, 256)  # of the published ControlNet, one halving between two of them
+_EMBEDDING_CHANNELS = (16, 32, 96, 256)  # of the published ControlNet, with a halving between each two
 CONDITION_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def import_diffusers() -> Any:
-    """Import the optional library.
+    """Import diffusers, an optional library.
 
     Raises:
         ValueError: if it cannot be imported.
@@ -37,14 +37,14 @@ def import_diffusers() -> Any:
 
 @dataclass
 class BaseModel:
-    """A Stable Diffusion without its safety checker, all of it frozen.
+    """A frozen Stable Diffusion without its safety checker.
 
     Attributes:
         unet: the denoiser.
-        vae: between pixels and latents.
-        text_encoder: of the prompts.
-        tokenizer: of the prompts.
-        scheduler: the noise of training, with the base model's own settings.
+        vae: the autoencoder between pixels and latents.
+        text_encoder: encoder of the prompts.
+        tokenizer: tokenizer of the prompts.
+        scheduler: noise schedule of training, with the base model's settings.
     """
 
     unet: Any
@@ -55,11 +55,11 @@ class BaseModel:
 
     @property
     def latent_factor(self) -> int:
-        """Return the pixels to a side of a latent."""
+        """Pixels per side of a latent."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def latent_shape(self, image_size: list[int]) -> tuple[int, int, int]:
-        """Channels, rows and columns of an image's latents."""
+        """Return the `(channels, rows, columns)` of an image's latents."""
         height, width = (side // self.latent_factor for side in image_size)
         return self.vae.config.latent_channels, height, width
 
@@ -71,7 +71,7 @@ class BaseModel:
 
 
 def load_base(name: str | None, revision: str | None = None) -> BaseModel:
-    """Load what training needs of a Stable Diffusion pipeline.
+    """Load the parts of a Stable Diffusion pipeline needed for training.
 
     Args:
         name: folder or Hub id.
@@ -102,8 +102,8 @@ def require_base(name: str | None) -> str:
     """Return the name of the base model, which must be set."""
     if name is None:
         raise ValueError(
-            "`common.base_model` is not set: name a Stable Diffusion pipeline whose licence suits you, a folder or a "
-            "Hub id. docs/dad.md lists some"
+            "`common.base_model` is not set: name the folder or Hub id of a Stable Diffusion pipeline with a licence that "
+            "suits you; docs/dad.md lists some"
         )
     return name
 
@@ -112,10 +112,9 @@ def require_base(name: str | None) -> str:
 
 
 def create_controlnet(base: BaseModel, condition: str) -> Any:
-    """Make a ControlNet from the base's UNet: a copy of its encoder and middle block with zero convolutions.
+    """Create a ControlNet from the base's UNet: a copy of its encoder and middle block with zero convolutions.
 
-    With `condition: none` the embedding of the condition image is frozen. Its last layer is zero, so it adds exactly
-    nothing, whatever the image, before training and after it.
+    With `condition: none` the embedding of the condition image is frozen. Its last layer is zero, so it never adds anything.
 
     Args:
         base: the frozen model.
@@ -133,12 +132,12 @@ def create_controlnet(base: BaseModel, condition: str) -> Any:
 
 
 class Conditions:
-    """Condition images of a kind.
+    """Condition images of one kind.
 
     Args:
         kind: `none` (zeros), `white` (ones) or `folder`.
         image_size: height and width in pixels.
-        folder: with one image a row of the train split, `17.png` or another of [`CONDITION_SUFFIXES`].
+        folder: folder with one image per row of the train split, named `17.png` or with another of [`CONDITION_SUFFIXES`].
 
     Raises:
         ValueError: if the folder does not exist.
@@ -149,10 +148,10 @@ class Conditions:
         self.image_size = list(image_size)
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None and not self.folder.is_dir():
-            raise ValueError(f"`common.condition_dir` {folder!r} is not a folder.")
+            raise ValueError(f"`common.condition_dir` {folder!r} is not a folder")
 
     def require(self, rows: Iterable[int]) -> None:
-        """Check that the images of rows exist before work begins.
+        """Check before the work that the images of rows exist.
 
         Raises:
             ValueError: if one is missing.
@@ -162,10 +161,10 @@ class Conditions:
                 self._find(self.folder, row)
 
     def __call__(self, row: int) -> torch.Tensor:
-        """Return the condition of a row of the train split: `(3, height, width)` in 0..1.
+        """Return the condition image of a row of the train split: `(3, height, width)` in 0..1.
 
         Raises:
-            ValueError: if the folder has no image for it.
+            ValueError: if the folder has no image for the row.
         """
         if self.folder is None:
             return torch.full((3, *self.image_size), float(self.kind == "white"))
@@ -177,7 +176,7 @@ class Conditions:
         if path is None:
             raise ValueError(
                 f"`common.condition_dir` {str(folder)!r} has no image of row {row} of the train split: expected "
-                f"{paths[0].name} or with another suffix of {', '.join(CONDITION_SUFFIXES[1:])}."
+                f"{paths[0].name} or with another suffix of {', '.join(CONDITION_SUFFIXES[1:])}"
             )
         return path
 
@@ -186,7 +185,7 @@ class Conditions:
 
 
 def to_pixels(image: Image.Image, image_size: list[int]) -> torch.Tensor:
-    """Return an RGB image as `(3, height, width)` in 0..1, resized bicubically to the size."""
+    """Convert an RGB image to `(3, height, width)` in 0..1, resized bicubically."""
     resized = image.resize((image_size[1], image_size[0]), Image.Resampling.BICUBIC)
     return F.to_dtype(torch.from_numpy(np.array(resized)).permute(2, 0, 1), torch.float32, scale=True)
 
@@ -197,7 +196,7 @@ def to_latents(vae: Any, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Ten
     Args:
         vae: the autoencoder.
         pixels: `(batch, 3, height, width)` in 0..1.
-        noise: `(batch, channels, rows, columns)`, which the draw is made of.
+        noise: standard normal noise of the draw, `(batch, channels, rows, columns)`.
     """
     posterior = vae.encode((2 * pixels - 1).to(vae.dtype)).latent_dist
     return (posterior.mean + posterior.std * noise.to(vae.dtype)) * vae.config.scaling_factor
@@ -206,10 +205,10 @@ def to_latents(vae: Any, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Ten
 def training_target(
     scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """Return what the denoiser must predict under the scheduler's `prediction_type`.
+    """Return the denoiser's target for the scheduler's `prediction_type`.
 
     Raises:
-        ValueError: if the type is not one of Stable Diffusion's.
+        ValueError: if the type is unknown.
     """
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
@@ -219,5 +218,5 @@ def training_target(
     if kind == "sample":
         return latents
     raise ValueError(
-        f"`common.base_model`: its scheduler's prediction_type is {kind!r}; expected epsilon, v_prediction or sample."
+        f"`common.base_model`: its scheduler's prediction_type is {kind!r}; expected epsilon, v_prediction or sample"
     )

@@ -1,10 +1,10 @@
-"""Score every generated image and keep those that look like pictures of the target set, each of one person.
+"""Score every generated image and keep those of one person that look like the target dataset.
 
     python -m data_scripts.dad.filter --config recipes/dad/cuhk.yaml
 
-writes scores, thresholds, what was kept and what was dropped, and a report with a contact sheet to `WORK/filter`. Cheap
-checks come first; models, if any are named, see what passed them. The paper drops 10.63% of its images by checks whose
-thresholds are not published; nothing here is tuned to that figure.
+writes scores, thresholds, kept and dropped images, and a report with a contact sheet to `WORK/filter`. Cheap checks run first;
+models, if any are given, check the remaining images. The paper drops 10.63% of its images with unpublished thresholds;
+nothing here is tuned to that number.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ from data_scripts.dad.filter_rules import (
     decide,
     describe_limits,
 )
-from data_scripts.dad.image_checks import load_picture, measure_image, perceptual_hash
+from data_scripts.dad.image_checks import load_image, measure_image, perceptual_hash
 from data_scripts.dad.json_files import read_json, to_lines, write_json
-from data_scripts.dad.reading import DTYPES, choose_rows, open_picture, read_batches
+from data_scripts.dad.reading import DTYPES, choose_rows, open_generated, read_batches
 from data_scripts.dad.sections import FilterSection
 from data_scripts.dad.stage_folders import Stage, begin_stage, device_of, read_stage_rows
 from data_scripts.dad.target_set import load_target, read_target
@@ -40,11 +40,11 @@ from mra.common.sharding import cut_batches
 
 
 PUBLISHED_SHARE = "10.63%"
-_SHEET_PICTURES = 6  # of each reason
+_SHEET_PICTURES = 6  # per reason
 
 
 def run(config: FactoryConfig) -> None:
-    """Score the remaining images; decide and report once all are scored."""
+    """Score the remaining images; decide and report when all are scored."""
     section = config.filter
     stage = begin_stage(config, "filter")
     if stage.is_finished:
@@ -64,14 +64,14 @@ def run(config: FactoryConfig) -> None:
         stage.state.wait_for_everyone()
         if not decision.kept():
             raise ValueError(
-                f"none of {len(rows):,} images passed; {stage.folder / 'report.md'} says why. Set wider limits "
+                f"none of {len(rows):,} images passed; {stage.folder / 'report.md'} says why; set wider limits "
                 f"(`filter.min_…`) and remove {stage.folder}, or generate better images."
             )
         stage.finish(images=len(rows), kept=len(decision.kept()))
 
 
 class _Scorer:
-    """All scores of an image."""
+    """Scorer of images with all checks."""
 
     def __init__(self, section: FilterSection, stage: Stage) -> None:
         self.section = section
@@ -81,11 +81,11 @@ class _Scorer:
         self._score_texts = TextScorer(section.score_model, **options) if section.score_model else None
 
     def persons(self, images: list) -> Sequence[list | None]:
-        """Return the persons of each image, None without a model."""
+        """Return the people in each image, or None without a model."""
         return self._find_persons(images) if self._find_persons and images else [None] * len(images)
 
     def text_scores(self, images: list, texts: list[str]) -> Sequence[float | None]:
-        """Score how well each text fits its image, None without a model."""
+        """Score how well each text matches its image, or None without a model."""
         return self._score_texts(images, texts) if self._score_texts and images else [None] * len(images)
 
     def score_batch(self, batch: list[dict[str, Any]], thresholds: dict[str, Any]) -> list[dict[str, Any]]:
@@ -95,11 +95,11 @@ class _Scorer:
             scores = {"prompt_id": row["prompt_id"], "file_path": row["file_path"], "decodes": True}
             scores |= {"persons": None, "text_score": None}
             try:
-                picture = load_picture(self.images / row["file_path"])
+                picture = load_image(self.images / row["file_path"])
             except OSError:
-                open_picture(
+                open_generated(
                     self.images, row
-                )  # a file that is missing or out of reach is not a broken picture: says so
+                )  # raises for a missing or unreadable file, which is not a damaged image
                 raise
             except ValueError:
                 rows.append(scores | {"decodes": False})
@@ -116,7 +116,7 @@ class _Scorer:
 
 
 def _calibrate(config: FactoryConfig, stage: Stage, scorer: _Scorer) -> dict[str, Any]:
-    """Return the thresholds, from the target's train images on the first run and from thresholds.json afterwards."""
+    """Return the thresholds, from the target's training images on the first run, later from thresholds.json."""
     section, path = config.filter, stage.work.thresholds
     if stage.state.is_main_process and not path.exists():
         dataset = load_target(config.common.dataset)
@@ -171,7 +171,7 @@ def _write_decision(
 def summarise(
     decision: Decision, scores: list[dict], thresholds: dict[str, Any], section: FilterSection
 ) -> dict[str, Any]:
-    """Return the counts of the filter that `report.json` holds."""
+    """Return the filter's counts for `report.json`."""
     limits = describe_limits(thresholds, section)
     first, any_of = decision.count(first=True), decision.count(first=False)
     with_persons = sum(row["persons"] is not None for row in scores)
@@ -203,10 +203,10 @@ def describe(summary: dict[str, Any], has_sheet: bool = True) -> str:
         "# What was kept",
         "",
         f"{kept:,} of {images:,} images were kept ({share}); {images - kept:,} were dropped. The paper dropped "
-        f"{PUBLISHED_SHARE} of its own images, by thresholds that it does not name.",
+        f"{PUBLISHED_SHARE} of its images, with unpublished thresholds.",
         "",
-        f"Limits come from {summary['target_images']:,} images of the target set unless the configuration sets them. "
-        "Models look only at what passed the checks before them.",
+        f"Limits come from {summary['target_images']:,} images of the target dataset unless the configuration sets them. "
+        "Models check only images that passed all earlier checks.",
         "",
     ]
     rows = [
@@ -231,7 +231,7 @@ def _draw_dropped(
             chosen = np.linspace(0, len(places) - 1, min(_SHEET_PICTURES, len(places))).astype(int)
             tiles = [
                 Tile(
-                    open_picture(stage.work.images, rows[places[number]]),
+                    open_generated(stage.work.images, rows[places[number]]),
                     _label(check, places[number], scores, decision, section),
                 )
                 for number in chosen
@@ -241,7 +241,7 @@ def _draw_dropped(
 
 
 def _label(check: str, place: int, scores: list[dict], decision: Decision, section: FilterSection) -> str:
-    """Return the prompt's number and the score that an image was dropped for."""
+    """Return the prompt's number and the score for which an image was dropped."""
     row = scores[place]
     if check in CALIBRATED:
         why = f"{row[CALIBRATED[check][0]]:.4g}"

@@ -1,4 +1,4 @@
-"""Thresholds of the filter, calibrated on the target set, and what they decide of scored images: numbers in, reasons out."""
+"""Thresholds of the filter, calibrated on the target dataset, and decisions on scored images."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from data_scripts.dad.image_checks import HASH_BITS, find_near_duplicates
 from data_scripts.dad.sections import FilterSection
 
 
-# Checks in the order in which an image's first reason is looked for. Near-duplicates come last, among what passed all
-# else, so that a good picture never goes because of a bad one before it.
+# Checks in order; the first failed one is an image's first reason. Near-duplicates come last, among images that pass all
+# other checks, so that a good image is never dropped because of a bad one before it.
 CHECKS = (
     "does not decode",
     "too small",
@@ -25,7 +25,7 @@ CHECKS = (
     "text score",
     "near-duplicate",
 )
-# check -> (measure, whether the limit is the lowest value, argument that overrules the calibration)
+# check -> (measure, whether the limit is a minimum, argument that overrides the calibration)
 CALIBRATED = {
     "flat": ("contrast", True, "min_contrast"),
     "greyscale": ("colour", True, "min_colour"),
@@ -41,12 +41,12 @@ def calibrate(target: Sequence[dict[str, float]], section: FilterSection) -> dic
     """Set the thresholds.
 
     Args:
-        target: measures of the target images, with `text_score` where a model gives one.
-        section: quantile, and limits that overrule it.
+        target: measures of the target images, with `text_score` if a model gives one.
+        section: quantile, and limits that override it.
 
     Returns:
-        What `thresholds.json` holds: `limits` (check -> measure, side, value, source), the number of target images, and
-        quantiles of each measure, to choose other limits by.
+        Content of `thresholds.json`: `limits` (check -> measure, side, value, source), the number of target images, and
+        quantiles of each measure, for choosing other limits.
     """
     limits, quantiles = {}, {}
     for check, (measure, is_lowest, argument) in CALIBRATED.items():
@@ -67,7 +67,7 @@ def calibrate(target: Sequence[dict[str, float]], section: FilterSection) -> dic
 
 
 def describe_limits(thresholds: dict[str, Any], section: FilterSection) -> dict[str, str]:
-    """Describe each check: check -> limit and where it comes from."""
+    """Describe the limit of each check and its source: check -> text."""
     person = (
         f"one of score {section.person_threshold:g} or more, {section.min_person_height:.0%} of the height or more"
     )
@@ -85,7 +85,7 @@ def describe_limits(thresholds: dict[str, Any], section: FilterSection) -> dict[
 
 
 def cheap_reasons(row: dict[str, Any], thresholds: dict[str, Any], section: FilterSection) -> list[str]:
-    """Return the checks without a model that a scored image fails, in their order."""
+    """Return the checks without a model that a scored image fails, in order."""
     if not row["decodes"]:
         return ["does not decode"]
     small = row["width"] < section.min_width or row["height"] < section.min_height
@@ -93,7 +93,7 @@ def cheap_reasons(row: dict[str, Any], thresholds: dict[str, Any], section: Filt
 
 
 def model_reasons(row: dict[str, Any], thresholds: dict[str, Any], section: FilterSection) -> list[str]:
-    """Return the checks by models that a scored image fails; an image without a model's score passes that check."""
+    """Return the model checks that a scored image fails; without a score it passes."""
     reasons = _outside(row, thresholds, with_models=True)
     if row["persons"] is not None:
         persons = [height for score, _, _, _, height in row["persons"] if score >= section.person_threshold]
@@ -115,10 +115,10 @@ def _outside(row: dict[str, Any], thresholds: dict[str, Any], with_models: bool)
 
 @dataclass
 class Decision:
-    """What becomes of scored images.
+    """Decision on scored images.
 
     Attributes:
-        reasons: of each row, in the order of `CHECKS`; none for what is kept.
+        reasons: checks that each row failed, in the order of `CHECKS`; empty for kept images.
         look_alikes: position of a near-duplicate -> position of the image that it looks like.
     """
 
@@ -126,11 +126,11 @@ class Decision:
     look_alikes: dict[int, int]
 
     def kept(self) -> list[int]:
-        """Return the positions of the rows that are kept."""
+        """Return the positions of the kept rows."""
         return [place for place, reasons in enumerate(self.reasons) if not reasons]
 
     def count(self, first: bool) -> Counter:
-        """Return the images that each check dropped: as the first reason, or as any of theirs."""
+        """Count the images dropped by each check, as their first or as any reason."""
         return Counter(reason for reasons in self.reasons for reason in (reasons[:1] if first else reasons))
 
 
@@ -138,9 +138,9 @@ def decide(rows: Sequence[dict[str, Any]], thresholds: dict[str, Any], section: 
     """Decide which images are kept.
 
     Args:
-        rows: of `scores.jsonl`, in the order of their prompts: of near-duplicates the first is kept.
-        thresholds: of [`calibrate`].
-        section: the limits that are not calibrated.
+        rows: rows of `scores.jsonl` in the order of their prompts; the first of near-duplicates is kept.
+        thresholds: result of [`calibrate`].
+        section: limits that are not calibrated.
     """
     reasons = []
     for row in rows:

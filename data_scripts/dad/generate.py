@@ -1,10 +1,10 @@
-"""Draw one image for each prompt, with the base model and the trained ControlNet.
+"""Generate one image for each prompt, with the base model and the trained ControlNet.
 
     python -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml --common.base_model FOLDER_OR_ID
     accelerate launch --multi_gpu --num_processes 8 -m data_scripts.dad.generate --config recipes/dad/cuhk.yaml ...
 
-Which prompts share a batch follows from the batch's number, and every image has a seed of its own: another number of
-processes, or a run that was killed and started again, gives the same images.
+Batches are fixed and every image has its own seed, so another number of processes, or a run that was killed and restarted,
+gives the same images.
 """
 
 import io
@@ -28,19 +28,19 @@ from mra.training.order import key_to_seed
 
 
 def choose_prompts(rows: list[dict], num_images: int | None) -> list[dict]:
-    """Return the prompts to draw, spread evenly over all.
+    """Return the prompts to use, spread evenly over all.
 
     Raises:
-        ValueError: if there are none, or fewer than asked for.
+        ValueError: if there are none, or fewer than requested.
     """
     count = len(rows) if num_images is None else num_images
     if not 0 < count <= len(rows):
-        raise ValueError(f"`generate.num_images` must be at most the number of prompts, {len(rows)}, got {count}.")
+        raise ValueError(f"`generate.num_images` must be at most the number of prompts, {len(rows)}, got {count}")
     return [rows[index * len(rows) // count] for index in range(count)]
 
 
 def load_pipeline(config: FactoryConfig, controlnet: str | Path, device: torch.device) -> Any:
-    """Load what draws the images.
+    """Load the image pipeline.
 
     Raises:
         ValueError: if base model or ControlNet cannot be loaded.
@@ -60,7 +60,7 @@ def load_pipeline(config: FactoryConfig, controlnet: str | Path, device: torch.d
 def draw_batch(
     pipeline: Any, batch: list[dict], conditions: Conditions, config: FactoryConfig, folder: Path
 ) -> list[dict]:
-    """Draw the images of one batch, write each whole or not at all, and return their rows."""
+    """Generate the images of one batch, write each atomically, and return their rows."""
     section = config.generate
     seeds = [key_to_seed("image", config.common.seed, row["prompt_id"]) for row in batch]
     control = torch.stack([conditions(row["source_row"]) for row in batch])
@@ -76,7 +76,7 @@ def draw_batch(
 
 
 def run(config: FactoryConfig) -> None:
-    """Draw the images of the configuration that are still missing."""
+    """Generate the missing images."""
     common, section = config.common, config.generate
     stage = begin_stage(config, "generate")
     if stage.is_finished:
@@ -85,7 +85,7 @@ def run(config: FactoryConfig) -> None:
     pipeline = load_pipeline(config, section.controlnet or stage.work.controlnet, device_of(stage.state))
     if stage.state.is_main_process:
         texts = [row["prompt"] + section.prompt_suffix for row in prompts]
-        warn_of_cut(pipeline.tokenizer, texts, "prompts", "what they say last is not drawn")
+        warn_of_cut(pipeline.tokenizer, texts, "prompts", "their ends are ignored")
     conditions = Conditions(common.condition, section.image_size or common.image_size, common.condition_dir)
     conditions.require(row["source_row"] for row in prompts)
     rows = stage.rows(stage.work.generated)

@@ -1,4 +1,4 @@
-"""Find the box of every noun phrase of the captions, and write the annotations of a set like SDA.
+"""Find the box of every noun phrase of the captions, and write annotations like those of SDA.
 
     python -m data_scripts.dad.ground --config recipes/dad/cuhk.yaml
 
@@ -17,7 +17,7 @@ from data_scripts.dad.command import run_stage
 from data_scripts.dad.config import FactoryConfig
 from data_scripts.dad.detectors import PhraseBoxes, PhraseDetector
 from data_scripts.dad.language.noun_phrases import NounPhrase, find_noun_phrases, specificity
-from data_scripts.dad.reading import DTYPES, open_picture, read_batches
+from data_scripts.dad.reading import DTYPES, open_generated, read_batches
 from data_scripts.dad.sections import GroundSection
 from data_scripts.dad.stage_folders import Stage, begin_stage, device_of, read_stage_rows, shard_name
 from mra.common.arguments import require
@@ -34,7 +34,7 @@ class Region:
 
 
 def run(config: FactoryConfig) -> None:
-    """Ground the remaining images, and write the annotations once all are grounded."""
+    """Ground the remaining images, and write the annotations when all are grounded."""
     section = config.ground
     require(section.model is not None, "ground.model", "a zero-shot detector's folder or Hub id", section.model)
     assert section.model is not None
@@ -47,7 +47,7 @@ def run(config: FactoryConfig) -> None:
     if not rows:
         raise ValueError(
             f"none of {len(captioned):,} images has a caption ({stage.work.captions}): name another `caption.model` or "
-            f"`caption.prompt`, and remove {stage.work.captions.parent}."
+            f"`caption.prompt`, and remove {stage.work.captions.parent}"
         )
 
     def ground(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -62,7 +62,7 @@ def run(config: FactoryConfig) -> None:
 
 
 def write_annotations(stage: Stage, rows: Sequence[dict[str, Any]]) -> None:
-    """Write SDA's JSON lists, one file for each 5,000 prompts, and replace earlier ones."""
+    """Write annotations as SDA's JSON lists, one file per 5,000 prompts, replacing earlier ones."""
     stage.work.annotations.mkdir(parents=True, exist_ok=True)
     shards: dict[str, list[dict]] = {}
     for row in rows:
@@ -79,7 +79,7 @@ def write_annotations(stage: Stage, rows: Sequence[dict[str, Any]]) -> None:
 def _ground_batch(stage: Stage, detector: PhraseDetector, batch: list[dict], section: GroundSection) -> list[dict]:
     phrases = [find_noun_phrases(row["caption"]) for row in batch]
     asked = [place for place, own in enumerate(phrases) if own]
-    images = [open_picture(stage.work.images, batch[place]) for place in asked]
+    images = [open_generated(stage.work.images, batch[place]) for place in asked]
     texts = [[phrase.text for phrase in phrases[place]] for place in asked]
     found = dict(zip(asked, detector(images, texts) if asked else [], strict=True))
     rows = []
@@ -102,13 +102,12 @@ def _ground_batch(stage: Stage, detector: PhraseDetector, batch: list[dict], sec
 def choose_regions(phrases: Sequence[NounPhrase], found: PhraseBoxes, section: GroundSection) -> list[Region]:
     """Assign at most one box to each phrase.
 
-    The candidates of a phrase are the boxes above both thresholds and the smallest side, the weaker of two that overlap
-    left out. The person takes the best of its own, and shares it with anyone. The other phrases choose in the order of
-    what they say: the more specific garment first, its best candidate that no phrase before it has taken; a phrase whose
-    candidates are all taken gets none.
+    Candidates of a phrase are the boxes above both thresholds and the smallest side, without the weaker of two that overlap.
+    The person gets its best candidate, which other phrases may share. The other phrases, the more specific garments first, get
+    their best candidate that no earlier phrase has; if all are taken, the phrase gets no box.
 
     Args:
-        phrases: of a caption.
+        phrases: phrases of a caption.
         found: boxes and scores, a column for each phrase.
         section: thresholds.
 
@@ -127,7 +126,7 @@ def choose_regions(phrases: Sequence[NounPhrase], found: PhraseBoxes, section: G
     corners = box_convert(found.boxes, "cxcywh", "xyxy")
     chosen, taken = ({}, []) if person is None else ({person: candidates[person][0]}, [])
     for column in order:
-        # Other persons are not to take the first one's box; garments may, as a long coat does.
+        # Other people may not share the first person's box; garments may, for example a long coat.
         rivals = [*taken, *([chosen[person]] if phrases[column].kind == "person" and person is not None else [])]
         free = [box for box in candidates[column] if not _overlaps(corners, box, rivals, section.duplicate_threshold)]
         if free:
@@ -147,7 +146,7 @@ def _candidates(found: PhraseBoxes, column: int, section: GroundSection) -> list
     """Return the candidate boxes of a phrase, best first."""
     scores = found.scores[:, column]
     passes = (found.best >= section.box_threshold) & (scores >= section.text_threshold)
-    passes &= found.boxes[:, 2:].amin(dim=1) >= max(section.min_box_side, 0.001)  # rounding leaves no box without area
+    passes &= found.boxes[:, 2:].amin(dim=1) >= max(section.min_box_side, 0.001)  # so that rounded boxes have an area
     places = passes.nonzero()[:, 0]
     kept = nms(box_convert(found.boxes[places], "cxcywh", "xyxy"), scores[places], section.nms_threshold)
     return places[kept].tolist()

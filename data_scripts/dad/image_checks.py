@@ -1,4 +1,4 @@
-"""Cheap measures of a picture (size, contrast, colour, sharpness, detail) and perceptual hashes that tell near-duplicates."""
+"""Cheap measures of an image (size, contrast, colour, sharpness, detail) and perceptual hashes for near-duplicates."""
 
 import io
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from scipy.ndimage import laplace
 from images_mra import read_picture
 
 
-MEASURED_SIZE = (64, 128)  # width, height: sharpness and detail mean the same at any resolution
+MEASURED_SIZE = (64, 128)  # width, height; makes sharpness and detail comparable between resolutions
 HASH_BITS = 256
-_HASH_IMAGE = 64  # pixels a side that the transform of the hash sees
+_HASH_IMAGE = 64  # side in pixels of the image that is hashed
 _COLOUR_GRID = (4, 8)  # columns, rows of mean colours
 _JPEG_QUALITY = 90
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -23,17 +23,16 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 @dataclass(frozen=True)
 class ImageMeasures:
-    """What the cheap checks read of one picture.
+    """Measures of one image for the cheap checks.
 
     Attributes:
         width, height: pixels.
         brightness: mean luma, 0 to 255.
-        contrast: standard deviation of the luma; near 0 for a flat picture.
+        contrast: standard deviation of the luma; near 0 for a flat image.
         colour: variance of the differences between the channels R - G, G - B and B - R, averaged; near 0 for a greyscale
-            or evenly tinted picture.
-        sharpness: variance of the Laplacian of the luma at `MEASURED_SIZE`; low for a blurred picture.
-        detail: bytes of the picture as JPEG of quality 90 at `MEASURED_SIZE`: the file size as it would be if all files
-            had been written alike.
+            or evenly tinted image.
+        sharpness: variance of the Laplacian of the luma at `MEASURED_SIZE`; low for a blurred image.
+        detail: size in bytes of the image as a JPEG of quality 90 at `MEASURED_SIZE`, comparable between images.
     """
 
     width: int
@@ -49,7 +48,7 @@ MEASURES = ("brightness", "contrast", "colour", "sharpness", "detail")
 
 
 def measure_image(image: Image.Image) -> dict[str, float]:
-    """Measure an RGB picture; see [`ImageMeasures`] for the keys and their units."""
+    """Measure an RGB image; see [`ImageMeasures`] for the keys and their units."""
     small = image.resize(MEASURED_SIZE, Image.Resampling.BICUBIC)
     pixels = np.asarray(small, dtype=np.float64)
     luma = pixels @ _LUMA
@@ -68,8 +67,8 @@ def measure_image(image: Image.Image) -> dict[str, float]:
     return asdict(measures)
 
 
-def load_picture(source: Any) -> Image.Image:
-    """Return the RGB picture of a PIL image, a row with an "image", or a path, fully decoded.
+def load_image(source: Any) -> Image.Image:
+    """Load an RGB image from a PIL image, a row with an "image", or a path, fully decoded.
 
     Raises:
         OSError: if the file is missing.
@@ -82,11 +81,11 @@ def load_picture(source: Any) -> Image.Image:
 
 
 def perceptual_hash(image: Image.Image) -> str:
-    """Hash a picture's appearance: 256 signs of its luma's low frequencies, then a grid of mean colours.
+    """Hash an image's appearance: 256 signs of its luma's low frequencies, then a grid of mean colours.
 
-    The signs are those of the 16 x 16 lowest coefficients of the cosine transform about their median, and change little
-    when a picture is scaled, re-encoded or slightly blurred. The colours tell apart what differs in hue alone. The signs
-    are those of `imagehash.phash(image, 16)` but for one bit or two: it counts the mean brightness, and knows no colours.
+    The signs are those of the 16 x 16 lowest cosine coefficients relative to their median, and change little when an image is
+    scaled, re-encoded or slightly blurred. The colours distinguish images that differ only in hue. The signs equal those of
+    `imagehash.phash(image, 16)` except for one or two bits, because it includes the mean brightness; it has no colours.
 
     Returns:
         Hexadecimal digits: 64 of the signs, 192 of 8 x 4 colours.
@@ -95,30 +94,30 @@ def perceptual_hash(image: Image.Image) -> str:
     side = int(HASH_BITS**0.5)
     frequencies = np.asarray(dctn(np.asarray(luma, dtype=np.float64), norm="ortho"))
     lowest = frequencies[:side, :side].flatten()
-    lowest[0] = 0.0  # the mean brightness has a sign that says nothing
+    lowest[0] = 0.0  # the sign of the mean brightness carries no information
     signs = np.packbits(lowest > np.median(lowest)).tobytes()
     return signs.hex() + image.resize(_COLOUR_GRID, Image.Resampling.BOX).tobytes().hex()
 
 
 def find_near_duplicates(hashes: Sequence[str], max_bits: int = 15, max_colour: float = 24.0) -> dict[int, int]:
-    """Find the pictures that look like an earlier one that is not a near-duplicate itself.
+    """Find the images that look like an earlier image that is not itself a near-duplicate.
 
-    Two hashes that differ in at most `max_bits` bits agree in one of `max_bits + 1` bands at least, so that comparing
-    the pictures that share a band finds every such pair without looking at all pairs.
+    Two hashes that differ in at most `max_bits` bits agree in at least one of `max_bits + 1` bands, so comparing images that
+    share a band finds every such pair without comparing all pairs.
 
     Args:
-        hashes: of [`perceptual_hash`], in the order in which the first of several look-alikes is kept.
-        max_bits: of the 256 signs that may differ.
+        hashes: results of [`perceptual_hash`]; the first of several look-alikes is kept.
+        max_bits: number of the 256 sign bits that may differ.
         max_colour: largest difference between mean colours, 0 to 255, averaged over the grid.
 
     Returns:
-        Position of each near-duplicate -> position of the picture that it looks like.
+        Position of each near-duplicate -> position of the image that it looks like.
 
     Raises:
         ValueError: if `max_bits` leaves bands of less than 8 bits.
     """
     if not 0 <= max_bits < HASH_BITS // 8:
-        raise ValueError(f"`max_bits` must be from 0 to {HASH_BITS // 8 - 1}, got {max_bits}.")
+        raise ValueError(f"`max_bits` must be from 0 to {HASH_BITS // 8 - 1}, got {max_bits}")
     if len(hashes) < 2:
         return {}
     digits = HASH_BITS // 4
@@ -129,7 +128,9 @@ def find_near_duplicates(hashes: Sequence[str], max_bits: int = 15, max_colour: 
     pairs = np.unique(pairs, axis=0)
     differences = np.abs(colours[pairs[:, 0]] - colours[pairs[:, 1]]).mean(axis=1)
     duplicates: dict[int, int] = {}
-    for later, earlier in pairs[differences <= max_colour].tolist():  # ascending: an earlier one is decided already
+    for later, earlier in pairs[
+        differences <= max_colour
+    ].tolist():  # ascending, so earlier images are already decided
         if later not in duplicates and earlier not in duplicates:
             duplicates[later] = earlier
     return duplicates

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""JSON files, written atomically."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from mra.common.files import write_whole
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write one JSON value, whole or not at all."""
+    """Write one JSON value atomically."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -17,7 +17,7 @@ def read_json(path: str | Path) -> Any:
     """Read one JSON value.
 
     Raises:
-        ValueError: naming the file, if it is damaged.
+        ValueError: if the file is damaged; the message names it.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -28,5 +28,5 @@ def read_json(path: str | Path) -> Any:
 
 
 def to_lines(rows: Iterable[dict[str, Any]]) -> str:
-    """Return the rows as JSON, one a line."""
+    """Return the rows as JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,8 +1,8 @@
-"""Write one page about what the factory made: what was kept, how captions and boxes look, how far from the target it is.
+"""Write a report on the factory's result: kept images, captions, boxes, and distance from the target dataset.
 
     python -m data_scripts.dad.report --config recipes/dad/cuhk.yaml
 
-writes `WORK/report/index.html` and the same as `index.md`, with contact sheets, and the numbers as `report.json`.
+writes `WORK/report/index.html`, the same as `index.md`, contact sheets, and the numbers as `report.json`.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from datasets import Dataset
 
 from data_scripts.dad.command import run_stage
 from data_scripts.dad.config import FactoryConfig
-from data_scripts.dad.image_checks import load_picture
+from data_scripts.dad.image_checks import load_image
 from data_scripts.dad.json_files import read_json, write_json
 from data_scripts.dad.language.noun_phrases import find_noun_phrases
-from data_scripts.dad.reading import choose_rows, open_picture
+from data_scripts.dad.reading import choose_rows, open_generated
 from data_scripts.dad.reporting.domain_distance import FeatureExtractor, load_extractor, measure_distance
 from data_scripts.dad.reporting.report_blocks import make_blocks
 from data_scripts.dad.reporting.report_page import to_html, to_markdown
@@ -39,7 +39,7 @@ _WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)*")
 
 
 def run(config: FactoryConfig) -> None:
-    """Write the page again at every call, because the stages may have changed since the last one."""
+    """Write the page; it is rewritten at every call, because stages may have changed."""
     state, work = process_state(), WorkFolder(Path(config.common.work_dir))
     manifests = {name: read_finished(work, name) for name in _NEEDED}
     if state.is_main_process:
@@ -90,7 +90,7 @@ def _count_stages(work: WorkFolder, manifests: dict[str, dict]) -> dict[str, int
 
 
 def describe_captions(captions: Sequence[str]) -> dict[str, Any]:
-    """Count words: per caption, different ones, the most frequent."""
+    """Count words: per caption, distinct ones, the most frequent."""
     words = [_WORD.findall(caption.lower()) for caption in captions]
     lengths = [len(own) for own in words] or [0]
     counts = Counter(word for own in words for word in own)
@@ -104,7 +104,7 @@ def describe_captions(captions: Sequence[str]) -> dict[str, Any]:
 
 
 def describe_regions(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Count boxes: per image, by what they show, their size and score, and the phrases that got none."""
+    """Count boxes: per image, by kind, with size and score, and the phrases without a box."""
     kinds, areas, scores = Counter(), {}, {}
     phrases = Counter(phrase.lower() for row in rows for phrase in row["phrases"])
     named = 0
@@ -133,7 +133,7 @@ def describe_regions(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _measure_distances(
     config: FactoryConfig, work: WorkFolder, target: Dataset, extractor: FeatureExtractor
 ) -> dict[str, dict | None]:
-    """Return the distances of what was kept, of all that was generated, and of one half of the target from the other."""
+    """Return the distances from the target of kept and of all generated images, and between the target's halves."""
     seed, limit = config.common.seed, config.report.images
     places = choose_rows(len(target), limit, seed, "report_target")
     pictures = target.select(places)
@@ -144,7 +144,7 @@ def _measure_distances(
         chosen = [rows[place] for place in choose_rows(len(rows), limit, seed, "report_generated")]
         paths = [work.images / row["file_path"] for row in chosen if row["prompt_id"] in scored]
         distances[name] = _distance(paths, pictures, extractor)
-    # Rows lie in the order of persons: every other one, so that both halves show the same cameras and places.
+    # Rows are sorted by person: alternate rows give both halves the same cameras and places.
     halves = [pictures.select(range(first, len(pictures), 2)) for first in (0, 1)]
     distances["target halves"] = _distance(halves[0], halves[1], extractor)
     return distances
@@ -162,15 +162,15 @@ def _distance(generated: Any, target: Any, extractor: FeatureExtractor) -> dict 
 def _draw_sheets(
     config: FactoryConfig, work: WorkFolder, target: Dataset, regions: Sequence[dict]
 ) -> list[tuple[str, str]]:
-    """Draw the sheets and return their paths relative to the page, and what they show."""
+    """Draw the sheets and return their paths relative to the page, with captions."""
     folder, seed = work.folder("report"), config.common.seed
     figures = []
     generated = read_stage_rows(work.kept)
     wanted = _SHEET_PICTURES * _SHEET_ROWS
     ours = [generated[place] for place in choose_rows(len(generated), wanted, seed, "report_sheet")]
     theirs = target.select(choose_rows(len(target), wanted, seed, "report_sheet"))
-    rows = _rows("Target set", [Tile(load_picture(example), example["captions"][0]) for example in map(dict, theirs)])
-    rows += _rows("Generated and kept", [Tile(open_picture(work.images, row), row["prompt"]) for row in ours])
+    rows = _rows("Target set", [Tile(load_image(example), example["captions"][0]) for example in map(dict, theirs)])
+    rows += _rows("Generated and kept", [Tile(open_generated(work.images, row), row["prompt"]) for row in ours])
     save_picture(draw_sheet(rows, _SHEET_STYLE, "Target set and generated images"), folder / "images.jpg")
     figures.append(("images.jpg", "Pictures of the target set, and generated ones with their prompts"))
     with_boxes = [row for row in regions if row["boxes"]]
@@ -191,7 +191,7 @@ def _rows(heading: str, tiles: Sequence[Tile]) -> list[TileRow]:
 
 
 def _tile_with_boxes(work: WorkFolder, row: dict) -> Tile:
-    image = open_picture(work.images, {"file_path": row["image"]})
+    image = open_generated(work.images, {"file_path": row["image"]})
     regions = zip(row["phrases"], row["boxes"], row["logits"], strict=True)
     return Tile(image, row["caption"], boxes=[(f"{score:.2f} {phrase}", box) for phrase, box, score in regions])
 

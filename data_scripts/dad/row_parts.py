@@ -1,4 +1,4 @@
-"""Rows that several processes make at once: a part for each during the work, one sorted file at its end."""
+"""Rows written by several processes: one part per process during the work, one sorted file at the end."""
 
 import fcntl
 import io
@@ -14,12 +14,12 @@ from mra.common.sharding import Shard
 
 
 class RowParts:
-    """Rows of a stage that several processes make, each appending to a file of its own.
+    """Rows of a stage written by several processes, each appending to its own part.
 
     Args:
-        path: of the whole file, which [`merge`] writes, for example `images/generated.jsonl`.
-        shard: the share of this process; it names the part.
-        key: field that is different in every row and orders the whole.
+        path: the file that [`merge`] writes, for example `images/generated.jsonl`.
+        shard: the share of this process, which names the part.
+        key: field with a unique value per row, by which the file is sorted.
 
     Raises:
         ValueError: on the first `append`, if another run has the part open.
@@ -32,17 +32,17 @@ class RowParts:
         self._file: io.FileIO | None = None
 
     def read(self) -> dict[Any, dict[str, Any]]:
-        """Return all rows that any run has left, in the whole file or in parts, by their key."""
-        # The whole file last: a part that another job merges meanwhile is found there.
+        """Return all existing rows, from the merged file and the parts, by their key."""
+        # The merged file last: it holds parts that another job merges meanwhile.
         rows = [row for file in [*self._parts(), self.path] for row in _read_part(file)]
         return {row[self.key]: row for row in rows}
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Add rows; they are on disk when this returns."""
+        """Append rows and flush them to disk."""
         with writing_to(self._part):
             file = self._file or self._open()
             left = memoryview(to_lines(rows).encode())
-            while left:  # a disk that is almost full takes a part
+            while left:  # an almost full disk may accept only a part
                 left = left[file.write(left) :]
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ class RowParts:
             self._file = None
 
     def merge(self) -> int:
-        """Merge the closed parts into one file in the order of the key and return its number of rows; for one process."""
+        """Merge the closed parts into one sorted file and return its number of rows; only one process may call this."""
         rows = self.read()
         write_whole(self.path, to_lines(rows[key] for key in sorted(rows)))
         for part in self._parts():
@@ -64,20 +64,20 @@ class RowParts:
 
     def _open(self) -> io.FileIO:
         self._part.parent.mkdir(parents=True, exist_ok=True)
-        self._file = file = open(self._part, "ab", buffering=0)  # noqa: SIM115 (open as long as the process works)
+        self._file = file = open(self._part, "ab", buffering=0)  # noqa: SIM115 (stays open while the process works)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf ends when any reader closes the file
-        except (BlockingIOError, PermissionError):  # either, by the system
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf would unlock when any reader closes the file
+        except (BlockingIOError, PermissionError):  # depends on the system
             self.close()
             raise ValueError(
-                f"{self._part}: another run is writing it. Wait for it, stop it, or give each run its common.shard."
+                f"{self._part}: another run is writing it; wait for it, stop it, or give each run its common.shard"
             ) from None
         file.truncate(_whole_lines(self._part.read_bytes()))
         return file
 
 
 def _whole_lines(content: bytes) -> int:
-    """Length of a part without a last line that a killed process left unfinished."""
+    """Return the length of a part without an unfinished last line."""
     return content.rfind(b"\n") + 1
 
 

@@ -1,4 +1,4 @@
-"""Run the data factory: a target set with captions in, SDA-like annotations and images out.
+"""Run the data factory, from a target dataset with captions to SDA-like annotations and images.
 
     python -m data_scripts.dad.run --config recipes/dad/sample.yaml
     accelerate launch --multi_gpu --num_processes 8 -m data_scripts.dad.run --config recipes/dad/cuhk.yaml
@@ -15,14 +15,14 @@ from data_scripts.dad.config import SECTIONS, STAGES, FactoryConfig
 from mra.common.arguments import option, parse_arguments
 
 
-MODULES = {"train": "train_dad", "augment": "augment_captions"}  # the others are named after their stage
+MODULES = {"train": "train_dad", "augment": "augment_captions"}  # other modules are named after their stage
 
 
 @dataclass
 class RunSection:
-    """What is run."""
+    """Stages to run."""
 
-    stages: str = option(",".join(STAGES), "Stages to run, with commas; they run in the order of the factory.")
+    stages: str = option(",".join(STAGES), "comma-separated stages to run, always in the factory's order")
 
     def __post_init__(self) -> None:
         unknown = [stage for stage in self.stages.split(",") if stage not in STAGES]
@@ -33,21 +33,21 @@ class RunSection:
 
 
 def run_stages(config: FactoryConfig, stages: Collection[str]) -> None:
-    """Run stages in the order of the factory, whatever order they are named in."""
+    """Run stages in the order of the factory."""
     for stage in STAGES:
         if stage in stages:
             importlib.import_module(f"data_scripts.dad.{MODULES.get(stage, stage)}").run(config)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run what the command line names."""
+    """Run the stages that the command line names."""
     chosen, *sections = parse_arguments(
         {"": RunSection} | SECTIONS, prog="data_scripts.dad.run", description=__doc__, argv=argv
     )
-    # Imported now, since it takes seconds that --help does not need.
+    # A slow import, not needed for --help.
     from data_scripts.dad.stage_folders import process_state
 
-    process_state()  # before training makes one that waits less
+    process_state()  # before training creates one with a shorter timeout
     config = FactoryConfig(*sections)
     with_plain_errors(
         "data_scripts.dad.run", lambda: run_stages(config, chosen.stages.split(",")), config.common.work_dir

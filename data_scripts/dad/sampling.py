@@ -1,4 +1,4 @@
-"""Drawing images from prompts with the base model and a ControlNet."""
+"""Generation of images from prompts with the base model and a ControlNet."""
 
 from typing import Any
 
@@ -21,13 +21,13 @@ _SCHEDULERS = {
 def make_pipeline(
     base: BaseModel, controlnet: Any, scheduler: str, safety_checker: Any = None, extractor: Any = None
 ) -> Any:
-    """Put the parts together for drawing.
+    """Build the image pipeline from its parts.
 
     Args:
         base: the base model.
-        controlnet: on the same device and in the same precision.
-        scheduler: one of the samplers of `generate.scheduler`; it keeps the base model's noise and prediction type.
-        safety_checker: of the base model, or none.
+        controlnet: the ControlNet, on the same device and in the same precision.
+        scheduler: a sampler of `generate.scheduler`, with the base model's noise schedule and prediction type.
+        safety_checker: the base model's safety checker, or None.
         extractor: image processor of the safety checker.
     """
     diffusers = import_diffusers()
@@ -51,7 +51,7 @@ def load_safety_checker(name: str, revision: str | None) -> tuple[Any, Any]:
     """Load the safety checker of a base model and its image processor.
 
     Raises:
-        ValueError: if the model brings none.
+        ValueError: if the model has none.
     """
     import_diffusers()
     from diffusers.pipelines.stable_diffusion import (
@@ -70,16 +70,16 @@ def load_safety_checker(name: str, revision: str | None) -> tuple[Any, Any]:
 def draw(
     pipeline: Any, prompts: list[str], seeds: list[int], conditions: torch.Tensor, section: GenerateSection
 ) -> list[Image.Image]:
-    """Draw one image a prompt, each from a generator of its own.
+    """Generate one image per prompt, each with its own random generator.
 
     Args:
-        pipeline: of [`make_pipeline`].
-        prompts: any length; the tokenizer cuts them.
-        seeds: one a prompt.
-        conditions: `(prompts, 3, height, width)` in 0..1, which also says how large the images are.
+        pipeline: pipeline from [`make_pipeline`].
+        prompts: prompts of any length; the tokenizer truncates them.
+        seeds: one seed per prompt.
+        conditions: `(prompts, 3, height, width)` in 0..1; it also sets the image size.
         section: steps, guidance and negative prompt.
     """
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # on the CPU: equal on every device
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # on the CPU: the same for every device
     return pipeline(
         prompt=[prompt + section.prompt_suffix for prompt in prompts],
         image=conditions.to(pipeline.device, pipeline.dtype),

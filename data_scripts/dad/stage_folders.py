@@ -1,4 +1,4 @@
-"""The work folder of the factory: names, whole files, rows in parts, and what each stage was made with.
+"""Work folder of the factory: names, atomic files, rows in parts, and the manifests of stages.
 
     WORK/controlnet/manifest.json, checkpoints/, final/, validation/, metrics.jsonl
     WORK/prompts/manifest.json, prompts.jsonl    {prompt_id, prompt, source_caption, source_image_id, source_row, edits}
@@ -6,17 +6,17 @@
     WORK/images/c_<start>_<stop>/<prompt_id>.jpg of 5,000 prompts each; file_path is relative to WORK/images
     WORK/filter/manifest.json, scores.jsonl, thresholds.json, kept.jsonl, report
     WORK/captions/manifest.json, captions.jsonl  {file_path, caption, raw_caption, prompt_id}
-    WORK/grounding/manifest.json, regions.jsonl  rows as those of SDA, with their prompt_id
-    WORK/sda/sda_<start>_<stop>.json of 5,000 prompts each, and nothing else, as `mra prepare sda` reads them
+    WORK/grounding/manifest.json, regions.jsonl  rows as in SDA, with their prompt_id
+    WORK/sda/sda_<start>_<stop>.json of 5,000 prompts each, and nothing else, for `mra prepare sda`
     WORK/report/manifest.json, index.md
 
-`source_row` is the row of the train split, `source_image_id` the person in it. While a stage runs, every process
-appends its rows to a part of its own (`generated-00000-of-00002.jsonl`); at the end the parts become one file, sorted
-by prompt. A killed run continues from the rows that are there, with any number of processes, and ends with the same file.
+`source_row` is the row of the train split, `source_image_id` the person in it. While a stage runs, every process appends its
+rows to its own part (`generated-00000-of-00002.jsonl`); at the end the parts are merged into one file, sorted by prompt. A
+killed run continues from the existing rows, with any number of processes, and ends with the same file.
 
-`manifest.json` holds the settings that decide a stage's result and a digest of the manifests of the stages it was made
-from. A stage is neither continued with other settings nor made from stages that changed since, once it has made
-something; `finished` is null until everything is there.
+`manifest.json` holds the settings that affect a stage's result and a digest of the manifests of its source stages. A stage
+with results cannot be continued with other settings or after its source stages have changed; `finished` is null until the
+stage is complete.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ MADE_FROM = {
     "report": (),
 }
 _DIFFUSION = ("base_model", "base_revision", "image_size", "condition", "condition_dir")
-_COMMON = {  # arguments of the common section that decide a stage's result
+_COMMON = {  # arguments of the common section that affect a stage's result
     "train": ("dataset", "seed", *_DIFFUSION),
     "augment": ("dataset", "seed"),
     "generate": ("seed", *_DIFFUSION),
@@ -72,8 +72,8 @@ _COMMON = {  # arguments of the common section that decide a stage's result
     "ground": (),
     "report": ("dataset", "seed"),
 }
-_CONTENT = "files of common.dataset"  # which may change under the same name
-_FIELDS = {  # that the stages behind need
+_CONTENT = "files of common.dataset"  # they may change under the same name
+_FIELDS = {  # needed by later stages
     "prompts": ("prompt_id", "prompt", "source_row"),
     "generated": ("file_path", "prompt_id", "prompt"),
     "scores": ("prompt_id", "decodes"),
@@ -81,7 +81,7 @@ _FIELDS = {  # that the stages behind need
     "captions": ("file_path", "prompt_id", "caption"),
     "regions": ("image", "caption", "boxes", "logits", "phrases", "prompt_id"),
 }
-_PATIENCE = timedelta(days=7)  # a process that is done waits for the slowest
+_PATIENCE = timedelta(days=7)  # finished processes wait for the slowest
 
 
 # ---------------------------------------------------------------- files
@@ -89,7 +89,7 @@ _PATIENCE = timedelta(days=7)  # a process that is done waits for the slowest
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """Where everything lies."""
+    """Paths of the work folder."""
 
     root: Path
 
@@ -99,63 +99,63 @@ class WorkFolder:
 
     @property
     def controlnet(self) -> Path:
-        """Return the path of the trained ControlNet."""
+        """Path of the trained ControlNet."""
         return self.folder("train") / "final"
 
     @property
     def prompts(self) -> Path:
-        """Return the path of the prompts."""
+        """Path of the prompts."""
         return self.folder("augment") / "prompts.jsonl"
 
     @property
     def images(self) -> Path:
-        """Return the path of the generated images."""
+        """Path of the generated images."""
         return self.folder("generate")
 
     @property
     def generated(self) -> Path:
-        """Return the path of the rows of the generated images."""
+        """Path of the rows of the generated images."""
         return self.images / "generated.jsonl"
 
     @property
     def scores(self) -> Path:
-        """Return the path of the scores of the images."""
+        """Path of the scores of the images."""
         return self.folder("filter") / "scores.jsonl"
 
     @property
     def thresholds(self) -> Path:
-        """Return the path of the thresholds of the filter."""
+        """Path of the thresholds of the filter."""
         return self.folder("filter") / "thresholds.json"
 
     @property
     def kept(self) -> Path:
-        """Return the path of the rows that passed the filter."""
+        """Path of the rows that passed the filter."""
         return self.folder("filter") / "kept.jsonl"
 
     @property
     def captions(self) -> Path:
-        """Return the path of the captions."""
+        """Path of the captions."""
         return self.folder("caption") / "captions.jsonl"
 
     @property
     def regions(self) -> Path:
-        """Return the path of the grounded regions."""
+        """Path of the grounded regions."""
         return self.folder("ground") / "regions.jsonl"
 
     @property
     def annotations(self) -> Path:
-        """Return the path of the annotations in the format of SDA."""
+        """Path of the annotations in the format of SDA."""
         return self.root / "sda"
 
 
 def shard_name(prompt_id: int, prefix: str) -> str:
-    """Name of the folder or file that a prompt belongs to: `c_0_5000`, `sda_5000_10000`."""
+    """Return the name of a prompt's folder or file: `c_0_5000`, `sda_5000_10000`."""
     start = prompt_id // SHARD_PROMPTS * SHARD_PROMPTS
     return f"{prefix}_{start}_{start + SHARD_PROMPTS}"
 
 
 def image_path(prompt_id: int) -> str:
-    """Path of a prompt's image, relative to the folder of images."""
+    """Return the path of a prompt's image, relative to the folder of images."""
     return f"{shard_name(prompt_id, 'c')}/{prompt_id}.jpg"
 
 
@@ -163,10 +163,10 @@ def image_path(prompt_id: int) -> str:
 
 
 def process_state() -> PartialState:
-    """Return this process among those that `accelerate launch` started, on the CPU if there is nothing better.
+    """Return this process's state in `accelerate launch`, on the CPU if there is no accelerator.
 
     Raises:
-        ValueError: if several were started that do not form one group.
+        ValueError: if several processes were started that do not form one group.
     """
     on_cpu = os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu" or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
@@ -181,14 +181,14 @@ def device_of(state: PartialState) -> torch.device:
 
 @dataclass
 class Stage:
-    """One stage of a run, started by [`begin_stage`].
+    """A stage of a run, opened by [`begin_stage`].
 
     Attributes:
-        name: of the stage.
+        name: name of the stage.
         work: the work folder.
-        state: this process among the others.
-        shard: the share of the work that this process does, over all jobs.
-        manifest: what it is made with.
+        state: state of this process among the others.
+        shard: share of this process in the work of all jobs.
+        manifest: settings of the stage and digests of its sources.
     """
 
     name: str
@@ -199,12 +199,12 @@ class Stage:
 
     @property
     def folder(self) -> Path:
-        """Return the path of the stage."""
+        """Path of the stage."""
         return self.work.folder(self.name)
 
     @property
     def is_finished(self) -> bool:
-        """Return whether an earlier run made everything."""
+        """Whether an earlier run completed the stage."""
         return self.manifest["finished"] is not None
 
     def rows(self, path: Path, key: str = "prompt_id") -> RowParts:
@@ -212,7 +212,7 @@ class Stage:
         return RowParts(path, self.shard, key)
 
     def finish(self, **counts: Any) -> None:
-        """Mark the stage as complete, with what it counted; every process must call this."""
+        """Mark the stage as complete and record counts; every process must call this."""
         self.state.wait_for_everyone()
         self.manifest["finished"] = counts
         if self.state.is_main_process:
@@ -220,15 +220,15 @@ class Stage:
         self.state.wait_for_everyone()
 
     def finish_rows(self, rows: RowParts, expected: int, name: str) -> bool:
-        """Merge the parts and mark the stage as complete once all rows are there; every process must call this.
+        """Merge the parts and mark the stage as complete if all rows exist; every process must call this.
 
         Args:
-            rows: of [`Stage.rows`].
-            expected: rows of all jobs together.
-            name: of what is counted, for the manifest.
+            rows: result of [`Stage.rows`].
+            expected: number of rows of all jobs.
+            name: name of the counted things, for the manifest.
 
         Returns:
-            Whether the stage is complete; it is not while other jobs (`common.shard`) still work.
+            Whether the stage is complete; it is not while other jobs (`common.shard`) are running.
         """
         complete = self.merge_rows(rows, expected)
         if complete:
@@ -236,19 +236,19 @@ class Stage:
         return complete
 
     def merge_rows(self, rows: RowParts, expected: int) -> bool:
-        """Merge the parts into one file once all rows are there; every process must call this.
+        """Merge the parts into one file if all rows exist; every process must call this.
 
         Args:
-            rows: of [`Stage.rows`].
-            expected: rows of all jobs together.
+            rows: result of [`Stage.rows`].
+            expected: number of rows of all jobs.
 
         Returns:
-            Whether they are complete; they are not while other jobs (`common.shard`) still work.
+            Whether all rows exist; they do not while other jobs (`common.shard`) are running.
         """
         rows.close()
         self.state.wait_for_everyone()
         complete = len(rows.read()) == expected
-        self.state.wait_for_everyone()  # all have counted before the parts go
+        self.state.wait_for_everyone()  # all have counted before the parts are removed
         if complete and self.state.is_main_process:
             rows.merge()
         self.state.wait_for_everyone()
@@ -256,15 +256,15 @@ class Stage:
 
 
 def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
-    """Open a stage to start or to continue it; every process must call this.
+    """Start or continue a stage; every process must call this.
 
     Args:
         config: the whole configuration.
-        name: of the stage.
-        splits: whether jobs apart (`common.shard`) can share it.
+        name: name of the stage.
+        splits: whether separate jobs (`common.shard`) can share it.
 
     Raises:
-        ValueError: if it was started with other settings, or a stage it is made from is missing, unfinished or another.
+        ValueError: if it was started with other settings, or a source stage is missing, unfinished or has changed.
     """
     state, work = process_state(), WorkFolder(Path(config.common.work_dir))
     manifest = _new_manifest(config, name, work)
@@ -277,9 +277,9 @@ def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
         manifest = before
     if count > 1 and not splits and manifest["finished"] is None:
         raise ValueError(
-            f"common.shard: stage {name!r} is not shared between jobs. Run it once without common.shard, then the others."
+            f"common.shard: stage {name!r} cannot be shared between jobs; run it first, without common.shard"
         )
-    state.wait_for_everyone()  # all have read what is there
+    state.wait_for_everyone()  # all have read the existing files
     if state.is_main_process and not started:
         write_json(path, manifest)
     state.wait_for_everyone()
@@ -288,7 +288,7 @@ def begin_stage(config: FactoryConfig, name: str, splits: bool = True) -> Stage:
 
 
 def _holds_work(folder: Path) -> bool:
-    """Return whether a run left more than its settings: one stopped by a mistyped model is restarted with the right one."""
+    """Return whether a run has left results, not only settings, which a restart may change."""
     manifest = read_json(folder / MANIFEST)
     files = (
         path for path in folder.rglob("*") if path.is_file() and path.name not in _SETTINGS and not is_unfinished(path)
@@ -297,7 +297,7 @@ def _holds_work(folder: Path) -> bool:
 
 
 def read_finished(work: WorkFolder, name: str) -> dict[str, Any]:
-    """Return the manifest of a stage that another builds on.
+    """Return the manifest of a finished stage.
 
     Raises:
         ValueError: if it is missing or unfinished.
@@ -306,7 +306,7 @@ def read_finished(work: WorkFolder, name: str) -> dict[str, Any]:
     manifest = read_json(path) if path.exists() else None
     if manifest is None or manifest["finished"] is None:
         state = "was not run" if manifest is None else "is unfinished"
-        raise ValueError(f"{work.folder(name)}: stage {name!r} {state}. Run it first: --stages {name}.")
+        raise ValueError(f"{work.folder(name)}: stage {name!r} {state}; run it first: --stages {name}")
     return manifest
 
 
@@ -314,23 +314,23 @@ def read_stage_rows(path: str | Path) -> list[dict[str, Any]]:
     """Return all rows of a finished stage's JSONL file.
 
     Raises:
-        ValueError: naming file and row, if one cannot be read or lacks a field.
+        ValueError: if a row cannot be read or lacks a field; the message names file and row.
     """
     path = Path(path)
-    advice = f"Remove {path.parent} and run its stage again."
+    advice = f"remove {path.parent} and run its stage again"
     try:
-        rows = list(read_rows(path)) if path.stat().st_size else []  # a stage that keeps nothing writes no row
+        rows = list(read_rows(path)) if path.stat().st_size else []  # the file is empty if the stage kept nothing
     except UnreadableJson as error:
-        raise ValueError(f"{path}: line {error.row + 1} is not a JSON object: {error.problem}. {advice}") from None
+        raise ValueError(f"{path}: line {error.row + 1} is not a JSON object: {error.problem}; {advice}") from None
     for number, row in enumerate(rows, 1):
         missing = [key for key in _FIELDS[path.stem] if not isinstance(row, dict) or key not in row]
         if missing:
-            raise ValueError(f"{path}: line {number} has no {', '.join(map(repr, missing))}. {advice}")
+            raise ValueError(f"{path}: line {number} has no {', '.join(map(repr, missing))}; {advice}")
     return rows
 
 
 def digest(manifest: dict[str, Any]) -> str:
-    """Return the fingerprint of a stage: equal if its settings and those of all stages before it are equal."""
+    """Hash a stage's settings and, through its sources, those of all earlier stages."""
     text = json.dumps([manifest["stage"], manifest["settings"], manifest["made_from"]], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -343,7 +343,7 @@ def _new_manifest(config: FactoryConfig, name: str, work: WorkFolder) -> dict[st
     settings |= {f"{name}.{key}": value for key, value in config.deciding(name).items()}
     sources = MADE_FROM[name]
     if name == "generate" and config.generate.controlnet is not None:
-        sources = ("augment",)  # another ControlNet than the one trained here
+        sources = ("augment",)  # a given ControlNet instead of the trained one
     made_from = {source: digest(read_finished(work, source)) for source in sources}
     return {
         "stage": name,
@@ -358,14 +358,14 @@ def _refuse_mixture(name: str, work: WorkFolder, before: dict[str, Any], now: di
     """Refuse to continue a stage that was started with other settings."""
     advice = f"choose another common.work_dir, or remove {work.folder(name)} and the stages made from it"
     old, new = before["settings"], now["settings"]
-    if _CONTENT not in old or _CONTENT not in new:  # started before it was recorded, or with a set on the Hub
+    if _CONTENT not in old or _CONTENT not in new:  # started by an older version, or with a dataset on the Hub
         old, new = ({key: value for key, value in both.items() if key != _CONTENT} for both in (old, new))
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if changed:
         listing = ", ".join(f"{key} ({old.get(key)!r} then, {new.get(key)!r} now)" for key in changed)
-        raise ValueError(f"Stage {name!r} was started with other settings: {listing}. Give the old ones, {advice}.")
+        raise ValueError(f"stage {name!r} was started with other settings: {listing}; use the old ones, {advice}")
     others = [source for source, value in now["made_from"].items() if before["made_from"].get(source) != value]
     if others:
         raise ValueError(
-            f"Stage {name!r} was made from another result of {', '.join(others)} than there is now: {advice}."
+            f"stage {name!r} was made from results of {', '.join(others)} that have changed since: {advice}"
         )

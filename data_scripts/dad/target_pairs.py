@@ -1,4 +1,4 @@
-"""Image-caption pairs of the target set as denoising tasks: what one looks like depends on (seed, epoch, pair) alone."""
+"""Image-caption pairs of the target dataset as denoising tasks, which depend only on (seed, epoch, pair)."""
 
 import logging
 import random
@@ -20,19 +20,19 @@ _SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 
 def list_pairs(captions: list[list[str]], fraction: float = 1.0, seed: int = 0) -> list[tuple[int, int]]:
-    """Return the pairs (row, caption of the row) of a set in order.
+    """Return the pairs (row, index of the caption) of a dataset in order.
 
     Args:
-        captions: of each row.
-        fraction: share of the pairs to keep, chosen by the seed, one at least.
-        seed: of the choice.
+        captions: the captions of each row.
+        fraction: share of the pairs to keep, at least one, chosen by the seed.
+        seed: seed of the choice.
 
     Raises:
         ValueError: if there is no pair.
     """
     pairs = [(row, index) for row, texts in enumerate(captions) for index in range(len(texts))]
     if not pairs:
-        raise ValueError("`common.dataset` has no image with a caption.")
+        raise ValueError("`common.dataset` has no image with a caption")
     if fraction < 1:
         count = max(1, round(fraction * len(pairs)))
         order = np.random.default_rng(key_to_seed("pairs", seed)).permutation(len(pairs))[:count]
@@ -41,21 +41,21 @@ def list_pairs(captions: list[list[str]], fraction: float = 1.0, seed: int = 0) 
 
 
 class DenoisingPairs(torch.utils.data.Dataset):
-    """Pairs with the noise and the timestep that a step takes them with.
+    """Pairs with noise and timestep for training.
 
-    An item is asked for by its key (epoch, pair) and is a dict: `pixel_values` `(3, height, width)` in 0..1,
+    The item of a key (epoch, pair) is a dict: `pixel_values` `(3, height, width)` in 0..1,
     `conditions` likewise, `input_ids` `(77,)`, `latent_noise` (the draw from the autoencoder) and `noise`
     `(channels, rows, columns)`, `timesteps` `()`.
 
     Args:
         dataset: rows with `image` and `captions`.
-        pairs: of [`list_pairs`].
-        base: for tokenizer, noise steps and latent size.
+        pairs: pairs from [`list_pairs`].
+        base: the model that gives tokenizer, noise steps and latent size.
         conditions: condition images by row.
-        seed: of everything random.
+        seed: seed of everything random.
         purpose: keeps the draws of training and validation apart.
-        caption_dropout: share of captions replaced by nothing.
-        flip_probability: chance of mirroring image and condition, where the caption has no left or right.
+        caption_dropout: share of captions replaced by empty text.
+        flip_probability: probability of mirroring image and condition, if the caption has no left or right.
     """
 
     def __init__(
@@ -105,22 +105,22 @@ class DenoisingPairs(torch.utils.data.Dataset):
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> torch.Tensor:
-    """Token ids `(prompts, longest length)`, padded and cut to the length that the text encoder takes."""
+    """Return token ids `(prompts, length)`, padded and truncated to the text encoder's length."""
     return tokenizer(
         prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
     ).input_ids
 
 
 def count_cut(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> int:
-    """Count the prompts that are longer than the text encoder reads; their ends are lost."""
+    """Count the prompts that the text encoder truncates."""
     lengths = tokenizer(prompts, padding=False, truncation=False, verbose=False)["input_ids"] if prompts else []
     return sum(len(ids) > tokenizer.model_max_length for ids in lengths)
 
 
 def warn_of_cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], name: str, effect: str) -> None:
-    """Warn of the texts that the text encoder truncates: how many, which, and the consequence."""
+    """Warn about texts that the text encoder truncates."""
     cut = count_cut(tokenizer, texts)
     if cut:
         logger.warning(
-            f"{cut:,} of {len(texts):,} {name} have more than {tokenizer.model_max_length} tokens: {effect}."
+            f"{cut:,} of {len(texts):,} {name} have more than {tokenizer.model_max_length} tokens: {effect}"
         )

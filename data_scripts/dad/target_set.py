@@ -1,4 +1,4 @@
-"""The target set as the stages read it: a prepared set of images with captions, and clear words where it is none."""
+"""Loading of the target dataset, with clear errors if it is not a prepared dataset of images with captions."""
 
 from typing import Any, Literal, overload
 
@@ -21,17 +21,17 @@ def load_target(name: str, split: str) -> Dataset | None: ...
 
 
 def load_target(name: str, split: str = "train") -> Dataset | None:
-    """Load a split of the target set.
+    """Load a split of the target dataset.
 
     Args:
-        name: folder or Hub id, `common.dataset`.
+        name: folder or Hub id (`common.dataset`).
         split: `train` or `validation`.
 
     Returns:
-        Rows with `image` (as it is stored), `captions` and `image_id`, or None if the set has no validation split.
+        Rows with `image` (as stored), `captions` and `image_id`, or None if there is no validation split.
 
     Raises:
-        ValueError: if there is no such set, it cannot be read, or it is of another kind.
+        ValueError: if there is no such dataset, it cannot be read, or it is of another kind.
     """
     rows = load_split(name, split, argument="common.dataset", optional=split != "train")
     if rows is None:
@@ -40,7 +40,7 @@ def load_target(name: str, split: str = "train") -> Dataset | None:
     if missing:
         raise ValueError(
             f"common.dataset {name} has no column {', '.join(map(repr, missing))}, only {', '.join(rows.column_names)}: "
-            "name a set of images with captions as `mra prepare pedes` writes it."
+            "name a dataset of images with captions, as written by `mra prepare pedes`"
         )
     return undecoded(rows)
 
@@ -49,13 +49,13 @@ def read_target(rows: Dataset, row: int) -> dict[str, Any]:
     """Read one row, its image decoded to RGB.
 
     Raises:
-        ValueError: naming the row, if the image does not decode.
+        ValueError: if the image cannot be decoded; the message names the row.
     """
     try:
         item = rows[row]
         return item | {"image": read_picture(item["image"])}
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"common.dataset: the image of row {row} (counting from 0) of the split cannot be read: {error}. Prepare the "
-            "set again without it."
+            f"common.dataset: the image of row {row} (counting from 0) of the split cannot be read: {error}; prepare the "
+            "dataset again without it"
         ) from None

@@ -1,4 +1,4 @@
-"""How well texts fit images, by a model with a common space of both (CLIP, SigLIP)."""
+"""Image-text scores of models with a shared embedding space (CLIP, SigLIP)."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from mra.common.pretrained import load_pretrained
 
 
 class TextScorer:
-    """Cosine of an image's and its text's embeddings.
+    """Scorer of (image, text) pairs by the cosine of their embeddings.
 
     Args:
         name: folder or Hub id.
-        dtype, device: of the weights.
+        dtype, device: dtype and device of the weights.
 
     Raises:
-        ValueError: if there is no such model, or it has no common space.
+        ValueError: if there is no such model, or it has no shared space.
     """
 
     def __init__(self, name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
@@ -28,12 +28,14 @@ class TextScorer:
         self.processor = load_pretrained(AutoProcessor, name, argument)
         if not (hasattr(self.model, "get_image_features") and hasattr(self.model, "get_text_features")):
             kind = self.model.config.model_type
-            raise ValueError(f"{argument}: {name!r} is of type {kind}; expected a CLIP-like model of image and text.")
-        self.padding = "max_length" if self.model.config.model_type.startswith("siglip") else True  # as it was trained
+            raise ValueError(f"{argument}: {name!r} is of type {kind}; expected a CLIP-like model of image and text")
+        self.padding = (
+            "max_length" if self.model.config.model_type.startswith("siglip") else True
+        )  # as in its training
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
-        """Score pairs from -1 to 1; texts are cut at the model's length."""
+        """Score pairs from -1 to 1; texts are truncated to the model's length."""
         inputs = self.processor(
             images=list(images), text=list(texts), padding=self.padding, truncation=True, return_tensors="pt"
         ).to(self.model.device)

@@ -1,11 +1,11 @@
-"""Train a ControlNet that pulls a frozen Stable Diffusion towards the target set (paper, section on domain-aligned data).
+"""Train a ControlNet that aligns a frozen Stable Diffusion with the target dataset (paper: domain-aligned data).
 
 One process, or the eight GPUs of a machine:
 
     python -m data_scripts.dad.train_dad --config recipes/dad/cuhk.yaml --common.base_model FOLDER_OR_ID
     accelerate launch --multi_gpu --num_processes 8 -m data_scripts.dad.train_dad --config recipes/dad/cuhk.yaml ...
 
-The same command continues after an interruption. SIGTERM saves a checkpoint and ends the run.
+The same command continues after an interruption. SIGTERM saves a checkpoint and stops the run.
 """
 
 import signal
@@ -57,7 +57,7 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 def split_arguments(
     train: TrainSection, seed: int, output_dir: str | Path
 ) -> tuple[RunArguments, OptimizationArguments]:
-    """Return the section as the arguments that the helpers of the training scripts take."""
+    """Convert the section to the arguments of the training helpers."""
     run = RunArguments(
         output_dir=str(output_dir),
         num_train_epochs=train.num_train_epochs,
@@ -83,7 +83,7 @@ def split_arguments(
 
 
 def build_loader(dataset: DenoisingPairs, sampler: KeyedSampler, train: TrainSection, seed: int) -> DataLoader:
-    """Build a loader of batches of this process's size in the sampler's order; `accelerate` deals them to the processes."""
+    """Build a loader of per-process batches in the sampler's order; `accelerate` distributes them over processes."""
     return DataLoader(
         dataset,
         batch_size=train.per_device_batch_size,
@@ -98,12 +98,12 @@ def build_loader(dataset: DenoisingPairs, sampler: KeyedSampler, train: TrainSec
 
 
 def denoising_errors(controlnet: nn.Module, base: BaseModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Squared error of each pair's prediction, meant over its latents: `(batch,)`.
+    """Return the mean squared error of each pair's prediction over its latents: `(batch,)`.
 
     Args:
         controlnet: the prepared model.
         base: the frozen parts.
-        batch: items of [`DenoisingPairs`], stacked.
+        batch: stacked items of [`DenoisingPairs`].
     """
     dtype = base.unet.dtype
     with torch.no_grad():
@@ -124,20 +124,20 @@ def denoising_errors(controlnet: nn.Module, base: BaseModel, batch: Mapping[str,
 
 
 def push_once(stage: Stage, config: FactoryConfig) -> None:
-    """Push the trained ControlNet if requested and not done yet, also if an earlier run trained it."""
+    """Push the trained ControlNet if requested and not done yet, even if an earlier run trained it."""
     train, finished = config.train, stage.manifest["finished"]
     if not train.push_to_hub or finished.get("pushed_to") == train.hub_model_id:
         return
     if stage.state.is_main_process:
         errors = {int(step): error for step, error in finished["validation_errors"].items()}
-        card = build_controlnet_card(config, finished["steps"], errors)  # it names the repository
+        card = build_controlnet_card(config, finished["steps"], errors)  # the card names the repository
         write_whole(stage.work.controlnet / "README.md", card)
         push_folder(stage.work.controlnet, train, "Upload ControlNet")
     stage.finish(**finished | {"pushed_to": train.hub_model_id})
 
 
 def run(config: FactoryConfig) -> None:
-    """Train what the configuration names, or continue its training."""
+    """Train the configured ControlNet, or continue its training."""
     # Parse
     common, train = config.common, config.train
     stage = begin_stage(config, "train", splits=False)
@@ -163,7 +163,7 @@ def run(config: FactoryConfig) -> None:
     conditions.require(row for row, _ in pairs)
     if accelerator.is_main_process:
         texts = [captions[row][index] for row, index in pairs]
-        warn_of_cut(base.tokenizer, texts, "captions", "what they say last is not learnt")
+        warn_of_cut(base.tokenizer, texts, "captions", "their ends are ignored")
     dataset = DenoisingPairs(
         rows,
         pairs,
@@ -208,7 +208,7 @@ def run(config: FactoryConfig) -> None:
     # Resume
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint, recipe, state, scheduler, plan.samples_per_batch)
-    log.cut_back(checkpoint)  # also where a killed run logged but left no checkpoint
+    log.cut_back(checkpoint)  # also if a killed run logged but left no checkpoint
     if state.step == 0:
         validation.run(controlnet, log, state.step)
 
@@ -246,7 +246,7 @@ def run(config: FactoryConfig) -> None:
                 if is_due:
                     checkpointer.save(state.step)
                 if is_stopped:
-                    logger.info(f"Stopped by SIGTERM after step {state.step}; the same command continues from there.")
+                    logger.info(f"stopped by SIGTERM after step {state.step}; the same command continues from there")
                     accelerator.end_training()
                     raise SystemExit(128 + signal.SIGTERM)
         state.end_epoch()
@@ -257,7 +257,7 @@ def run(config: FactoryConfig) -> None:
     errors = read_errors(run.output_dir)
     card = build_controlnet_card(config, state.step, errors)
     save_controlnet(accelerator, controlnet, stage.work.controlnet, card)
-    for tracker in accelerator.trackers:  # `end_training` would also end the processes' group, which later stages need
+    for tracker in accelerator.trackers:  # `end_training` would also end the process group, which later stages need
         tracker.finish()
     stage.finish(steps=state.step, pairs=state.samples_seen, validation_errors=errors)
     push_once(stage, config)

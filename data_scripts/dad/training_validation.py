@@ -1,4 +1,4 @@
-"""Validation while the ControlNet is trained: the denoising error under fixed noise, and pictures."""
+"""Validation during ControlNet training: the denoising error under fixed noise, and generated images."""
 
 import io
 from collections.abc import Callable
@@ -27,17 +27,17 @@ logger = get_logger(__name__)
 
 
 class Validation:
-    """Measures pairs of the validation split, spread evenly over it, at the same noises and timesteps every time.
+    """Validation on pairs spread evenly over the validation split, with fixed noises and timesteps.
 
-    Where the set has no validation split, or the folder of condition images none for it (`validation/<row>.png`),
-    nothing is measured and a warning says so.
+    Without a validation split, or without condition images for it (`validation/<row>.png`), nothing is measured and a
+    warning is logged.
 
     Args:
-        accelerator: of the run.
+        accelerator: the run's accelerator.
         base: the frozen parts.
         config: the whole configuration.
-        folder: of the pictures.
-        errors: gives each pair's error from ControlNet, base and batch.
+        folder: folder for the drawn images.
+        errors: function that returns each pair's error from ControlNet, base and batch.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Validation:
         images = None if common.condition_dir is None else Path(common.condition_dir) / "validation"
         if rows is None or (images is not None and not images.is_dir()):
             missing = "validation split" if rows is None else f"condition images in {images}"
-            logger.warning(f"Nothing is validated: {common.dataset} has no {missing}.")
+            logger.warning(f"nothing is validated: {common.dataset} has no {missing}")
             return None
         conditions = Conditions(common.condition, common.image_size, images and str(images))
         pairs = list_pairs(rows["captions"])
@@ -76,7 +76,7 @@ class Validation:
         return step == total_steps or (every is not None and step % every == 0)
 
     def run(self, controlnet: nn.Module, log: MetricsLog, step: int) -> None:
-        """Log the error and draws the pictures; every process must call this."""
+        """Log the error and write the images; every process must call this."""
         if self.dataset is None:
             return
         controlnet.eval()
@@ -89,7 +89,7 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, controlnet: nn.Module) -> float:
-        """Mean squared error over pairs and draws; the number of processes does not change what is measured."""
+        """Return the mean squared error over pairs and draws, independent of the number of processes."""
         assert self.dataset is not None
         keys = [key for key in self.keys if key[1] < self.config.train.validation_pairs]
         device = self.accelerator.device
@@ -104,7 +104,7 @@ class Validation:
 
     @torch.no_grad()
     def draw(self, controlnet: nn.Module, step: int) -> None:
-        """Write `step_<step>.png`: real images above, below them what is drawn from their captions."""
+        """Write `step_<step>.png`: real images above, images generated from their captions below."""
         common, generate = self.config.common, self.config.generate
         assert self.dataset is not None
         count = min(len(self.dataset), self.config.train.validation_images)
@@ -131,6 +131,6 @@ class Validation:
 
 
 def read_errors(output_dir: str | Path) -> dict[int, float]:
-    """Return the validation errors that a run has logged: optimizer step -> mean squared error."""
+    """Return the validation errors logged by a run: optimizer step -> mean squared error."""
     records = read_records(Path(output_dir) / METRICS_FILE)
     return {record["step"]: record["validation"]["mse"] for record in records if "validation" in record}

@@ -1,4 +1,4 @@
-"""Captions of the sample set: what a person who sees one crop would write, and what of it each box shows."""
+"""Captions of the sample set, as people would describe an image, and the phrase of each box."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ HATS = {
     "beanie": (("beanie", "knit hat", "woolen hat"), ["hat"]),
     "sun hat": (("sun hat", "wide-brimmed hat"), ["hat"]),
 }
-# What a name may stand for where it is not the garment's own.
+# Garments that a coarse name may stand for.
 NAME_MEANS = {
     "top": {"t-shirt", "shirt", "sweater", "hoodie"},
     "sweatshirt": {"hoodie", "sweater"},
@@ -79,10 +79,9 @@ PATTERN_WORDS = {
 
 @dataclass
 class Caption:
-    """A caption and what it says.
+    """A caption and its content.
 
-    `phrases` names the noun phrase of each part that the caption speaks of; `facts` maps an attribute to the values
-    that the caption leaves possible.
+    `phrases` holds the noun phrase of each mentioned part; `facts` maps attributes to the values that the caption allows.
     """
 
     text: str = ""
@@ -91,7 +90,7 @@ class Caption:
 
 
 def _describe(colour: str, name: str) -> str:
-    """Put a colour (with its space, or empty) where English puts it: a long green coat, a green knit hat."""
+    """Insert a colour (with its space, or empty) in English word order: a long green coat, a green knit hat."""
     first, _, rest = name.partition(" ")
     if rest and (first in ("long", "short", "open") or first.endswith("-length")):
         if rest.startswith("open "):
@@ -105,7 +104,7 @@ def _article(phrase: str) -> str:
 
 
 class _Writer:
-    """Writer of one caption of one crop: chooses what to leave out and how to call the rest."""
+    """Writer of one caption of one image: chooses what to mention and in which words."""
 
     def __init__(self, person: Person, scene: Scene, rng: random.Random) -> None:
         self.person, self.scene, self.rng = person, scene, rng
@@ -143,7 +142,7 @@ class _Writer:
         return self.rng.choices(names, weights)[0], PRONOUNS[gender]
 
     def upper(self) -> str:
-        """Describe the upper garment, its pattern if the view shows it, and what is worn under an open one."""
+        """Describe the upper garment, its pattern if visible, and the garment under an open one."""
         person, rng, facts = self.person, self.rng, self.caption.facts
         pattern = "plain" if person.pattern == "logo" and self.scene.view != "front" else person.pattern
         name = self._name(UPPER, person.upper, "upper")
@@ -216,7 +215,7 @@ class _Writer:
         return phrase
 
     def hair(self) -> str | None:
-        """Describe the visible hair: only what hangs out of a hat, and not a ponytail from the front."""
+        """Describe the visible hair: only what a hat leaves visible, and no ponytail from the front."""
         person, rng, facts = self.person, self.rng, self.caption.facts
         hidden = person.hat and person.hair in ("short", "bald")
         if hidden or rng.random() < DROP_NOUN:
@@ -279,7 +278,7 @@ def _carrying(person: Person, scene: Scene, phrase: str, rng: random.Random) -> 
 
 
 def _street_sentences(person: Person, scene: Scene, parts: dict, rng: random.Random) -> str:
-    """Write a caption as annotators of surveillance crops do: one to three sentences."""
+    """Write a caption in the style of annotators of surveillance images: one to three sentences."""
     noun, pronoun = parts["subject"]
     he, his = pronoun.capitalize(), {"he": "his", "she": "her"}.get(pronoun, "the")
     upper, lower, shoes, hat, hair = (parts[part] for part in ("upper", "lower", "shoes", "hat", "hair"))
@@ -338,12 +337,12 @@ def _prompt_sentence(person: Person, scene: Scene, parts: dict, rng: random.Rand
 
 
 def write_caption(person: Person, scene: Scene, rng: random.Random, style: str = "street") -> Caption:
-    """Write a caption of one crop.
+    """Write a caption of one image.
 
     Args:
         person: who is in it.
-        scene: how it is taken: what it hides is not mentioned.
-        rng: where the choice of words comes from.
+        scene: how the image is taken; hidden parts are not mentioned.
+        rng: source of the random choice of words.
         style: `street` for one to three sentences, `prompt` for one lower-case clause.
 
     Returns:
@@ -365,11 +364,11 @@ def write_caption(person: Person, scene: Scene, rng: random.Random, style: str =
         if len(caption.facts) >= MIN_FACTS and MIN_WORDS <= words <= MAX_WORDS:
             caption.phrases = {"person": f"a {parts['subject'][0]}", **caption.phrases}
             return caption
-    raise RuntimeError(f"No caption of {MIN_WORDS} to {MAX_WORDS} words found for {person} in {scene}.")
+    raise RuntimeError(f"no caption of {MIN_WORDS} to {MAX_WORDS} words found for {person} in {scene}")
 
 
 def write_two_captions(person: Person, scene: Scene, rng: random.Random) -> list[Caption]:
-    """Write two different captions of one crop, as two annotators would."""
+    """Write two different captions of one image, as by two annotators."""
     first = write_caption(person, scene, rng)
     second = first
     while second.text == first.text:

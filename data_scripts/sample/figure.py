@@ -50,7 +50,7 @@ def rounded(left: float, top: float, right: float, bottom: float, radius: float)
 
 
 class Pen:
-    """Draws in figure units on a transparent canvas and keeps what each named part covers.
+    """Draws in figure units on a transparent canvas and records the extent of each named part.
 
     `extents[part]` is [left, top, right, bottom] in canvas pixels.
     """
@@ -127,7 +127,7 @@ class Pen:
 
 
 def fabric(person: Person, pen: Pen, colour: Colour) -> Fill:
-    """Paint the upper garment's cloth: a colour, or an image of the canvas's size for a pattern."""
+    """Return the fill of the upper garment: a colour, or an image of the canvas's size for a pattern."""
     if person.pattern in ("plain", "logo"):
         return colour
     second = COLOURS[str(person.pattern_colour)]
@@ -159,7 +159,7 @@ def fabric(person: Person, pen: Pen, colour: Colour) -> Fill:
 
 
 class Figure:
-    """One person in one pose: draws every part with a [`Pen`] in the order in which it lies behind the next."""
+    """One person in one pose: draws every part with a [`Pen`] from back to front."""
 
     def __init__(self, person: Person, scene: Scene, pen: Pen) -> None:
         self.person, self.scene, self.pen = person, scene, pen

@@ -1,4 +1,4 @@
-"""Who is in the sample set and how each crop is taken: attributes of people, and scenes (view, pose, camera, light)."""
+"""People of the sample set (attributes) and scenes of its images (view, pose, camera, light)."""
 
 import random
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ VIEWS = ("front", "back", "side")
 
 @dataclass(frozen=True)
 class Person:
-    """Attributes of one person; a part that is not there has `None` for its colour."""
+    """Attributes of one person; absent parts have the colour None."""
 
     gender: str
     hair: str
@@ -79,7 +79,7 @@ class Person:
 
     @property
     def attributes(self) -> tuple:
-        """Return the attributes that captions mention, in a fixed order: two people of a split never share them all."""
+        """Attributes that captions mention, in a fixed order; two people of a split never share them all."""
         return tuple(getattr(self, name) for name in NAMED_ATTRIBUTES)
 
 
@@ -88,10 +88,10 @@ NAMED_ATTRIBUTES = tuple(field.name for field in fields(Person) if field.name no
 
 @dataclass(frozen=True)
 class Scene:
-    """How one crop is taken.
+    """View, pose and camera of one image.
 
     `size` is (width, height) in pixels; `top` and `height` place the figure in shares of the crop's height, `centre` in
-    shares of its width; `stride`, `arms` and `knee` are the pose in -1..1; `seed` draws what has no name.
+    shares of its width; `stride`, `arms` and `knee` are the pose in -1..1; `seed` determines all other details.
     """
 
     view: str
@@ -110,7 +110,7 @@ class Scene:
 
     @property
     def shoes_visible(self) -> bool:
-        """Return whether the shoes are neither cut off nor hidden."""
+        """Whether the shoes are visible."""
         return self.occlusion not in ("barrier", "cut")
 
 
@@ -156,7 +156,7 @@ def draw_person(rng: random.Random) -> Person:
         kinds = {"trousers": 40, "jeans": 28, "shorts": 20}
         if gender == "woman":
             kinds |= {"skirt": 22, "long skirt": 12}
-        if upper["upper"] == "coat":  # which would hide them
+        if upper["upper"] == "coat":  # a coat would hide them
             kinds = {kind: weight for kind, weight in kinds.items() if kind not in ("shorts", "skirt")}
         lower = rng.choices(list(kinds), list(kinds.values()))[0]
         lower_colour = _other(rng, LOWER_COLOURS[lower], upper["upper_colour"])
@@ -175,11 +175,11 @@ def draw_person(rng: random.Random) -> Person:
         shoe_colour=rng.choice(SHOE_COLOURS[shoes]),
         bag=bag,
         bag_colour=rng.choice(BAG_COLOURS) if bag else None,
-        **_untold(rng),
+        **_draw_unmentioned(rng),
     )
 
 
-def _untold(rng: random.Random) -> dict:
+def _draw_unmentioned(rng: random.Random) -> dict:
     return {
         "skin": rng.choices(tuple(SKIN_TONES), (50, 30, 20))[0],
         "build": rng.uniform(0.92, 1.12),
@@ -214,16 +214,16 @@ def draw_twin(rng: random.Random, person: Person) -> Person:
     second = change.get("pattern_colour", person.pattern_colour)
     if second is not None and second == change.get("upper_colour", person.upper_colour):
         return draw_twin(rng, person)
-    return replace(person, **change, **_untold(rng))
+    return replace(person, **change, **_draw_unmentioned(rng))
 
 
 def draw_identities(rng: random.Random, number: int, twin_share: float) -> list[Person]:
-    """Draw people who all differ in what captions mention.
+    """Draw people who all differ in attributes that captions mention.
 
     Args:
-        rng: where the draws come from.
-        number: how many people.
-        twin_share: share of people who differ in one attribute only from one drawn before.
+        rng: source of the random draws.
+        number: number of people.
+        twin_share: share of people who differ from an earlier one in only one attribute.
 
     Returns:
         `number` people.
@@ -242,14 +242,14 @@ def draw_identities(rng: random.Random, number: int, twin_share: float) -> list[
 
 
 def draw_scene(rng: random.Random, person: Person, *, view: str, camera: str | None, seed: str) -> Scene:
-    """Draw the view and light of a crop.
+    """Draw the view and light of an image.
 
     Args:
-        rng: where the draws come from.
-        person: who is in it; what hangs at a side is not covered.
+        rng: source of the random draws.
+        person: the person in the image; items at the person's side are not hidden.
         view: `front`, `back` or `side`.
         camera: one of `CAMERAS`, or `None` for the clean look of the pretraining domain.
-        seed: names the crop, for the draws that the scene does not hold.
+        seed: seed of the details that the scene does not specify.
 
     Returns:
         The scene.

@@ -1,4 +1,4 @@
-"""Plan of the sample set: which crops it holds and what is said of each, before anything is drawn."""
+"""Plan of the sample set: its images and their captions, before drawing."""
 
 import random
 from dataclasses import dataclass, field
@@ -14,18 +14,20 @@ PEDES_FOLDER = "CUHK-PEDES"
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """What a sample set holds."""
+    """Sizes and seed of a sample set."""
 
     theme_name: ClassVar[str] = "sample set"
 
     sda_pairs: int = option(10000, "image-caption pairs of the pretraining domain")
-    sda_shard_size: int = option(5000, "prompts in a shard of it")
+    sda_shard_size: int = option(5000, "prompts per shard of the pretraining domain")
     train_ids: int = option(2500, "people in the training split")
     val_ids: int = option(200, "people in the validation split")
     test_ids: int = option(200, "people in the test split")
-    images_per_id: int = option(4, "crops of a person, give or take one, each with two captions")
-    twin_share: float = option(0.15, "share of people who differ from another of their split in one attribute only")
-    seed: int = option(0, "another one gives another set of the same kind")
+    images_per_id: int = option(4, "images per person, plus or minus one, each with two captions")
+    twin_share: float = option(
+        0.15, "share of people who differ from another one of their split in only one attribute"
+    )
+    seed: int = option(0, "seed of the drawing")
 
     def __post_init__(self) -> None:
         for name in ("sda_pairs", "train_ids", "val_ids", "test_ids", "seed"):
@@ -33,7 +35,7 @@ class SampleConfig:
             if value < 0:
                 raise ValueError(f"`{name}` must be 0 or more, got {value}")
         if self.sda_pairs + self.train_ids + self.val_ids + self.test_ids == 0:
-            raise ValueError("The sample set would be empty: give `sda_pairs` or one of the `*_ids` a value above 0")
+            raise ValueError("the sample set would be empty: give `sda_pairs` or one of the `*_ids` a value above 0")
         if self.sda_shard_size < 1:
             raise ValueError(f"`sda_shard_size` must be 1 or more, got {self.sda_shard_size}")
         if not 2 <= self.images_per_id <= len(CAMERAS) - 1:
@@ -44,7 +46,7 @@ class SampleConfig:
 
 @dataclass
 class PlannedPicture:
-    """One picture of the set: who and how, what is said of it, and where it goes below `images/`."""
+    """One planned image: person, scene, captions, and path below `images/`."""
 
     path: str
     person: Person
@@ -56,7 +58,7 @@ class PlannedPicture:
 
 
 def plan_sda(config: SampleConfig) -> list[PlannedPicture]:
-    """Plan the pretraining domain: one person, view and caption for each prompt, with one picture or sometimes two."""
+    """Plan the pretraining domain: one person, view and caption for each prompt, with one or sometimes two images."""
     crops: list[PlannedPicture] = []
     prompt = 0
     while len(crops) < config.sda_pairs:
@@ -76,7 +78,7 @@ def plan_sda(config: SampleConfig) -> list[PlannedPicture]:
 
 
 def plan_pedes(config: SampleConfig) -> list[PlannedPicture]:
-    """Plan the target domain: identities counted from 1 over train, val and test, each seen by several cameras."""
+    """Plan the target domain: identities numbered from 1 over train, val and test, each in several cameras."""
     crops: list[PlannedPicture] = []
     identity = 0
     for split, number in (("train", config.train_ids), ("val", config.val_ids), ("test", config.test_ids)):
@@ -99,6 +101,6 @@ def plan_pedes(config: SampleConfig) -> list[PlannedPicture]:
 
 
 def shard_name(prompt: int, size: int, prefix: str) -> str:
-    """Name the shard that a prompt belongs to, as `sda_0_5000`."""
+    """Return the name of a prompt's shard, for example `sda_0_5000`."""
     start = prompt // size * size
     return f"{prefix}_{start}_{start + size}"

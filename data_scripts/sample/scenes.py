@@ -1,4 +1,4 @@
-"""Drawing of the sample set's crops: a figure before a camera's background, with its light, blur and what hides it."""
+"""Drawing of the sample set's images: a figure on a camera's background, with light, blur and occlusion."""
 
 import random
 from collections.abc import Sequence
@@ -125,7 +125,7 @@ def _occlude(image: Image.Image, rng: random.Random, person: Person, scene: Scen
     width, height = scene.size
     draw = ImageDraw.Draw(image)
     behind = scene.view == "side" and person.bag in ("suitcase", "backpack")
-    side = 1 if scene.mirrored != behind else -1  # never where the bag is
+    side = 1 if scene.mirrored != behind else -1  # on the side without the bag
     if scene.occlusion == "bollard":
         x, w = width * rng.uniform(0.15, 0.72), width * rng.uniform(0.09, 0.14)
         top = height * rng.uniform(0.68, 0.8)
@@ -181,15 +181,15 @@ def _light(
 
 
 def render(person: Person, scene: Scene) -> tuple[Image.Image, dict[str, tuple[float, float, float, float]]]:
-    """Draw one crop.
+    """Draw one image.
 
     Args:
-        person: who is in it.
-        scene: how it is taken; its seed decides everything that is not named there.
+        person: the person in the image.
+        scene: how it is taken; its seed determines all other details.
 
     Returns:
-        The RGB crop of `scene.size`, and for each visible part (`person`, `upper`, `lower`, `shoes`, `bag`, `hat`,
-        `hair`) what it covers: left, top, right, bottom in 0..1 of the crop.
+        The RGB image of `scene.size`, and the extent of each visible part (`person`, `upper`, `lower`, `shoes`, `bag`,
+        `hat`, `hair`): left, top, right, bottom in 0..1.
     """
     rng = random.Random(f"{scene.seed}/light")
     noise = np.random.default_rng(rng.getrandbits(64))

@@ -9,8 +9,8 @@ import numpy as np
 
 _DESCRIPTION = """\
 Recall at 1, 5 and 10, mean average precision and mean inverse negative penalty of a retrieval system, in percent.
-The module takes the ranks of each query's right gallery entries instead of rows of scores: they are all that these
-metrics depend on, and a few integers a query instead of one float for every gallery entry.
+The input is the ranks of each query's right gallery entries instead of rows of scores: the metrics depend only on them, and
+they are a few integers per query instead of one float per gallery entry.
 """
 
 _KWARGS_DESCRIPTION = """

@@ -1,1 +1,1 @@
-"""What commands share that need none of the heavy libraries."""
+"""Code shared by all commands; importing the package loads no heavy library."""

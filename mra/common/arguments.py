@@ -1,6 +1,6 @@
 """Arguments of every command: dataclasses, filled from a YAML recipe and then the command line.
 
-A command describes its arguments as dataclasses, one a theme:
+A command describes its arguments as dataclasses, one per theme:
 
     @dataclass
     class SearchArguments:
@@ -9,16 +9,16 @@ A command describes its arguments as dataclasses, one a theme:
         texts: list[str] = option([], "sentences to search for", positional=True)
         gallery: str = option(help="path ending in .db")  # no default: required
         top: int = option(10, "hits to show")
-        json: bool = option(False, "print one JSON object a search")
-        where: str | None = option(None, "restricts the search")
+        json: bool = option(False, "print one JSON object per search")
+        where: str | None = option(None, "filter on the metadata")
 
     (arguments,) = parse_arguments([SearchArguments], prog="mra search", description="Search a gallery.", config=False)
 
 `parse_arguments` takes a sequence of dataclasses for options `--key value`, or a mapping for sections, `--section.key value`.
-A dataclass whose class variable `theme_name` is set gets a group of its own in `--help`. Checks stand in `__post_init__` and
-raise a `ValueError` (see [`require`]), which ends the command as a wrong value does: with one sentence and exit code 2.
+A dataclass with the class variable `theme_name` gets its own group in `--help`. Checks go in `__post_init__` and raise a
+`ValueError` (see [`require`]), which ends the command with a one-line message and exit code 2.
 
-Lists are given as several words, switches as `--name`, `--name false` or `--no_name`; `none` clears an optional value.
+A list takes several words; a switch is `--name`, `--name false` or `--no_name`; `none` clears an optional value.
 
 This module, and the modules that hold the dataclasses, import neither torch nor transformers, so that `--help` is quick.
 """
@@ -55,10 +55,10 @@ def option(
     """Return a dataclass field that is an option of a command.
 
     Args:
-        default: its value when left out; a list is copied. Without one the option is required.
-        help: for `--help`, which adds choices and default.
-        positional: whether it is given without a name. A `list` takes all positional values that are left.
-        repeated: whether a `list` takes one value each time the option is given, rather than several at once.
+        default: value when the option is left out; a list is copied. Without a default the option is required.
+        help: text for `--help`, which adds choices and default.
+        positional: whether the value is given without a name. A `list` takes all remaining positional values.
+        repeated: whether a `list` takes one value per occurrence of the option instead of several at once.
         facts: further entries of the field's metadata.
     """
     metadata = {"help": help, "positional": positional, "repeated": repeated, **facts}
@@ -79,22 +79,22 @@ def parse_arguments(
     config: bool = True,
     shown: Collection[str] | None = None,
 ) -> tuple[Any, ...]:
-    """Read `--config recipe.yaml` and then the command line, which wins; a wrong argument ends the process.
+    """Read `--config recipe.yaml`, then the command line, which takes precedence; exit on a wrong argument.
 
     Args:
         themes: dataclasses whose fields are the options `--key value`, or section -> dataclass for `--section.key value`
             and a recipe of sections; the section "" stands for options without one.
-        prog: name of the command, for `--help` and messages; that of the script when absent.
-        description: shown by `--help`.
-        argv: arguments; the process's own when absent.
+        prog: name of the command, for `--help` and messages; None for the script's name.
+        description: text shown by `--help`.
+        argv: arguments; None for those of the process.
         config: whether the command has `--config`.
-        shown: sections that `--help` lists; all when absent.
+        shown: sections that `--help` lists; None for all.
 
     Returns:
-        One instance of each dataclass, in their order.
+        One instance of each dataclass, in order.
 
     Raises:
-        SystemExit: with code 2 after one sentence that names the argument, and the file if it comes from there.
+        SystemExit: with code 2 and a one-line message that names the argument, and the file if it comes from one.
     """
     reader = _Reader(themes, prog, description, config, shown)
     try:
@@ -107,9 +107,9 @@ def read_arguments(themes: Themes, argv: Sequence[str] = (), config: str | Path 
     """Read a recipe and options as [`parse_arguments`] does, for use outside a command.
 
     Args:
-        themes: as for [`parse_arguments`].
-        argv: options that win over the recipe.
-        config: the recipe.
+        themes: dataclasses, as for [`parse_arguments`].
+        argv: options that override the recipe.
+        config: path of the recipe.
 
     Returns:
         One instance of each dataclass.
@@ -123,12 +123,12 @@ def read_arguments(themes: Themes, argv: Sequence[str] = (), config: str | Path 
 @dataclasses.dataclass
 class _Recipe:
     config: str | None = option(
-        None, "YAML recipe whose keys are the options below; the command line wins.", metavar="RECIPE.yaml"
+        None, "YAML file that sets the options below; the command line overrides it", metavar="RECIPE.yaml"
     )
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows each option once, with its default."""
+    """Help formatter that shows each option once, with its default."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
@@ -150,7 +150,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _Reader:
-    """Reads the arguments of some dataclasses with jsonargparse, and says in one sentence what is wrong."""
+    """Reader of dataclass arguments through jsonargparse, with one-line error messages."""
 
     def __init__(
         self,
@@ -206,7 +206,7 @@ class _Reader:
         )
 
     def stop(self, message: str) -> NoReturn:
-        """End the process with a sentence and the exit code of wrong arguments."""
+        """Exit with a one-line message and the exit code of wrong arguments."""
         sys.stderr.write(f"{self.parser.prog}: error: {message}\n")
         raise SystemExit(2)
 
@@ -219,7 +219,7 @@ class _Reader:
         hints = get_type_hints(theme)
         for item in init_fields(theme):
             key, hint = _join(section, item.name), hints[item.name]
-            if item.default is None:  # `none` can be given back, also where `__post_init__` then asks for a value
+            if item.default is None:  # `none` is accepted even if `__post_init__` then requires a value
                 hint = hint | None
             self.fields[key], self.hints[key] = item, hint
             self._add_field(group, key, item, hint, hidden)
@@ -245,7 +245,7 @@ class _Reader:
     # -------- the command line
 
     def _split(self, argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-        """Return the words given for each known option, the last time it is given, and the words that belong to none."""
+        """Return the words of the last occurrence of each known option, and the words that belong to no option."""
         options: dict[str, list[str]] = {}
         rest: list[str] = []
         words = list(argv)
@@ -273,25 +273,25 @@ class _Reader:
             if hint is bool and not given:
                 given = ["true"]
             if not given and (is_repeated or not is_list(hint)):
-                raise ValueError(f"`--{name}` lacks a value")
+                raise ValueError(f"`--{name}` needs a value")
             options[name] = [*options.get(name, []), *given] if is_repeated else given
         return options, rest
 
     def _is_option(self, word: str) -> bool:
-        """Return whether a word is an option rather than a value that begins with `--`, such as "--seed 1"."""
+        """Return whether a word is an option rather than a value that begins with `--`, like "--seed 1"."""
         if not word.startswith("--"):
             return False
         return " " not in word or self._find_option(word[2:].partition("=")[0]) is not None
 
     def _find_option(self, given: str) -> str | None:
-        """Return the key of an option, or of a switch behind `no_`, that may be spelt with hyphens."""
+        """Return the key of an option, or of the switch after `no_`; hyphens are accepted."""
         for name in (given, given.replace("-", "_")):
             if name in self.hints or self.hints.get(_without_no(name)) is bool:
                 return name
         return None
 
     def _is_cleared(self, name: str, given: list[str]) -> bool:
-        """Return whether the words of an option stand for no value."""
+        """Return whether the words of an option clear its value."""
         hint = self.hints[name]
         return given in (["none"], ["null"]) and is_optional(hint) and given[0] not in choices_of(hint)
 
@@ -306,7 +306,7 @@ class _Reader:
         return as_number(given[0]) if plain_type(hint) is float else given[0]
 
     def _explain(self, message: str, options: Mapping[str, list[str]]) -> str:
-        """Return what jsonargparse says of the command line as one sentence in the words of this project."""
+        """Rewrite an error message of jsonargparse in this project's wording."""
         found = re.match(r'Parser key "([^"]+)"', message)
         if found and found[1] in options:
             name = found[1]
@@ -322,7 +322,7 @@ class _Reader:
         return " ".join(message.split())
 
     def _nearest(self, name: str, section: str = "", sign: str = "") -> str:
-        """Return the end of a sentence on an unknown name: the known one, with `sign` before it, that is most like it."""
+        """Return the hint for an unknown name: the closest known one, after `sign`, or a pointer to --help."""
         prefix = f"{section}." if section else ""
         known = [key.removeprefix(prefix) for key in (*self.sections, *self.fields) if key.startswith(prefix)]
         close = difflib.get_close_matches(name, known, n=1)
@@ -363,7 +363,7 @@ class _Reader:
                 raise ValueError(f"{path}: unknown {kind} {name!r}{self._nearest(str(name))}")
 
     def _check(self, path: str | Path, key: str, value: Any, text: Any) -> Any:
-        """Return a value of a recipe as its author wrote it; jsonargparse would take null for any type."""
+        """Return a recipe's value as written; refuse null, which jsonargparse accepts for any type."""
         if value is None and not is_optional(self.hints[key]):
             raise ValueError(f"{path}: `{key}` must be {expected_words(self.hints[key])}, got null")
         return as_written(value, text, self.hints[key])
@@ -373,7 +373,7 @@ class _Reader:
 
 
 def resolved_recipe(*themes: Any) -> dict[str, Any]:
-    """Return the value of every argument, a mapping that can be saved and read as a recipe again."""
+    """Return the value of every argument as a mapping that can be saved and read back as a recipe."""
     return {item.name: getattr(theme, item.name) for theme in themes for item in init_fields(theme)}
 
 
@@ -381,7 +381,7 @@ def require(holds: bool, name: str, expected: str, got: Any) -> None:
     """Check an argument.
 
     Raises:
-        ValueError: naming it, what was expected and what came.
+        ValueError: if `holds` is false; the message names the argument, what was expected and what came.
     """
     if not holds:
         raise ValueError(f"`{name}` must be {expected}, got {got!r}: set it with --{name}")

@@ -10,15 +10,15 @@ from mra.common.environment import describe_environment
 
 
 def fill_template(path: str | Path, **values: object) -> str:
-    """Fill a template; one whose name ends in `.html` escapes what it is given.
+    """Fill a template; values are escaped if its name ends in `.html`.
 
     Args:
-        path: of the template, which may include others of its folder. The functions `table` and `versions` stand for
-            [`markdown_table`] and [`describe_versions`].
-        values: by the names in the template.
+        path: the template file, which may include others from its folder. It can call [`markdown_table`] as `table` and
+            [`describe_versions`] as `versions`.
+        values: values by their names in the template.
 
     Raises:
-        jinja2.UndefinedError: if the template names a value that is not given.
+        jinja2.UndefinedError: if a value of the template is missing.
     """
     path = Path(path)
     environment = Environment(
@@ -37,9 +37,9 @@ def fill_card(path: str | Path, data: CardData, **values: object) -> str:
     """Fill the template of a card for the Hub.
 
     Args:
-        path: of the template.
+        path: the template file.
         data: metadata, written as YAML before the filled template.
-        values: by the names in the template.
+        values: values by their names in the template.
 
     Returns:
         Text of a `README.md`.
@@ -48,12 +48,12 @@ def fill_card(path: str | Path, data: CardData, **values: object) -> str:
 
 
 def markdown_table(header: Sequence[object], rows: Sequence[Sequence[object]], text_columns: int | None = None) -> str:
-    """Write a table in Markdown, without a line break at its end.
+    """Return a Markdown table without a final line break.
 
     Args:
-        header: of each column.
+        header: heading of each column.
         rows: cells of each row.
-        text_columns: columns after these are flush right; None for none.
+        text_columns: number of left-aligned columns; later ones are right-aligned. None aligns all left.
     """
     text_columns = len(header) if text_columns is None else text_columns
     rule = ["---" if column < text_columns else "---:" for column in range(len(header))]

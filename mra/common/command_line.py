@@ -1,4 +1,4 @@
-"""Around a command's work: outputs that are tried before it, and errors that end it with one sentence."""
+"""Checks of output paths before a command's work, and one-line messages for its errors."""
 
 import contextlib
 import errno
@@ -11,24 +11,24 @@ from pathlib import Path
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What libraries say that write through C++ or Rust, or in another process, and lose the number of the error.
+# Messages of libraries that write through C++ or Rust, or in another process, and lose the error number.
 _SIGNS = {
     "No space left on device": "No space left on device",
     "Disk quota exceeded": "Disk quota exceeded",
     "File too large": "File too large",
     "PytorchStreamWriter failed writing file": "PytorchStreamWriter failed writing file",
-    "inline_container.cc": "a file is shorter than what was written",  # of the same writer
+    "inline_container.cc": "a file is shorter than what was written",  # from the same writer
 }
 _PROJECT = ("__main__", "mra", "data_scripts", "train_pretrain", "train_finetune")
-_BLOCK = 1 << 16  # bytes: more than a file system keeps beside its blocks
+_BLOCK = 1 << 16  # bytes: more than a file system stores inline
 
 
 class FullDiskError(OSError):
-    """A disk that is full, in one sentence that names what could not be written."""
+    """Full disk; the message names what could not be written."""
 
 
 def find_full_disk(error: BaseException) -> str | None:
-    """Return the words in which an error, or what caused it, says that a disk is full; None if it says something else."""
+    """Return the part of an error, or of its causes, that reports a full disk; None if there is no such part."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -44,10 +44,10 @@ def find_full_disk(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def writing_to(output: str | Path) -> Iterator[None]:
-    """Name an output where a disk turns out to be full while it is written.
+    """Raise an error that names the output if the disk is full while writing it.
 
     Raises:
-        FullDiskError: in place of whatever the library that wrote raised.
+        FullDiskError: instead of the library's own error.
     """
     try:
         yield
@@ -70,17 +70,17 @@ def plain_errors(
     errors: tuple[type[Exception], ...] = (ValueError, OSError),
     from_libraries: bool = True,
 ) -> Iterator[None]:
-    """End a command with one sentence where its user can do something about an error.
+    """Exit with a one-line message for errors that the user can fix.
 
     Args:
-        program: name in front of the sentence.
-        output: what the command writes; named where the disk is full.
-        errors: kinds whose message is the sentence. A full disk is reported in one, whatever the kind.
-        from_libraries: False leaves an error that a library raised, and no code of this project passed on as its own, to
-            its traceback: after hours of training it is not one of the arguments.
+        program: name at the start of the message.
+        output: path that the command writes to; named if the disk is full.
+        errors: types of errors to report in one line. A full disk is always reported in one line.
+        from_libraries: False keeps the traceback of errors that a library raised and this project did not wrap: after
+            hours of training they are not caused by the arguments.
 
     Raises:
-        SystemExit: with the sentence.
+        SystemExit: with the message.
     """
     try:
         with writing_to(output) if output is not None else contextlib.nullcontext():
@@ -93,18 +93,18 @@ def plain_errors(
 
 
 def try_folder(folder: str | Path, option: str) -> None:
-    """Try an output folder, or where it will be made, before hours of work; nothing is left there.
+    """Check that an output folder can be written before hours of work; leave nothing there.
 
     Args:
-        folder: to write into.
-        option: that names it, for the message.
+        folder: folder to write to.
+        option: option that gave the path, for messages.
 
     Raises:
         ValueError: if it is not a folder or cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{option} {folder} is a file, expected a folder: choose another name")
+        raise ValueError(f"{option} {folder} is a file; expected a folder: choose another name")
     try:
         existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
         with tempfile.TemporaryFile(dir=existing) as file:
@@ -119,19 +119,19 @@ def try_folder(folder: str | Path, option: str) -> None:
 
 
 def try_file(file: str | Path, option: str, suffixes: tuple[str, ...] = ()) -> None:
-    """Try the place of an output file before the work; the file itself is left alone.
+    """Check that an output file can be written before the work; the file is not touched.
 
     Args:
-        file: to write.
-        option: that names it, for the message.
-        suffixes: in lower case, one of which it must have; any where there are none.
+        file: path to write to.
+        option: option that gave the path, for messages.
+        suffixes: allowed suffixes in lower case; empty allows any.
 
     Raises:
-        ValueError: if it is a folder, its own folder does not exist or cannot be written, or its suffix is another.
+        ValueError: if it is a folder, its parent does not exist or cannot be written, or the suffix is not allowed.
     """
     file = Path(file)
     if file.is_dir():
-        raise ValueError(f"{option} {file} is a folder, expected a file: add a name")
+        raise ValueError(f"{option} {file} is a folder; expected a file: add a file name")
     if suffixes and file.suffix.lower() not in suffixes:
         raise ValueError(
             f"{option} {file} cannot be written with the suffix {file.suffix!r}, expected one of {', '.join(suffixes)}"
@@ -142,13 +142,13 @@ def try_file(file: str | Path, option: str, suffixes: tuple[str, ...] = ()) -> N
 
 
 def _is_raised_here(error: BaseException) -> bool:
-    """Return whether code of this project raised an error, a built-in function that it called included."""
+    """Return whether an error was raised by this project's code or a built-in function that it called."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     module = frames[-1].f_globals.get("__name__", "").split(".")[0]
     return module in _PROJECT or module.endswith("_mra")
 
 
 def _free_space(output: str | Path) -> str:
-    """Return how much is free on the disk of an output, which need not exist."""
+    """Return the free space on the disk of an output, which need not exist."""
     folder = next(folder for folder in (Path(output).absolute(), *Path(output).absolute().parents) if folder.is_dir())
     return f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB free in {folder}"

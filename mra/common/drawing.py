@@ -1,4 +1,4 @@
-"""Text and labelled tiles on pictures: one layout engine, and the pictures of ranked results that it draws."""
+"""Pictures made of labelled image tiles: one layout engine, and the picture of ranked results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ LINE = (226, 229, 233)
 INK = (28, 32, 38)
 WHITE = (255, 255, 255)
 PLACEHOLDER = (244, 245, 247)
-# Of boxes in their order; people who see red and green alike can tell them apart.
+# Colours of boxes in order, chosen to be distinct for colour-blind readers too.
 BOX_COLOURS = (
     (0, 114, 178),
     (213, 94, 0),
@@ -35,7 +35,7 @@ BOX_COLOURS = (
     (90, 90, 90),
 )
 
-QUALITY = 90  # of formats that lose detail
+QUALITY = 90  # of lossy formats
 TEXT_SIZE = 16
 TEXT_LINE = 22
 NOTE_SIZE = 15
@@ -43,23 +43,23 @@ NOTE_SIZE = 15
 
 @dataclass(frozen=True)
 class SheetStyle:
-    """Measures of a sheet in pixels of a picture read at full size.
+    """Measures of a sheet of tiles, in pixels.
 
     Attributes:
-        tile_size: width and height into which pictures are fitted.
+        tile_size: width and height into which images are fitted.
         frame: width of the coloured frame around a tile.
         gap: space between tiles.
         margin: space around everything.
         padding: space above and below each row.
-        has_rules: draw a line between rows, and above a row that has a heading.
-        text_width: of the column of text to the left of the tiles; 0 for none.
-        title_size: of the title's letters.
-        title_lines: lines that the title may take; with 1, the sheet is as wide as the title at least.
-        heading_size: of the letters of a row's heading; 0 for rows without.
-        label_size: of the letters below a tile.
+        has_rules: whether to draw a line between rows, and above a row with a heading.
+        text_width: width of the text column to the left of the tiles; 0 for none.
+        title_size: font size of the title.
+        title_lines: most lines of the title; with 1, the sheet is at least as wide as the title.
+        heading_size: font size of a row's heading; 0 if rows have none.
+        label_size: font size of the label below a tile.
         label_line: height of a line below a tile.
-        label_lines: lines that a label may take, left-aligned; 0 for one line, centred.
-        min_width: of the sheet.
+        label_lines: most lines of a left-aligned label; 0 for one centred line.
+        min_width: smallest width of the sheet.
     """
 
     tile_size: tuple[int, int]
@@ -79,11 +79,11 @@ class SheetStyle:
 
     @property
     def cell_size(self) -> tuple[int, int]:
-        """Width and height of a tile with its frame."""
+        """Width and height of a framed tile."""
         return self.tile_size[0] + 2 * self.frame, self.tile_size[1] + 2 * self.frame
 
 
-# Crops are 1:2, as persons are.
+# Crops of people are about 1:2.
 RANKINGS = SheetStyle(
     (104, 208), frame=5, padding=(12, 12), has_rules=True, text_width=340, title_size=24, title_lines=1
 )
@@ -105,14 +105,14 @@ CONTACT_SHEET = SheetStyle(
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a sheet.
+    """One image of a sheet.
 
     Attributes:
-        image: of any size and mode.
-        label: text below it.
-        colour: of the label.
+        image: an image of any size and mode.
+        label: text below the image.
+        colour: colour of the label.
         frame: colour of the frame.
-        boxes: what each shows, and its `[cx, cy, w, h]` in 0..1; each has a line below the label in the colour of its box.
+        boxes: (text, `[cx, cy, w, h]` in 0..1) of each box; the text is drawn below the label in the box's colour.
     """
 
     image: Image.Image
@@ -127,11 +127,11 @@ class TileRow:
     """One row of a sheet.
 
     Attributes:
-        tiles: from left to right.
-        heading: above the tiles.
-        text: to the left of the tiles, wrapped.
-        note: short grey line over the text.
-        lead: a tile set apart before the others.
+        tiles: tiles from left to right.
+        heading: text above the tiles.
+        text: wrapped text to the left of the tiles.
+        note: short grey line above the text.
+        lead: tile drawn before the others, set apart from them.
     """
 
     tiles: Sequence[Tile]
@@ -143,15 +143,15 @@ class TileRow:
 
 @dataclass
 class RankedQuery:
-    """One row of a picture of rankings.
+    """A query and its ranked images, one row of a picture.
 
     Attributes:
         text: the query.
         images: its ranked gallery images, best first.
-        scores: their scores, as many.
-        is_match: whether each shows the person searched for, as many.
-        own_image: the image that the query describes, or None.
-        caption: a short grey line over the query, such as its identity; may be empty.
+        scores: one score per image.
+        is_match: whether each image shows the person searched for.
+        own_image: image that the query describes, or None.
+        caption: short grey line above the query, for example its identity; may be empty.
     """
 
     text: str
@@ -163,12 +163,12 @@ class RankedQuery:
 
 
 def draw_rankings(queries: Sequence[RankedQuery], title: str = "") -> Image.Image:
-    """Draw ranked results: query text (and its own image, if any is given), then the ranked crops with rank and score.
+    """Draw ranked results: query text (and its own image, if given), then the ranked images with rank and score.
 
-    Crops are framed green where right and red where wrong.
+    Right images have a green frame, wrong ones a red frame.
 
     Raises:
-        ValueError: if there are no queries, or images, scores and matches of a query differ in number.
+        ValueError: if there are no queries, or a query's images, scores and matches differ in number.
     """
     if not queries:
         raise ValueError("queries is empty: expected at least one row to draw")
@@ -194,15 +194,15 @@ def draw_sheet(rows: Sequence[TileRow], style: SheetStyle, title: str = "") -> I
     """Draw rows of labelled tiles under a title.
 
     Args:
-        rows: from top to bottom; they may differ in length.
-        style: measures.
-        title: above all.
+        rows: rows from top to bottom, of any lengths.
+        style: measures of the sheet.
+        title: text above all rows.
 
     Raises:
         ValueError: if no row has a tile or a text.
     """
     if not any(row.tiles or row.text for row in rows):
-        raise ValueError("rows is empty: expected at least one picture to draw")
+        raise ValueError("rows is empty: expected at least one image to draw")
     cell_width, cell_height = style.cell_size
     left = style.margin + (style.text_width + style.gap if style.text_width else 0)
     has_lead = any(row.lead is not None for row in rows)
@@ -241,13 +241,13 @@ def draw_sheet(rows: Sequence[TileRow], style: SheetStyle, title: str = "") -> I
 
 
 def save_picture(image: Image.Image, path: str | Path) -> None:
-    """Save a picture in the format that its name asks for, whole or not at all."""
+    """Save a picture atomically in the format of its suffix."""
     with whole_file(path) as unfinished:
         image.save(unfinished, Image.registered_extensions()[Path(path).suffix.lower()], quality=QUALITY)
 
 
 def wrap_text(text: str, font: Font, width: int, max_lines: int) -> list[str]:
-    """Break a text into lines no wider than `width` pixels; what exceeds `max_lines` ends in an ellipsis."""
+    """Break a text into lines of at most `width` pixels; text beyond `max_lines` is replaced by an ellipsis."""
     lines, line = [], ""
     for word in text.split():
         longer = f"{line} {word}".strip()
@@ -257,7 +257,7 @@ def wrap_text(text: str, font: Font, width: int, max_lines: int) -> list[str]:
         if line:
             lines.append(line)
         line = word
-        while font.getlength(line) > width:  # a word wider than the column is broken anywhere
+        while font.getlength(line) > width:  # break a word wider than the column anywhere
             cut = max(1, next(n for n in range(len(line), 0, -1) if n == 1 or font.getlength(line[:n]) <= width))
             lines.append(line[:cut])
             line = line[cut:]
@@ -278,7 +278,7 @@ def _label_height(row: TileRow, style: SheetStyle) -> int:
 
 
 def _draw_text(draw: ImageDraw.ImageDraw, row: TileRow, corner: tuple[int, int], size: tuple[int, int]) -> None:
-    """Write the note and the text of a row into the column beside its tiles."""
+    """Write the note and the text of a row in the column beside its tiles."""
     (left, top), (width, height) = corner, size
     if row.note:
         _write(draw, (left, top + 2), [row.note], GREY, NOTE_SIZE)
@@ -290,7 +290,7 @@ def _draw_text(draw: ImageDraw.ImageDraw, row: TileRow, corner: tuple[int, int],
 def _draw_tile(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], tile: Tile, style: SheetStyle
 ) -> None:
-    """Paste a picture with its frame and boxes, and write what stands below it."""
+    """Paste an image with its frame and boxes, and write the lines below it."""
     (left, top), (width, height) = corner, style.cell_size
     if style.frame:
         draw.rectangle((left, top, left + width - 1, top + height - 1), fill=tile.frame)
@@ -313,7 +313,7 @@ def _draw_tile(
 
 
 def _draw_boxes(picture: Image.Image, boxes: Sequence[Sequence[float]]) -> None:
-    """Outline boxes `[cx, cy, w, h]` in 0..1 on a picture."""
+    """Outline boxes `[cx, cy, w, h]` in 0..1 on an image."""
     draw = ImageDraw.Draw(picture)
     for number, (cx, cy, width, height) in enumerate(boxes):
         left, top = (cx - width / 2) * picture.width, (cy - height / 2) * picture.height
@@ -331,7 +331,7 @@ def _write(
     step: int = 0,
     anchor: str = "lt",
 ) -> None:
-    """Write lines of text, each `step` pixels below the one before."""
+    """Write lines of text `step` pixels apart."""
     font = ImageFont.load_default(size)
     for number, line in enumerate(lines):
         draw.text((corner[0], corner[1] + number * step), line, colour, font, anchor=anchor)

@@ -1,4 +1,4 @@
-"""What a run ran on: library versions, git revision, device."""
+"""Environment of a run: library versions, git revision, device."""
 
 import functools
 import json
@@ -28,7 +28,7 @@ _LIBRARIES = (
 
 
 def git_revision() -> str | None:
-    """Commit of this project's checkout, marked `-dirty` where files differ; None outside a checkout."""
+    """Return the commit of this project's checkout, with `-dirty` if files differ; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

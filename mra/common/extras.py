@@ -1,12 +1,12 @@
-"""Optional libraries: what to say where one cannot be imported."""
+"""Error messages for optional libraries that cannot be imported."""
 
 
 def extra_needed(what: str, extra: str, error: ImportError) -> ValueError:
-    """Return the error of a library that is not installed, or is installed and cannot be imported.
+    """Return the error for a library that is not installed or cannot be imported.
 
     Args:
-        what: needs it, in words.
-        extra: of this project that installs it.
-        error: that importing it raised, which the message quotes: a broken library is not an absent one.
+        what: the feature that needs the library, in words.
+        extra: name of this project's extra that installs it.
+        error: the import error; the message quotes it, because a broken library is not a missing one.
     """
     return ValueError(f"{what} needs the extra [{extra}] ({error}): pip install 'mra-retrieval[{extra}]'")

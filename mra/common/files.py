@@ -1,8 +1,8 @@
-"""Files and folders that survive a crash: written under another name, flushed to the disk, then renamed.
+"""Files and folders that survive a crash: written under a temporary name, flushed to disk, then renamed.
 
-An unfinished file or folder lies beside its target as `.unfinished-TOKEN-NAME`; a folder that is being replaced lies there
-as `.replaced-TOKEN-NAME` between two renames. The next write of the same target, or [`clean_folder`], removes what a
-process that was killed left, and gives a replaced folder its name back where the new one never took it.
+An unfinished file or folder is stored next to its target as `.unfinished-TOKEN-NAME`; a folder that is being replaced is
+called `.replaced-TOKEN-NAME` between two renames. The next write of the same target, or [`clean_folder`], removes what a
+killed process left, and restores a replaced folder if the new one never took its place.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ _NO_LOCKS = (errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def whole_file(path: str | Path, flush: bool = True) -> Iterator[Path]:
-    """Give a path to write to, with the suffix of the target, which takes the target's name once everything is in it.
+    """Yield a temporary path with the target's suffix; on success, rename it to the target.
 
     Args:
-        path: of the file; its folder is made, an older file is replaced.
-        flush: write it to the disk before it is renamed. False is for what can be distinguished from a damaged file.
+        path: the file; its folder is created, an older file is replaced.
+        flush: flush to disk before renaming. False is for formats in which damage can be detected.
 
     Raises:
         FullDiskError: if the disk is full; the older file is unchanged.
@@ -57,11 +57,11 @@ def whole_file(path: str | Path, flush: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: str | Path, replaces: str | None = None) -> Iterator[Path]:
-    """Give an empty folder that takes the name of the target, over an older folder or file, once everything is in it.
+    """Yield an empty temporary folder; on success, rename it to the target, replacing an older folder or file.
 
     Args:
-        path: of the folder; the folder above is made.
-        replaces: a file that an older folder must hold to be replaced, unless it is empty; any is when absent.
+        path: the folder; its parent is created.
+        replaces: name of a file that a non-empty older folder must hold to be replaced; None replaces any folder.
 
     Raises:
         ValueError: if the older folder lacks that file.
@@ -83,13 +83,13 @@ def whole_folder(path: str | Path, replaces: str | None = None) -> Iterator[Path
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Write a file so that after a crash it is whole or as it was before."""
+    """Write a file atomically: after a crash it holds either the old or the new content."""
     with whole_file(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def replace_folder(source: str | Path, target: str | Path) -> None:
-    """Flush a finished folder to the disk and give it its name, over an older folder or file of that name."""
+    """Flush a finished folder to disk and rename it to its target, replacing an older folder or file."""
     source, target = Path(source), Path(target)
     flush_tree(source)
     replaced = target.with_name(f"{_REPLACED}{secrets.token_hex(4)}-{target.name}")
@@ -106,11 +106,11 @@ def replace_folder(source: str | Path, target: str | Path) -> None:
 
 
 def unfinished_path(path: str | Path, token: str | None = None) -> Path:
-    """Return the path beside a target to write it under.
+    """Return the temporary path next to a target.
 
     Args:
-        path: of the target.
-        token: in lower case, where several processes must come to the same path; unique when absent.
+        path: the target.
+        token: lower-case token by which several processes get the same path; None for a unique one.
     """
     path = Path(path)
     return path.with_name(f"{_UNFINISHED}{token or secrets.token_hex(4)}-{path.name}")
@@ -125,19 +125,19 @@ def is_unfinished(path: Path) -> bool:
 
 
 def clean(path: str | Path) -> list[Path]:
-    """Remove what killed processes left of a target, and give a replaced folder its name back where it has none.
+    """Remove what killed processes left of a target, and restore a replaced folder without a successor.
 
-    What a living process writes stays.
+    Work of running processes is kept.
 
     Returns:
-        What was removed or renamed.
+        Paths that were removed or renamed.
     """
     path = Path(path)
     return _clean(path.parent, path.name) if path.parent.is_dir() else []
 
 
 def clean_folder(folder: str | Path) -> list[Path]:
-    """Do what [`clean`] does for every target in a folder."""
+    """Apply [`clean`] to every target in a folder."""
     return _clean(Path(folder))
 
 
@@ -158,7 +158,7 @@ def _clean(folder: Path, target: str | None = None) -> list[Path]:
 
 @contextlib.contextmanager
 def _in_use(path: Path, make: Callable[[], Any]) -> Iterator[None]:
-    """Make a file or folder and hold a lock on it, so that no other process takes it for left behind."""
+    """Create a file or folder and hold a lock on it, so that no other process treats it as abandoned."""
     make()
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -186,7 +186,7 @@ def _is_in_use(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _without_locks() -> Iterator[None]:
-    """Go on where a file system has no locks."""
+    """Ignore the errors of file systems without locks."""
     try:
         yield
     except OSError as error:
@@ -195,7 +195,7 @@ def _without_locks() -> Iterator[None]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder; what cannot be removed now is left for the next cleaning."""
+    """Remove a file or folder; anything that cannot be removed is left for the next cleanup."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -206,7 +206,7 @@ def _remove(path: Path) -> None:
 
 
 def flush_tree(folder: str | Path) -> None:
-    """Flush every file and folder below a folder, and the folder itself, to the disk."""
+    """Flush a folder and everything below it to disk."""
     for parent, _, names in os.walk(folder):
         for name in names:
             _flush(Path(parent) / name)
@@ -214,11 +214,11 @@ def flush_tree(folder: str | Path) -> None:
 
 
 def flush_folder(folder: str | Path) -> None:
-    """Flush the names in a folder to the disk, where the file system can."""
+    """Flush the entries of a folder to disk, if the file system supports it."""
     try:
         _flush(folder)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems flush files alone
+        if error.errno != errno.EINVAL:  # some network file systems can only flush files
             raise
 
 

@@ -1,4 +1,4 @@
-"""Packages whose names are imported on first use, so that importing a package does not load the heavy libraries."""
+"""Lazy package attributes, so that importing a package does not load heavy libraries."""
 
 import importlib
 import sys
@@ -9,11 +9,11 @@ from typing import Any
 def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` of a package (PEP 562) that import its names on first use.
 
-    A name must differ from those of the package's modules: once a module is imported, its name stands for the module.
+    A name must differ from the names of the package's modules, because importing a module sets an attribute of its name.
 
     Args:
         package: its `__name__`.
-        modules: each name, and the module that defines it.
+        modules: name -> module that defines it.
     """
 
     def getattribute(name: str) -> Any:

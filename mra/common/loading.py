@@ -1,15 +1,17 @@
-"""Models and processors from a folder or the Hub, with errors that say what is wrong with it."""
+"""Loading of models and processors from a folder or the Hub, with clear errors."""
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForImageTextRetrieval
 from processing_mra import MRAImageProcessor, MRAProcessor
 
 
-# These files, not the copies that travel with a checkpoint, are used here, so no code of a folder is ever run.
+VOCABULARY_PADDING = 128  # embeddings may be padded to a multiple of at most this, for speed
+
+# The project's own files are used, not the copies in a checkpoint, so no code from a folder is ever run.
 AutoConfig.register(MRAConfig.model_type, MRAConfig, exist_ok=True)
 AutoImageProcessor.register(MRAConfig, image_processor_classes={"torchvision": MRAImageProcessor}, exist_ok=True)
 
@@ -17,7 +19,7 @@ AutoImageProcessor.register(MRAConfig, image_processor_classes={"torchvision": M
 def load_model(
     path: str, attn_implementation: str = "sdpa", dtype: torch.dtype = torch.float32
 ) -> MRAForImageTextRetrieval:
-    """Load a model in eval mode from any MRA folder or Hub id, one saved from pretraining included.
+    """Load a model in eval mode from any MRA folder or Hub id, including pretraining models.
 
     Raises:
         ValueError: if there is no such model, it is not an MRA model, or weights are missing.
@@ -39,32 +41,50 @@ def load_model(
         )
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(
-            f"model {path} has no weights that can be read ({error}): a file of weights is missing, cut off or not what it "
-            "should be; download or save the model again"
+            f"model {path} has no readable weights ({error}): a weight file is missing, truncated or of another kind; "
+            "download or save the model again"
         ) from error
     if loading["missing_keys"]:
         names = sorted(loading["missing_keys"])
         raise ValueError(
-            f"model {path} lacks {len(names)} weights, among them {', '.join(names[:5])}: save it whole with save_pretrained"
+            f"model {path} lacks {len(names)} weights, including {', '.join(names[:5])}: save it again with save_pretrained"
         )
     return model.eval()
 
 
 def load_processor(path: str) -> MRAProcessor:
-    """Load the processor that lies beside a model, in a folder or on the Hub.
+    """Load the processor stored with a model, in a folder or on the Hub.
 
     Raises:
-        ValueError: if there is none or it cannot be loaded.
+        ValueError: if there is none, it cannot be loaded, or its tokenizer is not the model's.
     """
     try:
         processor = MRAProcessor.from_pretrained(path)
+        config = MRAConfig.from_pretrained(path)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"model {path} has no MRA processor that can be loaded ({error}): "
             "save one beside the weights with MRAProcessor(...).save_pretrained(folder)"
         ) from error
-    if getattr(processor, "tokenizer", None) is None:
-        raise ValueError(
-            f"model {path} has a processor without a tokenizer: save it with MRAProcessor.save_pretrained"
-        )
+    check_vocabulary(processor.tokenizer, config, f"model {path}")
     return processor
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: MRAConfig, where: str) -> None:
+    """Check that a tokenizer is as large as the model's vocabulary, but for padding of the embeddings.
+
+    Args:
+        tokenizer: to use with the model.
+        config: of the model.
+        where: starts the message, as `model FOLDER`.
+
+    Raises:
+        ValueError: if the tokenizer has more words than the model, or too few to be the model's.
+    """
+    words, vocab_size = max(tokenizer.get_vocab().values()) + 1, config.text_config.vocab_size
+    if not vocab_size - VOCABULARY_PADDING < words <= vocab_size:
+        raise ValueError(
+            f"{where}: the tokenizer has {words} tokens, but the model has {vocab_size} (`text_config.vocab_size`): use the "
+            "tokenizer that the model was trained with, and save it beside the weights with "
+            "MRAProcessor(...).save_pretrained(folder)"
+        )

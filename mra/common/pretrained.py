@@ -1,4 +1,4 @@
-"""Models, processors and tokenizers of any library, by folder or Hub id, refused in one sentence when they do not load."""
+"""Loading of models, processors and tokenizers of any library, with one-line errors."""
 
 import pickle
 from typing import Any
@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from mra.common.weight_files import first_line
 
 
-# What `from_pretrained` of transformers and diffusers raises for files that are missing, cut off, damaged or of another kind.
+# Errors of `from_pretrained` in transformers and diffusers for missing, truncated, damaged or unrelated files.
 _UNREADABLE = (
     AttributeError,
     EOFError,
@@ -24,16 +24,16 @@ _UNREADABLE = (
 
 
 def load_pretrained(cls: Any, name: str, argument: str, **options: Any) -> Any:
-    """Call `from_pretrained` of a class.
+    """Load an object with a class's `from_pretrained`.
 
     Args:
-        cls: to load.
+        cls: class to load.
         name: folder or Hub id.
-        argument: that gave the name, for the message.
-        options: of `from_pretrained`.
+        argument: name of the argument that gave the name, for the message.
+        options: options of `from_pretrained`.
 
     Raises:
-        ValueError: naming the argument, if nothing can be loaded; the library's own error is its cause.
+        ValueError: if loading fails; the message names the argument, and the library's error is its cause.
     """
     try:
         return cls.from_pretrained(name, **options)
@@ -41,5 +41,5 @@ def load_pretrained(cls: Any, name: str, argument: str, **options: Any) -> Any:
         part = f" ({options['subfolder']})" if options.get("subfolder") else ""
         raise ValueError(
             f"{argument}: {str(name)!r}{part} cannot be loaded as {cls.__name__} ({first_line(error)}): give the folder or "
-            "Hub id of one, or download it again if files of it are damaged"
+            "Hub id of one, or download it again if its files are damaged"
         ) from error

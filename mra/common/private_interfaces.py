@@ -1,7 +1,7 @@
-"""Private interfaces of libraries, each behind one function that does without it where an installed version lacks it.
+"""Private interfaces of libraries, each behind one function with a fallback for versions that lack it.
 
-tests/project/test_private_interfaces.py lists them, with the hooks of libraries that classes of the project override, and says
-which a new version of a library broke.
+tests/project/test_private_interfaces.py lists them, together with the library hooks that this project overrides, and reports
+those that a new library version broke.
 """
 
 import functools
@@ -23,9 +23,9 @@ def _warn(name: str, consequence: str) -> None:
 
 
 def new_shared_float32(shape: Sequence[int]) -> torch.Tensor:
-    """Return uninitialised float32 in shared memory, which another process can take without a copy.
+    """Return an uninitialised float32 tensor in shared memory, which another process can use without a copy.
 
-    `torch.UntypedStorage._new_shared`, as `default_collate` uses it, allocates there at once; the public way copies.
+    `torch.UntypedStorage._new_shared` (used by `default_collate`) allocates it there directly; the public way copies.
     """
     if not hasattr(torch.UntypedStorage, "_new_shared"):
         _warn("torch.UntypedStorage._new_shared", "batches are copied to shared memory")
@@ -37,16 +37,16 @@ def new_shared_float32(shape: Sequence[int]) -> torch.Tensor:
 def pack_linear(
     weight: torch.Tensor, bias: torch.Tensor | None, rows: int, gelu: bool = False
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Return a linear layer whose weight oneDNN has laid out for itself, as TorchInductor does with frozen weights.
+    """Return a linear layer with its weight in oneDNN's own layout, as TorchInductor does for frozen weights.
 
     Args:
         weight: `(out, in)` float32 on the CPU.
         bias: `(out,)`.
-        rows: tokens of a product, roughly.
-        gelu: apply an exact GELU to the result.
+        rows: approximate number of tokens per product.
+        gelu: whether to apply an exact GELU to the result.
 
     Returns:
-        A function of `(..., in)`, `None` where oneDNN or its operators are missing.
+        A function of `(..., in)`, or None if oneDNN or its operators are missing.
     """
     operators = torch.ops.mkldnn
     if not torch.backends.mkldnn.is_available():
@@ -60,7 +60,7 @@ def pack_linear(
 
 
 def raise_recompile_limit(limit: int) -> None:
-    """Let TorchDynamo compile a function for at least `limit` shapes before it gives up."""
+    """Let TorchDynamo compile a function for at least `limit` shapes."""
     import torch._dynamo
 
     config = torch._dynamo.config
@@ -70,7 +70,7 @@ def raise_recompile_limit(limit: int) -> None:
 
 
 def release_milvus_lite(path: str) -> None:
-    """Let go of a milvus-lite folder that this process has opened, so that another process can open it."""
+    """Release a milvus-lite folder opened by this process, so that another process can open it."""
     try:
         from milvus_lite.server_manager import server_manager_instance
 

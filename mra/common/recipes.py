@@ -7,43 +7,43 @@ from typing import Any
 import yaml
 
 
-# First and last line of a recipe that a run saved: all arguments are in it, so one that was cut short would lack some.
+# First and last line of a recipe saved by a run, to detect truncation: it must hold every argument.
 RECIPE_START = "# Every argument of a run, as resolved."
 RECIPE_END = "# End of the arguments."
 
 
 class _NoKeyTwice(yaml.constructor.BaseConstructor):
-    """Refuses a mapping that holds a key twice, of which YAML would keep the last."""
+    """YAML constructor that refuses duplicate keys, of which YAML keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 class RecipeValues(_NoKeyTwice, yaml.SafeLoader):
-    """Reads values as YAML does."""
+    """YAML loader with typed values."""
 
 
 class RecipeText(_NoKeyTwice, yaml.BaseLoader):
-    """Reads every value as text."""
+    """YAML loader that reads every value as text."""
 
 
 def read_mapping(path: str | Path, loader: type = RecipeValues) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping; comments alone are an empty one.
+    """Read a YAML file that holds a mapping; a file of comments is an empty mapping.
 
     Args:
-        path: of the file.
-        loader: how values are read.
+        path: the file.
+        loader: loader class, which decides how values are read.
 
     Raises:
-        ValueError: if the file is missing, empty, not YAML or not a mapping, holds a key twice, or lacks the end of a recipe
-            that a run saved.
+        ValueError: if the file is missing, empty, not YAML or not a mapping, has a duplicate key, or is a truncated recipe
+            of a run.
     """
     if not Path(path).is_file():
         raise ValueError(f"`config`: no recipe at {str(path)!r}")
@@ -52,9 +52,7 @@ def read_mapping(path: str | Path, loader: type = RecipeValues) -> dict[str, Any
         first = text.split("\n", 1)[0]
         is_saved = first == RECIPE_START or (first == text and RECIPE_START.startswith(text))
         if text and is_saved and RECIPE_END not in text:
-            raise ValueError(
-                f"{path}: cut short, its last line is not {RECIPE_END!r}; take the recipe of a checkpoint"
-            )
+            raise ValueError(f"{path}: truncated, its last line is not {RECIPE_END!r}; use the recipe of a checkpoint")
         recipe = yaml.load(text, loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not readable as YAML in UTF-8 ({' '.join(str(error).split())})") from None
@@ -67,6 +65,6 @@ def read_mapping(path: str | Path, loader: type = RecipeValues) -> dict[str, Any
 
 
 def format_recipe(recipe: Mapping[str, Any]) -> str:
-    """Return a resolved recipe as YAML whose first and last line show that it is whole."""
+    """Return a resolved recipe as YAML, with the first and last line that mark it as complete."""
     text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
     return f"{RECIPE_START}\n{text}{RECIPE_END}\n"

@@ -1,4 +1,4 @@
-"""Work cut into fixed batches and dealt to processes, so that the number of processes changes no number."""
+"""Fixed batches distributed over processes, so that results do not depend on the number of processes."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Shard:
-    """The share of one process: of batches 0, 1, 2, ... it owns those with `batch % world_size == rank`."""
+    """Share of one process: the batches with `batch % world_size == rank`."""
 
     rank: int = 0
     world_size: int = 1
@@ -34,13 +34,13 @@ class Shard:
 
 
 def check_processes(num_processes: int) -> None:
-    """Check that the processes that a launcher started form one group.
+    """Check that all launched processes form one group.
 
     Args:
-        num_processes: in this process's group.
+        num_processes: number of processes in this process's group.
 
     Raises:
-        ValueError: if each would run alone, as processes without a GPU do unless the launcher asks for the CPU.
+        ValueError: if each would run alone, as happens without a GPU unless the launcher selects the CPU.
     """
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != num_processes:
@@ -52,7 +52,7 @@ def check_processes(num_processes: int) -> None:
 
 
 def cut_batches(num_rows: int, batch_size: int) -> list[range]:
-    """Cut 0..num_rows-1 into consecutive batches; the cut depends on nothing else.
+    """Cut 0..num_rows-1 into consecutive batches.
 
     Raises:
         ValueError: if batch_size is not positive.
@@ -63,17 +63,17 @@ def cut_batches(num_rows: int, batch_size: int) -> list[range]:
 
 
 def gather_in_order(owned: list[Any], num_batches: int, shard: Shard) -> Iterator[Any]:
-    """Yield the results of all batches in order on every process, from those that each process computed for its own.
+    """Yield the results of all batches in order on every process.
 
     Args:
-        owned: results of this process's own batches, in order (CPU tensors, or containers of them).
+        owned: results of this process's batches, in order (CPU tensors, or containers of them).
         num_batches: batches over all processes.
-        shard: the share of this process. Where its `world_size` is above 1, every process must call this.
+        shard: the share of this process. Every process must call this if there are several.
     """
     if shard.world_size == 1:
         yield from owned
         return
-    # One batch a process at a time: the pickled copies stay small, however large the gallery.
+    # One batch per process at a time keeps the pickled copies small for any gallery.
     for first in range(0, num_batches, shard.world_size):
         own = first // shard.world_size
         received = [None] * shard.world_size
@@ -82,10 +82,10 @@ def gather_in_order(owned: list[Any], num_batches: int, shard: Shard) -> Iterato
 
 
 def without_lone_row(function: Callable[..., torch.Tensor], **inputs: torch.Tensor) -> torch.Tensor:
-    """Apply a function of batches to a batch, doubling a single row and dropping the double afterwards.
+    """Apply a batch function to a batch; a single row is duplicated first and the copy dropped afterwards.
 
-    Products with one row run through CPU kernels of their own, whose last bit changes with where the memory lies: the row
-    left over in a last batch would then depend on the number of processes.
+    Products with one row use other CPU kernels, which round differently depending on memory alignment: the result of a single
+    row in a last batch would then depend on the number of processes.
     """
     lone = all(len(rows) == 1 for rows in inputs.values())
     if lone:

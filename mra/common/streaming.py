@@ -1,4 +1,4 @@
-"""Prepared sets read row group by row group, from a folder or from the Hub: nothing is copied, little is held."""
+"""Streaming of prepared datasets, row group by row group, from a folder or the Hub, without a copy on disk."""
 
 import math
 import os
@@ -25,12 +25,12 @@ _OPENING_THREADS = 16
 
 @dataclass(frozen=True)
 class Streaming:
-    """How a set is streamed; see [`~mra.training.order.LaneSampler`].
+    """Settings of streaming; see [`~mra.training.order.LaneSampler`].
 
     Attributes:
         lanes: parts of an epoch that are read side by side.
-        buffer: rows among which a row is shuffled, over all lanes.
-        num_readers: processes times workers of each that read.
+        buffer: size of the shuffle window in rows, over all lanes.
+        num_readers: number of processes x workers per process.
     """
 
     lanes: int
@@ -39,7 +39,7 @@ class Streaming:
 
     @property
     def lanes_of_a_reader(self) -> int:
-        """Return the number of lanes of one reader's batches; readers share lanes if they do not divide them."""
+        """Number of lanes that one reader reads from; lanes are shared if they are not a multiple of the readers."""
         return self.lanes // math.gcd(self.lanes, self.num_readers)
 
 
@@ -53,7 +53,7 @@ class StreamingOptions(Protocol):
 
 
 def make_streaming(args: StreamingOptions) -> Streaming | None:
-    """Return the streaming of a run with the processes that `accelerate` started, or None if it is off.
+    """Return the streaming settings for the processes that `accelerate` started, or None if streaming is off.
 
     Args:
         args: a `DataArguments`.
@@ -65,23 +65,23 @@ def make_streaming(args: StreamingOptions) -> Streaming | None:
     )
     if streaming.lanes % streaming.num_readers:
         logger.warning(
-            f"`streaming_lanes` {streaming.lanes} is not a multiple of processes x workers ({streaming.num_readers}): each "
-            f"row group is read by several of them. {streaming.num_readers * math.ceil(16 / streaming.num_readers)} "
-            "would not be."
+            f"`streaming_lanes` {streaming.lanes} is not a multiple of processes x workers ({streaming.num_readers}), so "
+            f"several of them read each row group: set {streaming.num_readers * math.ceil(16 / streaming.num_readers)} "
+            "instead"
         )
     return streaming
 
 
 class StreamedTable:
-    """Rows of Parquet files, read when they are asked for; a stand-in for `datasets.Dataset` in training.
+    """Table of Parquet files with rows read on demand; replaces `datasets.Dataset` in training.
 
-    Opening reads the files' footers alone. Every process that reads rows opens the files for itself, and keeps the row
-    groups that it used last: those of about `buffer` rows over all readers, and a row group or two for each lane.
+    Opening reads only the files' footers. Every process that reads rows opens the files itself and keeps the row groups used
+    last: about `buffer` rows over all readers, and one or two row groups per lane.
 
     Args:
         files: paths or URLs (`hf://datasets/...`) of the Parquet files, in order.
         streaming: how many rows to keep.
-        features: of the columns; the files' own when absent.
+        features: features of the columns; None for those of the files.
 
     Raises:
         ValueError: if there is no file, one is not a Parquet file, or the files differ in columns.
@@ -90,8 +90,8 @@ class StreamedTable:
     def __init__(self, files: list[str], streaming: Streaming, features: datasets.Features | None = None) -> None:
         if not files or not all(str(file).endswith(".parquet") for file in files):
             raise ValueError(
-                f"`streaming` reads Parquet files, got {', '.join(map(str, files[:3])) or 'none'}: prepare the set with "
-                "`mra prepare`, or leave `streaming` out."
+                f"`streaming` reads Parquet files, got {', '.join(map(str, files[:3])) or 'none'}: prepare the dataset with "
+                "`mra prepare`, or leave `streaming` out"
             )
         self.files = [str(file) for file in files]
         self.streaming = streaming
@@ -100,7 +100,7 @@ class StreamedTable:
         schema = self._metadata[0].schema.to_arrow_schema()
         for file, metadata in zip(self.files, self._metadata, strict=True):
             if metadata.schema.to_arrow_schema().names != schema.names:
-                raise ValueError(f"{file}: its columns are not those of {self.files[0]}; prepare the set again.")
+                raise ValueError(f"{file}: its columns are not those of {self.files[0]}; prepare the dataset again")
         self.features = features or datasets.Features.from_arrow_schema(schema)
         self._groups = [
             (file, group) for file, metadata in enumerate(self._metadata) for group in range(metadata.num_row_groups)
@@ -148,7 +148,7 @@ class StreamedTable:
         return datasets.Dataset.from_dict(self[list(range(len(self)))], features=self.features)
 
     def column(self, name: str) -> pa.Array:
-        """One whole column; the others are not read."""
+        """Return one whole column without reading the others."""
         with ThreadPoolExecutor(_OPENING_THREADS) as threads:
             parts = threads.map(lambda file: _read_column(file, name), self.files)
             values = pa.concat_arrays([chunk for part in parts for chunk in part.chunks])
@@ -184,7 +184,7 @@ class StreamedTable:
 
     @property
     def _capacity(self) -> int:
-        """Return the rows that this reader needs at a time: a run of each of its lanes, and the row groups that it cuts."""
+        """Number of rows that this reader holds: a shuffle window per lane, and the row groups that it cuts."""
         lane = self.streaming.buffer // self.streaming.lanes + 2 * self._longest
         return self.streaming.lanes_of_a_reader * lane
 
@@ -198,7 +198,7 @@ def arrow_column(table: datasets.Dataset | StreamedTable, name: str) -> pa.Array
 
 
 def list_lengths(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Return the length of each list of a column, 0 where there is none."""
+    """Return the length of each list of a column, 0 for missing lists."""
     lengths = pc.list_value_length(column)  # pyright: ignore[reportAttributeAccessIssue]  # pyarrow makes it at import
     return pc.fill_null(lengths, 0).to_numpy()
 
@@ -215,7 +215,9 @@ def _read_footer(file: str) -> pq.FileMetaData:
         with _open_parquet(file) as opened:
             return opened.metadata
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{file}: no whole Parquet file ({error}); prepare or download the set again.") from error
+        raise ValueError(
+            f"{file}: not a complete Parquet file ({error}); prepare or download the dataset again"
+        ) from error
 
 
 def _read_column(file: str, name: str) -> pa.ChunkedArray:

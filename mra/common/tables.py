@@ -1,4 +1,4 @@
-"""Tables of a data set on disk or on the Hub, never an outdated copy."""
+"""Loading of datasets from disk or the Hub, never from an outdated cache."""
 
 import contextlib
 import hashlib
@@ -23,7 +23,7 @@ from mra.common.streaming import StreamedTable, Streaming
 Table = datasets.Dataset | StreamedTable
 
 _NOT_FOUND = (DatasetNotFoundError, DataFilesNotFoundError, EmptyDatasetError)
-# What the Hub calls a data set: a name, after that of its owner or not.
+# A dataset id on the Hub: NAME or OWNER/NAME.
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -69,31 +69,33 @@ def load_split(
     streaming: Streaming | None = None,
     *,
     argument: str = "dataset",
-    expected: str = "a prepared set as `mra prepare` writes it",
+    expected: str = "a dataset written by `mra prepare`",
     optional: bool = False,
 ) -> Table | None:
-    """Load one split of a data set, never an outdated copy of a folder.
+    """Load one split of a dataset, never an outdated cached copy of a folder.
 
     Args:
         name: folder or Hub id.
-        split: its name, or a slice such as `validation[:200]`; None for the only one.
-        streaming: how to read it piece by piece; None copies it into a table on disk first.
-        argument: what errors call the data set.
-        expected: what errors ask for.
+        split: name of the split, or a slice like `validation[:200]`; None for the only split.
+        streaming: settings to read it piece by piece; None copies it into a table on disk first.
+        argument: name of the dataset's argument in errors.
+        expected: what the argument should be, for errors.
         optional: return None if there is no such split.
 
     Raises:
-        ValueError: if there is no such data set or split, or a file of it cannot be read, which is then named.
-        FullDiskError: if there is no room for the table.
+        ValueError: if there is no such dataset or split, or one of its files cannot be read; the message names the file.
+        FullDiskError: if the disk has no room for the table.
     """
-    if not os.path.exists(name) and not _HUB_ID.fullmatch(name):  # the Hub would be asked several times
-        raise ValueError(f"{argument} {name}: there is no such folder; expected {expected}")
+    if not os.path.exists(name) and not _HUB_ID.fullmatch(name):  # spare several requests to the Hub
+        raise ValueError(f"{argument} {name} does not exist; expected {expected}")
     with _readable(name, argument, expected):
         builder = open_builder(name)
     splits = [str(known) for known in builder.config.data_files or builder.info.splits or ()]
     if split is None:
         if len(splits) != 1:
-            raise ValueError(f"{argument} {name} has the splits {', '.join(splits) or 'none'}: choose one with split")
+            raise ValueError(
+                f"{argument} {name} has the splits {', '.join(splits) or 'none'}: choose one with `split`"
+            )
         (split,) = splits
     elif not {*split_names(split)} <= {*splits, "all"}:
         if optional:
@@ -106,42 +108,41 @@ def load_split(
 
 
 def split_names(split: str) -> list[str]:
-    """Return the names of the splits that a slice takes from: `train[:10]+test` gives `train` and `test`."""
+    """Return the names of the splits in a slice: `train[:10]+test` gives `train` and `test`."""
     return [part.partition("[")[0].strip() for part in split.split("+")]
 
 
 def open_builder(name: str) -> datasets.DatasetBuilder:
-    """Find files, features and splits of a data set without reading its rows.
+    """Find files, features and splits of a dataset without reading its rows.
 
     Args:
         name: folder or Hub id.
 
     Returns:
-        The builder whose tables `load_split` gives.
+        The dataset's builder.
 
     Raises:
-        Exception: what `load_dataset_builder` raises, of many kinds.
+        Exception: any error of `load_dataset_builder`.
     """
     return datasets.load_dataset_builder(name, cache_dir=cache_folder(name))
 
 
 def cache_folder(name: str) -> str | None:
-    """Choose where `datasets` keeps its copy of a data set.
+    """Choose the cache folder of a dataset.
 
-    `datasets` knows its copy of a folder by the folder's name, the card and the patterns in it: files that changed under
-    the same names, and another folder of that name, would get the copy that is there. Copies of a folder therefore lie in
-    a place of their own, which follows from path, size and times of each file. The times include that of the last change
-    of the file's entry (`ctime`), which tools that keep the modification time (`rsync -t`, `cp -p`) cannot set. The Hub
-    needs none of this: there the copy is known by the commit.
+    `datasets` identifies its cached copy of a folder by the folder's name, its card and the patterns in it, so changed files
+    under the same names, or another folder of that name, would load the old copy. Folders therefore get their own cache,
+    identified by the path, size and times of each file. The times include `ctime`, which tools that preserve the modification
+    time (`rsync -t`, `cp -p`) cannot set. Hub datasets need none of this: their copies are identified by the commit.
 
     Args:
         name: folder or Hub id.
 
     Returns:
-        A folder below the usual cache; None, which means the usual one, for anything but a folder.
+        A folder below the usual cache; None (the usual cache) if `name` is not a folder.
 
     Raises:
-        Exception: what `load_dataset_builder` raises, of many kinds.
+        Exception: any error of `load_dataset_builder`.
     """
     if not os.path.isdir(name):
         return None
@@ -156,15 +157,15 @@ def cache_folder(name: str) -> str | None:
 
 
 def files_digest(name: str) -> str | None:
-    """Name the content of a folder by names and sizes of its files: the same wherever the folder lies.
+    """Hash the names and sizes of the files of a folder, regardless of the folder's location.
 
-    The shards of a prepared set have the digest of their rows in their names, so that other rows give another digest.
+    The names of a prepared dataset's shards contain the digest of their rows, so other rows give another digest.
 
     Args:
         name: folder or Hub id.
 
     Returns:
-        16 hexadecimal digits; None for what is not a folder of data.
+        16 hexadecimal digits; None if `name` is not a folder with data.
     """
     if not os.path.isdir(name):
         return None
@@ -188,13 +189,13 @@ def _list_files(name: str) -> list[tuple[str, str]]:
 
 @contextlib.contextmanager
 def _readable(name: str, argument: str, expected: str) -> Iterator[None]:
-    """Turn what `datasets` raises, which is of many kinds, into a `ValueError` that names the data set and the file."""
+    """Turn any error of `datasets` into a `ValueError` that names the dataset and the file."""
     try:
         yield
     except FullDiskError:
         raise
     except _NOT_FOUND as error:
-        known = "a folder without data" if os.path.isdir(name) else "neither a folder nor a data set on the Hub"
+        known = "a folder without data" if os.path.isdir(name) else "neither a folder nor a dataset on the Hub"
         raise ValueError(f"{argument} {name} is {known}; expected {expected} ({error})") from error
     except ConnectionError as error:
         raise ValueError(
@@ -206,7 +207,7 @@ def _readable(name: str, argument: str, expected: str) -> Iterator[None]:
 
 
 def _find_damaged_file(name: str) -> str | None:
-    """Return the first Parquet file of a folder that cannot be read whole, and why."""
+    """Return the first damaged Parquet file of a folder and the error, or None."""
     for file in sorted(Path(name).rglob("*.parquet")) if os.path.isdir(name) else ():
         try:
             with pq.ParquetFile(file) as opened:

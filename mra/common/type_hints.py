@@ -1,4 +1,4 @@
-"""Types of arguments: what they take, in words, and values as YAML gives them."""
+"""Types of arguments: descriptions for messages, and values read from YAML."""
 
 import re
 from types import NoneType, UnionType
@@ -26,17 +26,17 @@ def is_list(hint: Any) -> bool:
 
 
 def choices_of(hint: Any) -> tuple[Any, ...]:
-    """Return the values of a `Literal`, of which other types have none."""
+    """Return the values of a `Literal`, empty for other types."""
     plain = plain_type(hint)
     return get_args(plain) if get_origin(plain) is Literal else ()
 
 
 def as_written(value: Any, text: Any, hint: Any) -> Any:
-    """Return a value of a recipe as its author wrote it where the argument is text, which YAML takes for something else.
+    """Return a recipe's value; text arguments keep the written text where YAML would parse another type.
 
     Args:
-        value: as YAML reads it, where `no` is false and 0123 is 83.
-        text: as it is written.
+        value: the value as read by YAML, which turns `no` into false and 0123 into 83.
+        text: the value as written in the file.
         hint: type of the argument.
     """
     if is_list(hint) and isinstance(value, list) and isinstance(text, list):
@@ -49,12 +49,12 @@ def as_written(value: Any, text: Any, hint: Any) -> Any:
 
 
 def as_number(text: str) -> str:
-    """Return `inf` and `nan`, as Python writes them, as YAML does."""
+    """Convert Python's `inf` and `nan` to YAML's `.inf` and `.nan`."""
     return re.sub(r"^([-+]?)(inf|nan)$", r"\1.\2", text)
 
 
 def expected_words(hint: Any) -> str:
-    """Return what an argument takes, in words."""
+    """Describe the values that an argument takes."""
     if choices := choices_of(hint):
         return f"one of {', '.join(map(str, choices))}"
     if hint is bool:

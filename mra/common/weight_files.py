@@ -1,4 +1,4 @@
-"""Files of weights as they were downloaded: read without running their code, refused in a sentence when they are damaged."""
+"""Reading of downloaded weight files without running code from them, with clear errors for damaged ones."""
 
 import functools
 import hashlib
@@ -14,7 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from transformers.utils.hub import cached_file
 
 
-# What pickled numbers and arrays of NumPy are made of, under the names of NumPy 1 and 2; none of them runs code.
+# Globals in pickled NumPy numbers and arrays, under the names of NumPy 1 and 2; none of them runs code.
 NUMPY_GLOBALS = [
     np.ndarray,
     np.dtype,
@@ -31,14 +31,14 @@ NUMPY_GLOBALS = [
 
 
 def load_tensors(path: Path, argument: str) -> Any:
-    """Read a `.pth` or `.bin` file of tensors and plain values; tensors of a zip archive stay on disk until they are used.
+    """Read a `.pth` or `.bin` file of tensors and plain values; tensors of a zip archive are mapped from disk.
 
     Args:
         path: the file.
-        argument: that named it, for the messages.
+        argument: name of the argument that gave the path, for messages.
 
     Raises:
-        ValueError: if it is missing, cut off, damaged, not what was meant to be downloaded, or holds what could run code.
+        ValueError: if it is missing, truncated, damaged, not a weight file, or holds objects that could run code.
     """
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no file"
@@ -60,41 +60,41 @@ def load_tensors(path: Path, argument: str) -> Any:
         )
     if head.startswith(b"PK") and not is_archive:
         raise ValueError(
-            f"{path} cannot be read: it is cut off, its {path.stat().st_size} bytes lack the end of the archive; {again}"
+            f"{path} cannot be read: its {path.stat().st_size} bytes are truncated, the end of the archive is missing; {again}"
         )
     try:
         with torch.serialization.safe_globals(NUMPY_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged pickle fails in more ways than can be listed
+    except Exception as error:  # a damaged pickle can raise anything
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         if foreign:
-            reason = f"it holds {foreign[1]}, which could run code: save its tensors and a plain `config` alone"
+            reason = f"it holds {foreign[1]}, which could run code: save only its tensors and a plain `config`"
         else:
-            reason = f"it is damaged, cut off or of another format ({first_line(error)}): {again}"
+            reason = f"it is damaged, truncated or of another format ({first_line(error)}): {again}"
         raise ValueError(f"{path} cannot be read as tensors and plain values: {reason}") from error
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an exception says, or its kind where it says nothing."""
+    """Return the first line of an exception's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def weights_digest(model: str | Path) -> str | None:
-    """Identify the weights of a model by the content of their files.
+    """Hash the weight files of a model.
 
-    Files of one architecture all have the same size and the same header, so nothing less than all of their bytes tells
-    one from another; a gigabyte takes a second or two, once for each process.
+    Files of one architecture have the same size and header, so all bytes are hashed, once per process: a second or two
+    per gigabyte.
 
     Args:
-        model: folder or Hub id; a folder of ONNX graphs, which hold their weights, is one too.
+        model: folder or Hub id; may be a folder of ONNX graphs, which hold their weights.
 
     Returns:
-        64 hexadecimal digits, or None where there are no weights.
+        64 hexadecimal digits, or None if there are no weights.
     """
     files: list[str] = []
-    # In the order in which `from_pretrained` looks for them.
+    # In the search order of `from_pretrained`.
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
         path = _find(model, name)
         if path is not None:
@@ -126,6 +126,6 @@ def _find(model: str | Path, name: str) -> str | None:
 
 @functools.lru_cache(maxsize=64)
 def _hash_file(path: str, size: int, modified: int) -> str:
-    """Hash a file once for each state of it that `size` and `modified` tell apart."""
+    """Hash a file; the cache is keyed by its size and modification time."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,5 +1,6 @@
 """Arguments of the commands on a gallery, and the gallery that they name."""
 
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -41,6 +42,8 @@ class EncoderArguments:
     token_cache: float = option(4.0, "most GiB of cached tokens", metavar="GIB")
 
     def __post_init__(self) -> None:
+        if not 0 <= self.token_cache < math.inf:
+            raise ValueError(f"--token_cache must be a number of GiB, at least 0, got {self.token_cache}")
         if self.backend == "onnx" and self.model is None:
             raise ValueError("--backend onnx needs --model, the folder that `mra export` wrote")
         if self.backend == "onnx" and self.dtype is not None:

@@ -1,7 +1,8 @@
 """Thresholds of the matching probability: false alarms against misses on a labelled split."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -57,7 +58,7 @@ def score_split(encoder: Encoder, dataset: "Table", rerank: int) -> SplitScores:
     most_of_one = int(gallery_ids.unique(return_counts=True)[1].max())
     if most_of_one == len(gallery_ids):
         raise ValueError("the split shows one person only: calibration needs images of others")
-    images, texts = encoder.encode_images(dataset), encoder.encode_texts(captions)
+    images, texts = encoder.encode_images(cast(Sequence, dataset)), encoder.encode_texts(captions)
     similarity = similarity_matrix(texts.embeds, images.embeds)
     top_indices = top_k(similarity, min(rerank + most_of_one, len(gallery_ids)))
     log_odds = match_nearest(encoder, texts, images, top_indices)

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -21,7 +22,43 @@ def is_server(uri: str) -> bool:
     return urlparse(uri).scheme in ("http", "https", "tcp", "unix")
 
 
-def connect(uri: str, token: str | None) -> Any:
+class Client:
+    """A `pymilvus.MilvusClient` whose errors name the gallery.
+
+    Raises:
+        ValueError: by every method, instead of what pymilvus and milvus-lite raise; the cause says why.
+    """
+
+    def __init__(self, client: Any, uri: str) -> None:
+        self._client, self._uri = client, uri
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a method of the client."""
+        method = getattr(self._client, name)
+
+        @functools.wraps(method)
+        def call(*arguments: Any, **options: Any) -> Any:
+            with readable_errors(self._uri):
+                return method(*arguments, **options)
+
+        return call
+
+
+@contextlib.contextmanager
+def readable_errors(uri: str) -> Iterator[None]:
+    """Raise a ValueError that names the gallery instead of an error of pymilvus."""
+    from pymilvus import MilvusException
+
+    try:
+        yield
+    except MilvusException as error:
+        hint = "check that the server is running and healthy"
+        if not is_server(uri):
+            hint = "a file of its index is damaged; restore a backup, or delete the folder and build the gallery again"
+        raise ValueError(f"gallery {uri} cannot be read ({_reason(error)}): {hint}") from error
+
+
+def connect(uri: str, token: str | None) -> Client:
     """Return the client of a server or of an embedded gallery.
 
     Raises:
@@ -37,8 +74,8 @@ def connect(uri: str, token: str | None) -> Any:
     with _logged_errors("milvus_lite.server_manager") as logged:
         try:
             # pymilvus pings every 10 s, which milvus-lite takes for an attack: it hangs up, with errors on the terminal.
-            options = {} if is_server(uri) else {"grpc_options": {"grpc.keepalive_time_ms": NEVER_MS}}
-            return MilvusClient(uri, token=token or "", **options)
+            options: dict[str, Any] = {} if is_server(uri) else {"grpc_options": {"grpc.keepalive_time_ms": NEVER_MS}}
+            return Client(MilvusClient(uri, token=token or "", **options), uri)
         except Exception as error:
             cause = logged[-1] if logged else error
             raise readable(cause, uri) from cause
@@ -65,16 +102,23 @@ def _logged_errors(name: str) -> Iterator[list[BaseException]]:
 
 def readable(error: BaseException, uri: str) -> ValueError:
     """Put into one sentence why a place cannot be opened."""
-    reason = getattr(error, "message", None) or str(error)
     hint = "check address, token and that Milvus is running there"
     if not is_server(uri):
         hint = "check that the folder holds a gallery and can be written"
-    return ValueError(f"gallery {uri} cannot be opened ({reason}): {hint}")
+    return ValueError(f"gallery {uri} cannot be opened ({_reason(error)}): {hint}")
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an error says; the text of a KeyError alone is a name."""
+    reason = getattr(error, "message", None) or str(error)
+    return f"{type(error).__name__}: {reason}" if isinstance(error, LookupError) or not reason else reason
 
 
 def refuse_locked(path: Path) -> None:
     """Refuse a folder that another process has open: milvus-lite holds this lock, and its own error says less."""
     lock = path / "LOCK"
+    if lock.is_dir():
+        raise ValueError(f"gallery {path} cannot be opened ({lock} is a folder, expected a file): delete that folder")
     if not lock.exists():
         return
     descriptor = os.open(lock, os.O_RDWR)

@@ -198,6 +198,8 @@ class Gallery:
                 num_workers=num_workers,
                 progress=progress,
             ).run()
+            with state.lock:
+                state.write_info(images=state.store.count())
             if prune and report.missing:
                 report.removed = self.remove(keys=report.missing)
                 report.missing = []

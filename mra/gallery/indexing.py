@@ -6,14 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-import torch
 from PIL import Image
 
 from images_mra import read_picture
 from mra.gallery.metadata import Labels
 from mra.gallery.parts import GalleryParts
 from mra.gallery.sources import Item, Source, content_hash
-from mra.gallery.store import Record
+from mra.gallery.store import Record, embedding_checksum
 from mra.gallery.types import BuildReport, Skipped
 
 
@@ -147,7 +146,7 @@ class Indexer:
         for chunk in [*chunks, []]:
             current = zip(chunk, pool.map(load, chunk), strict=True)  # the threads start at once
             for item, (data, image) in ahead:
-                if data is None:
+                if data is None or isinstance(image, Exception):
                     self._skip(item, str(image))
                     self._advance(1)
                 else:
@@ -156,7 +155,7 @@ class Indexer:
 
     def _write(self, batch: list[tuple[Item, bytes, Image.Image]]) -> None:
         encodings = self.parts.encoder.encode_images([image for _, _, image in batch])
-        self._check(encodings.embeds)
+        assert encodings.hidden_states is not None, "an encoder keeps hidden states"
         records = []
         with self.parts.lock:
             for (item, data, _), embedding, tokens in zip(
@@ -164,16 +163,11 @@ class Indexer:
             ):
                 content = content_hash(data)
                 self.parts.tokens.write(content, tokens, replace=False)
-                records.append(self._record(item, content, data, embedding))
+                record = self._record(item, content, data, embedding)
+                records.append(replace(record, checksum=embedding_checksum(content, embedding)))
             self.parts.store.upsert(records)
         self.report.encoded += len(records)
         self._count(records)
-
-    def _check(self, embeds: torch.Tensor) -> None:
-        if not embeds.isfinite().all():
-            raise ValueError(
-                f"model {self.parts.encoder.name} gives embeddings that are not finite: try --dtype float32"
-            )
 
     def _record(self, item: Item, content: str, data: bytes | None, embedding: Any) -> Record:
         before = self.existing.get(item.key)
@@ -182,7 +176,12 @@ class Indexer:
             label = {"camera": before.camera, "time": before.time, "metadata": before.metadata} if before else {}
         if item.path is not None and not self.copy_images:
             path = str(item.path)
-        elif before is not None and before.content == content and self.parts.files.is_copy(before.path):
+        elif (
+            before is not None
+            and before.content == content
+            and self.parts.files.is_copy(before.path)
+            and self.parts.files.holds(before.path, content)
+        ):
             path = before.path
         else:
             path = self.parts.files.write(content, data if data is not None else item.read())
@@ -197,34 +196,34 @@ class Indexer:
         for start in range(0, len(items), RECORDS_PER_STEP):
             some = items[start : start + RECORDS_PER_STEP]
             owners = {self.known[contents[item.key]] for item in some if contents[item.key] in self.known}
-            embeddings = {
-                record.content: record.embedding for record in self.parts.store.records(keys=owners, embeddings=True)
-            }
             records = []
-            for item in some:
-                content = contents[item.key]
-                if content in embeddings:
-                    records.append(self._record(item, content, None, embeddings[content]))
-                else:
-                    left.append(item)
             with self.parts.lock:
+                twins = {record.content: record for record in self.parts.store.records(keys=owners, embeddings=True)}
+                for item in some:
+                    twin = twins.get(contents[item.key])
+                    if twin is None:
+                        left.append(item)
+                    else:
+                        record = self._record(item, twin.content, None, twin.embedding)
+                        records.append(replace(record, checksum=twin.checksum))
                 self.parts.store.upsert(records)
             self._count(records)
         return left
 
     def _relabel(self, items: list[Item]) -> None:
-        changed = {}
-        for item in items:
-            before = self.existing[item.key]
-            after = self._record(item, before.content, None, None)
-            if after != before:
-                changed[item.key] = after
-        keys = list(changed)
-        for start in range(0, len(keys), RECORDS_PER_STEP):
-            found = self.parts.store.records(keys=keys[start : start + RECORDS_PER_STEP], embeddings=True)
-            with self.parts.lock:
-                self.parts.store.upsert([replace(changed[record.key], embedding=record.embedding) for record in found])
-        self.report.relabelled = len(keys)
+        for start in range(0, len(items), RECORDS_PER_STEP):
+            with self.parts.lock:  # a copy that is written now belongs to no record before the upsert
+                changed = {}
+                for item in items[start : start + RECORDS_PER_STEP]:
+                    before = self.existing[item.key]
+                    after = self._record(item, before.content, None, None)
+                    if after != before:
+                        changed[item.key] = after
+                found = list(self.parts.store.records(keys=changed, embeddings=True)) if changed else []
+                self.parts.store.upsert(
+                    [replace(changed[old.key], embedding=old.embedding, checksum=old.checksum) for old in found]
+                )
+            self.report.relabelled += len(changed)
 
     def _find_missing(self) -> None:
         present = {item.key for item in self.source.items} | {skipped.key for skipped in self.report.skipped}

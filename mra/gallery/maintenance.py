@@ -10,14 +10,14 @@ import numpy as np
 from mra.gallery.parts import read_image
 from mra.gallery.sources import content_hash
 from mra.gallery.state import GalleryState
-from mra.gallery.store import Record
+from mra.gallery.store import Record, embedding_checksum
 from mra.gallery.types import GalleryStats, Skipped, Verification
 
 
 logger = logging.getLogger(__name__)
 
-# Embeddings are means of two unit vectors: no longer than 1, up to rounding.
-LONGEST_EMBEDDING = 1.001
+# Of a dot product of unit vectors in float32, whose terms a store may add in another order.
+PRODUCT_TOLERANCE = 1e-4
 
 
 def describe(state: GalleryState) -> GalleryStats:
@@ -58,6 +58,9 @@ def describe(state: GalleryState) -> GalleryStats:
 def examine(state: GalleryState, progress: Callable[[int, int], None] | None) -> Verification:
     """Read every image and embedding again; see `Gallery.verify`."""
     result, total = Verification(), state.store.count()
+    probe = np.random.default_rng(0).standard_normal(state.info["embedding_dim"]).astype(np.float32)
+    probe /= np.linalg.norm(probe)
+    indexed = {record.key: value for record, value in state.store.search(probe, max(total, 1))}
     for record in state.store.records(embeddings=True):
         result.images += 1
         embedding = record.embedding
@@ -65,8 +68,12 @@ def examine(state: GalleryState, progress: Callable[[int, int], None] | None) ->
         if embedding.shape != (state.info["embedding_dim"],) or not np.isfinite(embedding).all():
             reason = "the embedding is not a finite vector of the right width"
             result.problems.append(Skipped(record.key, reason))
-        elif not 0 < np.linalg.norm(embedding) <= LONGEST_EMBEDDING:
-            result.problems.append(Skipped(record.key, "the embedding is longer than 1 or zero"))
+        elif record.checksum != embedding_checksum(record.content, embedding):
+            result.problems.append(Skipped(record.key, "the embedding is not the one that was written"))
+        elif not abs(indexed.get(record.key, float(embedding @ probe)) - embedding @ probe) <= PRODUCT_TOLERANCE:
+            result.problems.append(
+                Skipped(record.key, "a search compares with another embedding than the one written")
+            )
         try:
             read_image(record, state.files, state.roots)
         except ValueError as error:
@@ -75,6 +82,13 @@ def examine(state: GalleryState, progress: Callable[[int, int], None] | None) ->
         if progress is not None:
             progress(result.images, total)
     result.problems.sort(key=lambda problem: problem.key)
+    written = state.info.get("images", 0)
+    if result.images < written:
+        reason = (
+            f"{written - result.images:,} of {written:,} images are missing from the index, which has lost what was written "
+            "last: build it again from their folders"
+        )
+        result.problems.insert(0, Skipped("index", reason))
     return result
 
 
@@ -89,7 +103,8 @@ def remove_records(state: GalleryState, records: Sequence[Record], delete_files:
     Raises:
         FullDiskError: as `GalleryState.finish_removal`.
     """
-    state.write_info(is_removing=True)  # a full disk refuses this, before any file is deleted
+    # A full disk refuses this, before any file is deleted.
+    state.write_info(is_removing=True, images=state.store.count() - len(records))
     if delete_files:
         for record in records:
             path = Path(record.path)

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -102,7 +102,7 @@ def _find_images(path: str, found: Mapping[str, str | None], prefix: str, base: 
     return list(dict.fromkeys(found[name] or name for name in candidates if name in found))
 
 
-def _metadata_rows(metadata: MetadataSource, place: str) -> Iterator[tuple[int, dict]]:
+def _metadata_rows(metadata: str | Path | Iterable[Mapping[str, Any]], place: str) -> Iterator[tuple[int, dict]]:
     if not isinstance(metadata, str | Path):
         yield from ((number, dict(row)) for number, row in enumerate(metadata, start=1))
         return
@@ -112,6 +112,9 @@ def _metadata_rows(metadata: MetadataSource, place: str) -> Iterator[tuple[int, 
         with open(metadata, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             "".join(reader.fieldnames or []).encode()
+            twice = [name for name in reader.fieldnames or [] if list(reader.fieldnames or []).count(name) > 1]
+            if twice:
+                raise ValueError(f"{place} has two columns {twice[0]!r}: rename or delete one")
             if "path" not in (reader.fieldnames or []):
                 raise ValueError(f"{place} must have a column path, got {', '.join(reader.fieldnames or ['nothing'])}")
             for row in reader:
@@ -119,7 +122,7 @@ def _metadata_rows(metadata: MetadataSource, place: str) -> Iterator[tuple[int, 
                 "".join(value for value in row.values() if isinstance(value, str)).encode()
                 if None in row or None in row.values():
                     raise ValueError(
-                        f"{place}, line {reader.line_num}: expected {len(reader.fieldnames)} values, as the header has"
+                        f"{place}, line {reader.line_num}: expected {len(reader.fieldnames or [])} values, as the header has"
                     )
                 yield reader.line_num, row
     except OSError as error:
@@ -131,7 +134,9 @@ def _metadata_rows(metadata: MetadataSource, place: str) -> Iterator[tuple[int, 
         raise ValueError(f"{place}, line {line}: byte 0x{byte:02x} is not UTF-8: save the file as UTF-8") from None
 
 
-def _label(rows: list[tuple[str, object, dict]], kinds: dict[str, str], place: str, unmatched: list[str]) -> Labels:
+def _label(
+    rows: Sequence[tuple[str, object, Mapping[str, Any]]], kinds: dict[str, str], place: str, unmatched: list[str]
+) -> Labels:
     columns = dict.fromkeys(column for _, _, row in rows for column in row)
     for column in columns:
         if column in ("camera", "time"):

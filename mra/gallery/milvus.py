@@ -1,16 +1,19 @@
 """Records of a gallery in Milvus: embedded in this process (milvus-lite) or on a server, through one client."""
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mra.gallery.connection import connect, readable, refuse_locked
+from mra.gallery.connection import connect, readable, readable_errors, refuse_locked
 from mra.gallery.store import Record
-from mra.gallery.where import Where
+from mra.gallery.where import Where, quote
 
+
+logger = logging.getLogger(__name__)
 
 # Records of one request: 500 of 2048 floats are 4 MB, far below what any server takes.
 RECORDS_PER_REQUEST = 500
@@ -19,7 +22,7 @@ RECORDS_PER_REQUEST = 500
 RECORDS_PER_PAGE = 10_000
 
 # Longest texts in bytes that a record can hold, and most hits of a search: limits of Milvus.
-MAX_TEXT_BYTES = {"key": 1024, "content": 64, "path": 4096, "source": 4096, "camera": 256, "time": 32}
+MAX_TEXT_BYTES = {"key": 1024, "content": 64, "path": 4096, "source": 4096, "camera": 256, "time": 32, "checksum": 8}
 MAX_INFO_BYTES = 65535
 MAX_HITS = 16384
 
@@ -53,6 +56,7 @@ class MilvusStore:
             raise ValueError(f"collection must be a name of letters, digits and underscores, got {collection!r}")
         self.collection, self.info_collection = collection, f"{collection}_info"
         self._new_index = index
+        self._uri = uri
         self._client = connect(uri, token)
         try:
             self._exists = self._client.has_collection(self.collection)
@@ -60,8 +64,10 @@ class MilvusStore:
             for name in (self.collection, self.info_collection):
                 if self._client.has_collection(name):
                     self._client.load_collection(name)
-        except Exception as error:
+        except BaseException as error:
             self.close()
+            if isinstance(error, ValueError) or not isinstance(error, Exception):
+                raise
             raise readable(error, uri) from error
 
     @property
@@ -112,7 +118,8 @@ class MilvusStore:
     def delete(self, keys: list[str]) -> None:
         """Delete records by key; `purge` takes them off the disk."""
         for start in range(0, len(keys), RECORDS_PER_REQUEST):
-            self._client.delete(self.collection, ids=keys[start : start + RECORDS_PER_REQUEST])
+            # As a condition: pymilvus puts the ids of its own into quotes without escaping them.
+            self._client.delete(self.collection, filter=_among(keys[start : start + RECORDS_PER_REQUEST]))
 
     def purge(self) -> None:
         """Ask the server to compact; it drops the old files when its own retention has passed."""
@@ -139,7 +146,7 @@ class MilvusStore:
         keys = list(keys)
         for start in range(0, len(keys), RECORDS_PER_REQUEST):
             some = keys[start : start + RECORDS_PER_REQUEST]
-            wanted = f"key in {json.dumps(some, ensure_ascii=False)}" + (f" and {condition}" if condition else "")
+            wanted = " and ".join(filter(None, [_among(some), condition]))
             rows = self._client.query(self.collection, filter=wanted, output_fields=fields, limit=len(some))
             yield from map(_to_record, rows)
 
@@ -185,12 +192,18 @@ class MilvusStore:
 
     def _iterate(self, collection: str, condition: str, fields: list[str]) -> Iterator[Record]:
         size = RECORDS_PER_REQUEST if "embedding" in fields else RECORDS_PER_PAGE
-        iterator = self._client.query_iterator(collection, batch_size=size, filter=condition, output_fields=fields)
-        try:
-            while rows := iterator.next():
-                yield from map(_to_record, rows)
-        finally:
-            iterator.close()
+        last = None
+        while True:
+            # A new iterator for each page: one that goes on puts the last key into its condition without escaping it.
+            wanted = " and ".join(filter(None, [condition, "" if last is None else f"key > {quote(last)}"]))
+            iterator = self._client.query_iterator(collection, batch_size=size, filter=wanted, output_fields=fields)
+            with readable_errors(self._uri):
+                rows = iterator.next()
+                iterator.close()
+            yield from map(_to_record, rows)
+            if len(rows) < size:
+                return
+            last = rows[-1]["key"]
 
 
 class EmbeddedStore(MilvusStore):
@@ -224,7 +237,13 @@ class EmbeddedStore(MilvusStore):
         super().__init__(self._path, collection, index=index)
         self._open_folders[self._path] = self._open_folders.get(self._path, 0) + 1
         self._is_counted = True
-        self._drop_leftovers()
+        try:
+            if not self._exists:
+                self._restore_alias()
+            self._drop_leftovers()
+        except BaseException:
+            self.close()
+            raise
 
     def create(self, dim: int) -> None:
         """Make an empty index of embeddings of that width."""
@@ -273,13 +292,35 @@ class EmbeddedStore(MilvusStore):
     def _generation(self, number: int) -> str:
         return f"{self.collection}_{number:06d}"
 
+    def _restore_alias(self) -> None:
+        """Name a collection of records again that has lost its alias, such as with a damaged `aliases.json`.
+
+        An interrupted `create` leaves an empty collection, which `create` makes again; of two, the older one is whole.
+        """
+        for name in self._generations():
+            self._client.load_collection(name)
+            if self._client.query(name, filter="", output_fields=["count(*)"])[0]["count(*)"]:
+                self._client.create_alias(name, self.collection)
+                self._exists, self._index = True, self._read_index()
+                logger.warning("gallery %s had lost the name of its index: restored", self._path)
+                return
+
     def _drop_leftovers(self) -> None:
         """Drop what an interrupted `create` or `purge` left: collections of ours that the alias does not name."""
         named = self._client.describe_alias(self.collection)["collection_name"] if self._exists else None
-        for name in self._client.list_collections():
-            stem, _, number = name.rpartition("_")
-            if stem == self.collection and number.isdigit() and name != named:
+        for name in self._generations():
+            if name != named:
                 self._client.drop_collection(name)
+
+    def _generations(self) -> list[str]:
+        """Return the collections that hold, held or will hold the records, oldest first."""
+        found = [name.rpartition("_") for name in self._client.list_collections()]
+        return sorted("".join(parts) for parts in found if parts[0] == self.collection and parts[2].isdigit())
+
+
+def _among(keys: list[str]) -> str:
+    """Return the condition that a record has one of these keys."""
+    return f"key in [{', '.join(map(quote, keys))}]"
 
 
 def _to_row(record: Record) -> dict[str, Any]:

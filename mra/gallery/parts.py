@@ -1,6 +1,7 @@
 """What indexing and searching work with: copies of images, and how the parts give images and their tokens."""
 
 import os
+import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,11 +39,21 @@ class FileStore:
     def write(self, content: str, data: bytes) -> str:
         """Keep the bytes of an image file and return their path relative to the folder."""
         path = self.root / content[:2] / (content + _suffix(data))
-        if not path.exists():
+        name = path.relative_to(self.folder).as_posix()
+        if not self.holds(name, content):
+            if path.is_dir():
+                shutil.rmtree(path)
             # Its name is the hash of its content, which every reader checks.
             with whole_file(path, flush=False) as unfinished:
                 unfinished.write_bytes(data)
-        return path.relative_to(self.folder).as_posix()
+        return name
+
+    def holds(self, path: str, content: str) -> bool:
+        """Return whether the file that the path of a record names is there with that content."""
+        try:
+            return content_hash(self.resolve(path).read_bytes()) == content
+        except OSError:
+            return False
 
     def is_copy(self, path: str) -> bool:
         """Return whether the path of a record names a copy."""
@@ -64,7 +75,7 @@ class FileStore:
 
 
 def _suffix(data: bytes) -> str:
-    return f".{open_picture(data).format.lower()}"
+    return f".{open_picture(data).format or 'image'}".lower()
 
 
 @dataclass(frozen=True)
@@ -113,10 +124,15 @@ class GalleryParts:
             if not images:
                 continue
             encoded = self.encoder.encode_images(list(images.values())).hidden_states
+            assert encoded is not None, "an encoder keeps hidden states"
             with self.lock:
+                # A removal may have ended meanwhile: what it deleted is not written back.
+                keys = [records[place].key for place in images]
+                present = {record.content for record in self.store.records(keys=keys)}
                 for place, of_image in zip(images, encoded, strict=True):
                     tokens[place] = self.tokens.rounded(of_image)
-                    self.tokens.write(records[place].content, of_image)
+                    if records[place].content in present:
+                        self.tokens.write(records[place].content, of_image)
         return tokens, failed, len(absent) - len(failed)
 
     def require_tokens(self, records: Sequence[Record]) -> torch.Tensor:

@@ -14,7 +14,7 @@ from mra.gallery.types import DEFAULT_COLLECTION
 MEMORY = ":memory:"
 
 # Written into every gallery; one of another number is refused.
-FORMAT = 1
+FORMAT = 2
 
 # Kinds of index where none is asked for. An embedded gallery is searched exactly; see docs/search.md for the figures.
 DEFAULT_INDEXES = {"embedded": "flat", "server": "hnsw"}

@@ -70,6 +70,8 @@ def answer(parts: GalleryParts, question: Question) -> SearchResult:
     """Rank the images of a gallery; see `Gallery.search`."""
     with question.timed("encode"):
         texts, embedding = _encode(parts, question)
+    if not embedding.isfinite().all():
+        raise ValueError(f"model {parts.encoder.name} gives a query embedding that is not finite: try --dtype float32")
     rerank = question.rerank if texts is not None else 0
     with question.timed("search"), parts.lock:
         found = parts.store.search(embedding.numpy(), max(question.top, rerank), question.where)
@@ -83,7 +85,7 @@ def answer(parts: GalleryParts, question: Question) -> SearchResult:
         for reason in failed.values():
             logger.warning("not re-ranked: %s", reason)
         matched = [place for place in range(len(tokens)) if place not in failed]
-    if matched:
+    if matched and texts is not None:
         with question.timed("rerank"):
             log_odds = parts.encoder.match(texts, tokens[matched])
             require_finite(log_odds, lambda _, place: f"the text and image {records[matched[place]].key}")

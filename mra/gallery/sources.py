@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from PIL import Image
 
@@ -90,7 +90,8 @@ def open_source(
             dataset = load_split(str(images), split, argument="images", expected="images or a data set of them")
             source = _dataset(dataset, str(images), prefix or f"{split}/" if split else prefix)
     elif hasattr(images, "features") and hasattr(images, "select_columns"):
-        source = _dataset(images, f"data set {images.info.dataset_name or ''} {images.split or ''}".strip(), prefix)
+        dataset = cast("datasets.Dataset", images)
+        source = _dataset(dataset, f"data set {dataset.info.dataset_name or ''} {dataset.split or ''}".strip(), prefix)
     elif isinstance(images, Sequence):
         source = _files(images, prefix)
     else:
@@ -197,6 +198,7 @@ def _printable(key: str) -> str:
     return key.encode(errors="backslashreplace").decode()
 
 
-def is_field_name(name: str) -> bool:
-    """Whether a metadata column of that name can stand in a `where`."""
-    return name.isidentifier() and name.isascii() and name not in RESERVED | {"and", "or", "not", "in", "is"}
+def is_field_name(name: object) -> bool:
+    """Return whether a metadata column of that name can be used in a `where`."""
+    taken = RESERVED | {"and", "or", "not", "in", "is"}
+    return isinstance(name, str) and name.isidentifier() and name.isascii() and name not in taken

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -43,7 +44,7 @@ class GalleryState:
         token_dtype: of a new gallery's token cache; `None` for the default.
 
     Raises:
-        ValueError: if another version of this project wrote the gallery.
+        ValueError: if another version of this project wrote the gallery, or it has lost a part of itself.
         FullDiskError: if the disk is too full to open the gallery.
     """
 
@@ -69,17 +70,29 @@ class GalleryState:
             return
         try:
             self.info = read_info(place.store, place.uri)
+            self._refuse_loss(place.store)
             if self.info.get("is_removing"):
                 self._resume_removal()
         except BaseException:
             self.close()
             raise
 
+    def _refuse_loss(self, store: Store) -> None:
+        """Refuse a gallery that has lost one half: it cannot be searched, and a build could mix images of two models."""
+        lost = None
+        if not self.info and store.exists() and store.count():
+            lost = f"what it remembers of its {store.count():,} images, the model included"
+        elif self.info.get("images") and not store.exists():
+            lost = f"the index of its {self.info['images']:,} images"
+        if lost:
+            raise ValueError(
+                f"gallery {self.place.uri} has lost {lost}: a file of it is damaged; restore a backup, or delete the "
+                "folder and build the gallery again"
+            )
+
     def close(self) -> None:
         """Release the gallery, so that another process can open it."""
-        if self._tokens is not None:
-            self._tokens.close()
-            self._tokens = None
+        self._tokens = None
         self.place.close()
         self.info = {}
 
@@ -108,7 +121,7 @@ class GalleryState:
                 name = self._model or self.info.get("model")
                 if name is None:
                     raise ValueError(f"gallery {self.place.uri} is new: give the model to build it with")
-                self._encoder = TorchEncoder(name, self._device, self._dtype)
+                self._encoder = cast(Encoder, TorchEncoder(name, self._device, self._dtype))
             known = self.info.get("fingerprint", self._encoder.fingerprint)
             if known != self._encoder.fingerprint:
                 raise ValueError(
@@ -175,11 +188,12 @@ class GalleryState:
     @property
     def tokens(self) -> TokenCache:
         """Open the token cache on first use."""
-        if self._tokens is None:
-            path = self.place.files / "tokens.bin"
-            shape, dtype = self.info["token_shape"], self.info["token_dtype"]
-            self._tokens = TokenCache(path, self.info["fingerprint"], shape, self._token_cache, dtype)
-        return self._tokens
+        with self.lock:
+            if self._tokens is None:
+                path = self.place.files / "tokens"
+                shape, dtype = self.info["token_shape"], self.info["token_dtype"]
+                self._tokens = TokenCache(path, self.info["fingerprint"], shape, self._token_cache, dtype)
+            return self._tokens
 
     def parts(self) -> GalleryParts:
         """Return what indexing and searching work with.
@@ -226,10 +240,7 @@ class GalleryState:
             contents.add(record.content)
             if self.files.is_copy(record.path):
                 paths.add(record.path)
-        for content in self.tokens.contents():
-            if content not in contents:
-                self.tokens.remove(content)
-        self.tokens.flush()
+        self.tokens.keep_only(contents)
         self.files.keep_only(paths)
 
     def finish_removal(self) -> None:

@@ -1,5 +1,6 @@
 """Where a gallery's records lie: what every store can do, and the exact one in memory."""
 
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -21,7 +22,8 @@ class Record:
         camera: "" for unknown.
         time: as `read_time` gives it, "" for unknown.
         metadata: further columns, without empty ones.
-        embedding: (dim,) float32, or None where it was not asked for.
+        embedding: `(dim,)` float32, or None if it was not asked for.
+        checksum: of content and embedding, as `embedding_checksum` gave it when the image was encoded.
     """
 
     key: str
@@ -32,6 +34,7 @@ class Record:
     time: str = ""
     metadata: dict[str, str | int | float] = field(default_factory=dict)
     embedding: np.ndarray | None = field(default=None, compare=False, repr=False)
+    checksum: str = field(default="", compare=False, repr=False)
 
     def value(self, name: str) -> str | int | float | None:
         """Value of a field that can be filtered on, None where it is unknown."""
@@ -40,48 +43,68 @@ class Record:
         return self.metadata.get(name)
 
 
+def embedding_checksum(content: str, embedding: np.ndarray) -> str:
+    """Return the CRC-32 of a content and its embedding, by which `verify` finds a vector that is not what was written."""
+    return f"{zlib.crc32(np.asarray(embedding, np.float32).tobytes(), zlib.crc32(content.encode())):08x}"
+
+
 class Store(Protocol):
     """What a gallery asks of the place of its records. Writing needs `create` first."""
 
-    is_exact: bool
+    @property
+    def is_exact(self) -> bool:
+        """Return whether a search compares every record."""
+        ...
 
     def exists(self) -> bool:
         """Return whether there is an index already."""
+        ...
 
     def create(self, dim: int) -> None:
         """Make an empty index of embeddings of that width."""
+        ...
 
     def read_info(self) -> dict[str, Any]:
         """Return what `write_info` kept, {} where there is nothing."""
+        ...
 
     def write_info(self, info: dict[str, Any]) -> None:
         """Keep a mapping of JSON values about the gallery as a whole."""
+        ...
 
     def upsert(self, records: list[Record]) -> None:
         """Write records, all of them or none, in place of those with their keys."""
+        ...
 
     def delete(self, keys: list[str]) -> None:
         """Delete records by key; `purge` takes them off the disk."""
+        ...
 
     def purge(self) -> None:
         """Make sure that nothing of deleted or replaced records stays on the disk."""
+        ...
 
     def flush(self) -> None:
         """Bring what was written into its final form."""
+        ...
 
     def count(self) -> int:
         """Return the number of records."""
+        ...
 
     def records(
         self, where: Where | None = None, keys: Iterable[str] | None = None, embeddings: bool = False
     ) -> Iterator[Record]:
         """Yield records in no particular order: all, those that match, or those with some keys."""
+        ...
 
     def search(self, embedding: np.ndarray, limit: int, where: Where | None = None) -> list[tuple[Record, float]]:
         """Return the records of the largest dot products with `(dim,)` embedding, best first, and these products."""
+        ...
 
     def close(self) -> None:
         """Release the place."""
+        ...
 
 
 class MemoryStore:
@@ -93,15 +116,17 @@ class MemoryStore:
         self._info: dict[str, Any] = {}
         self._rows: dict[str, int] = {}
         self._records: list[Record] = []
-        self._embeddings: np.ndarray | None = None
+        self._exists = False
+        self._embeddings = np.empty((0, 0), np.float32)
 
     def exists(self) -> bool:
         """Return whether there is an index already."""
-        return self._embeddings is not None
+        return self._exists
 
     def create(self, dim: int) -> None:
         """Make an empty index of embeddings of that width."""
         self._embeddings = np.empty((0, dim), np.float32)
+        self._exists = True
 
     def read_info(self) -> dict[str, Any]:
         """Return what `write_info` kept, {} where there is nothing."""
@@ -118,7 +143,9 @@ class MemoryStore:
         self._rows |= {record.key: start + number for number, record in enumerate(new)}
         self._records += new
         if new:
-            self._embeddings = np.concatenate([self._embeddings, np.stack([record.embedding for record in new])])
+            self._embeddings = np.concatenate(
+                [self._embeddings, np.empty((len(new), self._embeddings.shape[1]), np.float32)]
+            )
         for record in records:
             row = self._rows[record.key]
             self._embeddings[row] = record.embedding

@@ -5,7 +5,6 @@ comparison with a value that a record does not have is false whichever way it is
 """
 
 import ast
-import json
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -35,6 +34,14 @@ _TESTS = {
 
 Value = str | int | float
 
+# What ends or continues a literal in the grammars of Milvus and milvus-lite; both take every other character as it is.
+_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r"})
+
+
+def quote(text: str) -> str:
+    """Return a text as a literal of Milvus, with its control characters as they are: milvus-lite cannot read those of JSON."""
+    return f'"{text.translate(_ESCAPES)}"'
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -45,16 +52,16 @@ class Comparison:
     value: Value
 
     def matches(self, values: Callable[[str], Value | None]) -> bool:
-        """Whether it holds for the record that `values` reads; None stands for a value that the record does not have."""
+        """Return whether the record matches; `values` reads its fields and gives None for a value it does not have."""
         value = values(self.field)
         return value is not None and _TESTS[self.operator](value, self.value)
 
     def to_milvus(self) -> str:
         """Return the same as a filter of Milvus, where the record's own fields hold "" for what is unknown."""
-        constant = json.dumps(self.value, ensure_ascii=False)
+        constant = quote(self.value) if isinstance(self.value, str) else repr(self.value)
         if self.field in RECORD_FIELDS:
             return f'({self.field} != "" and {self.field} {self.operator} {constant})'
-        path = f"metadata[{json.dumps(self.field)}]"
+        path = f"metadata[{quote(self.field)}]"
         # A server reads `exists a and b` as `exists (a and b)`; milvus-lite does not.
         return f"((exists {path}) and {path} {self.operator} {constant})"
 
@@ -67,7 +74,7 @@ class Combination:
     parts: tuple["Comparison | Combination", ...]
 
     def matches(self, values: Callable[[str], Value | None]) -> bool:
-        """Whether it holds for the record that `values` reads."""
+        """Return whether the record matches."""
         combine = all if self.word == "and" else any
         return combine(part.matches(values) for part in self.parts)
 
@@ -116,7 +123,7 @@ class _ConditionReader:
             links = zip(operands, node.ops, operands[1:], strict=False)
             parts = tuple(self.compare(left, link, right, negated) for left, link, right in links)
             return parts[0] if len(parts) == 1 else Combination("or" if negated else "and", parts)
-        raise self.error(node, "is no comparison", f"compare a field with a value, as in {EXAMPLE}")
+        raise self.error(node, "is not a comparison", f"compare a field with a value, as in {EXAMPLE}")
 
     def compare(self, left: ast.expr, link: ast.cmpop, right: ast.expr, negated: bool) -> Where:
         if isinstance(link, ast.In | ast.NotIn):
@@ -134,9 +141,9 @@ class _ConditionReader:
 
     def comparison(self, field: ast.expr, symbol: str, constant: ast.expr) -> Comparison:
         if not isinstance(field, ast.Name):
-            raise self.error(field, "is no field", f"one side of a comparison must be one of {self.known()}")
+            raise self.error(field, "is not a field", f"one side of a comparison must be one of {self.known()}")
         if field.id not in self.fields:
-            raise self.error(field, "is no field of this gallery", f"it has {self.known()}")
+            raise self.error(field, "is not a field of this gallery", f"it has {self.known()}")
         kind = self.fields[field.id]
         value = self.constant(constant)
         if (kind == "number") != (not isinstance(value, str)):
@@ -144,9 +151,9 @@ class _ConditionReader:
             raise self.error(constant, f"does not fit the field {field.id}", f"expected {expected}")
         if kind == "time":
             try:
-                value = read_time(value)
+                value = read_time(str(value))
             except ValueError as error:
-                raise self.error(constant, "is no time", str(error)) from None
+                raise self.error(constant, "is not a time", str(error)) from None
         return Comparison(field.id, symbol, value)
 
     def constant(self, node: ast.expr) -> Value:
@@ -155,9 +162,12 @@ class _ConditionReader:
             sign, node = -1, node.operand
         value = node.value if isinstance(node, ast.Constant) else None
         if isinstance(value, str) and sign == 1:
+            if not value.isprintable() and any(0xD800 <= ord(character) < 0xE000 for character in value):
+                raise self.error(node, "is not valid Unicode", "remove the lone surrogates")
             return value
-        is_number = isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
-        if is_number and math.isfinite(value):
+        if isinstance(value, float) and math.isfinite(value):
+            return sign * value
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
             return sign * value
         raise self.error(node, "is neither a text nor a number", f"expected a constant, as in {EXAMPLE}")
 
@@ -175,12 +185,15 @@ def read_time(text: str) -> str:
     A time with a zone is turned to UTC, one without is taken as it is.
 
     Raises:
-        ValueError: if it is no ISO 8601 date or time.
+        ValueError: if it is not an ISO 8601 date or time, or leaves the years 1 to 9999 in UTC.
     """
     try:
         time = datetime.fromisoformat(text.strip())
     except ValueError:
         raise ValueError(f"expected a time like 2026-01-31 or 2026-01-31T08:15:00, got {text!r}") from None
     if time.tzinfo is not None:
-        time = time.astimezone(UTC).replace(tzinfo=None)
+        try:
+            time = time.astimezone(UTC).replace(tzinfo=None)
+        except OverflowError:
+            raise ValueError(f"expected a time that lies in the years 1 to 9999 in UTC, got {text!r}") from None
     return time.isoformat()

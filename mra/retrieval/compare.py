@@ -9,13 +9,13 @@ from mra.retrieval.evaluation import below_similarity, describe_ranking, format_
 
 
 def read_report(folder: str) -> dict[str, Any]:
-    """Read what `mra evaluate` wrote.
+    """Read the report of an evaluation.
 
     Args:
-        folder: its `--output_dir`.
+        folder: the `--output_dir` of `mra evaluate`.
 
     Returns:
-        What `metrics.json` holds; in a file of an older version, fusion, weight and flip are taken from its `arguments`.
+        Content of `metrics.json`; for files of older versions, fusion, weight and flip come from its `arguments`.
 
     Raises:
         ValueError: if there is no readable `metrics.json`.
@@ -26,38 +26,38 @@ def read_report(folder: str) -> dict[str, Any]:
         if "similarity" not in report:
             raise ValueError("it has no similarity metrics")
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): expected a folder that `mra evaluate` wrote") from error
+        raise ValueError(f"{path} cannot be read ({error}): expected a folder written by `mra evaluate`") from error
     arguments = report.get("arguments", {})
     return {name: arguments[name] for name in ("score_fusion", "match_weight", "flip") if name in arguments} | report
 
 
 def read_result(folder: str) -> dict[str, dict[str, float]]:
-    """Read the metrics that `mra evaluate` wrote; arguments and errors are those of `read_report`.
+    """Read the metrics of an evaluation; for arguments and errors see `read_report`.
 
     Returns:
-        `similarity` and, if there was re-ranking, `reranked`: each a dict of percentages.
+        `similarity` and, after re-ranking, `reranked`: each a dict of percentages.
     """
     report = read_report(folder)
     return {name: report[name] for name in ("similarity", "reranked") if name in report}
 
 
 def name_ranking(report: dict[str, Any]) -> str:
-    """Name fusion, weight and number of re-ranked images of a report."""
+    """Describe fusion, weight and number of re-ranked images of a report."""
     if report.get("score_fusion") is None:
         return f"unknown fusion, k {report.get('rerank_k', 'unknown')}"
     return describe_ranking(report["rerank_k"], report["score_fusion"], report["match_weight"])
 
 
 def describe_differences(reports: dict[str, dict[str, Any]]) -> list[str]:
-    """Say which rows were not ranked alike, so that their difference is not one of the models alone."""
+    """Describe which rows were ranked differently, because the models alone do not explain their differences."""
     reranked = {name: report for name, report in reports.items() if "reranked" in report}
     rankings = {name: name_ranking(report) for name, report in reranked.items()}
     lines = []
     if len(set(rankings.values())) > 1:
         listing = "; ".join(f"{name}: {ranking}" for name, ranking in rankings.items())
         lines.append(
-            f"note: the re-ranked rows differ in fusion, weight or k ({listing}): their differences are not those of the "
-            "models alone; evaluate with one --score_fusion, --match_weight and --rerank_k to compare models"
+            f"note: the re-ranked rows differ in fusion, weight or k ({listing}): the models alone do not explain their "
+            "differences; evaluate with one --score_fusion, --match_weight and --rerank_k to compare the models"
         )
     flips = {name: report.get("flip") for name, report in reports.items()}
     if len(set(flips.values())) > 1:

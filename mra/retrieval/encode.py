@@ -1,4 +1,4 @@
-"""Images and captions of a person-search set -> features for ranking and hidden states for re-ranking."""
+"""Encoding of images and captions into features for ranking and hidden states for re-ranking."""
 
 import contextlib
 import logging
@@ -27,12 +27,12 @@ class ImageEncodings:
     """Encoded images.
 
     Attributes:
-        embeds: (images, projection_dim) float32 on the CPU, all images; with mirrored views the mean of both views'
-            features, not normalised again.
-        hidden_states: (images held, views, 1 + patches, hidden) on the CPU, or None where they were not kept. Among several
-            processes each holds the images that it encoded.
-        rows: (images held,), which image each entry of `hidden_states` is, ascending.
-        batches: the fixed batches of images; `Shard.own` of them says which process holds which.
+        embeds: features of all images, `(images, projection_dim)` float32 on the CPU; with mirrored views the mean of both
+            views, not normalised again.
+        hidden_states: `(images held, views, 1 + patches, hidden)` on the CPU, or None if not kept. Each of several
+            processes holds the images that it encoded.
+        rows: image number of each entry of `hidden_states`, ascending, `(images held,)`.
+        batches: fixed batches of images; `Shard.own` assigns them to processes.
     """
 
     embeds: torch.Tensor
@@ -40,15 +40,18 @@ class ImageEncodings:
     rows: torch.Tensor
     batches: list[range]
 
+    def __post_init__(self) -> None:
+        require_finite_rows(self.embeds, "image")
+
 
 @dataclass
 class TextEncodings:
-    """Encoded captions, without their padding.
+    """Encoded captions, without padding.
 
     Attributes:
-        embeds: (texts, projection_dim) float32 on the CPU.
-        hidden_states: (tokens of all texts, hidden) on the CPU, the texts one after the other, or None where not kept.
-        lengths: (texts,), tokens of each text.
+        embeds: features, `(texts, projection_dim)` float32 on the CPU.
+        hidden_states: `(tokens of all texts, hidden)` on the CPU, texts concatenated, or None if not kept.
+        lengths: number of tokens of each text, `(texts,)`.
     """
 
     embeds: torch.Tensor
@@ -56,10 +59,11 @@ class TextEncodings:
     lengths: torch.Tensor
 
     def __post_init__(self) -> None:
+        require_finite_rows(self.embeds, "text")
         self.offsets = self.lengths.cumsum(0) - self.lengths
 
     def padded(self, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states (batch, longest, hidden), zero where padded, and attention mask (batch, longest) of some texts."""
+        """Return zero-padded hidden states `(batch, longest, hidden)` and mask `(batch, longest)` of some texts."""
         lengths = self.lengths[texts]
         positions = torch.arange(int(lengths.max()))
         attention_mask = positions < lengths[:, None]
@@ -68,8 +72,23 @@ class TextEncodings:
         return self.hidden_states[tokens] * attention_mask[..., None], attention_mask.long()
 
 
+def require_finite_rows(embeds: torch.Tensor, kind: str) -> None:
+    """Check that no embedding of `(rows, width)` holds NaN or infinity, which would spoil every ranking it is in.
+
+    Raises:
+        ValueError: naming the first such row.
+    """
+    broken = (~embeds.isfinite().all(dim=1)).nonzero()
+    if len(broken):
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        raise ValueError(
+            f"the embedding of {kind} {int(broken[0])}{more}, counted from 0, is not finite: "
+            "compute in float32 if this was float16, and look for weights that are not finite"
+        )
+
+
 class Rows(Protocol):
-    """Anything indexed by row: a sequence of PIL images, or rows of a data set."""
+    """Anything indexed by row: a sequence of PIL images, or a dataset."""
 
     def __len__(self) -> int: ...
 
@@ -95,20 +114,20 @@ def encode_images(
     shard: Shard | None = None,
     progress: bool = False,
 ) -> ImageEncodings:
-    """Encode images, each with its mirror image if `flip` is set.
+    """Encode images, with their mirror images if `flip` is set.
 
     Args:
-        model: an MRAModel or a model whose `.mra` is one, in eval mode, on the device to use.
-        processor: MRAProcessor.
+        model: an MRAModel, or a model with one as `.mra`, in eval mode, on the device to use.
+        processor: the model's MRAProcessor.
         images: a sequence of PIL images, or rows with an "image" (a `datasets.Dataset`).
         flip: average the features of each image and its mirror image, and keep the hidden states of both.
-        keep_hidden_states: keep them in CPU memory, for re-ranking.
-        batch_size: images in a forward pass (twice as many views with `flip` take two passes).
-        num_workers: processes that decode and resize images.
+        keep_hidden_states: keep hidden states in CPU memory for re-ranking.
+        batch_size: images per forward pass (with `flip` each batch takes two passes).
+        num_workers: worker processes that decode and resize images.
         dtype: dtype of the forward passes (autocast); None for that of the weights.
-        hidden_states_dtype: dtype of what is kept; None for that of the forward passes.
-        shard: the share of this process; None for all images here.
-        progress: show a progress bar.
+        hidden_states_dtype: dtype of the kept hidden states; None for that of the forward passes.
+        shard: the share of this process; None to encode all images.
+        progress: whether to show a progress bar.
 
     Raises:
         ValueError: if there are no images, or one cannot be read (the message gives its row).
@@ -128,7 +147,7 @@ def encode_images(
         num_workers=min(num_workers, len(own)),
         worker_init_fn=leave_process_group,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # its own, or iterating would advance the caller's random state
+        generator=torch.Generator(),  # otherwise iterating would advance the caller's random state
     )
     embeds, kept, filled = [], None, 0
     for pixel_values in tqdm(loader, desc="images", disable=not progress):
@@ -172,9 +191,9 @@ def encode_texts(
     shard: Shard | None = None,
     progress: bool = False,
 ) -> TextEncodings:
-    """Encode captions, padded to the model's full text length as the pooled text features need.
+    """Encode captions, padded to the model's full text length as required by the pooled text features.
 
-    Arguments are those of `encode_images`. Among several processes each receives the encodings of all captions.
+    For arguments see `encode_images`. Each of several processes receives the encodings of all captions.
 
     Raises:
         ValueError: if there are no captions, or one is empty (the message gives its position).
@@ -205,7 +224,7 @@ def encode_texts(
 
 @contextlib.contextmanager
 def forward_context(model: torch.nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Run forward passes without gradient, under autocast where `dtype` is not the dtype of the weights."""
+    """Run forward passes without gradient, under autocast if `dtype` differs from the dtype of the weights."""
     device, dtype = _device_and_dtype(model, dtype)
     weights_dtype = next(model.parameters()).dtype
     with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != weights_dtype):
@@ -220,7 +239,7 @@ def _device_and_dtype(model: torch.nn.Module, dtype: torch.dtype | None) -> tupl
 def _tokenize(processor: MRAProcessor, texts: list[str], first: int) -> BatchFeature:
     for offset, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"caption {first + offset} must be a text with a word in it, got {text!r}")
+            raise ValueError(f"caption {first + offset} must be a text with at least one word, got {text!r}")
     try:
         return processor(text=texts)
     except ValueError as error:
@@ -228,10 +247,8 @@ def _tokenize(processor: MRAProcessor, texts: list[str], first: int) -> BatchFea
 
 
 def undecoded(rows: Any) -> Any:
-    """Return a `datasets.Dataset` whose images come as they are stored, for `read_row`; other sequences as they are."""
-    if (
-        not hasattr(rows, "cast_column") or rows.format["type"] == "custom"
-    ):  # a transform of the user's wants them decoded
+    """Turn off image decoding of a `datasets.Dataset`, for `read_row`; return other sequences unchanged."""
+    if not hasattr(rows, "cast_column") or rows.format["type"] == "custom":  # a user's transform needs decoded images
         return rows
     from datasets import Image
 
@@ -241,28 +258,28 @@ def undecoded(rows: Any) -> Any:
 
 
 def read_row(rows: Rows, row: int) -> PILImage.Image:
-    """Read the image of a row, upright and RGB.
+    """Read the image of a row as upright RGB.
 
     Args:
-        rows: PIL images, or rows with an "image", of a data set best from `undecoded`: what `datasets` decodes itself stops
-            at metadata that it cannot read.
-        row: which one.
+        rows: PIL images, or rows with an "image", preferably from `undecoded`: decoding by `datasets` fails on unreadable
+            metadata.
+        row: number of the row.
 
     Raises:
-        ValueError: naming the row, if its image cannot be read.
+        ValueError: if the image cannot be read; the message names the row.
     """
     try:
         value = rows[row]
         return read_picture(value["image"] if isinstance(value, dict) else value)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"the image of row {row} (counting from 0) cannot be read: {error}; prepare the set again with --on_error "
-            "skip, which leaves such rows out"
+            f"the image of row {row} (counting from 0) cannot be read: {error}; prepare the dataset again with "
+            "--on_error skip to leave such rows out"
         ) from error
 
 
 class _Images(Dataset):
-    """RGB images of a sequence of PIL images or of rows with an "image"; what cannot be read is the error."""
+    """RGB images of a sequence of PIL images or rows with an "image"; an unreadable image is returned as the error."""
 
     def __init__(self, images: Rows) -> None:
         self.images = undecoded(images)
@@ -273,12 +290,12 @@ class _Images(Dataset):
     def __getitem__(self, index: int) -> PILImage.Image | ValueError:
         try:
             return read_row(self.images, index)
-        except ValueError as error:  # raised in a worker, its message would come wrapped into a traceback
+        except ValueError as error:  # raised in a worker, it would be wrapped in a traceback
             return error
 
 
 class _ImageCollator:
-    """Processes a batch of images in the worker that decoded them."""
+    """Collator that preprocesses a batch of images in the worker that decoded them."""
 
     def __init__(self, processor: MRAProcessor) -> None:
         self.processor = processor

@@ -1,4 +1,4 @@
-"""What a gallery asks of a model: embeddings and tokens of images, encodings of texts, matching scores of pairs."""
+"""Models behind a gallery: embeddings and tokens of images, encodings of texts, matching scores of pairs."""
 
 import hashlib
 import json
@@ -17,15 +17,15 @@ from processing_mra import MRAProcessor
 
 
 class Encoder(Protocol):
-    """A model behind a gallery. `TorchEncoder` is one; another runtime gives an object with the same members.
+    """A model behind a gallery. `TorchEncoder` implements it; other runtimes provide the same members.
 
     Attributes:
-        name: folder or Hub id of the model, as messages show it and as a gallery remembers it.
-        fingerprint: of weights and image preprocessing, see `model_fingerprint`; galleries refuse another one.
+        name: folder or Hub id of the model, shown in messages and stored in galleries.
+        fingerprint: hash of weights and image preprocessing (`model_fingerprint`); a gallery accepts no other.
         embedding_dim: width of the embeddings.
-        token_shape: (views, 1 + patches, hidden) of one image.
-        temperature: learned temperature of the contrastive loss, for the fused ranking.
-        match_weight: weight of the matching log-odds in the fused ranking, as chosen on validation; None where none was.
+        token_shape: shape of one image's tokens, `(views, 1 + patches, hidden)`.
+        temperature: learned temperature of the contrastive loss, for fused rankings.
+        match_weight: weight of the matching log-odds in fused rankings, chosen on validation; None if none was.
     """
 
     name: str
@@ -36,46 +36,46 @@ class Encoder(Protocol):
     match_weight: float | None
 
     def encode_images(self, images: Sequence) -> ImageEncodings:
-        """Encode PIL images, or rows with an "image", and their mirror images: embeds, and hidden states of both views."""
+        """Encode PIL images, or rows with an "image", and their mirror images; keep hidden states of both views."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> TextEncodings:
-        """Encode sentences, hidden states included."""
+        """Encode texts, including hidden states."""
         ...
 
     def match(self, texts: TextEncodings, image_tokens: torch.Tensor) -> torch.Tensor:
         """Match every text with every image.
 
         Args:
-            texts: from `encode_texts`.
-            image_tokens: (images, views, 1 + patches, hidden).
+            texts: result of `encode_texts`.
+            image_tokens: hidden states, `(images, views, 1 + patches, hidden)`.
 
         Returns:
-            (views, texts, images) float32 log-odds of "match".
+            Log-odds of "match", `(views, texts, images)` float32.
         """
         ...
 
 
 def chosen_match_weight(model: str) -> float | None:
-    """Return the weight of the matching log-odds that was chosen for a model on validation, None where none was.
+    """Return the weight of the matching log-odds chosen for a model on validation, or None.
 
-    A gallery ranks by the posterior of both views, so a choice without mirror images does not answer for it.
+    A gallery ranks by the posterior of both views, so a choice without mirror images does not apply to it.
 
     Raises:
-        ValueError: if what is saved with the model cannot be read.
+        ValueError: if the choice saved with the model cannot be read.
     """
     choice = RetrievalChoice.load(model)
     return choice.posterior_weight() if choice is not None and choice.flip else None
 
 
 class TorchEncoder:
-    """An MRA model in PyTorch; see `Encoder` for what it gives.
+    """An MRA model in PyTorch; see `Encoder` for its members.
 
     Args:
         model: folder or Hub id.
-        device: to run on; None for the GPU if there is one.
+        device: device to run on; None for the GPU if there is one.
         dtype: dtype of the forward passes; None for that of the weights.
-        batch_size: images or texts in a forward pass.
+        batch_size: images or texts per forward pass.
 
     Raises:
         ValueError: if the model or its processor cannot be loaded, or it has no learned temperature.
@@ -115,7 +115,7 @@ class TorchEncoder:
         )
 
     def encode_texts(self, texts: Sequence[str]) -> TextEncodings:
-        """Encode sentences; see [`Encoder`]."""
+        """Encode texts; see [`Encoder`]."""
         return encode_texts(
             self.model,
             self.processor,
@@ -138,23 +138,23 @@ class TorchEncoder:
         return in_order
 
     def match_nearest(self, texts: TextEncodings, images: ImageEncodings, nearest: torch.Tensor) -> torch.Tensor:
-        """Match every text with images of its own, (texts, k) of them: (views, texts, k) log-odds, as `rerank` groups them."""
+        """Match every text with its own images, `(texts, k)`: log-odds `(views, texts, k)`, batched as by `rerank`."""
         return rerank(self.model, texts, images, nearest, dtype=self.dtype, log_odds=True)
 
 
 def match_nearest(
     encoder: Encoder, texts: TextEncodings, images: ImageEncodings, nearest: torch.Tensor
 ) -> torch.Tensor:
-    """Match every text with images of its own, text by text where the encoder has no quicker way.
+    """Match every text with its own images, text by text if the encoder has no faster way.
 
     Args:
-        encoder: of both.
-        texts: from `encode_texts`.
-        images: from `encode_images`.
-        nearest: (texts, k), the images of each text.
+        encoder: the encoder of both texts and images.
+        texts: result of `encode_texts`.
+        images: result of `encode_images`.
+        nearest: images of each text, `(texts, k)`.
 
     Returns:
-        (views, texts, k) float32 log-odds of "match".
+        Log-odds of "match", `(views, texts, k)` float32.
     """
     if isinstance(encoder, TorchEncoder):
         return encoder.match_nearest(texts, images, nearest)
@@ -170,9 +170,9 @@ def match_nearest(
 
 
 def model_fingerprint(model: PreTrainedModel, processor: MRAProcessor) -> str:
-    """Hash what the numbers of a gallery depend on: architecture, weights and image preprocessing.
+    """Hash all that a gallery's numbers depend on: architecture, weights, image preprocessing and vocabulary.
 
-    Two folders with the same weights have the same fingerprint, another revision of a model has another.
+    Folders with the same weights have the same fingerprint; another revision of a model has a different one.
 
     Returns:
         32 hexadecimal digits.
@@ -188,6 +188,7 @@ def model_fingerprint(model: PreTrainedModel, processor: MRAProcessor) -> str:
             name: str(getattr(image_processor, name)) for name in ("size", "resample", "image_mean", "image_std")
         },
         "captions": [processor.caption_style, processor.max_text_length],
+        "vocabulary": processor.tokenizer.get_vocab(),
     }
     volatile = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
     for part in ("vision", "text"):

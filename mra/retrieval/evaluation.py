@@ -25,7 +25,7 @@ from mra.retrieval.score_fusion import (
 from processing_mra import MRAProcessor
 
 
-if TYPE_CHECKING:  # a search needs no data sets
+if TYPE_CHECKING:  # search does not need `datasets`
     import datasets
 
     from mra.common.tables import Table
@@ -37,26 +37,25 @@ REQUIRED_COLUMNS = ("image", "captions", "image_id")
 
 @dataclass
 class RetrievalResult:
-    """What an evaluation gave, the same on every process.
+    """Result of an evaluation, the same on every process.
 
     Attributes:
-        metrics: {"similarity": {...}} and, if the top k were re-ranked, {"reranked": {...}}, each with R1, R5, R10, mAP and
-            mINP in percent.
+        metrics: `similarity` and, with re-ranking, `reranked`: each a dict of R1, R5, R10, mAP and mINP in percent.
         timings: seconds of each stage on this process, and re-ranked pairs per second over all processes.
         counts: identities, images and captions evaluated.
-        rerank_k: images re-ranked for each query, 0 for none; never more than the gallery has.
-        score_fusion: how `reranked` was fused.
-        match_weight: weight of the matching log-odds in "posterior", None with another fusion.
+        rerank_k: images re-ranked per query, 0 for none; at most the size of the gallery.
+        score_fusion: fusion of `reranked`.
+        match_weight: weight of the matching log-odds in "posterior", None for other fusions.
         flip: whether mirror images were used.
-        dtype: dtype of the forward passes, such as "float32".
-        temperature: the model's learned temperature, None if it holds none.
-        similarity: (captions, images) float32.
-        reranked: (captions, images) float32 fused scores, or None.
-        top_indices: (captions, rerank_k), or None.
-        match_logits: (views, captions, rerank_k, 2) of the matching head, class 1 being "match", or None.
-        query_ids: (captions,), identity of each query.
-        query_rows: (captions,), dataset row that each query belongs to.
-        gallery_ids: (images,), identity of each dataset row.
+        dtype: dtype of the forward passes, for example "float32".
+        temperature: the model's learned temperature, or None.
+        similarity: `(captions, images)` float32.
+        reranked: fused scores, `(captions, images)` float32, or None.
+        top_indices: re-ranked images of each query, `(captions, rerank_k)`, or None.
+        match_logits: logits of the matching head (class 1 is "match"), `(views, captions, rerank_k, 2)`, or None.
+        query_ids: identity of each query, `(captions,)`.
+        query_rows: dataset row of each query, `(captions,)`.
+        gallery_ids: identity of each dataset row, `(images,)`.
         captions: the queries.
     """
 
@@ -80,34 +79,34 @@ class RetrievalResult:
 
     @property
     def scores(self) -> torch.Tensor:
-        """(captions, images) scores of the final ranking: the re-ranked ones where there are any."""
+        """Scores of the final ranking, `(captions, images)`: the re-ranked ones if there are any."""
         return self.similarity if self.reranked is None else self.reranked
 
     @property
     def match_scores(self) -> torch.Tensor | None:
-        """(views, captions, rerank_k) scores that were fused: logits of "match", log-odds with "posterior", or None."""
+        """Fused matching scores, `(views, captions, rerank_k)`: logits of "match" (log-odds for "posterior"), or None."""
         if self.match_logits is None or self.top_indices is None:
             return None
         return match_scores(self.match_logits, self.score_fusion == "posterior")
 
     @property
     def ranking(self) -> str:
-        """Fusion, weight and number of re-ranked images, as tables name them."""
+        """Description of the ranking for tables: fusion, weight and number of re-ranked images."""
         return describe_ranking(self.rerank_k, self.score_fusion, self.match_weight)
 
     def fuse(self, score_fusion: str, match_weight: float | None = None, k: int | None = None) -> torch.Tensor:
-        """Fuse the scores in another way, without running the model again.
+        """Compute another fusion of the scores, without running the model again.
 
         Args:
             score_fusion: "single", "published" or "posterior".
             match_weight: weight of the matching log-odds in "posterior"; None for 1.
-            k: re-rank the first k images of each query alone; None for all that were matched.
+            k: re-rank only the first k images of each query; None for all that were matched.
 
         Returns:
-            (captions, images) float32.
+            Fused scores, `(captions, images)` float32.
 
         Raises:
-            ValueError: if nothing was re-ranked, and as `fuse_scores`.
+            ValueError: if nothing was re-ranked, or as for `fuse_scores`.
         """
         if self.match_logits is None or self.top_indices is None:
             raise ValueError("scores can only be fused after an evaluation with re-ranking, rerank_k > 0")
@@ -121,7 +120,7 @@ class RetrievalResult:
         )
 
     def with_fusion(self, score_fusion: str, match_weight: float | None = None) -> "RetrievalResult":
-        """Return this result with its scores fused in another way; arguments and errors are those of `fuse`."""
+        """Return this result with another fusion of its scores; for arguments and errors see `fuse`."""
         reranked = self.fuse(score_fusion, match_weight)
         metrics = self.metrics | {"reranked": retrieval_metrics(reranked, self.query_ids, self.gallery_ids)}
         weight = (1.0 if match_weight is None else match_weight) if score_fusion == "posterior" else None
@@ -143,31 +142,31 @@ def evaluate_retrieval(
     dtype: torch.dtype | None = None,
     progress: bool = False,
 ) -> RetrievalResult:
-    """Evaluate text-to-image person retrieval: every caption of the split queries the gallery of all its images.
+    """Evaluate text-to-image person retrieval: every caption of a split is a query to the gallery of its images.
 
-    With an initialised process group the work is shared: batches are cut without regard to the number of processes and
-    dealt to them, so any number of processes gives the same result (to the last bit where each has as many threads; CPU
-    kernels round differently with another number). Every process must then make this call.
+    With an initialised process group the work is shared and every process must make this call. Batches do not depend on the
+    number of processes, so neither does the result (bit for bit with equal numbers of threads; CPU kernels round differently
+    otherwise).
 
     Args:
-        model: unwrapped MRAModel, MRAForPreTraining or MRAForImageTextRetrieval, on the device to use. Put into eval mode
-            for the call and back into its mode afterwards. (Under ZeRO-3, gather its parameters first.)
-        processor: MRAProcessor.
+        model: unwrapped MRAModel, MRAForPreTraining or MRAForImageTextRetrieval, on the device to use. It is in eval mode
+            during the call. (Under ZeRO-3, gather its parameters first.)
+        processor: the model's MRAProcessor.
         dataset: `datasets.Dataset` with columns image, captions (list of texts) and image_id (identity).
-        rerank_k: images of each query to re-rank with the fusion layers; None or 0 ranks by similarity alone.
+        rerank_k: images per query to re-rank with the fusion layers; None or 0 ranks by similarity alone.
         flip: use the mirror image too, for features and for matching.
-        score_fusion: "single", "published" or "posterior", see `fuse_scores`; the last needs a model that holds the learned
-            temperature, which a bare MRAModel does not. `choose_retrieval` finds the best of them for a model.
+        score_fusion: "single", "published" or "posterior", see `fuse_scores`; the last needs a model with a learned
+            temperature, which a bare MRAModel lacks. `choose_retrieval` finds the best fusion for a model.
         match_weight: weight of the matching log-odds in "posterior".
-        batch_size: images or captions in a forward pass.
-        rerank_batch_size: most pairs in a forward pass; None for what suits the device.
-        num_workers: processes that decode and resize images.
-        dtype: dtype of the forward passes and of the hidden states kept; None for that of the weights.
-        progress: show progress bars on the main process.
+        batch_size: images or captions per forward pass.
+        rerank_batch_size: most pairs per forward pass of re-ranking; None for a number chosen for the device.
+        num_workers: worker processes that decode and resize images.
+        dtype: dtype of the forward passes and the kept hidden states; None for that of the weights.
+        progress: whether to show progress bars on the main process.
 
     Raises:
-        ValueError: if an argument or the dataset is not as described (the message says how to fix it), or the matching
-            score of a pair is not finite.
+        ValueError: if an argument or the dataset is wrong (the message says how to fix it), or the matching score of a
+            pair is not finite.
     """
     shard = Shard.current()
     if score_fusion not in SCORE_FUSIONS:
@@ -179,7 +178,7 @@ def evaluate_retrieval(
     query_ids = gallery_ids[query_rows]
     rerank_k = rerank_k or 0
     if rerank_k > len(dataset):
-        logger.warning("rerank_k %d is more than the gallery has: all %d images are re-ranked", rerank_k, len(dataset))
+        logger.warning("rerank_k %d is larger than the gallery: re-ranking all %d images", rerank_k, len(dataset))
         rerank_k = len(dataset)
 
     timings = {}
@@ -245,19 +244,19 @@ def evaluate_retrieval(
 
 
 def read_captions(dataset: "Table") -> tuple[list[str], torch.Tensor, torch.Tensor]:
-    """Read the queries of a person-search split without decoding an image.
+    """Read the queries of a person-search split without decoding images.
 
     Returns:
-        captions of all rows; (captions,) the row of each; (rows,) the identity of each row.
+        Captions of all rows; the row of each caption, `(captions,)`; the identity of each row, `(rows,)`.
 
     Raises:
-        ValueError: if a column is missing or of another kind, there are no rows or captions, or a caption is blank.
+        ValueError: if a column is missing or of the wrong type, there are no rows or captions, or a caption is blank.
     """
     missing = [name for name in REQUIRED_COLUMNS if name not in dataset.column_names]
     if missing:
         raise ValueError(
             f"the dataset has no column {', '.join(missing)}: expected {', '.join(REQUIRED_COLUMNS)} "
-            f"(a person-search set as `mra prepare pedes` writes it), got {', '.join(dataset.column_names)}"
+            f"(as written by `mra prepare pedes`), got {', '.join(dataset.column_names)}"
         )
     if len(dataset) == 0:
         raise ValueError("the dataset has no rows: expected at least one image with a caption")
@@ -268,30 +267,30 @@ def read_captions(dataset: "Table") -> tuple[list[str], torch.Tensor, torch.Tens
             raise ValueError(f"row {row}: captions must be a list of texts, got {row_captions!r}")
         for caption in row_captions:
             if not isinstance(caption, str) or not caption.strip():
-                raise ValueError(f"row {row}: a caption must be a text with a word in it, got {caption!r}")
+                raise ValueError(f"row {row}: a caption must be a text with at least one word, got {caption!r}")
         captions.extend(row_captions)
         rows.extend([row] * len(row_captions))
     if not captions:
         raise ValueError("no row has a caption: expected at least one query")
     identities = columns["image_id"]
     if not all(isinstance(identity, int) for identity in identities):
-        raise ValueError(f"image_id must be an integer in every row, got for example {identities[0]!r}")
+        raise ValueError(f"image_id must be an integer in every row, got {identities[0]!r}")
     return captions, torch.tensor(rows), torch.tensor(identities)
 
 
 def describe_ranking(rerank_k: int, score_fusion: str, match_weight: float | None) -> str:
-    """Name a ranking as tables do: fusion, weight and number of re-ranked images."""
+    """Describe a ranking for tables: fusion, weight and number of re-ranked images."""
     return f"{fusion_name(score_fusion, match_weight)}, k {rerank_k}" if rerank_k else "similarity alone"
 
 
 def below_similarity(metrics: dict[str, dict[str, float]]) -> str | None:
-    """Say by how much re-ranking is below similarity alone.
+    """Describe by how much re-ranking is below similarity alone.
 
     Args:
-        metrics: of a `RetrievalResult`, or R1 and mAP alone.
+        metrics: metrics of a `RetrievalResult`, or R1 and mAP alone.
 
     Returns:
-        A sentence that names R@1 or mAP or both with their figures; None where re-ranking loses neither.
+        A message with the values of R@1 or mAP or both; None if re-ranking lowers neither.
     """
     if "reranked" not in metrics:
         return None
@@ -304,7 +303,7 @@ def below_similarity(metrics: dict[str, dict[str, float]]) -> str | None:
 
 
 def format_table(metrics: dict[str, dict[str, float]]) -> str:
-    """Lay out named rows of metrics (percent) as a plain-text table."""
+    """Format named rows of metrics (in percent) as a plain-text table."""
     width = max(10, *(len(name) for name in metrics))
     header = ("R@1", "R@5", "R@10", "mAP", "mINP")
     lines = [" " * width + "".join(f"{title:>8}" for title in header)]

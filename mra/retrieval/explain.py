@@ -1,4 +1,4 @@
-"""Explain a (text, image) pair: which words look where in the image, and how well phrases match it on their own."""
+"""Explanation of a (text, image) pair: where in the image each word looks, and how well single phrases match."""
 
 import re
 from collections.abc import Sequence
@@ -31,20 +31,20 @@ carries carrying walks walking standing while also very
 """
 STOP_WORDS = frozenset(_NOTHING_SEEN.split())
 
-LEAST_PEAK = 4  # even shares
+LEAST_PEAK = 4  # times the even share
 
 _WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 
 
 @dataclass(frozen=True)
 class WordAttention:
-    """Where one word of a caption looks.
+    """Attention of one word of a caption to the image.
 
     Attributes:
-        word: as it stands in the caption, its word pieces joined.
-        heatmap: (rows, columns) of the patch grid, float32; the share that each patch has in what the word reads.
-        global_share: the share of image token 0, the mean of all patches, which lies nowhere in the grid.
-        is_stop_word: whether the word names nothing that could be seen.
+        word: the word as in the caption, its word pieces joined.
+        heatmap: share of each patch in the word's attention, `(rows, columns)` float32.
+        global_share: share of image token 0, the mean of all patches, which has no position in the grid.
+        is_stop_word: whether the word names nothing visible.
     """
 
     word: str
@@ -55,13 +55,13 @@ class WordAttention:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the fusion layers read off an image for a caption.
+    """Attention of a caption's words to an image, and their matching probability.
 
     Attributes:
-        text: the caption as the tokenizer got it.
-        match_probability: of the matching head, for this one view of the image.
-        words: of the caption, in order; words past the longest text of the model are not among them.
-        sentence: (rows, columns), mean of the heatmaps of the words other than stop words (of all, if there are no others).
+        text: the caption as passed to the tokenizer.
+        match_probability: probability given by the matching head for this view of the image.
+        words: words of the caption in order, without those past the model's longest text.
+        sentence: mean heatmap of all words but stop words (of all words if there are no others), `(rows, columns)`.
     """
 
     text: str
@@ -72,7 +72,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class PhraseScore:
-    """A phrase and the probability, by the matching head, that it describes the image."""
+    """A phrase and the matching probability that it describes the image."""
 
     phrase: str
     match_probability: float
@@ -89,28 +89,30 @@ def explain_pair(
 ) -> Explanation:
     """Compute where in an image each word of a text looks.
 
-    The maps are the cross-attention of the last fusion layers, each weight multiplied by the length of the vector that it
-    lets through (Kobayashi et al. 2020, arXiv 2004.10102): heads with nothing to look for rest on patches that add next to
-    nothing, such as background. They are averaged over heads, layers and the word pieces of a word. They show what the layers
-    read, not why they decide: take them as a hint.
+    The heatmaps are the cross-attention of the last fusion layers, each weight multiplied by the norm of the vector it
+    transfers (Kobayashi et al. 2020, arXiv 2004.10102), because idle heads attend to patches that contribute almost nothing,
+    like background. They are averaged over heads, layers and the pieces of a word. They show what the layers read, not why
+    they decide: treat them as a hint.
 
     Args:
-        model: an MRAModel or a model whose `.mra` is one, in eval mode.
-        processor: MRAProcessor.
+        model: an MRAModel, or a model with one as `.mra`, in eval mode.
+        processor: the model's MRAProcessor.
         text: the caption.
-        image: of any size; or
-        image_hidden_states: (1 + patches, hidden) of it, where they are already there.
-        num_layers: fusion layers, counted from the last, whose attention is averaged; None for half of them.
+        image: an image of any size; or
+        image_hidden_states: its hidden states, `(1 + patches, hidden)`, if already computed.
+        num_layers: number of last fusion layers to average; None for half of them.
 
     Raises:
-        ValueError: if there is no word in the text, not exactly one of image and tokens is given, the tokens are not of this
-            model, or it has not as many fusion layers.
+        ValueError: if the text has no word, not exactly one of `image` and `image_hidden_states` is given, the hidden states
+            do not fit the model, or it has fewer fusion layers.
     """
     model = inner_model(model)
     if num_layers is None:
         num_layers = max(1, len(model.fusion_layers) // 2)
     if not 1 <= num_layers <= len(model.fusion_layers):
-        raise ValueError(f"num_layers must be 1 to {len(model.fusion_layers)}, as the model has, got {num_layers}")
+        raise ValueError(
+            f"num_layers must be from 1 to {len(model.fusion_layers)}, the model's fusion layers, got {num_layers}"
+        )
     texts = encode_texts(model, processor, [text], keep_hidden_states=True)
     tokens = _image_tokens(model, processor, image, image_hidden_states, flip=False)
     attention = cross_attention(model, *texts.padded(torch.tensor([0])), tokens[:, 0])
@@ -118,6 +120,7 @@ def explain_pair(
         dim=(0, 1)
     )  # text tokens, 1 + patches
     shares = (read / read.sum(dim=-1, keepdim=True)).cpu()
+    require_finite(shares[None], lambda token, patch: f"text token {token} and image token {patch}", "attention")
     grid = model.config.vision_config.grid_size
     caption = processor.normalize_caption(text)
     words = []
@@ -125,7 +128,7 @@ def explain_pair(
         share = shares[positions].mean(dim=0)
         words.append(WordAttention(word, share[1:].view(grid), share[0].item(), word.lower() in STOP_WORDS))
     if not words:
-        raise ValueError(f"text must have a letter or digit that the tokenizer keeps, got {text!r}")
+        raise ValueError(f"text must have a letter or digit known to the tokenizer, got {text!r}")
     shown = [word.heatmap for word in words if not word.is_stop_word] or [word.heatmap for word in words]
     require_finite(attention.logits[None, :, None], lambda *_: "the text and the image")
     probability = attention.logits[0].softmax(dim=-1)[1].item()
@@ -140,20 +143,20 @@ def phrase_scores(
     *,
     image_hidden_states: torch.Tensor | None = None,
 ) -> list[PhraseScore]:
-    """Score phrases such as "black backpack" against an image, each on its own.
+    """Score phrases like "black backpack" against an image, each separately.
 
     Args:
-        model: an MRAModel or a model whose `.mra` is one, in eval mode.
-        processor: MRAProcessor.
+        model: an MRAModel, or a model with one as `.mra`, in eval mode.
+        processor: the model's MRAProcessor.
         phrases: one or more.
-        image: of any size, which is also looked at in the mirror, as evaluation does; or
-        image_hidden_states: (1 + patches, hidden) or (views, 1 + patches, hidden) of it.
+        image: an image of any size, also used mirrored as in evaluation; or
+        image_hidden_states: its hidden states, `(1 + patches, hidden)` or `(views, 1 + patches, hidden)`.
 
     Returns:
-        A score for each phrase, in order: the matching probability, averaged over the views as in a search.
+        The matching probability of each phrase in order, averaged over the views as in a search.
 
     Raises:
-        ValueError: if there are no phrases, one is empty, or not exactly one of image and tokens is given.
+        ValueError: if there are no phrases, one is empty, or not exactly one of `image` and `image_hidden_states` is given.
     """
     model = inner_model(model)
     texts = encode_texts(model, processor, list(phrases), keep_hidden_states=True)
@@ -167,13 +170,13 @@ def phrase_scores(
 
 @dataclass(frozen=True)
 class CrossAttention:
-    """What text tokens attend to in images, all float32.
+    """Cross-attention of text tokens to images, all float32.
 
     Attributes:
-        weights: (fusion layers, pairs, heads, text tokens, 1 + patches), which sum to 1 over the image tokens.
-        norms: (fusion layers, pairs, heads, 1 + patches), length of what each image token adds to a text token at weight 1:
-            its value, sent through the part of the output projection that belongs to the head.
-        logits: (pairs, 2) of the matching head.
+        weights: `(fusion layers, pairs, heads, text tokens, 1 + patches)`, with sum 1 over the image tokens.
+        norms: `(fusion layers, pairs, heads, 1 + patches)`, norm of the vector that each image token adds to a text token at
+            weight 1: its value after the head's part of the output projection.
+        logits: logits of the matching head, `(pairs, 2)`.
     """
 
     weights: torch.Tensor
@@ -184,15 +187,15 @@ class CrossAttention:
 def cross_attention(
     model: MRAModel, text_hidden_states: torch.Tensor, attention_mask: torch.Tensor, image_hidden_states: torch.Tensor
 ) -> CrossAttention:
-    """Run the fusion layers and compute what each text token attends to in the image.
+    """Run the fusion layers and compute the cross-attention of each text token to the image.
 
-    The weights follow from queries and keys, so that any attention implementation will do: `sdpa` never returns them.
+    Weights are computed from queries and keys, because `sdpa` does not return them.
 
     Args:
-        model: MRAModel in eval mode.
+        model: an MRAModel in eval mode.
         text_hidden_states: `(pairs, length, hidden)`.
-        attention_mask: `(pairs, length)`, 1 = token.
-        image_hidden_states: (pairs, 1 + patches, hidden).
+        attention_mask: `(pairs, length)`, 1 for tokens, 0 for padding.
+        image_hidden_states: `(pairs, 1 + patches, hidden)`.
     """
     queries: list[torch.Tensor] = []
     layers = cast(list[MRAFusionLayer], list(model.fusion_layers))
@@ -218,17 +221,17 @@ def cross_attention(
 
 
 def draw_explanation(image: Image.Image, explanation: Explanation, columns: int = 6) -> Image.Image:
-    """Draw the image, the whole sentence and every word as overlays; words that name nothing visible are faint."""
+    """Draw the image, and overlays of the whole text and every word; stop words are faint."""
     tiles = [HeatmapTile("image"), HeatmapTile("all words", scale_heatmap(explanation.sentence))]
     tiles += [HeatmapTile(word.word, scale_heatmap(word.heatmap), word.is_stop_word) for word in explanation.words]
     return draw_tiles(image, f"{explanation.match_probability:.1%} match: {explanation.text}", tiles, columns)
 
 
 def scale_heatmap(heatmap: torch.Tensor) -> torch.Tensor:
-    """Stretch shares of patches to 0..1 for a picture.
+    """Scale shares of patches to 0..1 for a picture.
 
-    0 is an even share or less, 1 the largest, which counts as at least four even shares, so that a word that looks
-    everywhere does not look sharp.
+    0 is an even share or less, 1 is the largest share or at least four even shares, so that a word with diffuse attention
+    does not appear sharp.
     """
     even = 1 / heatmap.numel()
     return ((heatmap - even) / (max(heatmap.max().item(), LEAST_PEAK * even) - even)).clamp(min=0)
@@ -238,13 +241,12 @@ def word_positions(tokenizer: PreTrainedTokenizerBase, caption: str, max_length:
     """Find the tokens of each word of a caption.
 
     Args:
-        tokenizer: a fast one, as every MRAProcessor has.
-        caption: the text as it is tokenized.
-        max_length: tokens that the model reads.
+        tokenizer: a fast tokenizer, like that of every MRAProcessor.
+        caption: the text to tokenize.
+        max_length: most tokens that the model reads.
 
     Returns:
-        Words with a letter or digit, "t-shirt" being one, and the positions of their tokens; words that are cut off are left
-        out.
+        Words with a letter or digit ("t-shirt" is one word) and the positions of their tokens, without truncated words.
     """
     encoded = tokenizer(caption, truncation=True, max_length=max_length, return_offsets_mapping=True)
     special = set(tokenizer.all_special_ids) - {cast(int, tokenizer.unk_token_id)}
@@ -270,9 +272,9 @@ def _image_tokens(
     image_hidden_states: torch.Tensor | None,
     flip: bool = True,
 ) -> torch.Tensor:
-    """(1, views, 1 + patches, hidden) of an image, or of the tokens that are there."""
+    """Return hidden states `(1, views, 1 + patches, hidden)` of an image, or the given ones in that shape."""
     if (image is None) == (image_hidden_states is None):
-        raise ValueError("pass either `image` or `image_hidden_states`, not both and not neither")
+        raise ValueError("pass exactly one of `image` and `image_hidden_states`")
     if image is not None:
         encoded = encode_images(model, processor, [image], flip=flip, keep_hidden_states=True)
         return cast(torch.Tensor, encoded.hidden_states)

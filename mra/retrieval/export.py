@@ -1,4 +1,4 @@
-"""Export a model to ONNX: image encoder, text encoder and matcher, checked against PyTorch before anything is kept."""
+"""Export a model to ONNX: image encoder, text encoder and matcher, checked against PyTorch before they are saved."""
 
 import contextlib
 import importlib.metadata
@@ -43,7 +43,7 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Tokens and mask (batch, max_text_length) -> hidden states (batch, max_text_length, hidden) and embeddings."""
+    """Tokens and mask `(batch, max_text_length)` -> hidden states `(batch, max_text_length, hidden)` and embeddings."""
 
     def __init__(self, model: MRAModel) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class TextEncoder(nn.Module):
 
 
 class Matcher(nn.Module):
-    """Hidden states of texts (with their mask) and of images, and text and image of each pair -> logits (pairs, 2)."""
+    """Hidden states of texts (with mask) and images, and text and image of each pair -> logits `(pairs, 2)`."""
 
     def __init__(self, model: MRAModel) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Matcher(nn.Module):
         image_index: torch.Tensor,
     ) -> torch.Tensor:
         """Return the logits of the pairs."""
-        # `match_logits` asks for [CLS] alone with `take_along_dim`, whose tracing fixes every size: take it afterwards.
+        # `match_logits` would select [CLS] with `take_along_dim`, and tracing that fixes every size: select it afterwards.
         rows = FusionRows(text_index, image_index)
         fused = self.model.fuse(text_hidden_states, attention_mask, image_hidden_states, rows=rows)
         return self.model.match_head(fused[:, 0])
@@ -79,12 +79,12 @@ class Matcher(nn.Module):
 
 @dataclass(frozen=True)
 class Graph:
-    """One of the three files.
+    """One of the three exported graphs.
 
     Attributes:
         name: key of `FILES`.
-        module: what is exported.
-        inputs: names of the inputs and of their dynamic dimensions.
+        module: module to export.
+        inputs: names of the inputs and their dynamic dimensions.
         outputs: names of the outputs.
     """
 
@@ -97,16 +97,16 @@ class Graph:
 def export_model(
     model: str, output: str | Path, opset: int | None = None, overwrite: bool = False
 ) -> dict[str, float]:
-    """Write a model as ONNX with its configuration and processor, whole or not at all.
+    """Write a model atomically as ONNX with its configuration and processor.
 
     Args:
         model: folder or Hub id of any MRA model.
         output: folder to write.
-        opset: version of the ONNX operators; None for what this PyTorch recommends.
-        overwrite: replace an earlier export at `output`.
+        opset: version of the ONNX operators; None for PyTorch's default.
+        overwrite: whether to replace an earlier export at `output`.
 
     Returns:
-        The largest difference from PyTorch of each graph, over all inputs that were tried.
+        The largest difference from PyTorch of each graph, over all inputs tried.
 
     Raises:
         ValueError: if the model cannot be loaded or exported, a graph differs from PyTorch by more than `TOLERANCE`, the
@@ -115,11 +115,11 @@ def export_model(
     import_onnxruntime()
     output = Path(output)
     with _unfinished(output, overwrite) as folder:
-        # sdpa leaves its result in a layout that the exporter cannot view as it must: plain products instead.
+        # The exporter cannot handle the memory layout of sdpa's result: use plain products instead.
         loaded, processor = load_model(model, attn_implementation="eager"), load_processor(model)
         graphs = list(make_graphs(loaded.mra))
         versions = [write_graph(graph, loaded.mra, folder, opset) for graph in graphs]
-        loaded.set_attn_implementation("sdpa")  # what everybody runs
+        loaded.set_attn_implementation("sdpa")  # the default at inference
         differences = {graph.name: check_graph(graph, loaded.mra, folder / FILES[graph.name]) for graph in graphs}
         vision = loaded.config.vision_config
         description = {
@@ -135,7 +135,7 @@ def export_model(
         loaded.config.save_pretrained(folder)
         processor.save_pretrained(folder)
         if (choice := RetrievalChoice.load(str(model))) is not None:
-            replace(choice, model=None).save(folder)  # tied to the graphs, wherever the choice was made
+            replace(choice, model=None).save(folder)  # tied to the graphs, not to the original weights
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return differences
 
@@ -162,7 +162,7 @@ def write_graph(graph: Graph, model: MRAModel, folder: Path, opset: int | None) 
         The opset of the file.
 
     Raises:
-        ValueError: if the exporter gives up.
+        ValueError: if the export fails.
     """
     dynamic = [dict.fromkeys(range(len(names)), torch.export.Dim.DYNAMIC) for names in graph.inputs.values()]
     example = example_inputs(graph.name, model, *((3, 2, 6, 17) if graph.name == "matcher" else (2,)))
@@ -177,9 +177,9 @@ def write_graph(graph: Graph, model: MRAModel, folder: Path, opset: int | None) 
             opset_version=opset,
             verbose=False,
         )
-    except Exception as error:  # of many kinds, with a page of advice for developers of PyTorch
+    except Exception as error:  # of any type, with a page of advice for PyTorch developers
         raise ValueError(
-            f"{graph.name} cannot be exported with opset {opset or 'of choice'}: {str(error).strip().splitlines()[-1]}; "
+            f"{graph.name} cannot be exported with opset {opset or 'default'}: {str(error).strip().splitlines()[-1]}; "
             "try another --opset, or another version of torch and onnxscript"
         ) from error
     for value, names in zip(program.model.graph.inputs, graph.inputs.values(), strict=True):
@@ -208,7 +208,7 @@ def check_graph(graph: Graph, model: MRAModel, path: Path) -> float:
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
             arrays = {name: value.numpy() for name, value in zip(graph.inputs, inputs, strict=True)}
             found = session.run(list(graph.outputs), arrays)
-        except Exception as error:  # onnxruntime has its own kinds
+        except Exception as error:  # onnxruntime has its own exception types
             raise ValueError(
                 f"{graph.name}: onnxruntime cannot run the export with sizes {sizes} ({error})"
             ) from error
@@ -216,22 +216,22 @@ def check_graph(graph: Graph, model: MRAModel, path: Path) -> float:
             graph.outputs, found, expected if len(graph.outputs) > 1 else [expected], strict=True
         ):
             difference = (torch.from_numpy(array) - tensor).abs().max().item()
-            if not difference <= TOLERANCE:  # true for NaN, too
+            if not difference <= TOLERANCE:  # true for NaN too
                 raise ValueError(
                     f"{graph.name}: {name} differs from PyTorch by {difference:.2g} with sizes {sizes}, expected at most "
-                    f"{TOLERANCE:g}; nothing was written. Try another --opset, or another version of torch and onnxscript."
+                    f"{TOLERANCE:g}; nothing was written; try another --opset, or another version of torch and onnxscript"
                 )
             largest = max(largest, difference)
     return largest
 
 
 def example_inputs(name: str, model: MRAModel, *sizes: int) -> tuple[torch.Tensor, ...]:
-    """Make random inputs of a graph, texts of different lengths among them.
+    """Build random inputs of a graph, with texts of different lengths.
 
     Args:
-        name: of the graph.
-        model: MRAModel.
-        sizes: images; texts; or texts, images, pairs and length for the matcher.
+        name: name of the graph.
+        model: the MRAModel.
+        sizes: number of images or texts; for the matcher texts, images, pairs and length.
     """
     generator = torch.Generator().manual_seed(sum(size for size in sizes if size != LONGEST))
     config = model.config
@@ -259,12 +259,12 @@ def example_inputs(name: str, model: MRAModel, *sizes: int) -> tuple[torch.Tenso
 
 @contextlib.contextmanager
 def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
-    """Make a folder beside the output that takes its name at the end; only an earlier export is replaced."""
+    """Yield a temporary folder that is renamed to the output at the end; replace only an earlier export."""
     exists = output.exists() and not (output.is_dir() and not any(output.iterdir()))
     if exists and not overwrite:
         raise ValueError(f"--output {output} exists: pass --overwrite, or another folder")
     if exists and not (output / DESCRIPTION).is_file():
-        raise ValueError(f"--output {output} is not an earlier export and is not replaced: give another folder")
+        raise ValueError(f"--output {output} is not an earlier export, so it is not replaced: give another folder")
     try_folder(output.parent, "--output")
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(output) as folder:

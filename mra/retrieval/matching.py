@@ -1,4 +1,4 @@
-"""Matching scores of (text, image) pairs for inference: what pairs share is computed once, what nothing reads never."""
+"""Fast matching scores of (text, image) pairs for inference, without repeated or unused computations."""
 
 from functools import partial
 from typing import cast
@@ -16,35 +16,35 @@ from mra.retrieval.encode import TextEncodings, forward_context, inner_model
 from mra.retrieval.score_fusion import match_scores
 
 
-# Pairs in a forward pass: on a CPU its activations should stay in the cache, an accelerator wants to be kept busy.
+# Pairs per forward pass: small enough for a CPU's cache, large enough to keep an accelerator busy.
 BATCH_SIZES = {"cpu": 32}
 DEFAULT_BATCH_SIZE = 512
 
-# Pairs whose images' keys and values are brought together at a time on a CPU: 5 MB at full size, for the same reason.
+# Pairs for which image keys and values are gathered at a time on a CPU: 5 MB at full size, to fit the cache.
 PAIRS_PER_GATHER = 8
 
-# What oneDNN lays weights out for: tokens of a forward pass, roughly.
+# Approximate tokens per forward pass, for which oneDNN optimises the layout of weights.
 ROWS_PER_PRODUCT = 1024
 
 KeysValues = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class PairMatcher:
-    """The fusion layers and the matching head of a model, arranged for many pairs.
+    """The fusion layers and the matching head of a model, optimised for many pairs.
 
-    Gives the scores of `MRAModel.match_logits` in fewer multiply-adds than a training step can do with:
+    Computes the scores of `MRAModel.match_logits` with fewer multiply-adds than a training step:
 
     - keys and values of an image are computed once;
-    - in the first fusion layer a text meets no image before its cross-attention has projected its queries, so all that
-      is computed once a text and forward pass;
-    - texts are padded to the longest of their forward pass only: the fusion layers hide padding;
-    - the last layer runs for [CLS] alone, and its self-attention does not project the other tokens: the key projection
-      is applied to the one query instead, and the value projection to the one weighted mean.
+    - the first fusion layer, up to the queries of its cross-attention, is independent of the image and computed once per
+      text and forward pass;
+    - texts are padded only to the longest of their forward pass, because the fusion layers mask padding;
+    - the last layer runs only for [CLS], and its self-attention does not project the other tokens: the key projection
+      is applied to the single query, and the value projection to the single weighted mean.
 
-    The weights are copied, in the layout and precision that suit the device: make a new one when the model has changed.
+    Weights are copied, in a layout and precision suited to the device: create a new matcher after the model has changed.
 
     Args:
-        model: an MRAModel or a model whose `.mra` is one, in eval mode.
+        model: an MRAModel, or a model with one as `.mra`, in eval mode.
         dtype: dtype of the forward passes (autocast); None for that of the weights.
     """
 
@@ -66,7 +66,7 @@ class PairMatcher:
         batch_size: int | None = None,
         log_odds: bool = False,
     ) -> torch.Tensor:
-        """Score (text, image) pairs; arguments, result and errors are those of `match_pairs`."""
+        """Score (text, image) pairs; for arguments, result and errors see `match_pairs`."""
         logits = self.pair_logits(texts, image_hidden_states, pair_texts, pair_images, batch_size)
         return match_scores(logits, log_odds)
 
@@ -78,12 +78,12 @@ class PairMatcher:
         pair_images: torch.Tensor,
         batch_size: int | None = None,
     ) -> torch.Tensor:
-        """Compute both logits of (text, image) pairs, from which every fusion of scores follows.
+        """Compute both logits of (text, image) pairs, as needed by every fusion of scores.
 
-        Arguments and errors are those of `match_pairs`.
+        For arguments and errors see `match_pairs`.
 
         Returns:
-            `(views, pairs, 2)` float32 on the CPU, class 1 being "match".
+            `(views, pairs, 2)` float32 on the CPU, class 1 is "match".
         """
         if batch_size is None:
             batch_size = BATCH_SIZES.get(self.device.type, DEFAULT_BATCH_SIZE)
@@ -115,7 +115,7 @@ class PairMatcher:
         return scores
 
     def project_images(self, image_hidden_states: torch.Tensor) -> KeysValues:
-        """Project (images, 1 + patches, hidden) to keys and values of each layer, (images, heads, tokens, width) each."""
+        """Project `(images, 1 + patches, hidden)` to each layer's keys and values, `(images, heads, tokens, width)`."""
         keys_values = []
         for layer in self.layers:
             projected = layer.image_keys_values(image_hidden_states)
@@ -130,17 +130,17 @@ class PairMatcher:
         text_index: torch.Tensor,
         image_index: torch.Tensor,
     ) -> torch.Tensor:
-        """Compute the logits of pairs, to be called under `forward_context`.
+        """Compute the logits of pairs; call this under `forward_context`.
 
         Args:
-            text_hidden_states: (texts, length, text hidden_size) of the text-only layers.
-            attention_mask: (texts, length), 1 = token; None where there is no padding.
-            image_keys_values: from `project_images`.
-            text_index: (pairs,), index into the texts.
-            image_index: (pairs,), index into the images.
+            text_hidden_states: output of the text-only layers, `(texts, length, hidden)`.
+            attention_mask: `(texts, length)`, 1 for tokens, 0 for padding; None without padding.
+            image_keys_values: result of `project_images`.
+            text_index: text of each pair, `(pairs,)`.
+            image_index: image of each pair, `(pairs,)`.
 
         Returns:
-            (pairs, 2), class 1 being "match".
+            Logits `(pairs, 2)`; class 1 is "match".
         """
         implementation = cast(str, self.model.config.text_config._attn_implementation)
         mask = visibility_mask(attention_mask, text_hidden_states.dtype, implementation)
@@ -177,17 +177,17 @@ def match_pairs(
     """Score (text, image) pairs with the fusion layers and the matching head; see `PairMatcher` for repeated calls.
 
     Args:
-        model: an MRAModel or a model whose `.mra` is one, in eval mode.
-        texts: with hidden states.
-        image_hidden_states: (images, views, 1 + patches, hidden), a few images: their keys and values must fit the device.
-        pair_texts: (pairs,), index into `texts`. Pairs that come sorted by the length of their text waste nothing.
-        pair_images: (pairs,), index into `image_hidden_states`.
-        batch_size: most pairs in a forward pass; None for what suits the device.
+        model: an MRAModel, or a model with one as `.mra`, in eval mode.
+        texts: encoded texts with hidden states.
+        image_hidden_states: `(images, views, 1 + patches, hidden)`; the keys and values of all images must fit the device.
+        pair_texts: text of each pair, `(pairs,)`. Pairs sorted by text length waste no computation.
+        pair_images: image of each pair, `(pairs,)`.
+        batch_size: most pairs per forward pass; None for a number chosen for the device.
         dtype: dtype of the forward passes (autocast); None for that of the weights.
-        log_odds: subtract the logit of class 0.
+        log_odds: whether to subtract the logit of class 0.
 
     Returns:
-        (views, pairs) float32 on the CPU: the logit of class 1, "match", or its log-odds.
+        `(views, pairs)` float32 on the CPU: the logit of class 1, "match", or its log-odds.
 
     Raises:
         ValueError: if the batch size is not positive.
@@ -197,13 +197,13 @@ def match_pairs(
 
 
 def cut_by_length(lengths: torch.Tensor, batch_size: int) -> list[range]:
-    """Cut pairs that come sorted by text length into forward passes.
+    """Cut pairs sorted by text length into forward passes.
 
-    A forward pass that is at least half full ends where longer texts begin, which would pad those it holds.
+    A forward pass that is at least half full ends before longer texts, to avoid padding its texts.
 
     Args:
-        lengths: (pairs,), tokens of the text of each.
-        batch_size: most pairs in a forward pass.
+        lengths: text length of each pair in tokens, `(pairs,)`.
+        batch_size: most pairs per forward pass.
 
     Raises:
         ValueError: if the batch size is not positive.
@@ -222,7 +222,7 @@ def cut_by_length(lengths: torch.Tensor, batch_size: int) -> list[range]:
 
 
 class _PackedLayer:
-    """An `MRAFusionLayer` in eval mode whose projections of the same input are one product each."""
+    """An `MRAFusionLayer` in eval mode, with projections of the same input merged into one product."""
 
     def __init__(self, layer: MRAFusionLayer, dtype: torch.dtype) -> None:
         self.layer = layer
@@ -242,21 +242,21 @@ class _PackedLayer:
         self.narrow = _PackedLinear([layer.output.dense], dtype)
 
     def split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """(batch, length, width) -> (batch, heads, length, width of a head)."""
+        """Reshape `(batch, length, width)` to `(batch, heads, length, head width)`."""
         return states.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
 
     def read_text(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Self-attention of (batch, length, width) states."""
+        """Apply self-attention to states `(batch, length, width)`."""
         queries, keys, values = self.queries_keys_values(states).chunk(3, dim=-1)
         context = mix_values(self.attention, queries, self.split_heads(keys), self.split_heads(values), mask)
         return self.attention.output.LayerNorm(self.text_output(context) + states)
 
     def read_text_for_first(self, states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Self-attention of the first of (batch, length, width) states, to (batch, 1, width)."""
+        """Apply self-attention to the first of the states `(batch, length, width)`; return `(batch, 1, width)`."""
         own, first = self.attention.self, states[:, :1]
         states = states.to(self.value.dtype)
         queries = self.split_heads(own.query(first)).transpose(0, 2)[0]  # heads, batch, width of a head
-        # A bias of the keys adds the same to every score of a head, so it drops out of the softmax.
+        # The key bias adds a constant to all scores of a head, which the softmax cancels.
         queries = (queries @ self.key).transpose(0, 1)  # batch, heads, width
         scores = (queries @ states.transpose(1, 2)).float() * own.scaling  # batch, heads, length
         if attention_mask is not None:
@@ -272,7 +272,7 @@ class _PackedLayer:
         keys_values: tuple[torch.Tensor, torch.Tensor],
         image_index: torch.Tensor,
     ) -> torch.Tensor:
-        """Cross-attention of (pairs, length, width) states to the image of each pair, and the feed-forward part."""
+        """Apply cross-attention to the image of each pair, and the feed-forward part, to `(pairs, length, width)` states."""
         step = PAIRS_PER_GATHER if queries.device.type == "cpu" else len(queries)
         contexts = [
             mix_values(
@@ -290,10 +290,10 @@ class _PackedLayer:
 
 
 class _PackedLinear:
-    """Linear layers that read the same input as one, whose outputs are concatenated, and an activation.
+    """Linear layers with the same input, merged into one with concatenated outputs and an activation.
 
-    On a CPU in float32 oneDNN multiplies by a weight laid out for it, as TorchInductor does with frozen weights. That is a
-    fifth faster at these sizes: the weight is laid out once, and bias and GELU are fused into the product.
+    On a CPU in float32 oneDNN uses its own weight layout, as in TorchInductor with frozen weights. That is a fifth faster at
+    these sizes: the layout is computed once, and bias and GELU are fused into the product.
     """
 
     def __init__(self, linears: list[nn.Linear], dtype: torch.dtype, activation: nn.Module | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Retrieval metrics (R@K, mAP, mINP) from scores, query ids and gallery ids; this file knows no model."""
+"""Retrieval metrics (R@K, mAP, mINP) from scores, query ids and gallery ids; independent of any model."""
 
 import torch
 
@@ -6,7 +6,7 @@ import torch
 RECALL_AT = (1, 5, 10)
 METRIC_NAMES = (*(f"R{k}" for k in RECALL_AT), "mAP", "mINP")
 
-# Scores sorted at a time: 2**24 floats and their int64 order take about 200 MB, whatever the gallery's size.
+# Scores sorted at a time: 2**24 floats and their int64 order take about 200 MB for any gallery size.
 SCORES_PER_CHUNK = 2**24
 
 
@@ -17,31 +17,31 @@ def match_ranks(
     chunk_size: int | None = None,
     stable: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find where the right gallery entries of each query stand when the gallery is sorted by descending score.
+    """Find the ranks of each query's right gallery entries, with the gallery sorted by descending score.
 
-    Entries of equal score keep their gallery order (stable sort), so that the result is a function of the scores alone.
+    Entries with equal scores keep their gallery order (stable sort), so the result depends only on the scores.
 
     Args:
-        scores: (queries, gallery), larger is better.
-        query_ids: (queries,), identity of each query.
-        gallery_ids: (gallery,), identity of each gallery entry.
-        chunk_size: queries sorted at a time; it bounds memory and never changes the result.
-        stable: False sorts as the published evaluation does, which leaves the order of equal scores to the version of
-            torch and to the processor; without equal scores both give the same.
+        scores: `(queries, gallery)`, larger is better.
+        query_ids: identity of each query, `(queries,)`.
+        gallery_ids: identity of each gallery entry, `(gallery,)`.
+        chunk_size: queries sorted at a time, to bound memory; it does not change the result.
+        stable: False sorts as in the published evaluation, where the order of equal scores depends on torch version and
+            processor; without equal scores both are the same.
 
     Returns:
-        ranks: (right pairs,) int64, 1 = first, ascending within a query, the queries one after the other.
-        counts: (queries,) int64, how many of `ranks` belong to each query.
+        ranks: `(right pairs,)` int64, from 1, ascending within a query, queries concatenated.
+        counts: number of `ranks` of each query, `(queries,)` int64.
 
     Raises:
-        ValueError: if shapes disagree, a score is NaN, or a query has no entry of its identity in the gallery.
+        ValueError: if shapes disagree, a score is not finite, or a query has no entry of its identity in the gallery.
     """
     query_ids = torch.as_tensor(query_ids, device=scores.device)
     gallery_ids = torch.as_tensor(gallery_ids, device=scores.device)
     expected = (len(query_ids), len(gallery_ids))
     if tuple(scores.shape) != expected:
         raise ValueError(
-            f"scores has shape {tuple(scores.shape)}, but query_ids and gallery_ids ask for {expected} (queries, gallery)"
+            f"scores has shape {tuple(scores.shape)}, but query_ids and gallery_ids require {expected} (queries, gallery)"
         )
     if 0 in expected:
         raise ValueError(f"metrics need at least one query and one gallery entry, got {expected} (queries, gallery)")
@@ -51,10 +51,12 @@ def match_ranks(
     ranks, counts = [], []
     for start in range(0, len(query_ids), chunk_size):
         chunk = scores[start : start + chunk_size]
-        has_nan = chunk.isnan().any(dim=1)
-        if has_nan.any():
-            query = start + int(has_nan.nonzero()[0])
-            raise ValueError(f"scores of query {query} contain NaN: a ranking needs numbers; look for the overflow")
+        is_broken = ~chunk.isfinite().all(dim=1)
+        if is_broken.any():
+            query = start + int(is_broken.nonzero()[0])
+            raise ValueError(
+                f"scores of query {query} contain NaN or infinity: a ranking needs finite numbers; look for an overflow"
+            )
         order = chunk.argsort(dim=1, descending=True, stable=stable)
         matches = gallery_ids[order] == query_ids[start : start + chunk_size, None]
         ranks.append(matches.nonzero()[:, 1].cpu() + 1)
@@ -63,16 +65,16 @@ def match_ranks(
     if not counts.all():
         query = int((counts == 0).nonzero()[0])
         raise ValueError(
-            f"query {query} (identity {query_ids[query].item()}) has no image of its identity in the gallery, "
-            f"and so do {int((counts == 0).sum()) - 1} more: its recall is undefined; remove the query or add its images"
+            f"query {query} (identity {query_ids[query].item()}) has no image of its identity in the gallery "
+            f"(nor have {int((counts == 0).sum()) - 1} more queries): recall is undefined; remove the query or add its images"
         )
     return torch.cat(ranks), counts
 
 
 def metrics_from_ranks(ranks: torch.Tensor, counts: torch.Tensor) -> dict[str, float]:
-    """Compute R@1, R@5, R@10, mAP and mINP in percent from the ranks that `match_ranks` returns.
+    """Compute R@1, R@5, R@10, mAP and mINP in percent from the ranks of `match_ranks`.
 
-    For a query whose n right entries stand at ranks r_1 < ... < r_n: a hit at K is r_1 <= K, the average precision is the
+    For a query with n right entries at ranks r_1 < ... < r_n: a hit at K is r_1 <= K, the average precision is the
     mean of j / r_j, and the inverse negative penalty is n / r_n.
     """
     ends = counts.cumsum(0)
@@ -95,8 +97,8 @@ def retrieval_metrics(
     chunk_size: int | None = None,
     stable: bool = True,
 ) -> dict[str, float]:
-    """Compute R@1, R@5, R@10, mAP and mINP in percent from a (queries, gallery) score matrix.
+    """Compute R@1, R@5, R@10, mAP and mINP in percent from a score matrix `(queries, gallery)`.
 
-    Arguments and errors are those of `match_ranks`. A gallery smaller than K counts a hit anywhere in it.
+    For arguments and errors see `match_ranks`. In a gallery smaller than K every query is a hit.
     """
     return metrics_from_ranks(*match_ranks(scores, query_ids, gallery_ids, chunk_size, stable))

@@ -1,4 +1,4 @@
-"""The encoder of a gallery in onnxruntime, from a folder that `mra export` wrote."""
+"""Encoder of a gallery in onnxruntime, from a folder written by `mra export`."""
 
 import json
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from mra.retrieval.encoders import chosen_match_weight
 
 FILES = {name: f"{name}.onnx" for name in ("image_encoder", "text_encoder", "matcher")}
 DESCRIPTION = "onnx.json"
-PAIRS_PER_RUN = 32  # of text and image: their activations should stay in a CPU's cache
+PAIRS_PER_RUN = 32  # of text and image; small enough for a CPU's cache
 
 
 class OnnxEncoder:
-    """A model in onnxruntime; see `mra.retrieval.encoders.Encoder` for what it gives.
+    """A model in onnxruntime; see `mra.retrieval.encoders.Encoder` for its members.
 
-    It runs on the GPU where onnxruntime was built with CUDA, else on the CPU with as many threads as PyTorch.
+    It runs on the GPU if onnxruntime was built with CUDA, else on the CPU with as many threads as PyTorch.
 
     Args:
-        folder: that `mra export` wrote.
+        folder: folder written by `mra export`.
         device: "cuda" or "cpu"; None for the GPU if there is one.
-        batch_size: images or texts in a run.
+        batch_size: images or texts per run.
 
     Raises:
         ValueError: if the folder is not an export, or onnxruntime is not installed or cannot load it.
@@ -39,7 +39,7 @@ class OnnxEncoder:
         missing = [name for name in (DESCRIPTION, *FILES.values()) if not (folder / name).is_file()]
         if missing:
             raise ValueError(
-                f"model {folder} is not an ONNX export, it has no {', '.join(missing)}: make one with "
+                f"model {folder} is not an ONNX export, it lacks {', '.join(missing)}: make one with "
                 "`mra export --model MODEL --output FOLDER`"
             )
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
@@ -60,11 +60,11 @@ class OnnxEncoder:
                 name: onnxruntime.InferenceSession(str(folder / file), options, providers=providers)
                 for name, file in FILES.items()
             }
-        except Exception as error:  # onnxruntime has its own kinds
+        except Exception as error:  # onnxruntime has its own exception types
             raise ValueError(f"model {folder}: onnxruntime cannot load it ({error})") from error
 
     def encode_images(self, images: Sequence) -> ImageEncodings:
-        """Encode PIL images, or rows with an "image", and their mirror images: embeds, and hidden states of both views.
+        """Encode PIL images, or rows with an "image", and their mirror images; keep hidden states of both views.
 
         Raises:
             ValueError: if there are no images, or one cannot be read (the message gives its row).
@@ -82,7 +82,7 @@ class OnnxEncoder:
         return ImageEncodings(torch.cat(embeds), torch.cat(tokens), torch.arange(len(images)), batches)
 
     def encode_texts(self, texts: Sequence[str]) -> TextEncodings:
-        """Encode sentences, hidden states included.
+        """Encode texts, including hidden states.
 
         Raises:
             ValueError: if there are no texts, or one has no word.
@@ -91,7 +91,7 @@ class OnnxEncoder:
             raise ValueError("texts is empty: expected at least one caption")
         for row, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"caption {row} must be a text with a word in it, got {text!r}")
+                raise ValueError(f"caption {row} must be a text with at least one word, got {text!r}")
         embeds, tokens, lengths = [], [], []
         for batch in cut_batches(len(texts), self.batch_size):
             inputs = self.processor(text=[texts[row] for row in batch])
@@ -103,7 +103,7 @@ class OnnxEncoder:
         return TextEncodings(torch.cat(embeds), torch.cat(tokens), torch.cat(lengths))
 
     def match(self, texts: TextEncodings, image_tokens: torch.Tensor) -> torch.Tensor:
-        """Match every text with every image, (images, views, 1 + patches, hidden): (views, texts, images) log-odds."""
+        """Match every text with every image, `(images, views, 1 + patches, hidden)`: log-odds `(views, texts, images)`."""
         num_texts, num_images = len(texts.lengths), len(image_tokens)
         scores = torch.empty(image_tokens.shape[1], num_texts, num_images)
         for row in range(num_texts):
@@ -141,7 +141,7 @@ def _providers(onnxruntime: ModuleType, device: str | torch.device | None) -> li
     kind = torch.device(device or ("cuda" if has_cuda else "cpu")).type
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not has_cuda):
         raise ValueError(
-            f"device {device}: this onnxruntime runs on {'cuda and cpu' if has_cuda else 'cpu alone'}; for an NVIDIA GPU "
-            "install onnxruntime-gpu in place of onnxruntime"
+            f"device {device}: this onnxruntime runs on {'cuda and cpu' if has_cuda else 'cpu only'}; for an NVIDIA GPU "
+            "install onnxruntime-gpu instead of onnxruntime"
         )
     return ["CUDAExecutionProvider", "CPUExecutionProvider"] if kind == "cuda" else ["CPUExecutionProvider"]

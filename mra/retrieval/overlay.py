@@ -1,4 +1,4 @@
-"""Pictures of what is looked at: heatmaps of the patch grid laid over the image, one tile a word."""
+"""Attention pictures: heatmaps of the patch grid over the image, one tile per word."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,16 +11,16 @@ from images_mra import to_rgb
 from mra.common.drawing import GREY, HEATMAPS, INK, Tile, TileRow, draw_sheet
 
 
-# Low to high; dark to light as well, so that it can be read in grey and by the colour-blind.
+# Low to high is also dark to light, so that the map works in greyscale and for colour-blind readers.
 RAMP = ((38, 30, 84), (134, 38, 112), (220, 74, 66), (250, 160, 40), (255, 240, 150))
 LEAST_OPACITY, MOST_OPACITY = 0.30, 0.72
-FAINT_OPACITY = 0.35  # of the tile of a word that stands for nothing visible
+FAINT_OPACITY = 0.35  # of the tile of a stop word
 TILE_HEIGHT = HEATMAPS.tile_size[1]
 
 
 @dataclass(frozen=True)
 class HeatmapTile:
-    """One small picture: its label, a (rows, columns) heatmap in 0..1 or None for the bare image, and whether it is faint."""
+    """One tile: its label, a heatmap `(rows, columns)` in 0..1 (None for the bare image), and whether it is faint."""
 
     label: str
     heatmap: torch.Tensor | None = None
@@ -31,9 +31,9 @@ def overlay_heatmap(image: Image.Image, heatmap: torch.Tensor, is_faint: bool = 
     """Lay a heatmap over an image of any size.
 
     Args:
-        image: what the heatmap is of, whole.
-        heatmap: (rows, columns) in 0..1, values outside are cut.
-        is_faint: let the image show through nearly everywhere.
+        image: the whole image.
+        heatmap: `(rows, columns)` in 0..1; other values are clipped.
+        is_faint: whether to draw the heatmap nearly transparent.
     """
     values = (heatmap.clamp(0, 1).cpu().numpy() * 255).astype(np.uint8)
     heat = np.asarray(Image.fromarray(values).resize(image.size, Image.Resampling.BICUBIC), dtype=np.float32) / 255
@@ -47,13 +47,13 @@ def overlay_heatmap(image: Image.Image, heatmap: torch.Tensor, is_faint: bool = 
 
 
 def draw_tiles(image: Image.Image, title: str, tiles: Sequence[HeatmapTile], columns: int = 6) -> Image.Image:
-    """Draw one overlay a tile, labelled, in rows under a title.
+    """Draw labelled overlays in rows under a title.
 
     Args:
-        image: of any size; it keeps its proportions.
+        image: an image of any size; its aspect ratio is kept.
         title: wrapped over at most four lines.
-        tiles: in reading order.
-        columns: tiles a row.
+        tiles: tiles in reading order.
+        columns: tiles per row.
 
     Raises:
         ValueError: if there are no tiles or no columns.

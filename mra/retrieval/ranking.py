@@ -1,4 +1,4 @@
-"""How `eval_retrieval.py` ranks: as requested, as saved with the model, or as chosen on validation and then saved."""
+"""Ranking of `eval_retrieval.py`: as requested, as saved with the model, or as chosen on validation and saved."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -29,15 +29,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Ranking:
-    """How to rank, and why.
+    """Fusion, weight and depth of a ranking, and where they come from.
 
     Attributes:
-        rerank_k: images re-ranked for each query.
+        rerank_k: images re-ranked per query.
         score_fusion: fusion of scores, never "auto".
-        match_weight: weight of the matching log-odds, where the fusion has one.
-        choice: what was chosen on validation and is followed, or None.
-        notes: what was saved and is not followed, and where the choice went.
-        warnings: what makes the figures worse, or better, than they should be.
+        match_weight: weight of the matching log-odds, or None.
+        choice: the applied choice on validation, or None.
+        notes: messages on choices that are saved but not applied, and on where the choice was saved.
+        warnings: messages on what makes the metrics too low or too high.
     """
 
     rerank_k: int
@@ -49,20 +49,20 @@ class Ranking:
 
 
 def find_ranking(model: PreTrainedModel, processor: MRAProcessor, args: RetrievalArguments, options: dict) -> Ranking:
-    """Settle fusion, weight and depth: as given, as saved with the model, or as chosen now on the validation split.
+    """Find fusion, weight and depth: as given, as saved with the model, or as chosen now on the validation split.
 
-    Every process must call this where several share the work.
+    If several processes share the work, every process must call this.
 
     Args:
-        model: as `evaluate_retrieval` takes it.
-        processor: its MRAProcessor.
-        args: the arguments of `eval_retrieval.py`, of which it reads model, dataset, split, output_dir, rerank_k,
-            score_fusion, match_weight, flip and dtype.
+        model: the model, as for `evaluate_retrieval`.
+        processor: the model's MRAProcessor.
+        args: arguments of `eval_retrieval.py`; used are model, dataset, split, output_dir, rerank_k, score_fusion,
+            match_weight, flip and dtype.
         options: further arguments of `evaluate_retrieval`.
 
     Raises:
-        ValueError: if a number of images to re-rank is to be chosen but nothing that fits is saved and the dataset has no
-            validation split, or what is saved with the model cannot be read.
+        ValueError: if `rerank_k` is to be chosen but no matching choice is saved and the dataset has no validation split, or
+            the choice saved with the model cannot be read.
     """
     if args.rerank_k == 0:
         return Ranking(0, DEFAULT_SCORE_FUSION, None)
@@ -76,7 +76,7 @@ def find_ranking(model: PreTrainedModel, processor: MRAProcessor, args: Retrieva
     if choice is None:
         fusion = (DEFAULT_SCORE_FUSION, None) if args.score_fusion == AUTO else (args.score_fusion, 1.0)
         warning = (
-            f"score fusion {fusion_name(*fusion)} was not chosen on data: nothing that fits is saved with the model and "
+            f"score fusion {fusion_name(*fusion)} was not chosen on data: no matching choice is saved with the model and "
             f"{args.dataset} has no validation split; evaluate the model once on a dataset that has one, or name "
             "--score_fusion"
         )
@@ -86,28 +86,28 @@ def find_ranking(model: PreTrainedModel, processor: MRAProcessor, args: Retrieva
         notes.append(f"score fusion and weight were chosen in {choice.dtype} and are applied in {args.dtype}")
     warnings = [warning for warning in [choice.warning()] if warning]
     if choice.chosen_on in {f"{args.dataset} {name}" for name in split_names(args.split)}:
-        warnings.append("this is the split that the fusion was chosen on: the re-ranked figures flatter the model")
+        warnings.append("this is the split that the fusion was chosen on: the re-ranked metrics are too optimistic")
     rerank_k = choice.rerank_k if args.rerank_k == AUTO else args.rerank_k
     return Ranking(rerank_k, choice.score_fusion, choice.match_weight, choice, tuple(notes), tuple(warnings))
 
 
 def describe_overruled(args: RetrievalArguments, fusion: Fusion) -> tuple[str, ...]:
-    """Say what is saved with the model where the command line asks for something else."""
+    """Describe the saved choice that the command line overrides."""
     try:
         saved = RetrievalChoice.load(args.model)
-    except ValueError as error:  # not needed for what was asked
+    except ValueError as error:  # the choice is not needed
         return (str(error),)
     if saved is None or (saved.score_fusion, saved.match_weight) == fusion:
         return ()
-    return (f"--score_fusion overrules what is saved with the model: {saved.describe()}",)
+    return (f"--score_fusion overrides the choice saved with the model: {saved.describe()}",)
 
 
 def find_saved_choice(args: RetrievalArguments) -> tuple[RetrievalChoice | None, list[str]]:
-    """Read the choice that was saved with the model, or for it in the output folder, and say why one is not applied."""
+    """Read the choice saved with the model, or for it in the output folder, and describe why one is not applied."""
     notes = []
     for folder in (args.model, args.output_dir):
         if folder == args.output_dir and not (Path(folder) / FILE_NAME).is_file():
-            continue  # a folder that is not there would be looked up on the Hub
+            continue  # a missing folder would be looked up on the Hub
         saved = RetrievalChoice.load(folder, None if folder == args.model else args.model)
         if saved is None:
             continue
@@ -121,32 +121,32 @@ def find_saved_choice(args: RetrievalArguments) -> tuple[RetrievalChoice | None,
 def choose_now(
     model: PreTrainedModel, processor: MRAProcessor, args: RetrievalArguments, options: dict
 ) -> tuple[RetrievalChoice | None, list[str]]:
-    """Choose on the validation split and save the choice; None where there is no such split.
+    """Choose on the validation split and save the choice; return None if there is no such split.
 
     Raises:
-        ValueError: if there is none and a number of images to re-rank is to be chosen, which has no default.
+        ValueError: if there is none and `rerank_k`, which has no default, is to be chosen.
     """
     validation = load_split(args.dataset, "validation", argument="--dataset", optional=True)
     if validation is None:
         if args.rerank_k != AUTO:
             return None, []
         raise ValueError(
-            f"--rerank_k {AUTO}: with model {args.model} no choice is saved for --score_fusion {args.score_fusion} "
+            f"--rerank_k {AUTO}: no choice is saved with model {args.model} for --score_fusion {args.score_fusion} "
             f"{'--flip' if args.flip else '--no_flip'}, and {args.dataset} has no validation split to choose on: give a "
-            "number, or choose on a dataset that has one first"
+            "number, or choose first on a dataset that has one"
         )
     largest = LARGEST_K if args.rerank_k == AUTO else args.rerank_k
     result = evaluate_retrieval(model, processor, validation, rerank_k=min(largest, len(validation)), **options)
     choice = choose_retrieval(result, f"{args.dataset} validation", args.score_fusion, args.match_weight)
     if not Shard.current().is_main:
         return choice, []
-    choice = replace(choice, weights=weights_digest(args.model))  # the report of this run says it too
+    choice = replace(choice, weights=weights_digest(args.model))  # for this run's report too
     logger.info("%s", choice.format_table())
     return choice, keep_choice(choice, args)
 
 
 def keep_choice(choice: RetrievalChoice, args: RetrievalArguments) -> list[str]:
-    """Save a choice in the model's folder, or in the output folder where that cannot be or would lose another choice."""
+    """Save a choice in the model's folder, or in the output folder if that fails or would lose another choice."""
     reason = f"{args.model} is not a folder"
     if Path(args.model).is_dir():
         reason = f"{args.model} keeps its {FILE_NAME}, which was chosen among more fusions or for other views"
@@ -159,6 +159,6 @@ def keep_choice(choice: RetrievalChoice, args: RetrievalArguments) -> list[str]:
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     path = replace(choice, model=args.model).save(args.output_dir)
     return [
-        f"{reason}: the choice is saved in {path} and taken again with this --output_dir; copy it into a folder of the "
-        "model to keep it there"
+        f"{reason}: the choice is saved in {path} and used again with this --output_dir; copy it to the model's folder "
+        "to keep it there"
     ]

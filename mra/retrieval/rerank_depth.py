@@ -1,10 +1,10 @@
-"""How deep to re-rank: the least k that loses next to nothing against the largest one."""
+"""Depth of re-ranking: the smallest k that loses almost nothing against the largest."""
 
 from mra.retrieval.evaluation import RetrievalResult
 from mra.retrieval.metrics import retrieval_metrics
 
 
-# Re-ranked images that smaller numbers are measured against, as published for CUHK-PEDES and ICFG-PEDES.
+# Number of re-ranked images that smaller ones are compared with, as published for CUHK-PEDES and ICFG-PEDES.
 LARGEST_K = 512
 
 # Percentage points that R@1 and mAP may each lose.
@@ -21,24 +21,22 @@ def depths_to_try(largest: int) -> list[int]:
 def choose_rerank_depth(
     result: RetrievalResult, tolerance: float = TOLERANCE
 ) -> tuple[int, dict[int, dict[str, float]]]:
-    """Choose the least number of images to re-rank whose loss against all that were re-ranked can be neglected.
+    """Choose the smallest number of images to re-rank with a negligible loss against all that were re-ranked.
 
-    No model runs: the first images of each query's top k, whose matching scores are there, are fused and ranked again.
+    No model runs: matching scores exist for each query's top k, and the first of them are fused and ranked again.
 
     Args:
-        result: an evaluation with re-ranking, fused as it will be used.
+        result: an evaluation with re-ranking, with the fusion to use.
         tolerance: percentage points that R@1 and mAP may each lose.
 
     Returns:
-        The choice, and R@1 and mAP in percent of every number that was tried.
+        The chosen number, and R@1 and mAP in percent for every number tried.
 
     Raises:
         ValueError: if nothing was re-ranked.
     """
     if result.match_logits is None:
-        raise ValueError(
-            "a number of images to re-rank can only be chosen from an evaluation with re-ranking, rerank_k > 0"
-        )
+        raise ValueError("rerank_k can only be chosen from an evaluation with re-ranking, rerank_k > 0")
     tried = {}
     for k in depths_to_try(result.rerank_k):
         fused = result.fuse(result.score_fusion, result.match_weight, k)
@@ -49,5 +47,5 @@ def choose_rerank_depth(
 
 
 def compared(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the metrics that choices rest on, in percent."""
+    """Return the metrics that choices are based on, in percent."""
     return {name: metrics[name] for name in COMPARED}

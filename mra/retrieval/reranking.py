@@ -16,7 +16,7 @@ ROWS_PER_CHUNK = 1024
 def similarity_matrix(
     query_embeds: torch.Tensor, gallery_embeds: torch.Tensor, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Compute the dot products (queries, gallery) of two sets of embeddings, in chunks of queries, on the CPU in float32."""
+    """Compute dot products `(queries, gallery)` of embeddings on the CPU in float32, in chunks of queries."""
     gallery = gallery_embeds.to(device).T
     similarity = torch.empty(len(query_embeds), len(gallery_embeds))
     for start in range(0, len(query_embeds), ROWS_PER_CHUNK):
@@ -26,7 +26,7 @@ def similarity_matrix(
 
 
 def top_k(similarity: torch.Tensor, k: int) -> torch.Tensor:
-    """Find the k most similar gallery entries of each query, best first: (queries, k) int64.
+    """Find the k most similar gallery entries of each query, best first: `(queries, k)` int64.
 
     Raises:
         ValueError: if k is not between 1 and the size of the gallery.
@@ -50,8 +50,7 @@ def rerank(
 ) -> torch.Tensor:
     """Compute the matching scores of each query with its top k images, for every view of the images.
 
-    Arguments and errors are those of `rerank_logits`; with `log_odds` the scores are the log-odds of "match" instead of its
-    logit.
+    For arguments and errors see `rerank_logits`; with `log_odds` the scores are the log-odds of "match" instead of its logit.
 
     Returns:
         `(views, queries, k)` float32, the same on every process.
@@ -75,23 +74,23 @@ def rerank_logits(
 ) -> torch.Tensor:
     """Compute both logits of the matching head for each query and its top k images, for every view of the images.
 
-    The pairs are ordered by batch of images, then by text length, and cut within a batch of images. The cut depends on the
-    data and the batch sizes, not on the number of processes: each takes the batches whose images it holds, moves them to the
-    device once, and no hidden state of an image travels between processes.
+    Pairs are ordered by batch of images, then by text length, and cut within a batch of images. The cut depends on data and
+    batch sizes, not on the number of processes: each process handles the batches of images that it holds and moves them to the
+    device once, and hidden states of images are never exchanged.
 
     Args:
-        model: an MRAModel or a model whose `.mra` is one, in eval mode.
+        model: an MRAModel, or a model with one as `.mra`, in eval mode.
         texts: all queries, with hidden states.
         images: the gallery, with the hidden states of the images that this process encoded.
-        top_indices: (queries, k), gallery rows to match with each query.
-        batch_size: most pairs in a forward pass; None for what suits the device. Together with the batches of images, whose
-            keys and values are held at a time, it bounds the memory.
+        top_indices: gallery rows to match with each query, `(queries, k)`.
+        batch_size: most pairs per forward pass; None for a number chosen for the device. Memory is bounded by it and by the
+            batches of images, for which keys and values are held.
         dtype: dtype of the forward passes (autocast); None for that of the weights.
         shard: the share of this process, the same as when encoding.
-        progress: show a progress bar.
+        progress: whether to show a progress bar.
 
     Returns:
-        `(views, queries, k, 2)` float32, class 1 being "match", the same on every process.
+        `(views, queries, k, 2)` float32, the same on every process; class 1 is "match".
 
     Raises:
         ValueError: if the batch size is not positive or hidden states were not kept.
@@ -114,7 +113,7 @@ def rerank_logits(
     results, held = [], 0
     for tile in tqdm(shard.own(list(range(len(images.batches)))), desc="re-ranking", disable=not progress):
         batch, pairs = images.batches[tile], tile_pairs[tile]
-        assert images.hidden_states is not None  # a process that has a tile encoded its images
+        assert images.hidden_states is not None  # a process encoded the images of its own tiles
         hidden_states = images.hidden_states[held : held + len(batch)]
         held += len(batch)
         pair_rows = pair_images[pairs] - batch.start

@@ -1,4 +1,4 @@
-"""How a model ranks best: fusion of scores, its weight and the depth, chosen on validation and kept beside the weights."""
+"""Best ranking of a model: fusion, weight and depth, chosen on validation and saved with the weights."""
 
 import functools
 import json
@@ -21,71 +21,70 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "retrieval.json"
 
-# Setting that leaves the fusion to the validation split.
+# Setting that chooses the fusion on the validation split.
 AUTO = "auto"
 
-# Weights of the matching log-odds that are tried in "posterior", the one preferred among equals first. A perfect matching
-# head deserves 1; one that was trained briefly is too sure of itself and deserves less.
+# Weights of the matching log-odds to try in "posterior", in order of preference among equals. 1 is right for a perfect
+# matching head; a briefly trained one is overconfident and needs less.
 MATCH_WEIGHTS = (1.0, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0.05, 1.5, 2.0)
 
 Fusion = tuple[str, float | None]
 
 
 def fusion_candidates(score_fusion: str, match_weight: float | None = None) -> list[Fusion]:
-    """List the fusions that a setting leaves open, the one preferred among equals first.
+    """List the fusions allowed by a setting, in order of preference among equals.
 
     Args:
-        score_fusion: "auto" for all, or the name of one.
+        score_fusion: "auto" for all, or the name of one fusion.
         match_weight: weight of the matching log-odds in "posterior"; None for all of `MATCH_WEIGHTS`.
 
     Raises:
-        ValueError: if the name is unknown, or a weight is given to a fusion that has none or is not a number from 0 on.
+        ValueError: if the name is unknown, the weight is negative or not finite, or the fusion has no weight.
     """
     if score_fusion not in (AUTO, *SCORE_FUSIONS):
         raise ValueError(f"score_fusion must be one of {AUTO}, {', '.join(SCORE_FUSIONS)}, got {score_fusion!r}")
     if match_weight is not None:
         if score_fusion != "posterior":
             raise ValueError(
-                f"match_weight {match_weight:g} is given with score_fusion {score_fusion}: only posterior has a weight; "
-                "leave it out, or name posterior"
+                f"match_weight {match_weight:g} is given with score_fusion {score_fusion}, but only posterior has a weight; "
+                "leave it out, or use posterior"
             )
         if not (math.isfinite(match_weight) and match_weight >= 0):
-            raise ValueError(f"match_weight must be a number from 0 on, got {match_weight}")
+            raise ValueError(f"match_weight must be finite and at least 0, got {match_weight}")
     weights = MATCH_WEIGHTS if match_weight is None else (match_weight,)
-    # `published` has no weight to fit and gives figures that compare with the published ones.
+    # `published` has no weight to fit and gives results comparable with the published ones.
     candidates = [("published", None), *(("posterior", weight) for weight in weights), ("single", None)]
     return [candidate for candidate in candidates if score_fusion in (AUTO, candidate[0])]
 
 
 def choice_score(metrics: dict[str, float]) -> float:
-    """Return what fusions are compared by: the mean of R@1 and mAP, in percent, to the hundredth that tables show.
+    """Return the score by which fusions are compared: the mean of R@1 and mAP in percent, rounded to 0.01 as in tables.
 
-    R@1 is what is reported, but a single query decides a large part of it on a small split; mAP weighs the whole ranking and
-    moves less by chance.
+    R@1 is the reported metric, but on a small split single queries change it a lot; mAP depends on the whole ranking and is
+    less noisy.
     """
     return round(sum(metrics[name] for name in COMPARED) / len(COMPARED), 2)
 
 
 @dataclass(frozen=True)
 class RetrievalChoice:
-    """How to rank with a model, and what the choice rests on.
+    """Chosen ranking of a model, and the data behind the choice.
 
     Attributes:
-        rerank_k: images to re-rank: the least number that loses next to nothing with the chosen fusion.
-        chosen_on: the data that it was chosen on.
+        rerank_k: images to re-rank: the smallest number that loses almost nothing with the chosen fusion.
+        chosen_on: name of the data it was chosen on.
         gallery_size: images in that data's gallery.
         score_fusion: the chosen fusion of scores.
-        match_weight: weight of the matching log-odds, where the fusion has one.
+        match_weight: weight of the matching log-odds, if the fusion has one.
         flip: whether it was chosen with mirror images.
         tolerance: percentage points that R@1 and mAP may lose against the largest k tried.
         tried: R@1 and mAP in percent by the number of re-ranked images, with the chosen fusion.
-        tried_fusions: R@1 and mAP in percent of similarity alone and of every fusion that was compared, by its name, all with
-            the largest k tried. Empty in a file of a version that chose the number of re-ranked images alone.
+        tried_fusions: R@1 and mAP in percent of similarity alone and of every compared fusion, by name, all with the largest
+            k tried. Empty in files of versions that chose only the number of re-ranked images.
         num_queries: captions in that data.
         dtype: dtype of the forward passes it was chosen with.
-        model: folder or Hub id of the model where the choice was not saved with it.
-        weights: digest of the weights that it was chosen with, as [`weights_digest`] gives it; None in a file of a version
-            that did not keep it.
+        model: folder or Hub id of the model if the choice is not saved with it.
+        weights: [`weights_digest`] of the weights it was chosen with; None in files of versions that did not record it.
     """
 
     rerank_k: int
@@ -105,7 +104,7 @@ class RetrievalChoice:
     def __post_init__(self) -> None:
         for name, value in (("rerank_k", self.rerank_k), ("gallery_size", self.gallery_size)):
             if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}")
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if type(self.flip) is not bool:
             raise ValueError(f"flip must be true or false, got {self.flip!r}")
         if self.score_fusion not in SCORE_FUSIONS or (self.match_weight is None) == (self.score_fusion == "posterior"):
@@ -127,15 +126,15 @@ class RetrievalChoice:
 
     @property
     def compares_fusions(self) -> bool:
-        """Return whether the fusion was chosen among several rather than given."""
-        return len(self.tried_fusions) > 2  # similarity alone and the one
+        """Whether the fusion was chosen among several rather than given."""
+        return len(self.tried_fusions) > 2  # similarity alone and the given one
 
     def misfit(self, score_fusion: str, match_weight: float | None, flip: bool) -> str | None:
-        """Say why the choice does not answer for a way to evaluate; None where it does.
+        """Describe why the choice does not apply to an evaluation; None if it does.
 
         Args:
-            score_fusion: as asked for, "auto" included.
-            match_weight: as asked for.
+            score_fusion: the requested fusion, "auto" included.
+            match_weight: the requested weight.
             flip: whether mirror images are used.
         """
         if flip != self.flip:
@@ -148,11 +147,11 @@ class RetrievalChoice:
         return None
 
     def supersedes(self, saved: "RetrievalChoice | None") -> bool:
-        """Return whether this choice can replace a saved one without losing anything that was chosen."""
+        """Return whether this choice covers all that a saved one chose, and can replace it."""
         return saved is None or (self.flip == saved.flip and self.tried_fusions.keys() >= saved.tried_fusions.keys())
 
     def posterior_weight(self) -> float | None:
-        """Return the best weight of the matching log-odds in "posterior"; None where that fusion was not tried."""
+        """Return the best weight of the matching log-odds in "posterior"; None if that fusion was not tried."""
         if self.score_fusion == "posterior":
             return self.match_weight
         weights = [weight for weight in MATCH_WEIGHTS if fusion_name("posterior", weight) in self.tried_fusions]
@@ -181,7 +180,7 @@ class RetrievalChoice:
         )
 
     def warning(self) -> str | None:
-        """Say by how much the choice is below similarity alone where it was made; None where it loses nothing."""
+        """Describe by how much the choice is below similarity alone on its data; None if it is not."""
         if "similarity" not in self.tried_fusions:
             return None
         found = below_similarity(
@@ -190,7 +189,7 @@ class RetrievalChoice:
         return found and f"{found} on {self.chosen_on}, {self.fusion} at k {max(self.tried)}"
 
     def format_table(self) -> str:
-        """Lay out R@1 and mAP of everything that was compared, the chosen fusion marked, as a plain-text table."""
+        """Format R@1 and mAP of all compared fusions as a plain-text table that marks the chosen one."""
         lines = [f"fusions of scores on {self.chosen_on}", " " * 24 + f"{'R@1':>8}{'mAP':>8}"]
         for name, values in self.tried_fusions.items():
             label = name if name == "similarity" else f"{name}, k {max(self.tried)}"
@@ -199,7 +198,7 @@ class RetrievalChoice:
         return "\n".join(lines)
 
     def save(self, folder: str | Path) -> Path:
-        """Write retrieval.json into a folder in one move, tied to the weights of `model`, or else of that folder."""
+        """Write retrieval.json to a folder atomically, tied to the weights of `model`, or else of that folder."""
         path = Path(folder) / FILE_NAME
         tied = replace(self, weights=weights_digest(self.model or folder))
         write_whole(path, json.dumps(asdict(tied), indent=2) + "\n")
@@ -207,17 +206,17 @@ class RetrievalChoice:
 
     @classmethod
     def load(cls, folder: str, model: str | None = None) -> "RetrievalChoice | None":
-        """Read the choice that was saved with a model, or for it elsewhere; None where there is none.
+        """Read the choice saved with a model, or for it in another folder; None if there is none.
 
-        A choice that was made with other weights than the model has now counts as none; the first call says so.
+        A choice made with other weights than the model's current ones is ignored with a warning on the first call.
 
         Args:
-            folder: of the choice, or Hub id.
-            model: folder or Hub id of the model, where the choice lies in another folder; a choice for another model
-                counts as none.
+            folder: folder or Hub id that holds the choice.
+            model: folder or Hub id of the model, if the choice is in another folder; a choice for another model is
+                ignored.
 
         Raises:
-            ValueError: if the file is not what `save` writes.
+            ValueError: if the file was not written by `save`.
         """
         path = cached_file(
             folder,
@@ -252,10 +251,10 @@ class RetrievalChoice:
 
 @functools.cache
 def _warn_of_other_weights(path: str, model: str, found: str | None) -> None:
-    """Log once for each state of the weights that a saved choice was made with others."""
+    """Warn once per state of the weights that a saved choice was made with other weights."""
     logger.warning(
-        f"{path} is not applied: it was chosen with other weights than those of {model}; evaluate the model on a dataset "
-        "with a validation split to choose again"
+        f"{path} is not applied: it was chosen with other weights than the current ones of {model}; evaluate the model on a "
+        "dataset with a validation split to choose again"
     )
 
 
@@ -268,22 +267,22 @@ def choose_retrieval(
 ) -> RetrievalChoice:
     """Choose the fusion of scores with its weight, and the number of images to re-rank with it.
 
-    No model runs: the logits of all matched pairs are there, and every fusion follows from them. The fusions are compared by
-    `choice_score`; among equals the first of `fusion_candidates` is taken. Re-ranking is compared with similarity alone but
-    never left out: that is asked for with rerank_k 0.
+    No model runs, because every fusion can be computed from the logits of the matched pairs. Fusions are compared by
+    `choice_score`; among equals the first of `fusion_candidates` is chosen. Re-ranking is compared with similarity alone but
+    never turned off; rerank_k 0 does that.
 
     Args:
-        result: an evaluation with re-ranking, however it was fused, of data that is not the test split.
-        chosen_on: name of its data, for the record.
-        score_fusion: "auto" to choose among all fusions, or the name of the one to choose depth, and weight, for.
+        result: an evaluation with re-ranking and any fusion, on data other than the test split.
+        chosen_on: name of its data, to be saved with the choice.
+        score_fusion: "auto" to choose among all fusions, or the name of one to choose depth and weight for.
         match_weight: weight of the matching log-odds in "posterior"; None to choose it.
-        tolerance: percentage points that R@1 and mAP may each lose to a smaller number.
+        tolerance: percentage points that R@1 and mAP may each lose with a smaller number.
 
     Raises:
-        ValueError: if nothing was re-ranked, or a setting is not as described.
+        ValueError: if nothing was re-ranked, or a setting is wrong.
     """
     candidates = fusion_candidates(score_fusion, match_weight)
-    if score_fusion == AUTO and result.temperature is None:  # a bare MRAModel, which cannot compute the posterior
+    if score_fusion == AUTO and result.temperature is None:  # a bare MRAModel cannot compute the posterior
         candidates = [fusion for fusion in candidates if fusion[0] != "posterior"]
     tried_fusions = {"similarity": compared(result.metrics["similarity"])}
     for fusion in candidates:

@@ -1,4 +1,4 @@
-"""Score fusion: how matching scores of the top k and similarities of the whole gallery become one ranking."""
+"""Score fusion: one ranking from the matching scores of the top k and the similarities of the whole gallery."""
 
 import math
 from collections.abc import Callable
@@ -8,16 +8,16 @@ import torch
 
 SCORE_FUSIONS = ("single", "published", "posterior")
 
-# The fusion where none is named and none was chosen on data: the one behind the published figures.
+# Default fusion if none is named or chosen on data: that of the published results.
 DEFAULT_SCORE_FUSION = "published"
 
 # Weight of the scaled similarity in the published evaluation.
 SIMILARITY_WEIGHT = 0.002
 
-# The value that the published evaluation leaves in the rows that a process does not own.
+# Value of the rows that a process does not own in the published evaluation.
 UNOWNED_SCORE = 1000.0
 
-# Processes in the published evaluation command, so those whose sum its figures most likely come from.
+# Processes in the published evaluation command, the likely source of the published results.
 PUBLISHED_WORLD_SIZE = 4
 
 ROWS_PER_CHUNK = 1024
@@ -35,36 +35,36 @@ def fuse_scores(
 ) -> torch.Tensor:
     """Fuse the matching scores of each query's top k with the similarities of the whole gallery.
 
-    `single` is the formula as written: for each view the entries that were not ranked take the least matching score of
-    their row, the whole matrix is min-max scaled to 0..1, the views are averaged, and `similarity_weight` times the
-    min-max-scaled similarity is added.
+    `single` is the formula as written: for each view, unmatched entries get the smallest matching score of their row, the
+    whole matrix is min-max scaled to 0..1, the views are averaged, and `similarity_weight` times the min-max-scaled similarity
+    is added.
 
-    `published` is what the sum over `world_size` evaluation processes gives in the published code, whatever number of
-    processes runs here. There the queries are cut into slices of `queries // world_size + 1`, and each process scales a
-    matrix in which the rows of the others are still 1000. With s the matching score, m the least one of the slice and
-    z the scaled similarity, a row of the sum is (world_size - 1) + (s - m) / (1000 - m) + world_size * weight * z:
-    on 4 processes nearly s / 1000 + 0.008 z, so the similarity weighs far more against the matching score than in `single`.
-    A process without any rows divides 0 by 0 in the published code; here it adds a constant, which ranks nothing.
+    `published` is the sum over `world_size` evaluation processes in the published code, regardless of the actual number of
+    processes. There the queries are cut into slices of `queries // world_size + 1`, and each process scales a matrix in which
+    the rows of the others are still 1000. With s the matching score, m the smallest one of the slice and z the scaled
+    similarity, a row of the sum is (world_size - 1) + (s - m) / (1000 - m) + world_size * weight * z: on 4 processes nearly
+    s / 1000 + 0.008 z, so the similarity counts far more relative to the matching score than in `single`. A process without
+    rows divides 0 by 0 in the published code; here it adds a constant, which does not affect the ranking.
 
-    `posterior` is ours: similarity / temperature + match_weight * matching log-odds averaged over the views, where entries
-    that were not ranked take the least log-odds of their row. Both terms are logarithms of likelihoods: the contrastive loss
-    makes exp(similarity / temperature) the odds of a pair among the gallery, and the matching head, whose negatives are drawn
-    in proportion to that, says how much likelier a pair is than such a draw. With a perfect head the weight is 1; one that
-    was trained briefly is too sure of itself and deserves less, to be chosen on validation.
+    `posterior` is ours: similarity / temperature + match_weight * matching log-odds averaged over the views, where unmatched
+    entries get the smallest log-odds of their row. Both terms are logarithms of likelihoods: the contrastive loss makes
+    exp(similarity / temperature) the odds of a pair among the gallery, and the matching head, trained on negatives drawn in
+    proportion to that, estimates how much likelier a pair is than such a draw. The weight of a perfect head is 1; a briefly
+    trained head is overconfident and needs a smaller weight, chosen on validation.
 
     Args:
-        similarity: (queries, gallery).
-        top_indices: (queries, k), the gallery entries that were matched.
-        match_scores: (views, queries, k), matching logit of each, one view or an image and its mirror image; for
+        similarity: `(queries, gallery)`.
+        top_indices: matched gallery entries, `(queries, k)`.
+        match_scores: their matching logits, `(views, queries, k)`, with one view or an image and its mirror image; for
             "posterior" the log-odds, class 1 minus class 0.
         method: "single", "published" or "posterior".
-        world_size: processes whose sum "published" computes.
+        world_size: number of processes that "published" sums over.
         similarity_weight: weight of the scaled similarity in "single" and "published".
         temperature: learned temperature of the contrastive loss, for "posterior".
         match_weight: weight of the matching log-odds in "posterior".
 
     Returns:
-        (queries, gallery) float32 scores, larger is better.
+        Scores `(queries, gallery)` float32, larger is better.
 
     Raises:
         ValueError: if the method is unknown, shapes disagree, a similarity or matching score is not finite, the weight is
@@ -81,12 +81,12 @@ def fuse_scores(
     if world_size < 1:
         raise ValueError(f"world_size must be at least 1, got {world_size}")
     if not (math.isfinite(match_weight) and match_weight >= 0):
-        raise ValueError(f"match_weight must be a number from 0 on, got {match_weight}")
+        raise ValueError(f"match_weight must be finite and at least 0, got {match_weight}")
     require_finite(similarity[None], lambda query, image: f"query {query} and image {image}", "similarity")
     require_finite(match_scores, lambda query, rank: f"query {query} and image {int(top_indices[query, rank])}")
     if method == "posterior":
-        if temperature is None or temperature <= 0:
-            raise ValueError(f'"posterior" needs the learned temperature, above 0, got {temperature}')
+        if temperature is None or not 0 < temperature < math.inf:
+            raise ValueError(f'"posterior" needs the learned temperature, a finite number above 0, got {temperature}')
         return _posterior(similarity / temperature, top_indices, match_weight * match_scores.float().mean(dim=0))
     if method == "single":
         world_size = 1
@@ -99,7 +99,7 @@ def fuse_scores(
         last = min(num_queries, first + slice_size)
         owned = match_scores[:, first:last]
         lows = owned.amin(dim=(1, 2))
-        # Only a process that owns every row has no 1000 left in its matrix.
+        # Only a process that owns every row has no 1000 in its matrix.
         highs = owned.amax(dim=(1, 2)) if last - first == num_queries else torch.full_like(lows, UNOWNED_SCORE)
         for start in range(first, last, ROWS_PER_CHUNK):
             rows = slice(start, min(last, start + ROWS_PER_CHUNK))
@@ -109,7 +109,7 @@ def fuse_scores(
                 matrix.scatter_(1, top_indices[rows], view[rows])
                 scaled += _min_max(matrix, low, high) / len(match_scores)
             weighted = similarity_weight * _min_max(similarity[rows].float(), sim_low, sim_high)
-            # Summed process by process, in order, so that float32 rounds as it does there.
+            # Summed process by process in order, to round float32 as in the published code.
             total = torch.zeros_like(scaled)
             for process in range(world_size):
                 total += (scaled if process == owner else 1.0) + weighted
@@ -124,12 +124,12 @@ def match_scores(logits: torch.Tensor, log_odds: bool) -> torch.Tensor:
 
 
 def require_finite(scores: torch.Tensor, name_pair: Callable[[int, int], str], what: str = "matching score") -> None:
-    """Check that no score is NaN or infinite: one such pair would decide the scale, or the order, of all others.
+    """Check that no score is NaN or infinite, since one such pair affects the scale or order of all others.
 
     Args:
-        scores: `(views, texts, images)`, with or without further dimensions.
-        name_pair: names the text and the image of a pair by their places in `scores`.
-        what: what the scores are, for the message.
+        scores: `(views, texts, images)`, optionally with further dimensions.
+        name_pair: describes the text and the image of a pair from their indices in `scores`.
+        what: name of the scores, for the message.
 
     Raises:
         ValueError: if one is not finite; the message names the first such pair.
@@ -140,16 +140,16 @@ def require_finite(scores: torch.Tensor, name_pair: Callable[[int, int], str], w
     view, text, image = (~finite).nonzero()[0, :3].tolist()
     value = scores[view, text, image]
     value = next(item for item in value.flatten().tolist() if not math.isfinite(item))
-    of_view = " in the mirror" if view else ""
+    of_view = " (mirrored)" if view else ""
     raise ValueError(
-        f"the {what} of {name_pair(text, image)}{of_view} is {value}, and so are "
-        f"{int((~finite).sum()) - 1} more: a ranking needs finite numbers; compute in float32 if this was float16, and look "
-        "for weights that are not finite"
+        f"the {what} of {name_pair(text, image)}{of_view} is {value}, as are "
+        f"{int((~finite).sum()) - 1} more: a ranking needs finite numbers; compute in float32 instead of float16, and check "
+        "the weights for NaN or infinite values"
     )
 
 
 def fusion_name(score_fusion: str, match_weight: float | None = None) -> str:
-    """Return what tables and files call a fusion: its method, and the weight of one that has a weight."""
+    """Return the name of a fusion in tables and files: its method, and its weight if it has one."""
     return f"{score_fusion} {match_weight:g}" if score_fusion == "posterior" else score_fusion
 
 
@@ -159,5 +159,5 @@ def _posterior(log_similarity: torch.Tensor, top_indices: torch.Tensor, log_odds
 
 
 def _min_max(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """Scale values from low..high to 0..1; where all are equal, there is nothing to scale and they become 0."""
+    """Scale values from low..high to 0..1; equal values become 0."""
     return (values - low) / (high - low) if high > low else torch.zeros_like(values)

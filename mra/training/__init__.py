@@ -1,1 +1,1 @@
-"""Parts of training that know neither the loop nor the model: data, transforms, masking, optimisation."""
+"""Parts of training that depend on neither loop nor model: data, transforms, masking, optimisation."""

@@ -11,7 +11,7 @@ from mra.common.arguments import option, require
 from mra.training.augmentation import OPERATIONS
 
 
-# Parts of the model that may train at a learning rate of their own (optim.py).
+# Parts of the model that can have their own learning rate (optim.py).
 PARTS = ("cross_attention", "late_vision_stages", "late_text_layers", "late_fusion_layers", "mlm_head", "match_head")
 
 
@@ -26,45 +26,45 @@ class ModelArguments:
 
     model_name_or_path: str | None = option(
         None,
-        "Folder or Hub id of an MRA model to start from; a new model when left out, or when `none` overrules "
-        "a recipe.",
+        "folder or Hub id of the MRA model to start from; a new model when left out, or with `none`",
     )
     model_config: dict[str, Any] | str | None = option(
-        None, "Fields of MRAConfig to set: a mapping in a recipe, JSON text or the path of a JSON file here."
+        None,
+        "fields of MRAConfig to set: a mapping in a recipe; JSON text or the path of a JSON file on the command line",
     )
     tokenizer_name: str | None = option(
-        None, "Folder or Hub id of the BERT tokenizer; the starting model's when left out."
+        None, "folder or Hub id of the BERT tokenizer; the starting model's when left out"
     )
     vision_weights: str | None = option(
-        None, "Weights of a new model's Swin: path of the official file, or `timm` for its Hub copy."
+        None, "initial Swin weights of a new model: path of the official file, or `timm` for its copy on the Hub"
     )
-    text_weights: str | None = option(None, "Weights of a new model's BERT layers: folder or Hub id of a BERT.")
-    image_size: list[int] | None = option(None, "Height and width in pixels.")
-    window_size: list[int] | None = option(None, "Side of the Swin window of each stage.")
-    drop_rate: float | None = option(None, "Dropout in the Swin.")
-    drop_path_rate: float | None = option(None, "Stochastic depth of the last Swin block.")
-    projection_type: Literal["part_pooling", "linear"] | None = option(None, "Projection to the shared space.")
-    projection_dim: int | None = option(None, "Width of the shared space.")
+    text_weights: str | None = option(None, "initial weights of a new model's BERT layers: folder or Hub id of a BERT")
+    image_size: list[int] | None = option(None, "height and width of images in pixels")
+    window_size: list[int] | None = option(None, "window side of each Swin stage, in tokens")
+    drop_rate: float | None = option(None, "dropout rate in the Swin")
+    drop_path_rate: float | None = option(None, "drop rate of the last Swin block (stochastic depth)")
+    projection_type: Literal["part_pooling", "linear"] | None = option(None, "kind of projection to the shared space")
+    projection_dim: int | None = option(None, "dimension of the shared space")
     head_initialization: Literal["bert", "published"] | None = option(
         None,
-        "Where new projections and a new matching head start: `bert` from a normal of initializer_range; "
-        "`published` with pooled parts from one of 1e-5, not to be combined with max_grad_norm, the rest from "
-        "PyTorch's defaults. The starting model's choice when left out.",
+        "initialisation of new projections and matching heads: `bert` draws from a normal of deviation "
+        "initializer_range; `published` draws pooled parts from one of 1e-5 (not with max_grad_norm) and keeps PyTorch's "
+        "defaults elsewhere; the starting model's choice when left out",
     )
     caption_style: Literal["plain", "clean"] | None = option(
         None,
-        "Caption cleaning: `plain` for SDA and CUHK-PEDES, `clean` for ICFG-PEDES and RSTPReid; "
-        "the starting model's when left out.",
+        "cleaning of captions: `plain` for SDA and CUHK-PEDES, `clean` for ICFG-PEDES and RSTPReid; "
+        "the starting model's when left out",
     )
     attn_implementation: Literal["sdpa", "eager"] = option(
-        "sdpa", "Attention kernels of the text, fusion and Swin layers."
+        "sdpa", "attention implementation of the text, fusion and Swin layers"
     )
     gradient_checkpointing: Literal["none", "vision", "all"] = option(
         "none",
-        "Layers whose activations are recomputed in the backward pass to save memory: those of the image encoder, "
-        "which hold most of it, or all.",
+        "layers that recompute activations in the backward pass to save memory: those of the image encoder, "
+        "which use most of it, or all",
     )
-    torch_compile: bool = option(False, "Compile the layers of Swin, BERT and fusion with TorchInductor.")
+    torch_compile: bool = option(False, "compile the Swin, BERT and fusion layers with TorchInductor")
 
     def __post_init__(self) -> None:
         self.model_config = _read_model_config(self.model_config)
@@ -76,54 +76,54 @@ class ModelArguments:
                         "which has its own weights: leave one of them out"
                     )
         elif self.tokenizer_name is None:
-            raise ValueError("Set `model_name_or_path` to start from a model, or `tokenizer_name` to build a new one")
+            raise ValueError("set `model_name_or_path` to start from a model, or `tokenizer_name` to build a new one")
 
 
 @dataclass
 class ObjectiveArguments:
-    """Weights and choices of the losses, kept in the model's configuration."""
+    """Weights and choices of the losses, stored in the model's configuration."""
 
     theme_name: ClassVar[str] = "objective"
 
-    itm_weight: float = option(1.0, "Weight of the matching loss.")
-    mlm_weight: float = option(1.0, "Weight of the masked-language loss.")
-    label_smoothing: float = option(0.0, "Smoothing of the contrastive targets, 0 to 1.")
+    itm_weight: float = option(1.0, "weight of the matching loss")
+    mlm_weight: float = option(1.0, "weight of the masked-language loss")
+    label_smoothing: float = option(0.0, "label smoothing of the contrastive targets, 0 to 1")
     itc_gradient: Literal["exact", "published"] = option(
         "exact",
-        "Gradient of the contrastive loss over several processes: `exact`, or 1 / processes of it "
-        "as the published gather gives.",
+        "gradient of the contrastive loss over several processes: `exact`, or `published`: 1 / processes "
+        "of it, as in the published code",
     )
     itc_chunk_size: int | None = option(
         None,
-        "Rows of the similarity matrix that the contrastive loss computes at a time, to save memory with "
-        "large batches; all at once if left out.",
+        "rows of the similarity matrix computed at a time by the contrastive loss, to save memory with "
+        "large batches; all at once when left out",
     )
     itm_negatives: Literal["local", "all"] = option(
-        "local", "Draw negatives for matching from each process's own pairs, as published, or from all."
+        "local", "pairs that matching negatives are drawn from: those of the process, as published, or all"
     )
 
     def overrides(self) -> dict[str, Any]:
-        """Return the fields of `MRAConfig` that these arguments set."""
+        """Return these arguments as fields of `MRAConfig`."""
         return dataclasses.asdict(self)
 
 
 @dataclass
 class PretrainObjectiveArguments(ObjectiveArguments):
-    """The objective with region terms."""
+    """Objective with region terms."""
 
-    region_weight: float = option(0.8, "Weight of the region losses; 0 leaves them out.")
+    region_weight: float = option(0.8, "weight of the region losses; 0 disables them")
     region_features: Literal["paper", "published_code"] = option(
         "paper",
-        "`paper` pools the patches inside the box and shows their mean to the cross-attention; "
-        "`published_code` pools all patches and hides the mean.",
+        "region embedding: `paper` pools the patches inside the box and lets cross-attention see their mean; "
+        "`published_code` pools all patches and hides the mean",
     )
 
 
 @dataclass
 class FinetuneObjectiveArguments(ObjectiveArguments):
-    """The objective with terms on the augmented caption."""
+    """Objective with terms on the augmented caption."""
 
-    augmentation_weight: float = option(0.8, "Weight of the losses on the augmented caption; 0 leaves them out.")
+    augmentation_weight: float = option(0.8, "weight of the losses on the augmented caption; 0 disables them")
 
 
 # ---------------------------------------------------------------- data
@@ -135,31 +135,27 @@ class DataArguments:
 
     theme_name: ClassVar[str] = "data"
 
-    dataset: str = option(None, "Folder or Hub id of the prepared set, as `load_dataset` takes it.")
-    per_device_batch_size: int = option(40, "Image-text pairs of each process in a step.")
-    num_workers: int = option(4, "Worker processes that prepare batches, for each process.")
+    dataset: str = option(None, "folder or Hub id of the prepared dataset")
+    per_device_batch_size: int = option(40, "image-text pairs per process and batch")
+    num_workers: int = option(4, "data-loading workers per process")
     image_backend: Literal["tensor", "pillow"] = option(
         "tensor",
-        "What resizes training images: `tensor` is fast, `pillow` gives the published pixels. Crops, boxes and "
-        "masks are the same; evaluation resizes as the model's processor does.",
+        "library that resizes training images: `tensor` is fast, `pillow` gives the published pixels; crops, boxes "
+        "and masks are the same, and evaluation always uses the model's processor",
     )
-    streaming: bool = option(
-        False, "Read the training set piece by piece from its Parquet files, without a copy on disk."
-    )
-    streaming_buffer: int = option(
-        16384, "Rows among which a streamed row is shuffled; about as many are held in memory."
-    )
+    streaming: bool = option(False, "stream the training set from its Parquet files, without a copy on disk")
+    streaming_buffer: int = option(16384, "shuffle window of a streamed set in rows; about as many are held in memory")
     streaming_lanes: int = option(
-        16, "Parts of a streamed epoch that are read side by side; best a multiple of processes x workers."
+        16, "parts of a streamed epoch read in parallel; best a multiple of processes x workers"
     )
-    flip_probability: float = option(0.5, "Chance of mirroring an image.")
-    erasing_probability: float = option(0.6, "Chance of erasing a rectangle of an image.")
-    mlm_probability: float = option(0.25, "Share of a caption's tokens to mask.")
-    mlm_max_masked: int = option(10, "Largest number of tokens to mask in a caption.")
-    mlm_mask_padding: bool = option(False, "Let padding and [SEP] be masked, as the published code does.")
-    whole_word_masking: bool = option(True, "Mask all pieces of a word together.")
-    skipgram_probability: float = option(0.2, "Chance of masking several words in a row.")
-    skipgram_max_length: int = option(3, "Largest number of words masked in a row.")
+    flip_probability: float = option(0.5, "probability of mirroring an image")
+    erasing_probability: float = option(0.6, "probability of erasing a rectangle of an image")
+    mlm_probability: float = option(0.25, "share of a caption's tokens to mask")
+    mlm_max_masked: int = option(10, "most tokens to mask in a caption")
+    mlm_mask_padding: bool = option(False, "also mask padding and [SEP], as the published code does")
+    whole_word_masking: bool = option(True, "mask all pieces of a word together")
+    skipgram_probability: float = option(0.2, "probability of masking several words in a row")
+    skipgram_max_length: int = option(3, "most words masked in a row")
 
     def __post_init__(self) -> None:
         require(self.dataset is not None, "dataset", "a folder or Hub id of a prepared set", self.dataset)
@@ -171,16 +167,17 @@ class DataArguments:
 
 @dataclass
 class PretrainDataArguments(DataArguments):
-    """SDA and an optional set to validate on."""
+    """SDA and an optional dataset to validate on."""
 
-    data_fraction: float = option(1.0, "Share of the training set to use, chosen once by the seed.")
+    data_fraction: float = option(1.0, "share of the training set to use, chosen once by the seed")
     num_train_pairs: int | None = option(
         None,
-        "Number of training pairs to use, chosen once by the seed (68126 in the paper's loss table), in place of "
-        "data_fraction; all if left out.",
+        "number of training pairs to use, chosen once by the seed (68126 in the paper's loss table), instead of "
+        "data_fraction; all when left out",
     )
     validation_dataset: str | None = option(
-        None, "Prepared person-retrieval set whose validation split chooses the best model; none if left out."
+        None,
+        "folder or Hub id of the prepared dataset with the validation split that selects the best model; none when left out",
     )
 
     def __post_init__(self) -> None:
@@ -198,28 +195,28 @@ class PretrainDataArguments(DataArguments):
 
 @dataclass
 class FinetuneDataArguments(DataArguments):
-    """A person-retrieval set, its captions augmented by EDA, and what to validate on."""
+    """A person-retrieval dataset, the augmentation of its captions by EDA, and the validation data."""
 
     validation_fraction: float = option(
         0.0,
-        "Share of the training identities held out where the set has no validation split; "
-        "with 0 the last model is the result.",
+        "share of the training identities held out for validation if the dataset has no validation split; "
+        "0 holds out none and keeps the last model",
     )
     eda_probability: float = option(
-        1.0, "Chance of changing a caption at all; an unchanged one repeats the plain losses. Published: 1."
+        1.0, "probability of changing a caption; an unchanged one repeats the plain losses"
     )
     eda_style: Literal["content_words", "published"] = option(
         "published",
-        "Details of the operations: `content_words` neither replaces function words nor inserts synonyms of "
-        "them, takes any synonym and any place; `published` does as the published code.",
+        "variant of the operations: `content_words` leaves function words alone and takes any synonym and any "
+        "place; `published` follows the published code",
     )
     eda_operations: list[str] = option(
-        list(OPERATIONS), "Changes to choose from; the first two need WordNet (python -m nltk.downloader wordnet)."
+        list(OPERATIONS), "operations to choose from; the first two need WordNet (python -m nltk.downloader wordnet)"
     )
-    eda_synonym_strength: float = option(0.1, "Share of a caption's words to replace.")
-    eda_insertion_strength: float = option(0.1, "Words to insert, relative to its length.")
-    eda_swap_strength: float = option(0.1, "Swaps of words, relative to its length.")
-    eda_deletion_probability: float = option(0.1, "Chance of dropping each word.")
+    eda_synonym_strength: float = option(0.1, "share of a caption's words to replace")
+    eda_insertion_strength: float = option(0.1, "number of words to insert, relative to the caption's length")
+    eda_swap_strength: float = option(0.1, "number of word swaps, relative to the caption's length")
+    eda_deletion_probability: float = option(0.1, "probability of dropping each word")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -237,34 +234,32 @@ class OptimizationArguments:
 
     theme_name: ClassVar[str] = "optimisation"
 
-    learning_rate: float = option(1e-4, "Peak learning rate.")
-    final_learning_rate: float = option(0.0, "Where the linear schedule ends.")
+    learning_rate: float = option(1e-4, "peak learning rate")
+    final_learning_rate: float = option(0.0, "learning rate at the end of the linear schedule")
     schedule: Literal["linear", "step"] = option(
         "linear",
-        "`linear` decay after the warm-up, or `step`: the same, halved at a first drop and to a fifth at a second.",
+        "decay after the warm-up: `linear`, or `step`: linear, multiplied by 1/2 from a first drop and 1/5 from a second",
     )
     schedule_drops: Literal["run", "warmup"] = option(
         "run",
-        "Where `schedule: step` drops: `run`, at 40% and 70% of all steps; `warmup`, at 4 and 7 times the "
-        "warm-up, as the published code does: the same with a warm-up of a tenth.",
+        "when `schedule: step` drops: `run`, at 40% and 70% of all steps; `warmup`, at 4 and 7 times the "
+        "warm-up, as in the published code (the same for a warm-up of 10%)",
     )
     count_dropped_batch: bool = option(
         False,
-        "Let the schedule count the incomplete last batch of each epoch, which no step takes, as the published "
-        "code does: the run ends a little before its schedule. Not with max_train_steps.",
+        "count the dropped last batch of each epoch in the schedule, as the published code does, so that the run "
+        "ends slightly before its schedule; not with max_train_steps",
     )
-    num_warmup_steps: float = option(0.1, "Optimizer steps of the warm-up; below 1, the share of all steps.")
-    learning_rate_multiplier: float = option(2.0, "Factor on the learning rate of the `multiplied_parts`.")
-    multiplied_parts: list[str] = option([], f"Parts that train at the multiplied rate, of: {', '.join(PARTS)}.")
+    num_warmup_steps: float = option(0.1, "warm-up in optimizer steps, or below 1 as a share of all steps")
+    learning_rate_multiplier: float = option(2.0, "factor on the learning rate of multiplied_parts")
+    multiplied_parts: list[str] = option([], f"parts with the multiplied learning rate, from: {', '.join(PARTS)}")
     weight_decay: float = option(
-        0.01, "Decoupled weight decay; biases, the norms of Swin and BERT and the position tables have none."
+        0.01, "decoupled weight decay, except for biases, position tables and the norms of Swin and BERT"
     )
-    adam_beta1: float = option(0.9, "Decay of AdamW's first moment.")
-    adam_beta2: float = option(0.98, "Decay of AdamW's second moment.")
-    adam_epsilon: float = option(1e-8, "Epsilon of AdamW.")
-    max_grad_norm: float | None = option(
-        None, "Clip the gradient to this norm; not clipped when left out, as published."
-    )
+    adam_beta1: float = option(0.9, "decay of AdamW's first moment")
+    adam_beta2: float = option(0.98, "decay of AdamW's second moment")
+    adam_epsilon: float = option(1e-8, "epsilon of AdamW")
+    max_grad_norm: float | None = option(None, "norm to clip the gradient to; no clipping when left out, as published")
 
     def __post_init__(self) -> None:
         unknown = [part for part in self.multiplied_parts if part not in PARTS]
@@ -296,41 +291,35 @@ class RunArguments:
 
     theme_name: ClassVar[str] = "run"
 
-    output_dir: str = option(None, "Folder of checkpoints, metrics and models.")
-    num_train_epochs: int = option(30, "Passes over the training set; 0 saves the start.")
-    max_train_steps: int | None = option(
-        None, "Optimizer steps of the run and of its schedule, instead of whole epochs."
-    )
+    output_dir: str = option(None, "folder for checkpoints, metrics and models")
+    num_train_epochs: int = option(30, "epochs; 0 saves the initial model")
+    max_train_steps: int | None = option(None, "optimizer steps of run and schedule, overriding num_train_epochs")
     gradient_accumulation_steps: int = option(
         1,
-        "Batches averaged into one optimizer step. Negatives stay within a batch; the last step of an epoch "
-        "averages those that are left.",
+        "batches averaged per optimizer step; negatives come from one batch, and the last step of an epoch averages "
+        "the remaining batches",
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        None, "Precision of the matrix products; what `accelerate` is set to when left out."
+        None, "precision of autocast; the setting of `accelerate` when left out"
     )
-    seed: int = option(42, "Seed of initialisation, data order, augmentation and dropout.")
-    logging_steps: int = option(50, "Optimizer steps between two lines of metrics.jsonl.")
-    log_with: list[str] = option([], "Trackers that receive the metrics, e.g. tensorboard or wandb.")
-    project_name: str = option("mra", "Project that trackers file the run under.")
-    save_steps: int | None = option(None, "Optimizer steps between two checkpoints.")
-    save_minutes: float | None = option(
-        30.0, "Minutes between two checkpoints, looked at on logging steps; 0 for none."
-    )
-    save_total_limit: int = option(2, "Checkpoints that are kept, the newest.")
+    seed: int = option(42, "seed of initialisation, data order, augmentation and dropout")
+    logging_steps: int = option(50, "optimizer steps between lines of metrics.jsonl")
+    log_with: list[str] = option([], "trackers that receive the metrics, e.g. tensorboard or wandb")
+    project_name: str = option("mra", "project name for the trackers")
+    save_steps: int | None = option(None, "optimizer steps between checkpoints; none when left out")
+    save_minutes: float | None = option(30.0, "minutes between checkpoints, checked on logging steps; 0 for none")
+    save_total_limit: int = option(2, "number of newest checkpoints to keep")
     resume: str | None = option(
         None,
-        "`latest` to continue from the newest checkpoint in output_dir (from the start if there is none; a "
-        "damaged one is an error), `latest_whole` to pass over damaged ones with a warning, for queues, or a "
-        "checkpoint's path.",
+        "checkpoint to continue from: its path; `latest`, the newest in output_dir (the start if there is none; a "
+        "damaged one is an error); or `latest_whole`, the newest undamaged one, with a warning for others, for job queues",
     )
     resume_without_manifest: bool = option(
         False,
-        "Resume from a checkpoint without manifest.json, as earlier versions saved them; only what "
-        "the files themselves allow is verified.",
+        "resume from a checkpoint of an earlier version, without manifest.json; its files are only partly verified",
     )
     overwrite_output_dir: bool = option(
-        False, "Restart in an output_dir that holds another run, whose files are removed; not with `resume`."
+        False, "remove the files of another run in output_dir and start again; not with resume"
     )
 
     def __post_init__(self) -> None:
@@ -345,26 +334,26 @@ class RunArguments:
 
 @dataclass
 class EvaluationArguments:
-    """Evaluation on the validation split, which chooses the best model by R@1."""
+    """Evaluation on the validation split, which selects the best model by R@1."""
 
     theme_name: ClassVar[str] = "evaluation"
 
-    eval_every_epochs: int = option(1, "Epochs between two evaluations; the final epoch is always evaluated.")
-    eval_rerank_k: int = option(128, "Images re-ranked for each query; 0 chooses by the similarity alone.")
-    eval_flip: bool = option(True, "Average each image with its mirror image.")
-    eval_batch_size: int = option(64, "Images or captions encoded at a time.")
+    eval_every_epochs: int = option(1, "epochs between evaluations; the final epoch is always evaluated")
+    eval_rerank_k: int = option(128, "images re-ranked per query; 0 ranks by similarity alone")
+    eval_flip: bool = option(True, "use the mirror image of each image too")
+    eval_batch_size: int = option(64, "images or captions per forward pass")
     eval_dtype: Literal["training", "float32"] = option(
         "training",
-        "Precision of the evaluation: that of the `training`, or `float32`, as published, which is slower where "
-        "training runs in half precision.",
+        "precision of the evaluation: that of the `training`, or `float32`, as published, which is slower than "
+        "half precision",
     )
     eval_score_fusion: Literal["auto", "single", "published", "posterior"] = option(
         "auto",
-        "How matching scores and similarity are combined: `auto` chooses fusion and weight on the "
-        "validation split at each evaluation, and saves them with the model.",
+        "fusion of matching scores and similarity; `auto` chooses fusion and weight on the validation split at "
+        "each evaluation and saves them with the model",
     )
     eval_match_weight: float | None = option(
-        None, "Weight of the matching log-odds in `posterior`; chosen with the fusion when left out."
+        None, "weight of the matching log-odds in `posterior`; chosen on validation when left out"
     )
 
     def __post_init__(self) -> None:
@@ -383,13 +372,13 @@ class EvaluationArguments:
 
 @dataclass
 class HubArguments:
-    """Publication of the result."""
+    """Upload of the result to the Hub."""
 
     theme_name: ClassVar[str] = "hub"
 
-    push_to_hub: bool = option(False, "Push the resulting model to the Hub at the end.")
-    hub_model_id: str | None = option(None, "Repository to push to, `user/name`.")
-    hub_private: bool = option(False, "Make a new repository private.")
+    push_to_hub: bool = option(False, "push the resulting model to the Hub at the end")
+    hub_model_id: str | None = option(None, "repository to push to, `user/name`")
+    hub_private: bool = option(False, "create the repository as private")
 
     def __post_init__(self) -> None:
         require(
@@ -405,18 +394,20 @@ class HubArguments:
 
 @dataclass
 class ConversionArguments:
-    """What to convert."""
+    """Checkpoint to convert, and the output."""
 
-    checkpoint: str = option(help="Released .pth file; with --to_published, a folder.")
-    output: str = option(help="Folder to write; with --to_published, a .pth file.")
-    to_published: bool = option(False, "Convert a folder back to the published layout.")
-    image_size: list[int] | None = option(None, "Height and width, where the checkpoint does not record them.")
+    checkpoint: str = option(help="released .pth file; a model folder with --to_published")
+    output: str = option(help="folder to write; a .pth file with --to_published")
+    to_published: bool = option(False, "convert a folder back to the published layout")
+    image_size: list[int] | None = option(None, "height and width in pixels, if the checkpoint does not record them")
     num_attention_heads: int | None = option(
-        None, "Heads of each BERT layer, where the checkpoint does not record them."
+        None, "attention heads of each BERT layer, if the checkpoint does not record them"
     )
-    tokenizer: str | None = option(None, "Hub id or folder (bert-base-uncased for the released ones).")
-    overwrite: bool = option(False, "Replace what is at --output.")
-    push_to_hub: str | None = option(None, "Repository to push the folder to, user/name.")
+    tokenizer: str | None = option(
+        None, "folder or Hub id of the tokenizer (bert-base-uncased for the released checkpoints)"
+    )
+    overwrite: bool = option(False, "replace an existing --output")
+    push_to_hub: str | None = option(None, "repository to push the folder to, `user/name`")
 
     def __post_init__(self) -> None:
         of_folders = self.tokenizer, self.push_to_hub, self.image_size, self.num_attention_heads

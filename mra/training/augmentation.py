@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 
-if TYPE_CHECKING:  # it imports this module
+if TYPE_CHECKING:  # a circular import otherwise
     from mra.training.arguments import FinetuneDataArguments
 
 
@@ -16,7 +16,7 @@ OPERATIONS = ("synonym_replacement", "random_insertion", "random_swap", "random_
 WORDNET_OPERATIONS = ("synonym_replacement", "random_insertion")
 PARTS_OF_SPEECH = ("adj", "adv", "noun", "verb")
 
-# Words that carry no attribute of a person: neither replaced by synonyms nor a source of insertions.
+# Words without attributes of a person: they are not replaced and their synonyms are not inserted.
 FUNCTION_WORDS = frozenset(
     """
     a about above after again all also am an and any are as at be because been being below between both but by can did
@@ -42,23 +42,23 @@ STOP_WORDS = frozenset(
 _APOSTROPHES = re.compile(r"['’]")
 _WORD = re.compile(r"[a-z]+")
 _NOT_LETTERS = re.compile(r"[^a-z ]")
-_INSERTION_DRAWS = 9  # the published code stops at the tenth draw without looking at its synonyms
-_SWAP_DRAWS = 3  # and at the fourth draw of a second place
+_INSERTION_DRAWS = 9  # the published code stops at the tenth draw, before looking up synonyms
+_SWAP_DRAWS = 3  # and at the fourth draw of a second position
 
 
 def split_words(text: str) -> list[str]:
-    """Split text into its lower-case runs of a-z, as the published augmentation does: digits are dropped."""
+    """Split text into lower-case runs of a-z, as the published augmentation does; digits are dropped."""
     return _WORD.findall(_APOSTROPHES.sub("", text.lower()))
 
 
 class WordNetSynonyms:
-    """Look up synonyms in WordNet through nltk; every process opens the database for itself.
+    """Synonyms from WordNet through nltk; every process opens the database itself.
 
     Args:
-        keep_numerals: list a synonym without letters (`2` for "two") as the empty text that cleaning leaves of it.
+        keep_numerals: keep synonyms without letters (`2` for "two") as the empty text left after cleaning.
 
     Raises:
-        ValueError: if WordNet is not installed where nltk looks for it, or damaged.
+        ValueError: if nltk does not find WordNet, or it is damaged.
     """
 
     def __init__(self, keep_numerals: bool = False) -> None:
@@ -67,11 +67,11 @@ class WordNetSynonyms:
         self._process = None
         self._reader = None
         self._synonyms = {}
-        _check_wordnet(self._root)  # nltk ends in errors of many kinds on a damaged file, or in none
+        _check_wordnet(self._root)  # on a damaged file nltk raises various errors or none
         self._open()
 
     def __call__(self, word: str) -> list[str]:
-        """Return the words and short phrases that share a meaning with the word, in WordNet's order, without itself."""
+        """Return the words and short phrases that share a meaning with the word, in WordNet's order."""
         if word not in self._synonyms:
             lemmas = (lemma.name() for synset in self._open().synsets(word) for lemma in synset.lemmas())
             phrases = dict.fromkeys(_phrase(lemma) for lemma in lemmas)
@@ -90,19 +90,19 @@ class WordNetSynonyms:
 
 
 class CaptionAugmenter:
-    """Change a caption by one operation of easy data augmentation, chosen at random (`eda_style: content_words`).
+    """Augmenter that applies one random operation of easy data augmentation (`eda_style: content_words`).
 
-    Function words are neither replaced nor a source of insertions, an inserted word is any synonym of its source, and it
-    may stand anywhere. [`PublishedCaptionAugmenter`] follows the published code.
+    Function words are not replaced and their synonyms are not inserted. An inserted word is any synonym of its source, at any
+    position. [`PublishedCaptionAugmenter`] follows the published code.
 
     Args:
-        probability: of changing a caption at all.
-        operations: those to choose from: `synonym_replacement`, `random_insertion` (both need WordNet), `random_swap`,
+        probability: probability of changing a caption at all.
+        operations: operations to choose from: `synonym_replacement`, `random_insertion` (both need WordNet), `random_swap`,
             `random_deletion`.
-        synonym_strength: share of the words to replace, one at least.
-        insertion_strength: number of words to insert, relative to the caption's length, one at least.
-        swap_strength: number of swaps, relative to the caption's length, one at least.
-        deletion_probability: of dropping each word; one word always stays.
+        synonym_strength: share of the words to replace, at least one.
+        insertion_strength: number of words to insert, relative to the caption's length, at least one.
+        swap_strength: number of swaps, relative to the caption's length, at least one.
+        deletion_probability: probability of dropping each word; one word always stays.
 
     Raises:
         ValueError: if an operation is unknown, a number is out of range, or WordNet is needed and not installed.
@@ -120,7 +120,7 @@ class CaptionAugmenter:
         unknown = sorted(set(operations) - set(OPERATIONS))
         if unknown or not operations:
             raise ValueError(
-                f"`operations` must be some of {', '.join(OPERATIONS)}, got {', '.join(unknown) or 'none'}."
+                f"`operations` must be some of {', '.join(OPERATIONS)}, got {', '.join(unknown) or 'none'}"
             )
         self.probability = probability
         self.operations = tuple(operations)
@@ -130,7 +130,7 @@ class CaptionAugmenter:
         self.deletion_probability = deletion_probability
         for name, value in vars(self).items():
             if name != "operations" and not 0 <= value <= 1:
-                raise ValueError(f"`{name}` must lie in 0..1, got {value}.")
+                raise ValueError(f"`{name}` must lie in 0..1, got {value}")
         needs_wordnet = bool(set(operations) & set(WORDNET_OPERATIONS))
         self._synonyms: Callable[[str], list[str]] = self._open_synonyms() if needs_wordnet else lambda _: []
 
@@ -138,12 +138,12 @@ class CaptionAugmenter:
         """Augment one caption.
 
         Args:
-            caption: any text, cleaned but not yet cut.
-            rng: the source of every choice.
+            caption: any text, cleaned but not truncated.
+            rng: source of every random choice.
 
         Returns:
-            Letters a-z and single spaces after one operation; the caption as it came where it is left out by
-            `probability`, or has no such letter before or after the operation.
+            Letters a-z and single spaces after one operation; the unchanged caption if `probability` skips it, or if it has
+            no such letter before or after the operation.
         """
         if rng.random() >= self.probability:
             return caption
@@ -189,13 +189,13 @@ class CaptionAugmenter:
 
 
 class PublishedCaptionAugmenter(CaptionAugmenter):
-    """Change a caption as the published code does (`eda_style: published`), which calls EDA with strengths of 0.1.
+    """Augmenter that follows the published code (`eda_style: published`), which calls EDA with strengths of 0.1.
 
-    Source: `eda_call` of the reference file `published_configs.json`, and the code of Wei and Zou for what it leaves out:
-    the list of stop words, synonyms that are numerals and vanish, and the last draw, which comes to nothing. The published
-    first synonym is that of a Python set, whose order changes from run to run; here it is WordNet's first.
+    Source: `eda_call` of the reference file `published_configs.json`, and for other details the code of Wei and Zou: the stop
+    words, numeral synonyms that become empty, and the last draw, which has no effect. The published code takes the first
+    synonym of a Python set, an order that changes between runs; here it is WordNet's first.
 
-    With `probability` 1 the caption is one of four texts, one an operation, in random order.
+    With `probability` 1 every caption is changed by one of the four operations.
     """
 
     def _open_synonyms(self) -> WordNetSynonyms:
@@ -221,7 +221,7 @@ class PublishedCaptionAugmenter(CaptionAugmenter):
             for _ in range(_INSERTION_DRAWS):
                 synonyms = self._synonyms(rng.choice(result))
                 if synonyms:
-                    result.insert(rng.randrange(len(result)), synonyms[0])  # never behind the last word
+                    result.insert(rng.randrange(len(result)), synonyms[0])  # never after the last word
                     break
         return result
 
@@ -260,7 +260,7 @@ def create_augmenter(args: "FinetuneDataArguments") -> CaptionAugmenter:
 
 
 def _phrase(lemma: str) -> str:
-    """Return what augmentation puts in for a lemma of WordNet: letters and spaces, empty for a numeral."""
+    """Convert a WordNet lemma to letters and spaces; a numeral becomes empty."""
     return " ".join(_NOT_LETTERS.sub("", re.sub(r"[_-]", " ", lemma.lower())).split())
 
 
@@ -281,9 +281,9 @@ def _find_wordnet() -> Any:
         except LookupError:
             continue
     raise ValueError(
-        "Synonyms need WordNet, which nltk does not find in "
-        f"{', '.join(map(str, nltk.data.path)) or 'any folder'}. Install it with `python -m nltk.downloader wordnet` "
-        f"(`NLTK_DATA` names another folder), or leave {' and '.join(WORDNET_OPERATIONS)} out of `operations`."
+        "synonyms need WordNet, which nltk cannot find in "
+        f"{', '.join(map(str, nltk.data.path)) or 'any folder'}; install it with `python -m nltk.downloader wordnet` "
+        f"(`NLTK_DATA` names another folder), or leave {' and '.join(WORDNET_OPERATIONS)} out of `operations`"
     )
 
 
@@ -291,7 +291,7 @@ def _open_wordnet(root: Any) -> Any:
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
     class EnglishWordNet(WordNetCorpusReader):
-        """Reads the English database without the tables for other languages, which take most of the opening time."""
+        """Reader without the tables for other languages, which take most of the opening time."""
 
         def map_wn(self, version: str = "wordnet") -> None:
             return None
@@ -300,7 +300,7 @@ def _open_wordnet(root: Any) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The multilingual functions are not available")
             reader = EnglishWordNet(root, None)
-        for part_of_speech in PARTS_OF_SPEECH:  # opened by the reader only when first needed
+        for part_of_speech in PARTS_OF_SPEECH:  # otherwise opened on first use
             reader.open(f"data.{part_of_speech}").close()
         return reader
     except (LookupError, OSError) as error:
@@ -308,7 +308,7 @@ def _open_wordnet(root: Any) -> Any:
 
 
 def _check_wordnet(root: Any) -> None:
-    """Check that index and data files of every part of speech name the same synsets, so that none is cut or overwritten."""
+    """Check that index and data files of every part of speech name the same synsets, to detect damaged files."""
     for part_of_speech in PARTS_OF_SPEECH:
         index, data = f"index.{part_of_speech}", f"data.{part_of_speech}"
         listed, stored, position = set(), set(), 0
@@ -325,8 +325,8 @@ def _check_wordnet(root: Any) -> None:
             position += len(line)
         if listed != stored:
             raise ValueError(
-                f"WordNet in {root} is damaged: {len(listed ^ stored):,} synsets are not in both of {index} and {data}. "
-                "Install it again with `python -m nltk.downloader --force wordnet`."
+                f"WordNet in {root} is damaged: {len(listed ^ stored):,} synsets are not in both of {index} and {data}; "
+                "install it again with `python -m nltk.downloader --force wordnet`"
             )
 
 
@@ -340,5 +340,5 @@ def _read_lines(root: Any, name: str) -> list[bytes]:
 
 def _incomplete(root: Any, error: Exception) -> ValueError:
     return ValueError(
-        f"WordNet in {root} is incomplete ({error}). Install it again with `python -m nltk.downloader wordnet`."
+        f"WordNet in {root} is incomplete ({error}); install it again with `python -m nltk.downloader wordnet`"
     )

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what it must hold, written last and verified before anything is loaded."""
+"""Manifest of a checkpoint: the list of its files, written last and verified before anything is loaded."""
 
 import hashlib
 import json
@@ -27,16 +27,16 @@ _RANDOM_STATES = ("random_state", "numpy_random_seed", "torch_manual_seed")
 _SHARDED = {
     "zero": "pytorch_model/*_optim_states.pt",
     "fsdp": "pytorch_model_fsdp*",
-}  # what only these ways of saving write
+}  # files that only these ways of saving write
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint that does not hold what was saved; the message names the files and what to do."""
+    """Damaged checkpoint; the message names the files and what to do."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint held when it was saved.
+    """Content of a checkpoint when it was saved.
 
     Attributes:
         step: optimizer steps done.
@@ -44,7 +44,7 @@ class Manifest:
         distributed_type: how they shared the work, as Accelerate calls it.
         zero_stage: stage of DeepSpeed's ZeRO; None without.
         devices: device of each process.
-        files: size in bytes and SHA-256 by the path of each file, but for the manifest itself.
+        files: size in bytes and SHA-256 of each file by its path, without the manifest itself.
     """
 
     step: int
@@ -55,7 +55,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]
 
     def to_json(self) -> str:
-        """Return the manifest's text, whose last entry is a digest of all others."""
+        """Return the manifest as JSON; the last entry is a digest of all others."""
         content = {"format": _FORMAT, **asdict(self)}
         content["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return json.dumps(content, indent=2) + "\n"
@@ -65,17 +65,17 @@ class Manifest:
 
 
 def write_manifest(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """List the files of a checkpoint; every process must call this, once all of them have written theirs.
+    """Write the manifest of a checkpoint; every process must call this after all have written their files.
 
-    The processes hash a share of the files each.
+    Each process hashes a share of the files.
 
     Args:
-        accelerator: of the run.
-        folder: of the checkpoint.
+        accelerator: the run's accelerator.
+        folder: folder of the checkpoint.
         step: optimizer steps done.
 
     Raises:
-        FileNotFoundError: if no process sees the random states of one.
+        FileNotFoundError: if the random states of a process are missing.
     """
     views = gather_object([_list_files(folder)])
     files = {name: size for view in views for name, size in view.items()}
@@ -85,7 +85,7 @@ def write_manifest(accelerator: Accelerator, folder: Path, step: int) -> None:
                 f"{folder}: {_random_states_file(rank)} was not written; `output_dir` must be one folder for all machines"
             )
     largest_first = sorted(files, key=lambda name: (-files[name], name))
-    # A network file system may take a while to show a process what another one wrote.
+    # A network file system may show files of another process late.
     owners = [[rank for rank, view in enumerate(views) if name in view] for name in largest_first]
     mine = [
         name
@@ -112,7 +112,7 @@ def _list_files(folder: Path) -> dict[str, int]:
 
 
 def _hash_files(folder: Path, names: list[str]) -> list[str]:
-    """Hash some files side by side: hashing lets other threads run."""
+    """Hash files in parallel threads: hashing releases the GIL."""
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(lambda name: _hash_file(folder / name), names))
 
@@ -132,7 +132,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a checkpoint.
 
     Raises:
-        DamagedCheckpointError: if it is not what was written.
+        DamagedCheckpointError: if it is damaged.
         FileNotFoundError: if there is none.
     """
     path = folder / MANIFEST_FILE
@@ -147,7 +147,7 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise DamagedCheckpointError(f"{MANIFEST_FILE} cannot be read ({error.strerror or error})") from None
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise DamagedCheckpointError(f"{MANIFEST_FILE} is not the manifest that was written") from None
+        raise DamagedCheckpointError(f"{MANIFEST_FILE} is not a complete manifest") from None
     if text != written.to_json():
         raise DamagedCheckpointError(f"{MANIFEST_FILE} was changed after it was written")
     return written
@@ -159,19 +159,19 @@ def find_damage(
     check_contents: Callable[[Path], None],
     without_manifest: str | None = None,
 ) -> list[str]:
-    """Compare a checkpoint with its manifest; every process must call this and gets the same answer.
+    """Compare a checkpoint with its manifest; every process must call this and gets the same result.
 
-    Every process looks for every file and hashes a share of them, and the random states that it will load are read.
+    Every process looks for every file, hashes a share of them and reads the random states that it will load.
 
     Args:
-        accelerator: of the run.
+        accelerator: the run's accelerator.
         checkpoint: the folder.
-        check_contents: raises a `ValueError` if other small files do not hold what they should; called by the main process.
-        without_manifest: how to accept a checkpoint without a manifest, for the message; None to accept it, so that only
-            what its files tell of themselves is verified.
+        check_contents: raises a `ValueError` if other small files have wrong content; called by the main process.
+        without_manifest: option that accepts a checkpoint without a manifest, for the message; None accepts it and verifies
+            only what its files allow.
 
     Returns:
-        What is wrong, one text for each file; empty for a whole checkpoint.
+        One message per damaged file; empty for an undamaged checkpoint.
     """
     rank, count = accelerator.process_index, accelerator.num_processes
     try:
@@ -185,9 +185,7 @@ def find_damage(
         if without_manifest is None:
             damage = _check_files_alone(checkpoint, rank, count)
         else:
-            damage = [
-                f"{MANIFEST_FILE} is missing (accept what was saved before there were manifests with {without_manifest})"
-            ]
+            damage = [f"{MANIFEST_FILE} is missing (accept checkpoints of earlier versions with {without_manifest})"]
     if not damage:
         damage = _collect(
             *(lambda path=path: read_random_states(path) for path in _random_states(checkpoint)[rank::count]),
@@ -223,7 +221,7 @@ def _compare_files(folder: Path, manifest: Manifest, rank: int, count: int) -> l
 
 
 def _check_files_alone(folder: Path, rank: int, count: int) -> list[str]:
-    """Verify what can be without a manifest: the files that must be there, and the checksums that PyTorch's hold."""
+    """Verify a checkpoint without a manifest: required files, and the checksums in PyTorch's files."""
     names = _list_files(folder)
     way = saved_by(folder)
     wanted = ["recipe.yaml", "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl", _random_states_file(0)]
@@ -250,7 +248,7 @@ def _check_files_alone(folder: Path, rank: int, count: int) -> list[str]:
 
 
 def _collect(*checks: Callable[[], Any]) -> list[str]:
-    """Run checks and return what those that failed said."""
+    """Run checks and return the messages of those that failed."""
     damage = []
     for check in checks:
         try:
@@ -264,15 +262,15 @@ def _collect(*checks: Callable[[], Any]) -> list[str]:
 
 
 def saved_by(checkpoint: Path) -> str:
-    """Return the way of saving that a checkpoint's files show: `plain`, `zero` or `fsdp`."""
+    """Return how a checkpoint was saved, judged by its files: `plain`, `zero` or `fsdp`."""
     return next((way for way, pattern in _SHARDED.items() if any(checkpoint.glob(pattern))), "plain")
 
 
 def check_way(accelerator: Accelerator, checkpoint: Path) -> None:
-    """Check that a run shares its states out in the way of the checkpoint: DeepSpeed passes over files that it does not know.
+    """Check that a run shards its states as the checkpoint does: DeepSpeed silently ignores files that it does not know.
 
     Raises:
-        ValueError: if not.
+        ValueError: if it does not.
     """
     ways = {DistributedType.DEEPSPEED: "zero", DistributedType.FSDP: "fsdp"}
     names = {"zero": "DeepSpeed ZeRO", "fsdp": "FSDP", "plain": "one process or data parallelism"}
@@ -286,8 +284,8 @@ def check_way(accelerator: Accelerator, checkpoint: Path) -> None:
             for way, stage in zip((before, now), stages, strict=True)
         )
         raise ValueError(
-            f"`resume`: {checkpoint} was saved by {then}, this run is set up for {here}; launch it with the accelerate "
-            "config that the checkpoint was saved with"
+            f"`resume`: {checkpoint} was saved by {then}, but this run uses {here}; launch it with the accelerate "
+            "config that saved the checkpoint"
         )
 
 
@@ -301,7 +299,7 @@ def _zero_stage(accelerator: Accelerator) -> int | None:
 
 
 def count_processes(checkpoint: Path) -> int:
-    """Return the number of processes that saved a checkpoint: each of them left its random states."""
+    """Return the number of processes that saved a checkpoint, from the files of their random states."""
     return len(_random_states(checkpoint))
 
 
@@ -314,40 +312,40 @@ def _random_states_file(rank: int | str) -> str:
 
 
 def read_random_states(path: Path) -> dict[str, Any]:
-    """Read what Accelerate saved of one process's random number generators.
+    """Read the random states of one process, as saved by Accelerate.
 
     Raises:
-        ValueError: if the file cannot be read, or it does not hold their state.
+        ValueError: if the file cannot be read or does not hold random states.
     """
     try:
         states = load(path, map_location="cpu")
         random.Random().setstate(states["random_state"])
         np.random.RandomState().set_state(states["numpy_random_seed"])
         torch.Generator().set_state(states["torch_manual_seed"])
-    except Exception as error:  # whatever unpickling and the generators raise
+    except Exception as error:  # unpickling and the generators can raise anything
         message = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path.name} does not hold the random states of a process ({message})") from None
     return states
 
 
 def restore_random_states(accelerator: Accelerator, checkpoint: Path) -> str | None:
-    """Set this process's generators to the states that it saved: Accelerate continues silently if it cannot.
+    """Restore this process's random states: Accelerate continues silently if it cannot.
 
     Args:
-        accelerator: of the run, after `load_state`.
-        checkpoint: as verified by [`find_damage`].
+        accelerator: the run's accelerator, after `load_state`.
+        checkpoint: folder that [`find_damage`] has verified.
 
     Returns:
-        What was not restored, for a warning; None if everything was.
+        What was not restored, for a warning; None if everything was restored.
 
     Raises:
-        ValueError: if the file of this process does not hold its random states.
+        ValueError: if this process's file does not hold random states.
     """
     saved, device = count_processes(checkpoint), accelerator.device
     if saved != accelerator.num_processes:
         return (
-            f"the random states are those of {saved} processes and the run has {accelerator.num_processes} now, so that "
-            "dropout draws other numbers; order, augmentation and masks follow from the seed and stay the same"
+            f"the random states are those of {saved} processes but the run has {accelerator.num_processes}, so "
+            "dropout draws other numbers; order, augmentation and masks depend on the seed and stay the same"
         )
     states = read_random_states(checkpoint / _random_states_file(accelerator.process_index))
     random.setstate(states["random_state"])
@@ -360,6 +358,8 @@ def restore_random_states(accelerator: Accelerator, checkpoint: Path) -> str | N
         before = torch.device(read_manifest(checkpoint).devices[accelerator.process_index])
     of_devices = states.get(f"torch_{device.type}_manual_seed", [])
     if before.type != device.type or (before.index or 0) >= len(of_devices):
-        return f"the random state of {device} was not saved (the process ran on {before}), so that dropout draws other numbers"
+        return (
+            f"the random state of {device} was not saved (the process ran on {before}), so dropout draws other numbers"
+        )
     torch.get_device_module(device).set_rng_state(of_devices[before.index or 0], device)
     return None

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, the place in a run, and folders that are replaced in one move."""
+"""Atomic checkpoints, the position in a run, and atomic replacement of model folders."""
 
 import contextlib
 import re
@@ -41,27 +41,27 @@ RECIPE_FILE = "recipe.yaml"
 EARLIER_BEST = "earlier_best"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _SET_ASIDE = "set-aside-"
-_TOKEN = "run"  # all processes of a run write into one unfinished checkpoint
+_TOKEN = "run"  # all processes of a run write to one unfinished checkpoint
 _SCHEDULE_FILE, _STATE_FILE = "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"  # in the order of registration
-# Arguments that say nothing about the run itself.
+# Arguments that do not affect the result of a run.
 _OF_THE_CALL = ("resume", "resume_without_manifest", "overwrite_output_dir", "output_dir")
 
 
 @dataclass
 class TrainingState:
-    """Place in a run; everything else that a resumed run needs follows from it or is saved by `accelerate`.
+    """Position in a run; all other state is derived from it or saved by `accelerate`.
 
     Attributes:
         step: optimizer steps done.
         micro_step: batches done by each process.
         epoch: epochs done.
-        samples_in_epoch: pairs of the current epoch that all processes together have seen.
-        samples_seen: the same over the whole run.
+        samples_in_epoch: pairs of the current epoch seen by all processes.
+        samples_seen: pairs of the whole run seen by all processes.
         log_lines: lines of `metrics.jsonl`.
-        samples_per_batch: pairs of the last batch of all processes.
+        samples_per_batch: pairs in the last batch over all processes.
         best_metric: best R@1 on validation so far, in percent; -1 before the first evaluation.
-        best_epoch: epochs done when it was reached.
-        best_measure: how `best_metric` is measured; empty before the first evaluation.
+        best_epoch: epochs done when `best_metric` was reached.
+        best_measure: how `best_metric` was measured; empty before the first evaluation.
         data: digest of the training set's files, as [`files_digest`] gives it; empty for a set on the Hub.
     """
 
@@ -85,23 +85,23 @@ class TrainingState:
         """Restore the attributes.
 
         Raises:
-            ValueError: if one is missing, unknown or of another type. Checkpoints of older versions lack `best_measure`
-                and `data`.
+            ValueError: if one is missing, unknown or of the wrong type. Checkpoints of older versions may lack
+                `best_measure` and `data`.
         """
         expected = asdict(self)
         if isinstance(state_dict, Mapping):
             state_dict = {"best_measure": "", "data": ""} | dict(state_dict)
         if not isinstance(state_dict, Mapping) or state_dict.keys() != expected.keys():
             held = ", ".join(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
-            raise ValueError(f"the place in the run must hold {', '.join(expected)}, got {held}")
+            raise ValueError(f"the position in the run must hold {', '.join(expected)}, got {held}")
         for name, value in state_dict.items():
             wanted = type(expected[name])
             if type(value) not in ((float, int) if wanted is float else (wanted,)):
-                raise ValueError(f"the place in the run: `{name}` must be {wanted.__name__}, got {value!r}")
+                raise ValueError(f"the position in the run: `{name}` must be {wanted.__name__}, got {value!r}")
             setattr(self, name, value)
 
     def count_batch(self, samples: int) -> None:
-        """Add one batch of every process, `samples` pairs in all."""
+        """Count one batch of every process, `samples` pairs in all."""
         self.micro_step += 1
         self.samples_per_batch = samples
         self.samples_in_epoch += samples
@@ -114,15 +114,15 @@ class TrainingState:
 
 
 class Checkpointer:
-    """Decides when a checkpoint is due and writes it under `output_dir/checkpoints`.
+    """Schedule and writer of the checkpoints in `output_dir/checkpoints`.
 
     Args:
-        accelerator: holds what `prepare` returned and the registered `TrainingState`.
+        accelerator: the run's accelerator, with the prepared objects and the registered `TrainingState`.
         output_dir: folder of the run, shared by all processes.
-        recipe: the resolved arguments, saved with every checkpoint.
-        save_steps: optimizer steps between two checkpoints; None for none.
-        save_minutes: minutes between two checkpoints; None or 0 for none.
-        save_total_limit: newest checkpoints to keep.
+        recipe: resolved arguments, saved with every checkpoint.
+        save_steps: optimizer steps between checkpoints; None for none.
+        save_minutes: minutes between checkpoints; None or 0 for none.
+        save_total_limit: number of newest checkpoints to keep.
     """
 
     def __init__(
@@ -144,18 +144,18 @@ class Checkpointer:
         self.last_time = time.monotonic()
 
     def is_step_due(self, step: int) -> bool:
-        """Return whether a checkpoint is due at this optimizer step by its number."""
+        """Return whether `save_steps` makes a checkpoint due at this optimizer step."""
         return self.save_steps is not None and step % self.save_steps == 0
 
     def agree(self, step: int, stop: bool) -> tuple[bool, bool]:
-        """Decide together with the other processes; every process must call this on the same steps.
+        """Agree with the other processes on saving and stopping; every process must call this on the same steps.
 
         Args:
             step: optimizer steps done.
             stop: whether this process was asked to stop.
 
         Returns:
-            Whether to save now, and whether to stop after that: true everywhere if any process was asked to.
+            Whether to save now, and whether to stop afterwards: true everywhere if any process was asked to.
         """
         elapsed = (time.monotonic() - self.last_time) / 60
         late = self.accelerator.is_main_process and bool(self.save_minutes) and elapsed >= self.save_minutes
@@ -164,10 +164,7 @@ class Checkpointer:
         return (late or stop or self.is_step_due(step)) and step != self.last_step, stop
 
     def save(self, step: int) -> Path:
-        """Write `checkpoint-<step>` under another name, with its manifest last; rename it, drop the oldest.
-
-        Everything is flushed to the disk before the folder gets its name.
-        """
+        """Write `checkpoint-<step>` under a temporary name, its manifest last; flush and rename it, and remove the oldest."""
         accelerator = self.accelerator
         target = self.folder / f"checkpoint-{step}"
         unfinished = unfinished_path(target, _TOKEN)
@@ -185,7 +182,7 @@ class Checkpointer:
                     shutil.copyfile(metrics, unfinished / METRICS_FILE)
             accelerator.wait_for_everyone()
             write_manifest(accelerator, unfinished, step)
-            accelerator.wait_for_everyone()  # each machine flushes the whole folder, in which nothing may be moved meanwhile
+            accelerator.wait_for_everyone()  # each machine flushes the whole folder, so nothing may move meanwhile
             if accelerator.is_local_main_process:
                 flush_tree(unfinished)
             accelerator.wait_for_everyone()
@@ -196,7 +193,7 @@ class Checkpointer:
                 _remove(folder)
         accelerator.wait_for_everyone()
         self.last_step, self.last_time = step, time.monotonic()
-        logger.info(f"Saved {target}")
+        logger.info(f"saved {target}")
         return target
 
     @contextlib.contextmanager
@@ -214,7 +211,7 @@ class Checkpointer:
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Finished checkpoints of a run, the oldest first."""
+    """Return the finished checkpoints of a run, oldest first."""
     return _list_steps(Path(output_dir) / CHECKPOINTS)
 
 
@@ -230,14 +227,14 @@ def _list_steps(folder: Path, prefix: str = "") -> list[Path]:
 
 
 def find_checkpoint(resume: str | None, output_dir: str | Path) -> Path | None:
-    """Find the checkpoint to continue from.
+    """Find the checkpoint to continue from, without verifying it.
 
     Args:
         resume: `latest`, `latest_whole`, the path of a checkpoint, or None.
         output_dir: folder of the run.
 
     Returns:
-        Its path, not verified yet; None to start from the beginning, also where there is no latest one.
+        Its path; None to start from the beginning, also if `latest` finds no checkpoint.
 
     Raises:
         ValueError: if the path is not a finished checkpoint.
@@ -251,7 +248,7 @@ def find_checkpoint(resume: str | None, output_dir: str | Path) -> Path | None:
     if not _CHECKPOINT.match(path.name) or not path.is_dir():
         raise ValueError(
             f"`resume` must be `latest`, `latest_whole` or the path of a finished checkpoint-N folder, got {resume!r}; "
-            f"finished ones here are {', '.join(map(str, list_checkpoints(output_dir))) or 'none'}"
+            f"finished ones are {', '.join(map(str, list_checkpoints(output_dir))) or 'none'}"
         )
     return path
 
@@ -262,20 +259,20 @@ def start_output_dir(
     recipe: Mapping[str, Any],
     option: Callable[[str, str], str] = "--{} {}".format,
 ) -> Path | None:
-    """Prepare the folder of a run, with its resolved arguments and environment in it; every process must call this.
+    """Prepare the folder of a run and write arguments and environment to it; every process must call this.
 
     Args:
-        accelerator: of the run.
+        accelerator: the run's accelerator.
         args: a `RunArguments`.
         recipe: the resolved arguments.
-        option: how an argument is given to this command, from its name and its value, for error messages.
+        option: formats an option of this command from name and value, for error messages.
 
     Returns:
-        The checkpoint to continue from, verified, or None.
+        The verified checkpoint to continue from, or None.
 
     Raises:
-        DamagedCheckpointError: on every process, if that checkpoint is not whole; nothing was changed.
-        ValueError: if there is no such checkpoint, it was saved in another way, or the folder holds another run.
+        DamagedCheckpointError: on every process, if that checkpoint is damaged; nothing was changed.
+        ValueError: if there is no such checkpoint, its states are sharded differently, or the folder holds another run.
     """
     if accelerator.is_main_process:
         prepare_output_dir(args.output_dir, args.resume, args.overwrite_output_dir and args.resume is None)
@@ -295,20 +292,20 @@ def start_output_dir(
 def find_whole_checkpoint(
     accelerator: Accelerator, args: RunArguments, option: Callable[[str, str], str] = "--{} {}".format
 ) -> Path | None:
-    """Find the checkpoint to continue from and verify it; every process must call this and gets the same answer.
+    """Find and verify the checkpoint to continue from; every process must call this and gets the same result.
 
     Args:
-        accelerator: of the run.
-        args: a `RunArguments`; with `resume: latest_whole` damaged checkpoints are passed over, with a warning.
-        option: how an argument is given to this command, from its name and its value, for error messages.
+        accelerator: the run's accelerator.
+        args: a `RunArguments`; with `resume: latest_whole` damaged checkpoints are skipped with a warning.
+        option: formats an option of this command from name and value, for error messages.
 
     Raises:
-        DamagedCheckpointError: if it is not whole and no other may be taken; the message names what is wrong, the newest
-            whole checkpoint and how to take it.
+        DamagedCheckpointError: if it is damaged and `resume` allows no other; the message names the damage, the newest
+            undamaged checkpoint and how to use it.
         ValueError: if there is no such checkpoint.
     """
     named = find_checkpoint(args.resume, args.output_dir)
-    (named,) = broadcast_object_list([named])  # a file system may show the newest to one process before others
+    (named,) = broadcast_object_list([named])  # a file system may show the newest one to some processes first
     if named is None:
         return None
     without_manifest = None if args.resume_without_manifest else option("resume_without_manifest", "true")
@@ -325,29 +322,29 @@ def find_whole_checkpoint(
     text = f"{named} is damaged: {'; '.join(damage)}"
     if whole is None:
         raise DamagedCheckpointError(
-            f"{text}; no checkpoint beside it is whole: remove {named.parent} to start from the beginning with "
+            f"{text}; no other checkpoint is undamaged: remove {named.parent} to start from the beginning with "
             f"{option('resume', 'latest')}"
         )
     if args.resume == "latest_whole":
-        logger.warning(f"{text}; continuing from {whole}, the newest whole one")
+        logger.warning(f"{text}; continuing from {whole}, the newest undamaged one")
         return whole
     raise DamagedCheckpointError(
-        f"{text}; the newest whole one is {whole}: take it with {option('resume', str(whole))}, or let "
-        f"{option('resume', 'latest_whole')} choose it"
+        f"{text}; the newest undamaged one is {whole}: use it with {option('resume', str(whole))} or "
+        f"{option('resume', 'latest_whole')}"
     )
 
 
 def _check_contents(checkpoint: Path) -> None:
-    """Read the small files that say how the run continues.
+    """Read and check the small state files of a checkpoint.
 
     Raises:
-        ValueError: naming the file that does not hold what it should.
+        ValueError: if a file has wrong content; the message names it.
     """
     found = {}
     for name in (_SCHEDULE_FILE, _STATE_FILE):
         try:
             found[name] = torch.load(checkpoint / name, map_location="cpu", weights_only=False)
-        except Exception as error:  # whatever unpickling raises
+        except Exception as error:  # unpickling can raise anything
             raise ValueError(f"{name} cannot be read ({error})") from None
     state, step = TrainingState(), step_of(checkpoint)
     try:
@@ -366,20 +363,20 @@ def _check_contents(checkpoint: Path) -> None:
 
 
 def set_newer_aside(output_dir: str | Path, checkpoint: Path) -> None:
-    """Rename checkpoints of later steps than the one that a run continues from, so that they are not taken for its own.
+    """Rename checkpoints of later steps than the one to continue from, so that they are not mistaken for this run's.
 
-    The run removes them when it has come as far.
+    The run removes them when it reaches their steps.
     """
     for path in list_checkpoints(output_dir):
         if step_of(path) > step_of(checkpoint):
             aside = path.with_name(f"{_SET_ASIDE}{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            logger.warning(f"Renamed {path} to {aside.name}: the run continues from {checkpoint.name}")
+            logger.warning(f"renamed {path} to {aside.name}: the run continues from {checkpoint.name}")
 
 
 def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bool) -> None:
-    """Make the folder of a run and repair what an interrupted run left in it; for the main process alone.
+    """Create the folder of a run and clean up after an interrupted run; only the main process may call this.
 
     Raises:
         ValueError: if it holds another run that is neither resumed nor to be overwritten.
@@ -391,7 +388,7 @@ def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bo
     if present and resume is None and not overwrite:
         raise ValueError(
             f"`output_dir` {str(output_dir)!r} holds another run ({', '.join(present)}): continue it with "
-            "--resume latest, replace it with --overwrite_output_dir, or choose another folder."
+            "--resume latest, replace it with --overwrite_output_dir, or choose another folder"
         )
     if overwrite:
         for name in present:
@@ -400,20 +397,20 @@ def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bo
     (output_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     for folder in (output_dir, output_dir / CHECKPOINTS):
         for path in clean_folder(folder):
-            logger.warning(f"Cleaned up {path}, which an interrupted run left")
+            logger.warning(f"cleaned up {path} of an interrupted run")
 
 
 def keep_aside(accelerator: Accelerator, output_dir: str | Path, epoch: int) -> Path:
-    """Move `best` to `earlier_best`, from where no later best model takes its place; every process must call this.
+    """Move `best` to `earlier_best`, so that a later best model does not replace it; every process must call this.
 
     Args:
-        accelerator: of the run.
+        accelerator: the run's accelerator.
         output_dir: folder of the run.
-        epoch: epochs that the model has seen, which name it there. A folder of that name, from an earlier resume of the same
-            checkpoint, stays.
+        epoch: epochs of training, which name the folder. An existing folder of that name, from an earlier resume of the
+            same checkpoint, is kept.
 
     Returns:
-        Where it is.
+        Its new path.
     """
     best, aside = Path(output_dir) / "best", Path(output_dir) / EARLIER_BEST / f"epoch-{epoch}"
     if accelerator.is_main_process and best.exists() and not aside.exists():
@@ -431,41 +428,41 @@ def load_checkpoint(
     scheduler: Any,
     samples_per_batch: int,
 ) -> None:
-    """Restore a run and warn of arguments that differ from those it was saved with.
+    """Restore a run and warn about arguments that have changed since it was saved.
 
     Args:
-        accelerator: holds what `prepare` returned, `state` and `scheduler`.
-        checkpoint: a whole checkpoint, as `start_output_dir` gives it.
-        recipe: the resolved arguments of this run.
+        accelerator: the run's accelerator, with the prepared objects, `state` and `scheduler`.
+        checkpoint: an undamaged checkpoint from `start_output_dir`.
+        recipe: resolved arguments of this run.
         state: restored in place.
         scheduler: restored in place.
-        samples_per_batch: pairs of one batch of all processes now.
+        samples_per_batch: current number of pairs in one batch over all processes.
     """
     changed = changed_keys(recipe, checkpoint)
     if changed:
         listing = ", ".join(f"{name} ({before!r} before, {now!r} now)" for name, (before, now) in changed.items())
-        logger.warning(f"Resuming {checkpoint} with other arguments: {listing}.")
+        logger.warning(f"resuming {checkpoint} with other arguments: {listing}")
     data = state.data
     with fit_to_processes(accelerator, checkpoint) as folder:
         accelerator.load_state(str(folder))
     if "dataset" not in changed and "" not in (data, state.data) and data != state.data:
         raise ValueError(
-            f"`dataset` {recipe['dataset']}: its files are not those that {checkpoint} was trained on; resume with that "
-            "set, or start another run from the weights (--model_name_or_path)"
+            f"`dataset` {recipe['dataset']}: its files differ from those that {checkpoint} was trained on; resume with that "
+            "dataset, or start a new run from the weights (--model_name_or_path)"
         )
     state.data = data
-    accelerator.step = 0  # groups of accumulated batches start here, also where they have another size than before
+    accelerator.step = 0  # groups of accumulated batches start here, even with another size than before
     not_restored = restore_random_states(accelerator, checkpoint)
     if not_restored is not None:
-        logger.warning(f"Resuming {checkpoint}: {not_restored}")
+        logger.warning(f"resuming {checkpoint}: {not_restored}")
     if state.samples_per_batch not in (0, samples_per_batch):
         logger.warning(
-            f"A batch of all processes had {state.samples_per_batch} pairs and has {samples_per_batch} now: the run "
-            "continues with other batches and another number of steps."
+            f"the batch of all processes had {state.samples_per_batch} pairs and now has {samples_per_batch}: the run "
+            "continues with other batches and another number of steps"
         )
     for group, learning_rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = learning_rate  # DeepSpeed does not restore it everywhere
-    logger.info(f"Resumed {checkpoint} at step {state.step}, {state.samples_in_epoch} pairs into epoch {state.epoch}.")
+    logger.info(f"resumed {checkpoint} at step {state.step}, {state.samples_in_epoch} pairs into epoch {state.epoch}")
 
 
 def save_model(
@@ -476,26 +473,26 @@ def save_model(
     card: str | None = None,
     choice: RetrievalChoice | None = None,
 ) -> None:
-    """Write model, processor and code as one folder for `from_pretrained`, whole or not at all.
+    """Write model, processor and code atomically as a folder for `from_pretrained`.
 
     Args:
-        accelerator: collects the weights, whatever way the model is distributed; every process must call this.
+        accelerator: the run's accelerator, which collects sharded weights; every process must call this.
         model: the prepared model.
         processor: the `MRAProcessor`.
         folder: replaced if it exists.
         card: text of the `README.md`.
-        choice: how to rank with this model, as chosen on validation.
+        choice: ranking chosen on validation, or None.
     """
     folder = Path(folder)
     unwrapped: Any = accelerator.unwrap_model(model, keep_torch_compile=False)
-    if accelerator.is_fsdp2:  # its modules are of other classes
+    if accelerator.is_fsdp2:  # its modules have other classes
         unwrapped = whole_model(unwrapped)
         state_dict = unwrapped.state_dict()
     else:
         state_dict = cast(dict[str, torch.Tensor], accelerator.get_state_dict(model))
     if accelerator.is_main_process:
         state_dict = {name.removeprefix("_orig_mod."): tensor for name, tensor in state_dict.items()}  # torch.compile
-        for name in unwrapped._tied_weights_keys:  # DeepSpeed copies what is tied
+        for name in unwrapped._tied_weights_keys:  # DeepSpeed copies tied weights
             state_dict.pop(name, None)
         with writing_to(folder), whole_folder(folder) as unfinished:
             unwrapped.save_pretrained(unfinished, state_dict=state_dict)
@@ -508,7 +505,7 @@ def save_model(
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint so that a half-removed one never looks finished."""
+    """Remove a checkpoint after renaming it, so that a partly removed one never looks finished."""
     unfinished = unfinished_path(folder)
     folder.rename(unfinished)
     shutil.rmtree(unfinished)
@@ -518,12 +515,12 @@ def _remove(folder: Path) -> None:
 
 
 def write_recipe(path: str | Path, recipe: Mapping[str, Any]) -> None:
-    """Save resolved arguments in one move, as YAML that `--config` reads again, marked so that a cut file shows."""
+    """Save resolved arguments atomically as YAML for `--config`, with markers that reveal truncation."""
     write_whole(path, format_recipe(recipe))
 
 
 def changed_keys(recipe: Mapping[str, Any], checkpoint: str | Path) -> dict[str, tuple[Any, Any]]:
-    """Return the arguments that differ from those a checkpoint was written with: name -> (then, now)."""
+    """Return the arguments that differ from those of a checkpoint: name -> (then, now)."""
     before = read_mapping(Path(checkpoint) / RECIPE_FILE)
     names = sorted({*before, *recipe} - set(_OF_THE_CALL))
     return {name: (before.get(name), recipe.get(name)) for name in names if before.get(name) != recipe.get(name)}

@@ -1,4 +1,4 @@
-"""Collation: examples of a training set become the keyword arguments of `MRAForPreTraining.forward`."""
+"""Collation of training examples into the keyword arguments of `MRAForPreTraining.forward`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,18 +16,17 @@ FIELDS = {
     "caption": "caption",
     "augmented": "augmented_caption",
     "phrase": "phrase",
-}  # kind of text: field of an example
+}  # kind of text -> field of an example
 
 
 class TrainingCollator:
-    """Stack images, tokenise texts and mask captions; runs in the workers of the data loader.
+    """Collator that stacks images, tokenises texts and masks captions; it runs in the data-loading workers.
 
-    The masks of an example depend on its `mask_seed` alone, so neither batch size nor the number of workers or
-    processes changes them.
+    The masks of an example depend only on its `mask_seed`, not on the batch size or the number of workers or processes.
 
     Args:
         tokenizer: a BERT tokenizer.
-        max_text_length: tokens to which every text is padded and cut.
+        max_text_length: number of tokens to which every text is padded or truncated.
         mlm_probability, mlm_max_masked, mlm_mask_padding, whole_word_masking, skipgram_probability,
             skipgram_max_length: see [`TokenMasker`].
 
@@ -47,7 +46,7 @@ class TrainingCollator:
         skipgram_max_length: int = 3,
     ) -> None:
         if max_text_length < 3:
-            raise ValueError(f"`max_text_length` must leave room for [CLS], a word and [SEP], got {max_text_length}.")
+            raise ValueError(f"`max_text_length` must leave room for [CLS], a word and [SEP], got {max_text_length}")
         self.tokenizer = tokenizer
         self.max_text_length = max_text_length
         self.masker = TokenMasker(
@@ -64,13 +63,13 @@ class TrainingCollator:
         """Collate a batch.
 
         Args:
-            examples: items of a [`~mra.training.data.TrainingDataset`], all with the same fields. Those of an
-                [`~mra.training.data.ExampleBatch`] have their images stacked already.
+            examples: items of a [`~mra.training.data.TrainingDataset`], all with the same fields. The images
+                of an [`~mra.training.data.ExampleBatch`] are already stacked.
 
         Returns:
             `pixel_values` `(batch, 3, height, width)` float32; `input_ids`, `attention_mask`, `mlm_input_ids`, `labels`
-            `(batch, max_text_length)` int64; `identity_ids` `(batch,)` int64; `lengths`, a `TextLengths` (that of masked
-            captions is left out where padding may be masked). With augmented captions also `augmented_input_ids` and
+            `(batch, max_text_length)` int64; `identity_ids` `(batch,)` int64; `lengths`, a `TextLengths` (without
+            masked captions if padding may be masked). With augmented captions also `augmented_input_ids` and
             `augmented_attention_mask`; with regions also `phrase_input_ids`, `phrase_attention_mask`,
             `region_attention_mask` `(batch, 1 + patches)` and `phrase_ids` `(batch,)`.
 
@@ -78,13 +77,13 @@ class TrainingCollator:
             ValueError: if the batch is empty or its examples differ in fields.
         """
         if not examples:
-            raise ValueError("The batch is empty: the collator needs at least one example.")
+            raise ValueError("the batch is empty: the collator needs at least one example")
         fields = set(examples[0])
         for example in examples:
             if set(example) != fields:
                 raise ValueError(
-                    f"Examples of a batch must have the same fields, got {sorted(fields)} and {sorted(example)}: "
-                    "do not mix training sets with and without regions or augmented captions."
+                    f"examples of a batch must have the same fields, got {sorted(fields)} and {sorted(example)}: "
+                    "do not mix training sets with and without regions or augmented captions"
                 )
         batch: dict[str, Any] = {"pixel_values": _stack(examples)}
         lengths: dict[str, Any] = {"max_masked": self.masker.max_masked}
@@ -105,7 +104,7 @@ class TrainingCollator:
         return batch
 
     def _encode(self, texts: list[str], kind: str) -> tuple[dict[str, torch.Tensor], list[int]]:
-        """Tokenise one kind of text: its arguments of `forward`, and the tokens of each row."""
+        """Tokenise one kind of text; return its arguments of `forward` and the number of tokens of each row."""
         encoded = self.tokenizer(
             texts,
             padding="max_length",
@@ -119,7 +118,7 @@ class TrainingCollator:
 
 
 def _stack(examples: Sequence[dict]) -> torch.Tensor:
-    """Return the images of a batch as one tensor; those of an `ExampleBatch` are one already."""
+    """Return the images of a batch as one tensor; an `ExampleBatch` already has it."""
     if isinstance(examples, ExampleBatch):
         return examples.pixel_values
     return torch.stack([example["pixel_values"] for example in examples])

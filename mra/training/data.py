@@ -1,4 +1,4 @@
-"""Training sets: what a sample looks like depends on (seed, epoch, row), never on who asks for it."""
+"""Training sets: a sample depends only on (seed, epoch, row), not on worker or process."""
 
 import hashlib
 import random
@@ -26,16 +26,16 @@ PEDES_COLUMNS = "image (Image), image_id (integer), captions (list of string)"
 
 
 def phrase_to_id(phrase: str) -> int:
-    """Identity of a phrase: a 63-bit hash of its lower-case words, so equal phrases share it on every process."""
+    """Return a 63-bit hash of a phrase's lower-case words, the same on every process."""
     words = " ".join(phrase.lower().split())
     return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little") >> 1
 
 
 @dataclass(frozen=True, eq=False)
 class ExampleBatch(Sequence):
-    """Examples of a batch and their images as one tensor: new memory for a stack costs more than resizing.
+    """Examples of a batch with their images in one tensor: allocating memory to stack them would cost more than resizing.
 
-    It cannot be reordered; a slice is a plain list, whose images have to be stacked again.
+    It cannot be reordered; a slice is a plain list with images that must be stacked again.
 
     Args:
         examples: items of a [`TrainingDataset`]; `pixel_values` of item i is row i of the tensor.
@@ -53,7 +53,7 @@ class ExampleBatch(Sequence):
 
 
 class TrainingDataset(torch.utils.data.Dataset):
-    """Image-caption pairs, transformed and augmented as their key says; see the two builders below.
+    """Image-caption pairs, transformed and augmented by their key (epoch, row); see the two builders below.
 
     An item is a dict: `pixel_values` `(3, height, width)` float32, `caption` (normalised text), `identity_id`,
     `mask_seed` (63 bits, for the collator), `augmented_caption` with an augmenter, and `phrase`, `phrase_id` (63 bits)
@@ -62,14 +62,14 @@ class TrainingDataset(torch.utils.data.Dataset):
     Args:
         dataset: the table, its images as `bytes` and `path`.
         processor: an `MRAProcessor`.
-        transform: of the images.
-        image_rows: `(pairs,)`, the row of the table that holds each pair.
-        seed: of everything random.
-        caption_indices: `(pairs,)`, which of the row's `captions`; None where rows have one `caption`.
-        identity_ids: `(rows of the table,)`, in place of `image_id`.
-        augmenter: of the captions.
-        crop_to_regions: crops each image around a box, which is drawn from the row's.
-        grid_size: rows and columns of the image tokens; adds phrase and region mask to the items.
+        transform: transforms the images.
+        image_rows: table row of each pair, `(pairs,)`.
+        seed: seed of everything random.
+        caption_indices: index of each pair in the row's `captions`, `(pairs,)`; None if rows have one `caption`.
+        identity_ids: identity of each table row, `(rows,)`, instead of `image_id`.
+        augmenter: augments the captions; None leaves `augmented_caption` out.
+        crop_to_regions: whether to crop each image around one of the row's boxes, drawn at random.
+        grid_size: rows and columns of the image tokens, to add phrase and region mask to the items; None leaves them out.
     """
 
     def __init__(
@@ -101,18 +101,18 @@ class TrainingDataset(torch.utils.data.Dataset):
 
     @property
     def num_identities(self) -> int | None:
-        """Different persons, where they were counted (fine-tuning)."""
+        """Number of identities if they were counted (fine-tuning), else None."""
         return None if self.identity_ids is None else int(self.identity_ids.max()) + 1
 
     def __getitem__(self, key: Key) -> dict:
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[Key]) -> ExampleBatch:
-        """Return the items of a batch, whose rows are read in one go and whose images are written into one tensor."""
+        """Return the items of a batch; rows are read at once and images are written to one tensor."""
         for key in keys:
             if not isinstance(key, tuple) or len(key) != 2:
                 raise ValueError(
-                    f"A training sample is asked for by (epoch, row), got {key!r}; use the sampler of `make_sampler`."
+                    f"the key of a training sample must be (epoch, row), got {key!r}; use the sampler of `make_sampler`"
                 )
         image_rows = [int(self.image_rows[pair]) for _, pair in keys]
         columns = self.dataset[image_rows]
@@ -129,8 +129,8 @@ class TrainingDataset(torch.utils.data.Dataset):
             return self._example(row, image_row, epoch, pair, out)
         except (ValueError, OSError) as error:  # Pillow reports a broken image as OSError
             raise ValueError(
-                f"Row {image_row} (image_id {row['image_id']}) of the training set cannot be used: {error} "
-                "Prepare the set again with `--on_error skip` to leave such rows out."
+                f"row {image_row} (image_id {row['image_id']}) of the training set cannot be used ({error}); "
+                "prepare the dataset again with `--on_error skip` to leave such rows out"
             ) from error
 
     def _example(self, row: dict, image_row: int, epoch: int, pair: int, out: torch.Tensor) -> dict:
@@ -152,7 +152,7 @@ class TrainingDataset(torch.utils.data.Dataset):
             "mask_seed": key_to_seed("mask", self.seed, epoch, pair),
         }
         if self.augmenter is not None:
-            # The words behind the cut take part, as published: a shortened caption lets them move in.
+            # Words beyond the truncation are augmented too, as published: a shortened caption may include them.
             augmented = self.augmenter(self.processor.clean_caption(text), generator("augmentation"))
             example["augmented_caption"] = self.processor.normalize_caption(augmented)
         if self.grid_size is not None:
@@ -164,10 +164,10 @@ class TrainingDataset(torch.utils.data.Dataset):
         return example
 
     def _draw_region(self, row: dict, caption: str, rng: random.Random) -> tuple[tuple[float, ...], str]:
-        """One of the row's boxes and its phrase; the whole image and the caption where there is none."""
+        """Draw one of the row's boxes with its phrase; without boxes take the whole image and the caption."""
         boxes, phrases = row.get("boxes") or [], row.get("phrases") or []
         if len(boxes) != len(phrases):
-            raise ValueError(f"it has {len(boxes)} boxes but {len(phrases)} phrases, one of each is expected.")
+            raise ValueError(f"it has {len(boxes)} boxes but {len(phrases)} phrases; expected one phrase per box")
         if not boxes:
             return WHOLE_IMAGE, caption
         index = rng.randrange(len(boxes))
@@ -188,37 +188,37 @@ def build_pretraining_dataset(
     erasing_probability: float = 0.6,
     image_backend: str = "tensor",
 ) -> TrainingDataset:
-    """Build the training set of pretraining: images cropped around one of their boxes, captions, phrases.
+    """Build the pretraining set: images cropped around one of their boxes, captions, phrases.
 
-    SDA rows (one `caption`) and PEDES rows (`captions`, each a pair) are accepted. A row without boxes takes the whole
-    image as its region and the caption as its phrase.
+    SDA rows (one `caption`) and PEDES rows (`captions`, each a pair) are accepted. Without boxes the
+    whole image is the region and the caption its phrase.
 
     Args:
         dataset: one split, from `load_split`.
         processor: an `MRAProcessor`.
         grid_size: rows and columns of the model's image tokens (`config.vision_config.grid_size`).
-        seed: of everything random.
+        seed: seed of everything random.
         data_fraction: share of the images to use, drawn once by the seed.
-        num_pairs: number of the pairs to use, drawn in the same way; all when absent.
-        regions: False leaves phrases and masks out of the items (no region terms) and the images as they are with them.
+        num_pairs: number of pairs to use, drawn in the same way; None for all.
+        regions: False leaves phrases and masks out of the items (no region terms); images are cropped either way.
         augmenter: adds an augmented caption to the items.
         flip_probability: see [`TrainingImageTransform`].
         erasing_probability: see [`TrainingImageTransform`].
         image_backend: see [`TrainingImageTransform`].
 
     Raises:
-        ValueError: if the columns are not those of a prepared set, or an argument is out of range.
+        ValueError: if the columns do not match a prepared set, or an argument is out of range.
     """
     single = _check_columns(dataset, ("caption", "captions"))
     if regions and single and not {"boxes", "phrases"} <= set(dataset.column_names):
         raise ValueError(
-            f"Region terms need the columns boxes and phrases, the set has {', '.join(dataset.column_names)}. "
-            "Prepare it with `mra prepare sda`, or set `region_weight: 0`."
+            f"region terms need the columns boxes and phrases, but the dataset has {', '.join(dataset.column_names)}; "
+            "prepare it with `mra prepare sda`, or set `region_weight: 0`"
         )
     if not 0 < data_fraction <= 1:
-        raise ValueError(f"`data_fraction` must lie above 0 and not above 1, got {data_fraction}.")
+        raise ValueError(f"`data_fraction` must lie above 0 and not above 1, got {data_fraction}")
     transform = _training_transform(processor, flip_probability, erasing_probability, image_backend)
-    region_attention_mask((0, 0, 1, 1), transform.image_size, grid_size)  # refuses a grid that does not fit
+    region_attention_mask((0, 0, 1, 1), transform.image_size, grid_size)  # raise if the grid does not fit
     image_rows, caption_indices = np.arange(len(dataset)), None
     if data_fraction < 1:
         image_rows = _draw(len(dataset), max(1, round(data_fraction * len(dataset))), seed)
@@ -255,19 +255,19 @@ def build_finetuning_dataset(
     erasing_probability: float = 0.6,
     image_backend: str = "tensor",
 ) -> TrainingDataset:
-    """Build the training set of fine-tuning: one row for each (image, caption), persons numbered from 0 on.
+    """Build the fine-tuning set: one item per (image, caption), identities numbered from 0.
 
     Args:
         dataset: one split of a PEDES set, from `load_split`.
         processor: an `MRAProcessor`.
-        seed: of everything random.
+        seed: seed of everything random.
         augmenter: adds an augmented caption to the items.
         flip_probability: see [`TrainingImageTransform`].
         erasing_probability: see [`TrainingImageTransform`].
         image_backend: see [`TrainingImageTransform`].
 
     Raises:
-        ValueError: if the columns are not those of a prepared PEDES set, or an argument is out of range.
+        ValueError: if the columns do not match a prepared PEDES set, or an argument is out of range.
     """
     _check_columns(dataset, ("captions",))
     transform = _training_transform(processor, flip_probability, erasing_probability, image_backend)
@@ -286,26 +286,26 @@ def build_finetuning_dataset(
 
 
 def _new_batch(*shape: int) -> torch.Tensor:
-    """Room for float32; in a worker shared with the main process, so that it is not copied there on its way."""
+    """Allocate a float32 tensor; in a worker it is shared with the main process to avoid a copy."""
     if torch.utils.data.get_worker_info() is None:
         return torch.empty(shape)
     return new_shared_float32(shape)
 
 
 def _check_columns(dataset: Table, caption_columns: tuple[str, ...]) -> bool:
-    """Return True if rows have one `caption`, False if they have `captions`; refuse a split that was not prepared."""
+    """Return whether rows have one `caption` rather than `captions`; refuse a split that is not prepared."""
     layout = SDA_COLUMNS if "caption" in caption_columns else PEDES_COLUMNS
     if isinstance(dataset, (dict, IterableDatasetDict)):
         raise ValueError(
-            f"`dataset` must be one split, got all of {', '.join(map(str, dataset))}; pass dataset['train']."
+            f"`dataset` must be one split, got the splits {', '.join(map(str, dataset))}; pass dataset['train']"
         )
     if not isinstance(dataset, Table):
         raise ValueError(
             "`dataset` must be a datasets.Dataset (load_dataset without streaming) or a StreamedTable, got "
-            f"{type(dataset)}."
+            f"{type(dataset)}"
         )
     if not len(dataset):
-        raise ValueError("`dataset` has no rows; prepare the set again.")
+        raise ValueError("`dataset` has no rows; prepare the dataset again")
     features = dataset.features
     checks = {
         "image": lambda feature: isinstance(feature, Image),
@@ -325,8 +325,8 @@ def _check_columns(dataset: Table, caption_columns: tuple[str, ...]) -> bool:
     if missing or wrong:
         problems = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(wrong)}"] * bool(wrong)
         raise ValueError(
-            f"The set {' and '.join(problems)}; its columns are {', '.join(features)}, expected are {layout}. "
-            "Prepare the set with `mra prepare`."
+            f"the dataset {' and '.join(problems)}; expected the columns {layout}, got {', '.join(features)}; "
+            "prepare it with `mra prepare`"
         )
     return captions[0] == "caption"
 
@@ -340,7 +340,7 @@ def _is_list(feature: Any) -> bool:
 
 
 def _raw_columns(dataset: Table) -> Table:
-    """Return the columns that training reads, images as `bytes` and `path`."""
+    """Select the columns that training reads, with images as `bytes` and `path`."""
     wanted = ("image", "image_id", "caption", "captions", "boxes", "phrases")
     dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted])
     if isinstance(dataset, StreamedTable):
@@ -349,18 +349,18 @@ def _raw_columns(dataset: Table) -> Table:
 
 
 def _draw(size: int, kept: int, seed: int) -> np.ndarray:
-    """Draw a part of `size` places without replacement, in order, `(kept,)`; a function of its arguments alone."""
+    """Draw `kept` of `size` indices without replacement, in ascending order: `(kept,)`."""
     generator = np.random.default_rng(key_to_seed("data_fraction", seed))
     return np.sort(generator.choice(size, kept, replace=False))
 
 
 def _caption_pairs(dataset: Table, image_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows and caption numbers of every (image, caption) pair of some rows; both `(pairs,)`."""
+    """Return row and caption index of every (image, caption) pair of some rows, both `(pairs,)`."""
     counts = list_lengths(arrow_column(dataset, "captions"))[image_rows]
     if not counts.all():
         raise ValueError(
-            f"Row {image_rows[counts.argmin()]} of the training set has no caption; prepare the set again with "
-            "`--on_error skip` to leave such rows out."
+            f"row {image_rows[counts.argmin()]} of the training set has no caption; prepare the dataset again with "
+            "`--on_error skip` to leave such rows out"
         )
     offsets = np.cumsum(counts) - counts
     return np.repeat(image_rows, counts), np.arange(counts.sum()) - np.repeat(offsets, counts)
@@ -369,7 +369,7 @@ def _caption_pairs(dataset: Table, image_rows: np.ndarray) -> tuple[np.ndarray, 
 def _training_transform(
     processor: MRAProcessor, flip_probability: float, erasing_probability: float, image_backend: str
 ) -> TrainingImageTransform:
-    """Build the training transform that ends in the size and normalisation of a processor."""
+    """Build the training transform with the size and normalisation of a processor."""
     images = processor.image_processor
     size = (images.size["height"], images.size["width"])
     return TrainingImageTransform(

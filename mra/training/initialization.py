@@ -1,4 +1,4 @@
-"""Starting points of a run: official Swin and BERT weights, or a pretrained MRA at another image size."""
+"""Initial weights of a run: official Swin and BERT weights, or a pretrained MRA at another image size."""
 
 import logging
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ TIMM_SWIN = "swin_base_patch4_window7_224.ms_in22k"
 
 
 def load_swin_weights(model: MRAForPreTraining, source: str) -> None:
-    """Fill the vision encoder from the official Swin file, its bias tables resized to the model's windows.
+    """Load the official Swin weights into the vision encoder, with bias tables resized to the model's windows.
 
     Args:
-        model: changed in place.
+        model: the model, changed in place.
         source: path of `swin_base_patch4_window7_224_22k.pth`, or `timm` for the same weights from timm's Hub copy.
 
     Raises:
@@ -36,8 +36,8 @@ def load_swin_weights(model: MRAForPreTraining, source: str) -> None:
     else:
         if not Path(source).is_file():
             raise ValueError(
-                f"`vision_weights`: no file {source!r}. Give the path of swin_base_patch4_window7_224_22k.pth, or "
-                "`timm` to take the same weights from the Hub."
+                f"`vision_weights`: {source!r} does not exist; give the path of swin_base_patch4_window7_224_22k.pth, or "
+                "`timm` to take the same weights from the Hub"
             )
         state_dict = load_tensors(Path(source), "vision_weights")
         if not isinstance(state_dict, Mapping):
@@ -48,13 +48,13 @@ def load_swin_weights(model: MRAForPreTraining, source: str) -> None:
 
 
 def load_bert_weights(model: MRAForPreTraining, source: str) -> None:
-    """Fill the text layers, the self-attention and feed-forward parts of the fusion layers and the masked-language head.
+    """Load BERT weights into the text layers, fusion layers and masked-language head.
 
-    Cross-attention has no counterpart in BERT and keeps its initialisation.
+    The cross-attention of the fusion layers has no counterpart in BERT and keeps its initialisation.
 
     Args:
-        model: changed in place.
-        source: folder or Hub id of a BERT, `bert-base-uncased` for the published runs.
+        model: the model, changed in place.
+        source: folder or Hub id of a BERT; the published runs use `bert-base-uncased`.
 
     Raises:
         ValueError: if the weights do not fit the layers.
@@ -63,7 +63,7 @@ def load_bert_weights(model: MRAForPreTraining, source: str) -> None:
 
     bert, report = load_pretrained(AutoModelForMaskedLM, source, "`text_weights`", output_loading_info=True)
     if report["missing_keys"]:
-        logger.warning(f"{source} lacks {', '.join(sorted(report['missing_keys']))}: newly initialised.")
+        logger.warning(f"{source} lacks {', '.join(sorted(report['missing_keys']))}: newly initialised")
     state_dict = bert.state_dict()
     first_fusion = model.config.text_config.num_text_layers
     text, fusion = {}, {}
@@ -86,15 +86,15 @@ def load_bert_weights(model: MRAForPreTraining, source: str) -> None:
 
 
 def load_for_finetuning(source: str, **overrides: Any) -> MRAForPreTraining:
-    """Load a pretrained MRA under a changed configuration, its bias tables resized to the new windows.
+    """Load a pretrained MRA with a changed configuration, its bias tables resized to the new windows.
 
     Args:
         source: folder or Hub id that `from_pretrained` takes.
         overrides: fields of `MRAConfig`; `vision_config` and `text_config` are dicts of the fields to change.
 
     Returns:
-        The model. Projections of another kind or width than the source's are newly initialised, as the published
-        fine-tuning of RSTPReid does.
+        The model. Projections that differ from the source's in kind or width are newly initialised, as in the
+        published fine-tuning on RSTPReid.
     """
     pretrained = load_pretrained(MRAForPreTraining, source, "`model_name_or_path`")
     fields = pretrained.config.to_dict()
@@ -106,7 +106,7 @@ def load_for_finetuning(source: str, **overrides: Any) -> MRAForPreTraining:
     target = model.state_dict()
     for name in [name for name in target if "_projection." in name]:
         if name not in state_dict or state_dict[name].shape != target[name].shape:
-            logger.warning(f"{name} is newly initialised: {source} has none of this shape.")
+            logger.warning(f"{name} is newly initialised: {source} has no weights of this shape")
             state_dict[name] = target[name]
     state_dict = {k: v for k, v in state_dict.items() if k in target or "_projection." not in k}
     _load_part(model, state_dict, source)
@@ -114,7 +114,7 @@ def load_for_finetuning(source: str, **overrides: Any) -> MRAForPreTraining:
 
 
 def _fit_bias_tables(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) -> dict[str, torch.Tensor]:
-    """Resize every table by the stage in its name, so that the order of the names does not matter."""
+    """Resize every bias table to the window of the stage in its name."""
     fitted = dict(state_dict)
     for name, tensor in state_dict.items():
         if name.endswith(BIAS_TABLE):
@@ -136,7 +136,7 @@ def _load_part(
     ]
     if missing or unknown or misshapen:
         raise ValueError(
-            f"The weights of {source!r} do not fit {type(module).__name__}: missing {missing}, unknown {unknown}, "
-            f"of another shape {misshapen}. Check that depths, widths and vocabulary in the configuration are theirs."
+            f"the weights of {source!r} do not fit {type(module).__name__}: missing {missing}, unknown {unknown}, "
+            f"of another shape {misshapen}; check depths, widths and vocabulary in the configuration"
         )
     module.load_state_dict(state_dict, strict=not may_lack)

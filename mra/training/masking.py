@@ -14,11 +14,11 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def keyed_uniform(seeds: np.ndarray, count: int) -> np.ndarray:
-    """Draw numbers in [0, 1) that depend on the row's seed alone (SplitMix64, Steele et al. 2014).
+    """Draw numbers in [0, 1) that depend only on the row's seed (SplitMix64, Steele et al. 2014).
 
     Args:
         seeds: `(rows,)` integers.
-        count: numbers of each row.
+        count: numbers per row.
 
     Returns:
         `(rows, count)` float64.
@@ -32,24 +32,23 @@ def keyed_uniform(seeds: np.ndarray, count: int) -> np.ndarray:
 
 
 class TokenMasker:
-    """Chooses the tokens that the model must restore, as BERT does with whole words, and sometimes skip-grams.
+    """Masking of tokens for BERT's masked-language loss, by whole words and sometimes skip-grams.
 
-    A word is a token and the `##` pieces after it. Positions are tried in random order until enough are masked; each
-    takes its word along or, with `skipgram_probability`, the words of 2 to `skipgram_max_length` tokens from there on.
-    When the last choice was too long, a random part of all choices is kept, so a word may be masked in part. Of the
-    chosen tokens 80% become [MASK], 10% a random token, 10% stay.
+    A word is a token and the `##` pieces after it. Positions are tried in random order until enough tokens are masked; each
+    position masks its word or, with `skipgram_probability`, the words of the next 2 to `skipgram_max_length` tokens. If the
+    last choice is too long, a random part of all choices is kept, so a word may be partly masked. Of the chosen tokens 80%
+    become [MASK], 10% a random token, and 10% stay.
 
     Args:
         tokenizer: a BERT tokenizer.
         probability: share of the tokens to mask.
-        max_masked: at most so many tokens of a caption.
-        mask_padding: True counts and masks padding and [SEP] as well, and replaces by any entry of the vocabulary, as
-            published (10 of 56 positions always, 39% of them padding at 20 to 45 tokens). False, the default, never
-            touches special tokens: the share is of the caption's own tokens, one at least, and no special token is
-            put in. [UNK] counts as special.
-        whole_words: False takes single tokens apart from their words.
-        skipgram_probability: of a skip-gram at each position that is tried.
-        skipgram_max_length: longest skip-gram in tokens, 2 at least.
+        max_masked: most tokens to mask in a caption.
+        mask_padding: True also counts and masks padding and [SEP], and draws replacements from the whole vocabulary, as
+            published (always 10 of 56 positions, 39% of them padding at 20 to 45 tokens). False (default) never masks
+            or inserts special tokens, [UNK] included; the share is of the caption's own tokens, at least one.
+        whole_words: False masks single tokens without the rest of their words.
+        skipgram_probability: probability of a skip-gram at each position tried.
+        skipgram_max_length: longest skip-gram in tokens, at least 2.
 
     Raises:
         ValueError: if an argument is out of range or the tokenizer has no [MASK].
@@ -67,16 +66,16 @@ class TokenMasker:
     ) -> None:
         for name, value in (("probability", probability), ("skipgram_probability", skipgram_probability)):
             if not 0 <= value <= 1:
-                raise ValueError(f"`{name}` must lie in 0..1, got {value}.")
+                raise ValueError(f"`{name}` must lie in 0..1, got {value}")
         if max_masked < 1:
-            raise ValueError(f"`max_masked` must be 1 or more, got {max_masked}.")
+            raise ValueError(f"`max_masked` must be 1 or more, got {max_masked}")
         if skipgram_max_length < 2:
             raise ValueError(
                 f"`skipgram_max_length` must be 2 or more, got {skipgram_max_length}; "
-                "`skipgram_probability=0` turns skip-grams off."
+                "`skipgram_probability=0` turns skip-grams off"
             )
         if tokenizer.mask_token_id is None:
-            raise ValueError("The tokenizer has no mask token; masking needs a BERT tokenizer.")
+            raise ValueError("the tokenizer has no mask token; masking needs a BERT tokenizer")
         self.probability = probability
         self.max_masked = max_masked
         self.mask_padding = mask_padding
@@ -95,14 +94,14 @@ class TokenMasker:
         self._replacements = known if mask_padding else known[~self._is_special[known]]
 
     def __call__(self, input_ids: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mask a batch; row i depends on its ids and on `seeds[i]` alone.
+        """Mask a batch; row i depends only on its ids and `seeds[i]`.
 
         Args:
             input_ids: `(batch, length)` integers, [CLS] at position 0.
             seeds: `(batch,)` integers.
 
         Returns:
-            Masked ids and labels, both `(batch, length)` int64; labels are -100 where nothing was chosen.
+            Masked ids and labels, both `(batch, length)` int64; labels are -100 for tokens that were not chosen.
         """
         batch, length = input_ids.shape
         draws = keyed_uniform(seeds, 6 * length).reshape(batch, 6, length).transpose(1, 0, 2)
@@ -137,7 +136,7 @@ class TokenMasker:
         skip: np.ndarray,
         skip_length: np.ndarray,
     ) -> np.ndarray:
-        """Take whole spans in random order until every row has enough; `(batch, length)` of bool, maybe too many."""
+        """Choose whole spans in random order until every row has enough (or more): `(batch, length)` of bool."""
         batch, length = input_ids.shape
         positions = np.arange(length)
         lengths = 1 + np.where(
@@ -149,7 +148,7 @@ class TokenMasker:
             starts = np.maximum.accumulate(np.where(is_piece, 0, positions), axis=1)
             following = np.full((batch, length + 1), length)
             following[:, :length] = np.where(is_piece, length, positions)
-            following = np.minimum.accumulate(following[:, ::-1], axis=1)[:, ::-1]  # first word start from there on
+            following = np.minimum.accumulate(following[:, ::-1], axis=1)[:, ::-1]  # next start of a word
             ends = np.take_along_axis(following, ends, axis=1)
 
         chosen = np.zeros((batch, length), dtype=bool)
@@ -165,5 +164,5 @@ class TokenMasker:
 
 
 def _rank(values: np.ndarray) -> np.ndarray:
-    """Place of each value in its row, counted from 0 for the smallest."""
+    """Return the rank of each value in its row, 0 for the smallest."""
     return values.argsort(axis=1).argsort(axis=1)

@@ -1,4 +1,4 @@
-"""Losses on their way from the device to `metrics.jsonl` and the trackers, checked for being finite."""
+"""Logging of losses to `metrics.jsonl` and the trackers, with a check that they are finite."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from mra.common.command_line import writing_to
 from mra.common.files import write_whole
 
 
-if TYPE_CHECKING:  # it imports this module
+if TYPE_CHECKING:  # a circular import otherwise
     from mra.training.checkpointing import TrainingState
 
 
@@ -28,14 +28,14 @@ _HISTORY = 50
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss term that is not a number or infinite; the message names the step and the terms."""
+    """Loss term that is NaN or infinite; the message names the step and the terms."""
 
 
 class LossWindow:
-    """Keeps the loss terms of each batch on the device until they are logged, so that no step waits for the host.
+    """Loss terms of recent batches, kept on the device until they are logged so that no step waits for the host.
 
     Args:
-        accelerator: averages over processes.
+        accelerator: the run's accelerator, which averages over processes.
         output_dir: folder for the diagnostic of a loss that is not finite.
     """
 
@@ -54,7 +54,7 @@ class LossWindow:
         self.samples, self.learning_rate, self.start = 0, math.nan, time.perf_counter()
 
     def pause(self) -> None:
-        """Leave the time since the last flush out of the speed, for work other than training."""
+        """Exclude the time since the last flush from the measured speed, for work other than training."""
         self.start = time.perf_counter()
 
     def add(
@@ -65,19 +65,19 @@ class LossWindow:
         samples: int,
         learning_rate: float | torch.Tensor,
     ) -> None:
-        """Take the terms of one batch.
+        """Add the terms of one batch.
 
         Args:
             outputs: an `MRAPreTrainingOutput`.
-            batch: the arguments it was computed from.
+            batch: the model's arguments for that batch.
             state: the `TrainingState` before the batch is counted.
-            samples: pairs in the batches of all processes.
-            learning_rate: of that step, of the parameters that are not multiplied.
+            samples: pairs in the batch over all processes.
+            learning_rate: learning rate of that step, for parameters without multiplier.
         """
         terms = {name: value for name, value in outputs.items() if name.endswith("loss") and value is not None}
         names = tuple(terms)
         if self.names not in ((), names):
-            raise ValueError(f"The terms of the loss changed within a run: {self.names} before, {names} now.")
+            raise ValueError(f"the terms of the loss changed within a run: {self.names} before, {names} now")
         self.names = names
         self.values.append(torch.stack([value.detach().float() for value in terms.values()]))
         self.steps.append(state.step + 1)
@@ -90,10 +90,10 @@ class LossWindow:
         """Average the window over batches and processes and empty it; every process must call this on the same steps.
 
         Returns:
-            Each term, `learning_rate` of the last step and `samples_per_second`.
+            Mean of each term, `learning_rate` of the last step and `samples_per_second`.
 
         Raises:
-            NonFiniteLossError: if any value of any process is not finite, after a diagnostic was saved.
+            NonFiniteLossError: if any value of any process is not finite, after saving a diagnostic.
         """
         values = cast(
             torch.Tensor, self.accelerator.reduce(torch.stack(self.values), reduction="mean")
@@ -131,19 +131,19 @@ class LossWindow:
             path.write_text(json.dumps(_without_nan(diagnostic), indent=2) + "\n", encoding="utf-8")
         self.accelerator.wait_for_everyone()
         raise NonFiniteLossError(
-            f"Step {step}: {', '.join(named)} not finite ({', '.join(f'{k} {v:.4g}' for k, v in terms.items())}). The "
-            f"batch and the steps before it are in {path}; no checkpoint was written since. Resume from the last one "
-            "with a lower learning_rate, max_grad_norm or another mixed_precision."
+            f"step {step}: {', '.join(named)} not finite ({', '.join(f'{k} {v:.4g}' for k, v in terms.items())}); the "
+            f"batch and the steps before it are saved in {path}; resume from the last checkpoint, written before them, "
+            "with a lower learning_rate, max_grad_norm or another mixed_precision"
         )
 
 
 class MetricsLog:
-    """Appends records to `metrics.jsonl` and hands them to the trackers.
+    """Log of records in `metrics.jsonl` and the trackers.
 
     Args:
-        accelerator: holds the trackers; the main process alone writes.
+        accelerator: the run's accelerator with its trackers; only the main process writes.
         output_dir: folder of the run.
-        state: the `TrainingState`, whose `log_lines` counts the records.
+        state: the `TrainingState`; its `log_lines` counts the records.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: str | Path, state: "TrainingState") -> None:
@@ -152,10 +152,10 @@ class MetricsLog:
         self.state = state
 
     def cut_back(self, checkpoint: Path | None) -> None:
-        """Drop, in one move, the records written after the checkpoint that `state` was loaded from.
+        """Atomically drop the records written after the checkpoint that `state` was loaded from.
 
-        A checkpoint holds the records before it, so that they are whole whatever became of the file. One that was saved
-        by an earlier version does not: then the file's own lines stay, as far as they can be read.
+        A checkpoint contains the records before it, from which a damaged file is restored. Checkpoints of earlier versions
+        do not; then the readable lines of the file are kept.
         """
         if not self.accelerator.is_main_process or (checkpoint is None and not self.path.is_file()):
             return
@@ -177,7 +177,7 @@ class MetricsLog:
         write_whole(self.path, text)
 
     def write(self, **record: Any) -> dict[str, Any]:
-        """Write one record, its place in the run first, and return it; trackers get nested mappings flattened."""
+        """Write one record with its position in the run and return it; trackers get nested mappings flattened."""
         state = self.state
         record = {"step": state.step, "epoch": state.epoch, "samples": state.samples_seen, **record}
         state.log_lines += 1
@@ -191,17 +191,17 @@ class MetricsLog:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """Read the records of a `metrics.jsonl`; none where there is no file.
+    """Read the records of a `metrics.jsonl`, or none if there is no file.
 
     Raises:
-        ValueError: naming the line that is not a record.
+        ValueError: if a line is not a record; the message names it.
     """
     path = Path(path)
     lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True) if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         if not _is_record(line):
             raise ValueError(
-                f"{path}: line {number} is not a whole record; remove it and what follows, or run it again"
+                f"{path}: line {number} is not a complete record; remove it and all following lines, or run the training again"
             )
     return [json.loads(line) for line in lines]
 
@@ -221,7 +221,7 @@ def _flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _without_nan(value: Any) -> Any:
-    """Replace what JSON cannot hold by text."""
+    """Replace numbers that JSON cannot represent by text."""
     if isinstance(value, dict):
         return {name: _without_nan(item) for name, item in value.items()}
     if isinstance(value, list):

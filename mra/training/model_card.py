@@ -1,4 +1,4 @@
-"""Model card of a trained folder, and its way to the Hub."""
+"""Model cards, and the upload of models to the Hub."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,13 +33,13 @@ def build_card(
 
     Args:
         recipe: resolved arguments of the run.
-        epochs: epochs that the weights have seen.
-        result: as [`~mra.training.validation.validate`] gives it; None if nothing was evaluated.
-        evaluated_on: name of the set whose validation data it was measured on.
-        choice: how to rank with the model, as chosen on that data.
+        epochs: epochs that the weights were trained for.
+        result: result of [`~mra.training.validation.validate`]; None if nothing was evaluated.
+        evaluated_on: name of the dataset with the validation data.
+        choice: ranking chosen on that data, or None.
 
     Returns:
-        Text of a `README.md`, its metadata first.
+        Text of a `README.md`, starting with its metadata.
     """
     start, metrics = recipe["model_name_or_path"], result.metrics if result else {}
     repository = recipe["hub_model_id"] or Path(recipe["output_dir"]).name
@@ -68,11 +68,11 @@ def build_converted_card(repository: str, source: str, config: Mapping[str, Any]
     Args:
         repository: Hub id, or name of the folder.
         source: name of the checkpoint file.
-        config: what is worth telling of the architecture, name -> value.
-        has_processor: whether the folder prepares images and captions too.
+        config: facts about the architecture, name -> value.
+        has_processor: whether the folder includes a processor.
 
     Returns:
-        Text of a `README.md`, its metadata first.
+        Text of a `README.md`, starting with its metadata.
     """
     return _fill(
         "converted_model_card.md",
@@ -85,7 +85,7 @@ def build_converted_card(repository: str, source: str, config: Mapping[str, Any]
 
 
 def _fill(template: str, repository: str, metadata: dict[str, Any], **values: object) -> str:
-    """Fill a template with the metadata and values that both cards have, and its own."""
+    """Fill a template with the metadata and values shared by both cards, and its own values."""
     name = repository.split("/")[-1]
     data = ModelCardData(
         language="en",
@@ -134,7 +134,7 @@ def _index_entries(result: RetrievalResult, evaluated_on: str) -> list[EvalResul
 
 
 def _fusions_table(choice: RetrievalChoice) -> str:
-    """Return the fusions that were tried for a choice."""
+    """Return a table of the fusions that were tried for a choice."""
     rows = [
         [name, f"{values['R1']:.2f}", f"{values['mAP']:.2f}", "chosen" if name == choice.fusion else ""]
         for name, values in choice.tried_fusions.items()
@@ -143,7 +143,7 @@ def _fusions_table(choice: RetrievalChoice) -> str:
 
 
 class HubTarget(Protocol):
-    """Where a folder goes on the Hub, as in `HubArguments` of [`mra.training.arguments`]."""
+    """Repository to push to, as in `HubArguments` of [`mra.training.arguments`]."""
 
     hub_model_id: Any
     hub_private: bool
@@ -153,12 +153,12 @@ def push_folder(folder: str | Path, args: HubTarget, message: str = "Upload mode
     """Upload a finished folder to the Hub in one commit.
 
     Args:
-        folder: with model, processor, code and card.
+        folder: folder with model, processor, code and card.
         args: a `HubArguments`.
-        message: of the commit.
+        message: commit message.
 
     Returns:
-        The commit's address.
+        URL of the commit.
 
     Raises:
         ValueError: if the folder's card is not valid, or the upload fails; the folder is unchanged.
@@ -173,5 +173,5 @@ def push_folder(folder: str | Path, args: HubTarget, message: str = "Upload mode
             f"{folder} is complete but was not pushed to {args.hub_model_id} ({first_line(error)}): check the connection and "
             f"`hf auth login`, then push it with `hf upload {args.hub_model_id} {folder}`"
         ) from error
-    logger.info(f"Pushed {folder} to {commit.commit_url}")
+    logger.info(f"pushed {folder} to {commit.commit_url}")
     return commit.commit_url

@@ -1,4 +1,4 @@
-"""Model and processor of a run: new, or from a folder under the recipe's changes."""
+"""Model and processor of a run: new, or loaded with the recipe's changes."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -7,6 +7,7 @@ from transformers import AutoTokenizer, BertTokenizer
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
+from mra.common.loading import check_vocabulary
 from mra.common.pretrained import load_pretrained
 from mra.common.private_interfaces import raise_recompile_limit
 from mra.training.arguments import ModelArguments
@@ -16,7 +17,9 @@ from processing_mra import MRAImageProcessor, MRAProcessor
 
 _VISION_FIELDS = ("image_size", "window_size", "drop_rate", "drop_path_rate")
 _HEAD_FIELDS = ("projection_type", "projection_dim", "head_initialization")
-_SMALLEST_DEVIATION = 1e-4  # of projection weights that learn with clipped gradients; the published start is 1e-5
+_SMALLEST_DEVIATION = (
+    1e-4  # of projection weights that learn with clipped gradients; the published initialisation has 1e-5
+)
 
 
 def create_config(args: ModelArguments, objective: Mapping[str, Any]) -> MRAConfig:
@@ -24,14 +27,14 @@ def create_config(args: ModelArguments, objective: Mapping[str, Any]) -> MRAConf
 
     Args:
         args: a `ModelArguments`.
-        objective: fields of `MRAConfig` that choose and weigh the losses.
+        objective: fields of `MRAConfig` that choose and weight the losses.
 
     Raises:
         ValueError: if `model_config` names a field that does not exist or that another argument sets.
     """
     fields = _merge(args, objective)
     if args.model_name_or_path is None:
-        tokenizer = load_pretrained(AutoTokenizer, args.tokenizer_name, "`tokenizer_name`")
+        tokenizer = load_pretrained(AutoTokenizer, cast(str, args.tokenizer_name), "`tokenizer_name`")
         vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         return MRAConfig(**{**fields, "text_config": {**vocabulary, **fields.get("text_config", {})}})
     start = load_pretrained(MRAConfig, args.model_name_or_path, "`model_name_or_path`").to_dict()
@@ -41,15 +44,15 @@ def create_config(args: ModelArguments, objective: Mapping[str, Any]) -> MRAConf
 
 
 def create_model(args: ModelArguments, config: MRAConfig, max_grad_norm: float | None = None) -> MRAForPreTraining:
-    """Build the model of a run, or load the one it starts from under the resolved configuration.
+    """Build the model of a run, or load the model it starts from, with the resolved configuration.
 
     Args:
         args: a `ModelArguments`.
-        config: from [`create_config`].
-        max_grad_norm: that the run clips its gradients to.
+        config: the configuration from [`create_config`].
+        max_grad_norm: norm to which the run clips its gradients.
 
     Raises:
-        ValueError: if gradients are clipped and a projection starts too small for that, see [`check_clipping`].
+        ValueError: if gradients are clipped but a projection's weights are too small for that, see [`check_clipping`].
     """
     if args.model_name_or_path is None:
         model = MRAForPreTraining(config)
@@ -71,15 +74,15 @@ def create_model(args: ModelArguments, config: MRAConfig, max_grad_norm: float |
 
 
 def check_clipping(model: MRAForPreTraining, max_grad_norm: float | None) -> None:
-    """Refuse to clip the gradients of projections that still have the published start of deviation 1e-5.
+    """Refuse to clip the gradients of projections with the published initialisation of deviation 1e-5.
 
     Args:
-        model: before the first step.
-        max_grad_norm: of the run; None where nothing is clipped.
+        model: the model before the first step.
+        max_grad_norm: norm to which the run clips its gradients; None if it does not.
 
     Raises:
         ValueError: if gradients are clipped and a projection's weights are that small. On the sample set such a run
-            learns little (reference notes, "Optimisation").
+            hardly learns (reference notes, "Optimisation").
     """
     for name in ("vision_projection", "text_projection"):
         linear = getattr(getattr(model.mra, name), "linear", None)
@@ -92,14 +95,14 @@ def check_clipping(model: MRAForPreTraining, max_grad_norm: float | None) -> Non
 
 
 def compile_layers(model: MRAForPreTraining, **options: Any) -> None:
-    """Compile each layer of Swin, BERT and fusion in place, so that layers of one kind share the compiled code.
+    """Compile each Swin, BERT and fusion layer in place, so that layers of one kind share the compiled code.
 
-    Names of the weights stay as they are. Swin's layers differ in width and drop rate and texts in length, so that a kind
-    of layer is compiled more often than TorchDynamo's own limit of 8. Lengths become dynamic with the second batch.
+    Weight names do not change. Swin layers differ in width and drop rate, and texts in length, so a kind of layer is compiled
+    more often than TorchDynamo's default limit of 8. Lengths become dynamic with the second batch.
 
     Args:
         model: changed in place.
-        options: of `torch.compile`.
+        options: options of `torch.compile`.
     """
     raise_recompile_limit(64)
     for module in model.modules():
@@ -108,30 +111,26 @@ def compile_layers(model: MRAForPreTraining, **options: Any) -> None:
 
 
 def create_processor(args: ModelArguments, config: MRAConfig) -> MRAProcessor:
-    """Build the processor of a run, the starting model's or a new one, for the model's image size and caption length.
+    """Load the starting model's processor, or build one, for the model's image size and caption length.
 
     Args:
         args: a `ModelArguments`.
-        config: from [`create_config`].
+        config: the configuration from [`create_config`].
 
     Raises:
-        ValueError: if the tokenizer has more words than the model.
+        ValueError: if the tokenizer holds no words or is not the model's.
     """
     start = args.model_name_or_path
     image_processor, style = MRAImageProcessor(), "plain"
     if start is not None:
-        # Part by part: through the Auto classes the folder's own copy of the code would be asked for.
+        # Part by part, because the Auto classes would load the folder's copy of the code.
         image_processor = load_pretrained(MRAImageProcessor, start, "`model_name_or_path`")
         style = MRAProcessor.get_processor_dict(start)[0].get("caption_style", style)
     if args.tokenizer_name is not None:
         tokenizer = load_pretrained(AutoTokenizer, args.tokenizer_name, "`tokenizer_name`")
     else:
         tokenizer = load_pretrained(BertTokenizer, cast(str, start), "`model_name_or_path`")
-    if len(tokenizer) > config.text_config.vocab_size:
-        raise ValueError(
-            f"`tokenizer_name`: the tokenizer has {len(tokenizer)} words, the model {config.text_config.vocab_size}. "
-            "Use the tokenizer that the model was trained with."
-        )
+    check_vocabulary(tokenizer, config, f"`tokenizer_name` {args.tokenizer_name or start}")
     height, width = config.vision_config.image_size
     image_processor.size = {"height": height, "width": width}
     return MRAProcessor(
@@ -140,7 +139,7 @@ def create_processor(args: ModelArguments, config: MRAConfig) -> MRAProcessor:
 
 
 def _merge(args: ModelArguments, objective: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge `model_config` with the arguments that have a name of their own into fields of `MRAConfig`."""
+    """Merge `model_config` and the dedicated arguments into fields of `MRAConfig`."""
     fields = {
         name: dict(value) if isinstance(value, Mapping) else value
         for name, value in cast(Mapping[str, Any], args.model_config).items()
@@ -157,8 +156,8 @@ def _merge(args: ModelArguments, objective: Mapping[str, Any]) -> dict[str, Any]
         fields["vision_config"] = {**fields.get("vision_config", {}), **vision}
     if args.model_name_or_path is not None and "temperature" in fields:
         raise ValueError(
-            "`model_config.temperature` is where a new model starts, but the temperature is learned and comes with "
-            f"{args.model_name_or_path!r}: leave it out."
+            "`model_config.temperature` initialises a new model, but the learned temperature comes with "
+            f"{args.model_name_or_path!r}: leave it out"
         )
     return fields
 
@@ -167,13 +166,13 @@ def _refuse_unknown(fields: Mapping[str, Any]) -> None:
     known = MRAConfig().to_dict()
     for name, value in fields.items():
         if name not in known:
-            raise ValueError(f"`model_config.{name}` is not a field of MRAConfig.")
+            raise ValueError(f"`model_config.{name}` is not a field of MRAConfig")
         for inner in value if isinstance(value, Mapping) else ():
             if inner not in known[name]:
-                raise ValueError(f"`model_config.{name}.{inner}` is not a field of its configuration.")
+                raise ValueError(f"`model_config.{name}.{inner}` is not a field of its configuration")
 
 
 def _refuse_twice(fields: Mapping[str, Any], named: Mapping[str, Any], prefix: str) -> None:
     for name in named:
         if name in fields:
-            raise ValueError(f"`model_config.{prefix}{name}` has an argument of its own: set `{name}` instead.")
+            raise ValueError(f"`model_config.{prefix}{name}` has its own argument: set `{name}` instead")

@@ -13,16 +13,15 @@ from mra.training.arguments import PARTS, OptimizationArguments
 
 
 _NORMS = ("norm.weight", "norm1.weight", "norm2.weight", "LayerNorm.weight")
-# `schedule: step`: from this share of the run, or this multiple of the warm-up, the linear factor is multiplied by that.
+# `schedule: step`: (share of the run or multiple of the warm-up, factor on the linear schedule from there on).
 _DROPS = {"run": ((0.4, 0.5), (0.7, 0.2)), "warmup": ((4, 0.5), (7, 0.2))}
 
 
 def is_decayed(name: str) -> bool:
     """Return whether weight decay applies to a parameter of `MRAForPreTraining`.
 
-    Anything with "bias" in its name is spared, so also the relative-position tables, and the norms of the encoders;
-    the matching head's norm, the projections' BatchNorm and the temperature are decayed (reference notes,
-    "Optimisation").
+    Parameters with "bias" in their name, which includes the relative-position tables, and the encoders' norms are not decayed;
+    the matching head's norm, the projections' BatchNorm and the temperature are (reference notes, "Optimisation").
     """
     if "bias" in name:
         return False
@@ -33,11 +32,11 @@ def is_in_part(name: str, part: str, config: MRAConfig) -> bool:
     """Return whether a parameter of `MRAForPreTraining` belongs to a named part of the model.
 
     The late parts are the last two Swin stages, text-only layers and fusion layers: stages 2-3 and BERT layers 4, 5,
-    10 and 11 of the published model. The merging layer before the late stages is not theirs, since the published
-    encoder counts it to the stage that it ends.
+    10 and 11 of the published model. The merging layer before the late stages is excluded, because the
+    published encoder assigns it to the stage that it ends.
 
     Args:
-        name: as in `named_parameters()`.
+        name: parameter name, as in `named_parameters()`.
         part: one of `PARTS`.
         config: the `MRAConfig`.
 
@@ -54,7 +53,7 @@ def is_in_part(name: str, part: str, config: MRAConfig) -> bool:
         "match_head": ["match_head."],
     }
     if part not in prefixes:
-        raise ValueError(f"`part` must be one of {', '.join(PARTS)}, got {part!r}.")
+        raise ValueError(f"`part` must be one of {', '.join(PARTS)}, got {part!r}")
     return any(prefix in name for prefix in prefixes[part])
 
 
@@ -65,10 +64,10 @@ def parameter_groups(
     learning_rate_multiplier: float = 1.0,
     multiplied_parts: tuple[str, ...] | list[str] = (),
 ) -> list[dict]:
-    """Sort the trained parameters of `MRAForPreTraining` by learning rate and weight decay.
+    """Group the trained parameters of `MRAForPreTraining` by learning rate and weight decay.
 
     Returns:
-        Up to four groups for AdamW: decayed and not at the plain rate, then decayed and not at the multiplied one.
+        Up to four groups for AdamW: with and without decay at the plain rate, then the same at the multiplied rate.
     """
     groups = {}
     for name, parameter in model.named_parameters():
@@ -91,7 +90,7 @@ def create_optimizer(model: nn.Module, args: OptimizationArguments, fused: bool 
     Args:
         model: an `MRAForPreTraining`, not yet prepared.
         args: the arguments.
-        fused: one kernel for all parameters, where the device has it.
+        fused: whether to use the fused kernel for all parameters.
     """
     groups = parameter_groups(
         model, args.learning_rate, args.weight_decay, args.learning_rate_multiplier, args.multiplied_parts
@@ -118,16 +117,16 @@ def learning_rate_factor(
 
     Args:
         step: optimizer steps done before this one.
-        schedule: `linear`, or `step`, which multiplies the linear factor by 1/2 from its first drop on and by 1/5 from
+        schedule: `linear`, or `step`, which multiplies the linear factor by 1/2 from its first drop and by 1/5 from
             its second.
         total_steps: optimizer steps of the schedule.
         warmup_steps: steps over which the factor rises linearly to 1.
-        final_factor: where `linear` ends, as a factor.
-        schedule_drops: where `step` drops: `run`, at 40% and 70% of all steps; `warmup`, at 4 and 7 times the warm-up, as
+        final_factor: factor at which `linear` ends.
+        schedule_drops: when `step` drops: `run`, at 40% and 70% of all steps; `warmup`, at 4 and 7 times the warm-up, as
             the published code counts (reference notes, "Optimisation").
 
     Raises:
-        ValueError: if the schedule or the place of its drops is unknown.
+        ValueError: if `schedule` or `schedule_drops` is unknown.
     """
     if schedule not in ("linear", "step"):
         raise ValueError(f"`schedule` must be linear or step, got {schedule!r}")
@@ -147,7 +146,7 @@ def learning_rate_factor(
 
 
 def create_schedule(args: OptimizationArguments, total_steps: int) -> Callable[[int], float]:
-    """Return the factor as a function of the optimizer step alone.
+    """Return the learning-rate factor as a function of the optimizer step.
 
     Args:
         args: an `OptimizationArguments`.

@@ -1,4 +1,4 @@
-"""Order of the training rows: a function of seed and epoch alone, which any process can enter at any place."""
+"""Order of the training rows, a function of seed and epoch that can be entered at any position."""
 
 import hashlib
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ def key_to_seed(purpose: str, *key: int) -> int:
 
 
 class KeyedSampler(torch.utils.data.Sampler):
-    """Yields the keys (epoch, row) of one epoch, from any position on.
+    """Sampler of the keys (epoch, row) of one epoch, from any position.
 
-    The order is a function of seed and epoch alone. Every process iterates all of it; sharing it out is the work of
-    accelerate's `BatchSamplerShard`.
+    The order depends only on seed and epoch. Every process iterates over the whole order; accelerate's `BatchSamplerShard`
+    distributes it.
 
     Args:
         num_rows: rows of the training set.
-        seed: of the order.
+        seed: seed of the order.
 
     Raises:
         ValueError: if there are no rows.
@@ -39,28 +39,28 @@ class KeyedSampler(torch.utils.data.Sampler):
 
     def __init__(self, num_rows: int, seed: int) -> None:
         if num_rows < 1:
-            raise ValueError(f"`num_rows` must be 1 or more, got {num_rows}: the training set is empty.")
+            raise ValueError(f"`num_rows` must be 1 or more, got {num_rows}: the training set is empty")
         self.num_rows = num_rows
         self.seed = seed
         self.epoch = 0
         self.start = 0
 
     def set_position(self, epoch: int, start: int = 0) -> None:
-        """Choose what the next iteration yields.
+        """Set epoch and position of the next iteration.
 
         Args:
             epoch: number of the epoch, from 0.
-            start: rows of the epoch to leave out, counted over all processes.
+            start: rows of the epoch to skip, counted over all processes.
 
         Raises:
             ValueError: if either is out of range.
         """
         if epoch < 0:
-            raise ValueError(f"`epoch` must be 0 or more, got {epoch}.")
+            raise ValueError(f"`epoch` must be 0 or more, got {epoch}")
         if not 0 <= start <= self.num_rows:
             raise ValueError(
                 f"`start` must lie in 0..{self.num_rows} (the rows of an epoch), got {start}: "
-                "the position was saved with another training set."
+                "the position belongs to another training set"
             )
         self.epoch = epoch
         self.start = start
@@ -82,20 +82,19 @@ class KeyedSampler(torch.utils.data.Sampler):
 
 
 class LaneSampler(KeyedSampler):
-    """Orders the rows so that they can be read from files piece by piece, yet come shuffled.
+    """Sampler of a shuffled order that can be read from files sequentially.
 
-    An epoch puts the row groups of the files into random order and cuts their rows, one after the other, into lanes of
-    equal length. Within a lane, runs of `buffer // lanes` rows are shuffled. Batches take turns: batch b comes from lane
-    b % lanes. So a reader that is given every n-th batch, n a divisor of the lanes, reads row groups that no other reader
-    needs (but for those at the ends of lanes). What is left of the lanes, too little for a batch, comes last, lane after
-    lane.
+    An epoch shuffles the row groups of the files and cuts their concatenated rows into lanes of equal length. Within a lane,
+    runs of `buffer // lanes` rows are shuffled. Batches alternate: batch b comes from lane b % lanes. A reader of every n-th
+    batch, with n a divisor of the number of lanes, therefore reads row groups that no other reader needs (except at the ends
+    of lanes). The remaining rows of all lanes, too few for a batch each, come last, lane by lane.
 
     Args:
-        row_groups: `(rows,)`, the row group that holds each row.
-        seed: of the order.
-        batch_size: rows of a batch of one process.
-        lanes: parts of an epoch that are read side by side.
-        buffer: rows among which a row is shuffled, over all lanes; about as many are held in memory.
+        row_groups: row group of each row, `(rows,)`.
+        seed: seed of the order.
+        batch_size: rows in a batch of one process.
+        lanes: parts of an epoch that are read in parallel.
+        buffer: size of the shuffle window in rows, over all lanes; about as many are held in memory.
 
     Raises:
         ValueError: if there are no rows or a number is below 1.
@@ -105,7 +104,7 @@ class LaneSampler(KeyedSampler):
         super().__init__(len(row_groups), seed)
         for name, value in (("batch_size", batch_size), ("lanes", lanes), ("buffer", buffer)):
             if value < 1:
-                raise ValueError(f"`{name}` must be 1 or more, got {value}.")
+                raise ValueError(f"`{name}` must be 1 or more, got {value}")
         self.row_groups = row_groups
         self.batch_size = batch_size
         self.lanes = lanes
@@ -116,23 +115,23 @@ class LaneSampler(KeyedSampler):
         generator = self._generator(epoch)
         ranks = generator.permutation(self.row_groups.max() + 1)
         rows = np.argsort(ranks[self.row_groups], kind="stable")
-        # Lanes whose lengths differ by one at most: place i stands in lane i * lanes // rows.
+        # Lane lengths differ by at most one: position i is in lane i * lanes // rows.
         place = np.arange(self.num_rows)
         lane = place * self.lanes // self.num_rows
         within = place - np.searchsorted(lane, np.arange(self.lanes))[lane]
         rows = rows[np.lexsort((generator.random(self.num_rows), within // self.run_length, lane))]
-        # Whole batches in turn, then the rest lane after lane.
+        # Full batches alternate between lanes, then the rest follows lane by lane.
         whole = within < (np.bincount(lane, minlength=self.lanes) // self.batch_size * self.batch_size)[lane]
         return rows[np.lexsort((within, lane, np.where(whole, within // self.batch_size, self.num_rows)))]
 
 
 def make_sampler(dataset: "TrainingDataset", seed: int, batch_size: int) -> KeyedSampler:
-    """Return the order of a training set: any permutation, or one that a streamed set can be read in from pieces of files.
+    """Build the sampler of a training set: any permutation, or a sequential one for a streamed set.
 
     Args:
         dataset: a [`~mra.training.data.TrainingDataset`].
-        seed: of the order.
-        batch_size: pairs of a batch of one process.
+        seed: seed of the order.
+        batch_size: pairs in a batch of one process.
     """
     table = dataset.dataset
     if not isinstance(table, StreamedTable):

@@ -1,4 +1,4 @@
-"""Names and shapes of the released checkpoints, and how they map to and from [`MRAForPreTraining`]."""
+"""Names and shapes of the released checkpoints, and their mapping to and from [`MRAForPreTraining`]."""
 
 import logging
 import math
@@ -16,7 +16,7 @@ from modeling_mra import MRAForPreTraining, MRAVisionModel
 
 logger = logging.getLogger(__name__)
 
-_PREFIXES = (  # published, ours; the order matters: the first that fits is taken
+_PREFIXES = (  # published, ours; the first match is used
     ("text_encoder.bert.", "mra.text_model."),
     ("text_encoder.cls.predictions.", "mlm_head."),
     ("vision_encoder.", "mra.vision_model.swin."),
@@ -29,7 +29,7 @@ _PREFIXES = (  # published, ours; the order matters: the first that fits is take
     ("itm_head.", "mra.match_head."),
 )
 _DERIVED_BUFFERS = ("position_ids", "relative_position_index", "attn_mask")
-_GROUPS = (  # the order of the published state dict
+_GROUPS = (  # in the order of the published state dict
     "temp",
     "vision_encoder.",
     "text_encoder.bert.",
@@ -42,8 +42,8 @@ _TIED = {
     "text_encoder.cls.predictions.decoder.weight": "text_encoder.bert.embeddings.word_embeddings.weight",
     "text_encoder.cls.predictions.decoder.bias": "text_encoder.cls.predictions.bias",
 }
-_NOT_CONVERTED = "its architecture is another, and only the released checkpoints of MRA and APTM are converted"
-_OTHER_LAYOUTS = (  # model, prefixes that must all occur, advice; the first that fits is named
+_NOT_CONVERTED = "only released checkpoints of MRA and APTM can be converted"
+_OTHER_LAYOUTS = (  # model, prefixes that must all occur, advice; the first match is reported
     ("RaSa", ("visual_encoder_m.", "prd_head."), _NOT_CONVERTED),
     ("ALBEF", ("visual_encoder_m.", "text_encoder."), _NOT_CONVERTED),
     ("IRRA", ("base_model.visual.",), _NOT_CONVERTED),
@@ -62,10 +62,10 @@ _OTHER_LAYOUTS = (  # model, prefixes that must all occur, advice; the first tha
     (
         "a model of this project",
         ("mra.vision_model.",),
-        "they need no conversion: load their folder with from_pretrained",
+        "it needs no conversion: load its folder with from_pretrained",
     ),
 )
-_PUBLISHED_REGION_WEIGHT = 0.8  # once more in the training loop (reference notes, "Region term")
+_PUBLISHED_REGION_WEIGHT = 0.8  # applied again in the training loop (reference notes, "Region term")
 _BERT_LAYER = re.compile(r"^(text_encoder\.bert\.)encoder\.layer\.(\d+)\.")
 _SWIN_BLOCK = re.compile(r"^vision_encoder\.layers\.(\d+)\.blocks\.(\d+)\.")
 _SWIN_MASK = re.compile(r"^vision_encoder\.layers\.(\d+)\.blocks\.\d+\.attn_mask$")
@@ -74,12 +74,12 @@ BIAS_TABLE = "relative_position_bias_table"
 
 
 def is_derived_buffer(name: str) -> bool:
-    """Return whether a published entry is an index or mask that follows from the architecture instead of a weight."""
+    """Return whether a published entry is an index or mask derived from the architecture, not a weight."""
     return name.rsplit(".", 1)[-1] in _DERIVED_BUFFERS
 
 
 def shift_downsample(name: str, by: int) -> str:
-    """Renumber a merging layer: the official Swin ends stage N with it, timm begins stage N + 1."""
+    """Renumber a merging layer: it ends stage N in the official Swin and starts stage N + 1 in timm."""
     return _DOWNSAMPLE.sub(lambda match: f"{match[1]}{int(match[2]) + by}{match[3]}", name)
 
 
@@ -87,11 +87,11 @@ def to_mra_name(name: str, num_text_layers: int) -> str:
     """Translate a published parameter name.
 
     Raises:
-        ValueError: if the name belongs to no part of the published layout.
+        ValueError: if the name is not part of the published layout.
     """
     if name == "temp":
         return "temperature"
-    name = _TIED.get(name, name) if name.endswith(".bias") else name  # our head has one bias
+    name = _TIED.get(name, name) if name.endswith(".bias") else name  # ours has a single bias
     layer = _BERT_LAYER.match(name)
     if layer and int(layer[2]) >= num_text_layers:
         return f"mra.fusion_layers.{int(layer[2]) - num_text_layers}.{name[layer.end() :]}"
@@ -99,14 +99,14 @@ def to_mra_name(name: str, num_text_layers: int) -> str:
         if name.startswith(published):
             translated = ours + name[len(published) :]
             return shift_downsample(translated, 1) if published == "vision_encoder." else translated
-    raise ValueError(f"{name!r} belongs to no part of the published layout.")
+    raise ValueError(f"{name!r} is not part of the published layout")
 
 
 def to_published_name(name: str, num_text_layers: int, has_norm: bool) -> str:
     """Translate one of our parameter names back.
 
     Args:
-        name: as in `MRAForPreTraining.state_dict()`.
+        name: parameter name, as in `MRAForPreTraining.state_dict()`.
         num_text_layers: layers before the fusion layers.
         has_norm: whether the projections hold a BatchNorm (`part_pooling`).
     """
@@ -122,7 +122,7 @@ def to_published_name(name: str, num_text_layers: int, has_norm: bool) -> str:
         if name.startswith(ours):
             translated = published + name[len(ours) :]
             return shift_downsample(translated, -1) if published == "vision_encoder." else translated
-    raise ValueError(f"{name!r} is not a parameter of MRAForPreTraining.")
+    raise ValueError(f"{name!r} is not a parameter of MRAForPreTraining")
 
 
 # ---------------------------------------------------------------- architecture
@@ -134,21 +134,21 @@ def infer_config(
     image_size: Sequence[int] | None = None,
     num_attention_heads: int | None = None,
 ) -> MRAConfig:
-    """Read the architecture off the tensors of a released checkpoint and its stored configuration.
+    """Infer the architecture from the tensors of a released checkpoint and its stored configuration.
 
     Args:
         state_dict: tensors by published name.
-        stored: the checkpoint's `config`, where it has one.
-        image_size: height and width in pixels, where neither the shift masks nor the configuration tell.
-        num_attention_heads: of each BERT layer, where the configuration does not tell. The weights cannot: without it heads
-            of 64, as in every published BERT, are taken with a warning.
+        stored: the checkpoint's `config`, if it has one.
+        image_size: height and width in pixels, if neither shift masks nor configuration show them.
+        num_attention_heads: heads of each BERT layer, if the configuration does not record them. Weights do not show them:
+            the fallback is heads of width 64, as in every published BERT, with a warning.
 
     Returns:
-        A configuration with the published choices: `region_features`, `itc_gradient`, and a region weight of 0.8 x 0.8.
+        The configuration with the published choices: `region_features`, `itc_gradient`, and a region weight of 0.8 x 0.8.
 
     Raises:
-        ValueError: if a part is missing, the image size cannot be known or contradicts the shift masks, or the number of
-            heads contradicts the configuration or does not divide the width.
+        ValueError: if a part is missing, the image size is unknown or contradicts the shift masks, or the number of heads
+            contradicts the configuration or does not divide the width.
     """
     stored = dict(stored or {})
     vision = _infer_vision(state_dict, stored, image_size)
@@ -156,7 +156,7 @@ def infer_config(
     has_norm = any(name.startswith("vision_proj.0.") for name in state_dict)
     projection = _require(state_dict, "vision_proj.2.weight" if has_norm else "vision_proj.weight")
     return MRAConfig(
-        vision_config=cast(Any, vision),  # `MRAConfig` makes it an MRAVisionConfig
+        vision_config=cast(Any, vision),  # `MRAConfig` converts it to an MRAVisionConfig
         text_config=cast(Any, text),
         projection_type="part_pooling" if has_norm else "linear",
         projection_dim=projection.shape[0],
@@ -198,7 +198,7 @@ def _infer_vision(
 
 
 def _sub_config(stored: Mapping, name: str) -> Mapping:
-    """Return a part of the stored configuration; published recipes hold only the path of a file there."""
+    """Return a part of the stored configuration, empty if it is only the path of a file, as in published recipes."""
     return stored[name] if isinstance(stored.get(name), Mapping) else {}
 
 
@@ -214,16 +214,16 @@ def _infer_image_size(
     if from_masks is not None:
         if image_size is not None and tuple(image_size) != from_masks:
             raise ValueError(
-                f"`image_size` is {tuple(image_size)} but the checkpoint's shift masks are those of {from_masks}: leave "
-                "it out to convert; fine-tuning on a converted model changes the size."
+                f"`image_size` is {tuple(image_size)} but the checkpoint's shift masks belong to {from_masks}: leave "
+                "it out to convert; fine-tuning on a converted model changes the size"
             )
         return list(from_masks)
     if image_size is None:
         image_size = next(((c["h"], c["w"]) for c in (stored, details) if "h" in c and "w" in c), None)
     if image_size is None:
         raise ValueError(
-            "The checkpoint holds neither `h` and `w` in its config nor a shift mask to read the image size from: "
-            "pass --image_size HEIGHT WIDTH."
+            "the checkpoint has neither `h` and `w` in its config nor a shift mask that shows the image size: "
+            "pass --image_size HEIGHT WIDTH"
         )
     return [int(side) for side in image_size]
 
@@ -231,10 +231,10 @@ def _infer_image_size(
 def _image_size_from_masks(
     state_dict: Mapping[str, torch.Tensor], windows: list[int], patch_size: int
 ) -> tuple[int, int] | None:
-    """Read the image size from a shift mask `(windows, area, area)`.
+    """Infer the image size from a shift mask `(windows, area, area)`.
 
-    Windows are counted row by row and only those of the last row and column are masked, so the first masked window
-    ends the first row.
+    Windows are numbered row by row and only those of the last row and column are masked, so the first masked window ends the
+    first row.
     """
     for name, mask in state_dict.items():
         match = _SWIN_MASK.match(name)
@@ -256,7 +256,7 @@ def _infer_text(
     layer_names = [name for name in state_dict if ".crossattention." in name]
     fusion = {int(match[2]) for match in map(_BERT_LAYER.match, layer_names) if match}
     if not layers or not fusion:
-        raise ValueError("The checkpoint holds no BERT layers with cross-attention: is it a released MRA checkpoint?")
+        raise ValueError("the checkpoint has no BERT layers with cross-attention: is it a released MRA checkpoint?")
     details = _sub_config(stored, "text_config")
     hidden_size = words.shape[1]
     return {
@@ -284,8 +284,8 @@ def _infer_heads(stored: int | None, given: int | None, hidden_size: int) -> int
     if heads is None:
         heads = max(1, hidden_size // 64)
         logger.warning(
-            "The checkpoint does not say how many attention heads its text layers have: %d is taken, for heads of 64 as in "
-            "BERT; another number changes every result, pass it as --num_attention_heads",
+            "the checkpoint does not record the attention heads of its text layers: assuming %d, of width 64 as in "
+            "BERT; a wrong number changes every result, set it with --num_attention_heads",
             heads,
         )
     if heads < 1 or hidden_size % heads:
@@ -294,27 +294,27 @@ def _infer_heads(stored: int | None, given: int | None, hidden_size: int) -> int
 
 
 def refuse_other_layouts(names: Iterable[str]) -> None:
-    """Refuse the weights of other models by name; those of MRA and APTM pass, and what is unknown too.
+    """Refuse weights of other models, recognised by their names; unknown names pass.
 
     Raises:
-        ValueError: naming the model whose layout the names show, and what to do with it.
+        ValueError: if the names belong to another model; the message names it and what to do.
     """
     names = list(names)
     if any(name.startswith("vision_encoder.") for name in names):
         return
     for model, prefixes, advice in _OTHER_LAYOUTS:
         if all(any(name.startswith(prefix) for name in names) for prefix in prefixes):
-            raise ValueError(f"these are weights of {model} (names begin with {', '.join(prefixes)}): {advice}")
+            raise ValueError(f"these weights belong to {model} (names begin with {', '.join(prefixes)}): {advice}")
 
 
 def _require(state_dict: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     if name not in state_dict:
-        raise ValueError(f"The checkpoint has no {name!r}: it is not in the layout of the released MRA checkpoints.")
+        raise ValueError(f"the checkpoint has no {name!r}, so it is not in the layout of the released MRA checkpoints")
     return state_dict[name]
 
 
 def describe_config(config: MRAConfig) -> dict:
-    """Build the published `config` entry, as read by [`infer_config`], of a model that was not converted from one."""
+    """Build the published `config` entry of a model, as read by [`infer_config`]."""
     vision, text = config.vision_config, config.text_config
     height, width = vision.image_size
     drop = {"drop_rate": vision.drop_rate, "drop_path_rate": vision.drop_path_rate}
@@ -346,7 +346,7 @@ def describe_config(config: MRAConfig) -> dict:
 
 
 def derived_buffers(config: MRAConfig) -> dict[str, torch.Tensor]:
-    """Index and mask buffers that the published layout stores, by published name."""
+    """Return the index and mask buffers stored in the published layout, by published name."""
     vision = config.vision_config
     windows = vision.effective_window_size
     narrow = MRAVisionConfig(  # the buffers depend on neither width nor heads
@@ -369,8 +369,8 @@ def from_published(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) ->
     """Rename the tensors of a released checkpoint for `MRAForPreTraining(config)`.
 
     Raises:
-        ValueError: listing every tensor that is unknown, missing, of another shape, unlike the one it is tied to, or,
-            for the index and mask buffers, unlike what the architecture implies.
+        ValueError: if a tensor is unknown, missing, of another shape, different from the one it is tied to or, for index
+            and mask buffers, from the architecture; the message lists them all.
     """
     with torch.device("meta"):
         expected = to_published(MRAForPreTraining(config))
@@ -389,15 +389,15 @@ def from_published(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) ->
         "of another shape": [
             f"{name} {tuple(known[name].shape)} instead of {tuple(expected[name].shape)}" for name in sorted(misshapen)
         ],
-        "unlike the weight it is tied to": [name for name in unlike if name in _TIED],
-        "unlike what the architecture implies": [name for name in unlike if name not in _TIED],
+        "different from the weight it is tied to": [name for name in unlike if name in _TIED],
+        "different from the architecture": [name for name in unlike if name not in _TIED],
     }
     if any(problems.values()):
         listing = "\n".join(
             f"{title} ({len(names)}): {', '.join(names)}" for title, names in problems.items() if names
         )
         raise ValueError(
-            f"the tensors do not fit the published layout; is it the whole checkpoint of a released MRA or APTM?\n{listing}"
+            f"the tensors do not match the published layout; is this a complete released checkpoint of MRA or APTM?\n{listing}"
         )
     text_layers = config.text_config.num_text_layers
     weights = {to_mra_name(name, text_layers): t for name, t in known.items() if not is_derived_buffer(name)}
@@ -405,9 +405,9 @@ def from_published(state_dict: Mapping[str, torch.Tensor], config: MRAConfig) ->
 
 
 def to_published(model: MRAForPreTraining) -> dict[str, torch.Tensor]:
-    """Rename the tensors of a model for the published code, its index and mask buffers included.
+    """Rename the tensors of a model for the published code and add its index and mask buffers.
 
-    The names come in the published order, on which the published resizing of the bias tables depends.
+    The names are in the published order, on which the published resizing of the bias tables depends.
     """
     text_layers = model.config.text_config.num_text_layers
     has_norm = model.config.projection_type == "part_pooling"
@@ -417,7 +417,7 @@ def to_published(model: MRAForPreTraining) -> dict[str, torch.Tensor]:
     published: dict[str, torch.Tensor] = {}
 
     def insert(name: str, after: str | None = None) -> None:
-        if name in buffers:  # masks are cast with the model, as they are in the published one
+        if name in buffers:  # masks have the model's dtype, as in the published code
             published[name] = buffers[name].to(weights[after].dtype) if after else buffers[name]
 
     for name in sorted(weights, key=lambda name: next(i for i, group in enumerate(_GROUPS) if name.startswith(group))):
@@ -440,20 +440,20 @@ def to_published(model: MRAForPreTraining) -> dict[str, torch.Tensor]:
 def resize_bias_table(table: torch.Tensor, window_size: int) -> torch.Tensor:
     """Resize a relative-position table with a cubic spline over geometrically spaced distances.
 
-    The source distances grow by a ratio found by bisection in 1.01..1.5 so that they span the target (reference file
-    `resize_tables.json`), which keeps near positions finer than far ones.
+    The source distances grow by a ratio, found by bisection in 1.01..1.5, such that they span the target (reference file
+    `resize_tables.json`); near positions keep a finer resolution than far ones.
 
     Args:
         table: `((2 w - 1) ** 2, heads)`.
         window_size: side of the new window.
 
     Returns:
-        `((2 window_size - 1) ** 2, heads)`, the input itself if the size stays.
+        `((2 window_size - 1) ** 2, heads)`; the input itself if the size is unchanged.
     """
     source, target = math.isqrt(table.shape[0]), 2 * window_size - 1
     if source == target:
         return table
-    if source == 1:  # a window of one token knows no distance
+    if source == 1:  # a window of one token has no distances
         return table.expand(target * target, -1).clone()
     low, high = 1.01, 1.5
     while high - low > 1e-6:

@@ -1,4 +1,4 @@
-"""Region geometry: a relative box becomes pixels, follows crop, flip and resize, and ends as a mask over image tokens."""
+"""Region geometry: from relative boxes to pixels, through crop, flip and resize, to a mask over image tokens."""
 
 import math
 import random
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 
-CROP_PADDING = 10  # pixels that a crop may reach outside the image on each side
+CROP_PADDING = 10  # pixels by which a crop may extend beyond each side of the image
 WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)
 
 Box = tuple[float, float, float, float]
@@ -15,7 +15,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Crop:
-    """A crop in pixels of the image before padding; it may reach outside, where the image is black."""
+    """Crop in pixels of the unpadded image; parts outside the image are black."""
 
     left: int
     top: int
@@ -24,39 +24,39 @@ class Crop:
 
     @property
     def width(self) -> int:
-        """Return the pixels from left to right."""
+        """Width in pixels."""
         return self.right - self.left
 
     @property
     def height(self) -> int:
-        """Return the pixels from top to bottom."""
+        """Height in pixels."""
         return self.bottom - self.top
 
 
 def box_to_pixels(box: Box, width: int, height: int) -> Box:
-    """Convert a relative box to pixels, rounded as published: centre and sides are cut to whole pixels, then clipped.
+    """Convert a relative box to pixels, rounded as published: centre and sides are truncated to whole pixels, then clipped.
 
     Args:
         box: centre x, centre y, width and height, each relative to the image (0 to 1).
-        width: of the image, in pixels.
-        height: of the image, in pixels.
+        width: width of the image, in pixels.
+        height: height of the image, in pixels.
 
     Returns:
-        Left, top, width and height in pixels; inside the image, and at least half a pixel on each side.
+        Left, top, width and height in pixels, inside the image, with sides of at least half a pixel.
 
     Raises:
         ValueError: if the box has no area or its centre lies outside the image.
     """
     if len(box) != 4:
-        raise ValueError(f"`box` must be (centre x, centre y, width, height), got {len(box)} numbers: {tuple(box)}.")
+        raise ValueError(f"`box` must be (centre x, centre y, width, height), got {len(box)} numbers: {tuple(box)}")
     if not (0 <= box[0] <= 1 and 0 <= box[1] <= 1 and box[2] > 0 and box[3] > 0):
         raise ValueError(
             "`box` must be (centre x, centre y, width, height) relative to the image, with its centre inside 0..1 and "
-            f"positive sides, got {tuple(box)}. Divide pixel boxes by the image's width and height."
+            f"positive sides, got {tuple(box)}; divide pixel boxes by the image's width and height"
         )
     sides = []
     for center, side, limit in ((box[0], box[2], width), (box[1], box[3], height)):
-        # The published code stops at a box thinner than a pixel; here it keeps one.
+        # The published code fails on a box thinner than a pixel; here it gets one pixel.
         pixels = max(int(side * limit), 1)
         start = max(int(center * limit) - 0.5 * pixels, 0)
         sides.append((start, min(pixels, limit - start)))
@@ -65,12 +65,12 @@ def box_to_pixels(box: Box, width: int, height: int) -> Box:
 
 
 def crop_ranges(box: Box, width: int, height: int) -> list[tuple[int, int]]:
-    """Return the ranges, both ends included, of the corners of a crop that contains the box.
+    """Return the inclusive ranges of the edges of crops that contain the box.
 
     Args:
         box: left, top, width and height in pixels.
-        width: of the image, in pixels.
-        height: of the image, in pixels.
+        width: width of the image, in pixels.
+        height: height of the image, in pixels.
 
     Returns:
         Ranges for left, top, right and bottom, in that order.
@@ -94,10 +94,10 @@ def move_box(box: Box, crop: Crop, flip: bool, height: int, width: int) -> Box:
 
     Args:
         box: left, top, width and height in pixels of the original image.
-        crop: the part that is kept.
-        flip: whether the crop is mirrored left to right.
-        height: of the resized image, in pixels.
-        width: of the resized image, in pixels.
+        crop: the part to keep.
+        flip: whether to mirror the crop left to right.
+        height: height of the resized image, in pixels.
+        width: width of the resized image, in pixels.
 
     Returns:
         Left, top, width and height in pixels of the resized image.
@@ -119,17 +119,17 @@ def region_attention_mask(box: Box, image_size: tuple[int, int], grid_size: tupl
         grid_size: rows and columns of the image tokens.
 
     Returns:
-        `(1 + rows * columns,)` of int64; at least one token is inside. The published mask is the opposite (0 inside),
-        the global token apart, which is 1 in both.
+        `(1 + rows * columns,)` int64; at least one token is inside. The published mask is inverted (0 inside), except for
+        the global token, which is 1 in both.
 
     Raises:
-        ValueError: if the image cannot be divided into such a grid.
+        ValueError: if the grid does not divide the image.
     """
     (image_height, image_width), (rows, columns) = image_size, grid_size
     if image_height % rows or image_width % columns:
         raise ValueError(
-            f"`grid_size` {tuple(grid_size)} does not divide `image_size` {tuple(image_size)} (height, width). "
-            "Pass `config.vision_config.grid_size` of the model and a processor of the same image size."
+            f"`grid_size` {tuple(grid_size)} does not divide `image_size` {tuple(image_size)} (height, width); "
+            "pass `config.vision_config.grid_size` of the model and a processor of the same image size"
         )
     left, top, box_width, box_height = box
     first_column, last_column = _token_range(left, box_width, image_width // columns, columns)

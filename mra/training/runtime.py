@@ -1,4 +1,4 @@
-"""What surrounds the loop: the accelerator, the plan of steps, seeds, the stop signal and the banner."""
+"""Setup around the training loop: accelerator, plan of steps, seeds, stop signal and banner."""
 
 import copy
 import hashlib
@@ -30,7 +30,7 @@ from mra.training.zero_checkpoints import is_cut_for_others
 logger = get_logger(__name__)
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_PATIENCE = timedelta(hours=2)  # others wait while one process downloads, decodes or saves
+_PATIENCE = timedelta(hours=2)  # while one process downloads, decodes or saves
 
 
 # ---------------------------------------------------------------- accelerator
@@ -46,15 +46,15 @@ def create_accelerator(args: RunArguments) -> Accelerator:
         ValueError: if a tracker is unknown or not installed, or several processes do not know of each other.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("accelerate").setLevel(logging.WARNING)  # at INFO it names every file that it writes
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # at INFO it logs every file that it writes
     on_cpu = os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu" or not torch.accelerator.is_available()
-    backend = {"backend": "gloo"} if on_cpu and "LOCAL_RANK" in os.environ else {}  # DeepSpeed would take nccl
+    backend = {"backend": "gloo"} if on_cpu and "LOCAL_RANK" in os.environ else {}  # DeepSpeed would choose nccl
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
         log_with=[*check_trackers(args.log_with)] or None,
         project_dir=args.output_dir,
-        # The dispatcher of batches resumes at another place than it stopped.
+        # The batch dispatcher resumes at the wrong position.
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False, non_blocking=True),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE, **backend)],
     )
@@ -63,27 +63,27 @@ def create_accelerator(args: RunArguments) -> Accelerator:
 
 
 def configure_deepspeed(accelerator: Accelerator, args: OptimizationArguments, checkpoint: Path | None = None) -> None:
-    """Pass DeepSpeed, which steps by itself, the settings that it needs before `prepare`.
+    """Pass DeepSpeed the settings that it needs before `prepare`.
 
     Args:
-        accelerator: of any kind; nothing is done for another than DeepSpeed's.
+        accelerator: the run's accelerator; without DeepSpeed, nothing is done.
         args: an `OptimizationArguments`, for the gradient clipping.
-        checkpoint: the one that will be loaded.
+        checkpoint: the checkpoint that will be loaded, or None.
     """
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    # Under ZeRO-3 transformers would cut the weights up as it loads them; here they are resized first, and `prepare`
-    # cuts them up.
+    # Under ZeRO-3 transformers would shard the weights while loading; here they are resized first, and `prepare`
+    # shards them.
     unset_hf_deepspeed_config()
     config = _deepspeed_config(accelerator)
     config["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
     config["gradient_clipping"] = args.max_grad_norm or 0.0
     precision = accelerator.mixed_precision
     if precision != "no":
-        # DeepSpeed's own mixed precision would hold weights, BatchNorm and temperature in half precision; as under data
-        # parallelism they stay in float32 and autocast chooses. Gradients are summed in float32 too.
+        # DeepSpeed's own mixed precision would keep weights, BatchNorm and temperature in half precision. With autocast
+        # they stay in float32, as under data parallelism. Gradients are summed in float32 too.
         config[precision] = {"enabled": False}
         config["torch_autocast"] = {
             "enabled": True,
@@ -99,7 +99,7 @@ def _deepspeed_config(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
-    """Return the dtype of autocast during training, whichever library sets it up, or None if it is off."""
+    """Return the autocast dtype of training, whichever library sets it up, or None if autocast is off."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return AUTOCAST_DTYPES.get(accelerator.mixed_precision)
     section = _deepspeed_config(accelerator).get("torch_autocast", {})
@@ -107,32 +107,31 @@ def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
 
 
 def check_trackers(names: list[str]) -> list[str]:
-    """Return the names if every tracker is installed.
+    """Check that every tracker is installed and return the names.
 
     Raises:
-        ValueError: naming the first that is not.
+        ValueError: if one is not; the message names it.
     """
     available = [str(name) for name in get_available_trackers()]
     for name in names:
         if name not in [str(known) for known in LOGGER_TYPE_TO_CLASS]:
-            raise ValueError(f"`log_with`: unknown tracker {name!r}; installed ones are {available or 'none'}.")
+            raise ValueError(f"`log_with`: unknown tracker {name!r}; installed ones are {available or 'none'}")
         if name not in available:
             package = "pip install 'mra-retrieval[tracking]'" if name == "tensorboard" else f"pip install {name}"
-            raise ValueError(f"`log_with`: {name} is not installed: {package}.")
+            raise ValueError(f"`log_with`: {name} is not installed: {package}")
     return names
 
 
 def start_trackers(accelerator: Accelerator, project_name: str, recipe: dict) -> None:
-    """Open the trackers with the run's arguments, in the plain types that they take."""
+    """Start the trackers and pass them the run's arguments as plain types."""
     plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in recipe.items() if v is not None}
     accelerator.init_trackers(project_name, config=plain)
 
 
 def whole_model(model: Any) -> Any:
-    """Return the unwrapped model, or a copy with all weights if ZeRO-3 or FSDP2 cut it into shares.
+    """Return the unwrapped model, or a copy with all weights if ZeRO-3 or FSDP2 sharded it; every process must call this.
 
-    Outside training the processes do not run the same number of batches, so they must not wait for each other's shares.
-    Every process must call this.
+    Outside training the processes run different numbers of batches, so they must not wait for each other's shards.
     """
     parameter = next(model.parameters())
     by_deepspeed, by_fsdp = hasattr(parameter, "ds_id"), isinstance(model, FSDPModule)
@@ -156,14 +155,14 @@ def whole_model(model: Any) -> Any:
 
 @dataclass(frozen=True)
 class Plan:
-    """How many steps a run takes.
+    """Number of steps of a run.
 
     Attributes:
-        samples_per_batch: pairs of one batch of every process.
-        steps_per_epoch: optimizer steps; the last takes the batches that are left.
+        samples_per_batch: pairs in one batch over all processes.
+        steps_per_epoch: optimizer steps per epoch; the last takes the remaining batches.
         num_epochs: epochs started.
         total_steps: optimizer steps of the run.
-        counted_steps: the same with the incomplete last batch of each epoch, which is dropped.
+        counted_steps: the same, counting the dropped incomplete last batch of each epoch.
     """
 
     samples_per_batch: int
@@ -173,7 +172,7 @@ class Plan:
     counted_steps: int
 
     def schedule_steps(self, count_dropped_batch: bool) -> int:
-        """Return the length of the learning-rate schedule: that of the run, or as the published code counts it."""
+        """Return the length of the learning-rate schedule in steps, with or without dropped batches."""
         return self.counted_steps if count_dropped_batch else self.total_steps
 
 
@@ -182,19 +181,19 @@ def make_plan(num_rows: int, per_device_batch_size: int, num_processes: int, arg
 
     Args:
         num_rows: training pairs.
-        per_device_batch_size: pairs of each process in a batch.
-        num_processes: processes.
+        per_device_batch_size: pairs per process and batch.
+        num_processes: number of processes.
         args: a `RunArguments`.
 
     Raises:
-        ValueError: if the set does not fill one batch of every process.
+        ValueError: if the dataset does not fill one batch of every process.
     """
     samples_per_batch = per_device_batch_size * num_processes
     batches = num_rows // samples_per_batch
     if batches == 0:
         raise ValueError(
             f"`per_device_batch_size`: {num_rows} training pairs do not fill one batch of {per_device_batch_size} on "
-            f"each of {num_processes} processes. Lower it, or raise data_fraction."
+            f"each of {num_processes} processes; lower it, or raise data_fraction"
         )
     steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
     counted_per_epoch = math.ceil(num_rows / samples_per_batch / args.gradient_accumulation_steps)
@@ -205,15 +204,15 @@ def make_plan(num_rows: int, per_device_batch_size: int, num_processes: int, arg
 
 
 def group_factor(accelerator: Accelerator, index: int, num_batches: int) -> float:
-    """Return what to multiply a batch's loss by, so that a step follows the mean of the batches that it accumulates.
+    """Return the factor on a batch's loss that makes a step use the mean of its accumulated batches.
 
-    Accelerate and DeepSpeed divide every loss by `gradient_accumulation_steps`, but the last step of an epoch takes the
-    batches that are left. Groups start where the loader starts: a checkpoint falls on a step, never inside a group.
+    Accelerate and DeepSpeed divide every loss by `gradient_accumulation_steps`, but the last step of an epoch takes only the
+    remaining batches. Groups start where the loader starts, because checkpoints are saved after steps.
 
     Args:
-        accelerator: whose `gradient_accumulation_steps` losses are divided by.
-        index: of the batch, counted from where the loader started.
-        num_batches: batches that the loader yields from there to the end of the epoch.
+        accelerator: divides losses by its `gradient_accumulation_steps`.
+        index: index of the batch, counted from where the loader started.
+        num_batches: batches that the loader yields until the end of the epoch.
     """
     full = accelerator.gradient_accumulation_steps
     return full / min(full, num_batches - index // full * full)
@@ -223,13 +222,13 @@ def group_factor(accelerator: Accelerator, index: int, num_batches: int) -> floa
 
 
 def seed_negatives(generator: torch.Generator, seed: int, micro_step: int, process_index: int) -> torch.Generator:
-    """Seed the draw of hard negatives from the place in the run alone, so that a resumed run draws the same."""
+    """Seed the draw of hard negatives from the position in the run, so that a resumed run draws the same."""
     text = f"{seed} {micro_step} {process_index}".encode()
     return generator.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little"))
 
 
 class StopSignal:
-    """Remembers that SIGTERM arrived, so that the loop can save and leave; a second one ends the process at once."""
+    """Handler that records SIGTERM, so that the loop can save and stop; a second SIGTERM ends the process at once."""
 
     def __init__(self) -> None:
         self.received = False
@@ -239,7 +238,7 @@ class StopSignal:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.received = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getpid() != self._process:  # a forked worker: the process that ends it waits for it
+        if os.getpid() != self._process:  # a forked worker, on which the terminating process waits
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -247,7 +246,7 @@ class StopSignal:
 
 
 def show_banner(title: str, facts: dict[str, object]) -> None:
-    """Log what is about to run, once."""
+    """Log a title and facts about the run, once."""
     width = max(map(len, facts))
     lines = [f"  {name:<{width}}  {value}" for name, value in facts.items()]
     logger.info("\n".join([f"***** {title} *****", *lines]))
@@ -256,7 +255,7 @@ def show_banner(title: str, facts: dict[str, object]) -> None:
 def describe_plan(
     accelerator: Accelerator, model: nn.Module, plan: Plan, args: RunArguments, batch_size: int, num_rows: int
 ) -> dict:
-    """Collect the banner's facts about model, data, hardware and length of a run."""
+    """Return the banner's facts about model, data, hardware and length of a run."""
     parameters = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
     return {
         "training pairs": f"{num_rows:,}",
@@ -270,5 +269,5 @@ def describe_plan(
 
 
 def progress_bar(accelerator: Accelerator, total_steps: int, step: int) -> tqdm:
-    """One bar over the optimizer steps, on the main process."""
+    """Create the progress bar over optimizer steps, shown on the main process."""
     return tqdm(total=total_steps, initial=step, disable=not accelerator.is_main_process, desc="steps")

@@ -25,17 +25,17 @@ def draw_erasing(
     scale: tuple[float, float] = ERASING_SCALE,
     ratio: tuple[float, float] = ERASING_RATIO,
 ) -> Crop | None:
-    """Draw the rectangle of random erasing (Zhong et al. 2020), as person re-identification usually sets it.
+    """Draw the rectangle of random erasing (Zhong et al. 2020), with the usual settings of person re-identification.
 
     Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        rng: where the choices come from.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
+        rng: source of the random choices.
         scale: smallest and largest share of the image's area.
         ratio: smallest and largest height over width, drawn uniformly.
 
     Returns:
-        The rectangle in pixels, smaller than the image, or None when none was found in a hundred attempts.
+        The rectangle in pixels, smaller than the image, or None if a hundred attempts find none.
     """
     for _ in range(ERASING_ATTEMPTS):
         area = rng.uniform(*scale) * height * width
@@ -48,20 +48,20 @@ def draw_erasing(
 
 
 def render(image: Image.Image, crop: Crop | None, flip: bool, height: int, width: int, backend: str) -> torch.Tensor:
-    """Crop, mirror and resize an image; a pure function of choices that were drawn before.
+    """Crop, mirror and resize an image without random choices.
 
     Args:
         image: an RGB image.
-        crop: the part to keep, black where it reaches outside; None keeps everything.
+        crop: the part to keep, black outside the image; None keeps everything.
         flip: whether to mirror left to right.
-        height: of the result, in pixels.
-        width: of the result, in pixels.
-        backend: what resizes, Pillow (exact: the published pixels) or torch on uint8, several times as fast.
+        height: height of the result, in pixels.
+        width: width of the result, in pixels.
+        backend: `pillow` (the published pixels) or `tensor` (torch on uint8, several times faster).
 
     Returns:
         `(3, height, width)` uint8, interleaved in memory.
     """
-    picture: Any = image  # torchvision takes Pillow images, its annotations name tensors alone
+    picture: Any = image  # torchvision accepts Pillow images, but its annotations name only tensors
     if crop is not None:
         picture = F.crop(picture, crop.top, crop.left, crop.height, crop.width)
     if flip:
@@ -72,18 +72,18 @@ def render(image: Image.Image, crop: Crop | None, flip: bool, height: int, width
 
 
 class TrainingImageTransform:
-    """Turns a pedestrian crop into the model's input, every random choice drawn from the generator that is passed.
+    """Random transform of an image of a person into the model's input; choices come from the given generator.
 
     Args:
         image_size: height and width of the result, in pixels.
-        image_mean: of each channel, in 0..1.
-        image_std: of each channel, in 0..1.
-        flip_probability: of mirroring left to right.
-        erasing_probability: of blanking a rectangle after normalisation, with 0 (the mean colour).
+        image_mean: mean of each channel, in 0..1.
+        image_std: standard deviation of each channel, in 0..1.
+        flip_probability: probability of mirroring left to right.
+        erasing_probability: probability of filling a rectangle with 0 (the mean colour) after normalisation.
         erasing_scale: smallest and largest share of the area to blank.
         erasing_ratio: smallest and largest height over width of the blanked rectangle.
-        image_backend: `pillow` gives the published pixels. `tensor` resizes with torch and decodes a JPEG much larger
-            than needed at a half, a quarter or an eighth of its size: the same choices and geometry, values off a little.
+        image_backend: `pillow` gives the published pixels. `tensor` resizes with torch and decodes large JPEG files at
+            1/2, 1/4 or 1/8 of their size: the same choices and geometry, slightly different values.
 
     Raises:
         ValueError: if a probability lies outside 0..1, a range is empty or the backend is unknown.
@@ -101,13 +101,13 @@ class TrainingImageTransform:
         image_backend: str = "tensor",
     ) -> None:
         if image_backend not in IMAGE_BACKENDS:
-            raise ValueError(f"`image_backend` must be one of {', '.join(IMAGE_BACKENDS)}, got {image_backend!r}.")
+            raise ValueError(f"`image_backend` must be one of {', '.join(IMAGE_BACKENDS)}, got {image_backend!r}")
         for name, value in (("flip_probability", flip_probability), ("erasing_probability", erasing_probability)):
             if not 0 <= value <= 1:
-                raise ValueError(f"`{name}` must lie in 0..1, got {value}.")
+                raise ValueError(f"`{name}` must lie in 0..1, got {value}")
         for name, limits, largest in (("erasing_scale", erasing_scale, 1), ("erasing_ratio", erasing_ratio, math.inf)):
             if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= largest:
-                raise ValueError(f"`{name}` must be (smallest, largest), both positive, got {tuple(limits)}.")
+                raise ValueError(f"`{name}` must be (smallest, largest), both positive, got {tuple(limits)}")
         self.image_size = image_size
         self._offset = 255 * torch.tensor(image_mean)[:, None, None]
         self._scale = 1 / (255 * torch.tensor(image_std)[:, None, None])
@@ -123,11 +123,11 @@ class TrainingImageTransform:
         """Transform one image, and the box on it if there is one.
 
         Args:
-            image: from [`~mra.training.crops.open_image`], not decoded yet, or any Pillow image.
-            rng: where every choice comes from.
-            box: left, top, width and height in pixels of the upright image. With a box the image is first cropped at random
-                around it (pretraining); without, the whole image is used (fine-tuning).
-            out: `(3, height, width)` float32 to write to, a new tensor when absent.
+            image: an image from [`~mra.training.crops.open_image`], not decoded yet, or any Pillow image.
+            rng: source of every random choice.
+            box: left, top, width and height in pixels of the upright image. With a box the image is first randomly
+                cropped around it (pretraining); without a box the whole image is used (fine-tuning).
+            out: `(3, height, width)` float32 tensor to write to; None for a new one.
 
         Returns:
             `(3, height, width)` float32, normalised, and the box in pixels of the result (None without a box).
@@ -145,7 +145,7 @@ class TrainingImageTransform:
         return pixels, None if box is None or crop is None else move_box(box, crop, flip, height, width)
 
     def _render(self, image: Image.Image, crop: Crop | None, flip: bool) -> torch.Tensor:
-        """Decode an image, at a reduced size if that is enough and allowed, and render it."""
+        """Decode an image, at a reduced size if sufficient and allowed, and render it."""
         height, width = self.image_size
         full_width, full_height = upright_size(image)
         reduction = 1
@@ -159,6 +159,6 @@ class TrainingImageTransform:
 
     def normalize(self, image: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Convert 8-bit RGB to float32 `(3, height, width)` with mean 0 and standard deviation 1."""
-        # Channels first in memory too: stacking a batch of interleaved images takes several times as long.
+        # Channels first in memory too: stacking interleaved images is several times slower.
         pixels = (torch.empty(image.shape) if out is None else out).copy_(image)
         return pixels.sub_(self._offset).mul_(self._scale)

@@ -1,4 +1,4 @@
-"""Evaluation between epochs on the validation split, and the choice of the best model."""
+"""Validation between epochs, and the selection of the best model."""
 
 from pathlib import Path
 from typing import Any
@@ -29,23 +29,23 @@ def validate(
     evaluated_on: str,
     num_workers: int = 0,
 ) -> tuple[RetrievalResult, RetrievalChoice | None]:
-    """Evaluate the model under training; every process must call this, and all get the same figures.
+    """Evaluate the model being trained; every process must call this, and all get the same metrics.
 
     Args:
-        accelerator: the one that prepared the model.
+        accelerator: the accelerator that prepared the model.
         model: the prepared model.
         processor: the `MRAProcessor`.
         dataset: the validation split.
         args: an `EvaluationArguments`.
-        evaluated_on: name of the set that it belongs to.
-        num_workers: processes that decode images.
+        evaluated_on: name of its dataset.
+        num_workers: worker processes that decode images.
 
     Returns:
-        The result, whose `metrics` are `similarity` and, with re-ranking, `reranked`: R1, R5, R10, mAP and mINP in percent;
-        and the choice of fusion and depth that `reranked` follows, None without re-ranking.
+        The result, with the `metrics` `similarity` and, with re-ranking, `reranked`: R1, R5, R10, mAP and mINP in percent;
+        and the choice of fusion and depth used by `reranked`, None without re-ranking.
     """
     unwrapped: Any = accelerator.unwrap_model(model, keep_torch_compile=False)
-    # BatchNorm statistics differ between processes after a step; the main process's are those that are saved.
+    # BatchNorm statistics differ between processes after a step; those of the main process are saved.
     broadcast(list(unwrapped.buffers()))
     result = evaluate_retrieval(
         whole_model(unwrapped),
@@ -70,12 +70,12 @@ def validate(
 
 
 def selection_metric(metrics: dict[str, dict[str, float]]) -> float:
-    """R@1 in percent that chooses the best model: after re-ranking where it was done."""
+    """Return the R@1 in percent that selects the best model: after re-ranking if it was done."""
     return metrics.get("reranked", metrics["similarity"])["R1"]
 
 
 def describe_selection(args: EvaluationArguments) -> str:
-    """Describe how `selection_metric` is measured; only figures measured in the same way compare."""
+    """Describe how `selection_metric` is measured; only equally measured values are comparable."""
     how = "by similarity alone"
     if args.eval_rerank_k:
         weight = "" if args.eval_match_weight is None else f" {args.eval_match_weight:g}"
@@ -91,26 +91,26 @@ def record_best(
     args: EvaluationArguments,
     output_dir: str | Path,
 ) -> bool:
-    """Decide whether a validated model is the best so far, and remember it in the state; every process must call this.
+    """Decide whether a validated model is the best so far, and record it in the state; every process must call this.
 
-    A best figure from before a resume that was measured in another way is not compared: the choice starts again, and the model
-    that it chose is kept in `earlier_best`.
+    If the best value before a resume was measured differently, the selection starts again, and the earlier model is kept in
+    `earlier_best`.
 
     Args:
-        accelerator: of the run.
+        accelerator: the run's accelerator.
         state: updated in place.
-        result: of the validation.
+        result: result of the validation.
         args: an `EvaluationArguments`.
         output_dir: folder of the run.
     """
     selected_by = describe_selection(args)
     if state.best_epoch and state.best_measure != selected_by:
-        before = state.best_measure or "an R@1 of an older version, which did not say how it was measured"
+        before = state.best_measure or "an R@1 of an older version, which did not record how it was measured"
         aside = keep_aside(accelerator, output_dir, state.best_epoch)
         logger.warning(
-            f"the best model so far ({state.best_metric:.2f} after epoch {state.best_epoch}) was chosen by {before}, this run "
-            f"chooses by {selected_by}: the two do not compare, so the choice starts again with this epoch and the earlier "
-            f"model is kept as {aside}"
+            f"the best model so far ({state.best_metric:.2f} after epoch {state.best_epoch}) was selected by {before}, but "
+            f"this run selects by {selected_by}, which is not comparable: the selection starts again and the earlier model is "
+            f"kept as {aside}"
         )
         state.best_metric = -1.0
     metric = selection_metric(result.metrics)

@@ -1,4 +1,4 @@
-"""DeepSpeed checkpoints on another number of processes: ZeRO cuts its states for those that saved them."""
+"""DeepSpeed checkpoints on another number of processes: ZeRO shards its states for those that saved them."""
 
 import contextlib
 import os
@@ -16,11 +16,11 @@ from mra.common.files import unfinished_path
 
 logger = get_logger(__name__)
 
-_STATES = "pytorch_model"  # folder in which `accelerator.save_state` lets DeepSpeed write
+_STATES = "pytorch_model"  # folder that DeepSpeed writes in `accelerator.save_state`
 
 
 def is_cut_for_others(accelerator: Accelerator, checkpoint: Path | None) -> bool:
-    """Return whether a checkpoint holds ZeRO states of another number of processes than the run has."""
+    """Return whether a checkpoint's ZeRO states are sharded for another number of processes."""
     if checkpoint is None or accelerator.distributed_type != DistributedType.DEEPSPEED:
         return False
     parts = len(list((checkpoint / _STATES).glob("*_optim_states.pt")))
@@ -29,20 +29,22 @@ def is_cut_for_others(accelerator: Accelerator, checkpoint: Path | None) -> bool
 
 @contextlib.contextmanager
 def fit_to_processes(accelerator: Accelerator, checkpoint: Path) -> Iterator[Path]:
-    """Return a folder that `accelerator.load_state` can load on this number of processes; every process must call this.
+    """Yield a folder that `accelerator.load_state` can load on this number of processes; every process must call this.
 
-    States that are cut for others are merged with DeepSpeed's own converter into a copy, a "universal checkpoint", which
-    is removed afterwards. The run's DeepSpeed must have been set up for it (`configure_deepspeed`).
+    States sharded for another number are merged by DeepSpeed's converter into a temporary "universal checkpoint", which is
+    removed afterwards. The run's DeepSpeed must be configured for it (`configure_deepspeed`).
 
     Raises:
-        RuntimeError: with what the converter printed, if it failed.
+        RuntimeError: if the converter fails; the message holds its output.
     """
     if not is_cut_for_others(accelerator, checkpoint):
         yield checkpoint
         return
-    folder = unfinished_path(checkpoint, "recut")  # an interrupted run's is removed like any unfinished folder
+    folder = unfinished_path(
+        checkpoint, "recut"
+    )  # that of an interrupted run is cleaned up like any unfinished folder
     if accelerator.is_main_process:
-        logger.info(f"Merging the ZeRO states of {checkpoint}, which another number of processes saved.")
+        logger.info(f"merging the ZeRO states of {checkpoint}, saved by another number of processes")
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns(_STATES), copy_function=_link)
         _merge(checkpoint / _STATES, folder / _STATES)

@@ -6,12 +6,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 from PIL import Image
 
 from mra.gallery.gallery import Gallery
 from mra.gallery.types import DEFAULT_RERANK, DEFAULT_TOP, BuildReport, GalleryStats, Hit, SearchResult
 from mra.gallery.where import parse_where
+from mra.retrieval.encoders import TorchEncoder
 from mra.retrieval.explain import Explanation, PhraseScore, explain_pair
 from mra.web.uploads import Unpacker, UploadLimits, inside_any
 
@@ -110,7 +112,7 @@ class Page:
 
     def explain(self, text: str, key: str) -> tuple[Image.Image, Explanation | None]:
         """Return the image of a key, and which words look where in it (None without words)."""
-        image, encoder = self.gallery.image(key), self.gallery.encoder
+        image, encoder = self.gallery.image(key), cast(TorchEncoder, self.gallery.encoder)
         if not text:
             return image, None
         tokens = self.gallery.image_tokens(key)[0]

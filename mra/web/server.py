@@ -84,3 +84,7 @@ def serve(blocks: "gr.Blocks", options: PageArguments) -> None:
         if "Cannot find empty port" not in str(error):
             raise
         raise ValueError(f"port {options.port} is taken: pass another --port") from None
+
+
+if __name__ == "__main__":
+    main()

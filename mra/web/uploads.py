@@ -136,5 +136,5 @@ def inside_any(path: str | Path, roots: Iterable[Path]) -> Path:
     resolved = Path(path).expanduser().resolve()
     if not any(resolved.is_relative_to(root) for root in roots) or not resolved.is_dir():
         allowed = ", ".join(map(str, roots)) or "none; start the page with --images FOLDER"
-        raise ValueError(f"folder {path} is none that may be indexed from here: expected one in {allowed}")
+        raise ValueError(f"folder {path} is not in an allowed folder: expected one in {allowed}")
     return resolved

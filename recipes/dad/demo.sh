@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The data factory from nothing to a pretraining run on its set, with tiny models. Run by `make demo-dad`.
+# The data factory with tiny models, from scratch to a pretraining run on its dataset. Run by `make demo-dad`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source recipes/demo_environment.sh
 DEMO=outputs/dad/demo
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # models this small gain nothing from a second thread
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # such small models gain nothing from a second thread
 
-# A target set: people of the sample set, with captions.
+# A target dataset: people of the sample set, with captions.
 step python -m data_scripts.make_sample --output $DEMO/target --sda_pairs 10 --train_ids 300 --val_ids 20 --test_ids 20 \
     --num_proc 2
 step mra prepare pedes --dataset cuhk --annotations $DEMO/target/finetune --images $DEMO/target/images \
@@ -20,10 +20,10 @@ if [ ! -f $DEMO/models/done ]; then
     touch $DEMO/models/done
 fi
 
-# The factory: one command, which goes on where it stopped.
+# The factory: one command, which can be resumed.
 step python -m data_scripts.dad.run --config recipes/dad/demo.yaml
 
-# Its set is read like SDA.
+# Its dataset is read like SDA.
 step mra prepare sda --annotations $DEMO/work/sda --images $DEMO/work/images --output $DEMO/arrow/sda \
     --overwrite --no_size_check
 step accelerate launch train_pretrain.py --config recipes/sample/pretrain.yaml --dataset $DEMO/arrow/sda \

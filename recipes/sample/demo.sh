@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The sample set from nothing to ranked pictures, each step an ordinary command of this project. Run by `make demo`.
+# The sample set from scratch to a picture of rankings, in ordinary commands of this project. Run by `make demo`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source recipes/demo_environment.sh
 DATA=data/sample
 OUT=outputs/sample
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}  # accelerate would take fewer
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}  # accelerate would use fewer
 
-# How scores are fused is chosen on the validation split: in training, for the untrained model here.
+# The fusion of scores is chosen on the validation split: in training, or here for the untrained model.
 evaluate() {  # model folder, name of the result
     step mra evaluate --model "$1" --dataset $DATA/arrow/pedes --split test --output_dir "$OUT/$2" \
         --rerank_k 16 --attn_implementation eager
@@ -17,7 +17,7 @@ step python -m data_scripts.make_sample --output $DATA --num_proc 2
 step mra prepare sda --annotations $DATA/sda --images $DATA/images/SDA --output $DATA/arrow/sda --overwrite
 step mra prepare pedes --dataset cuhk --annotations $DATA/finetune --images $DATA/images --output $DATA/arrow/pedes --overwrite
 
-# What the weights are worth before any training; the loop is entered with nothing to do.
+# Results of the untrained weights: a training run without epochs.
 step accelerate launch train_pretrain.py --config recipes/sample/pretrain.yaml --num_train_epochs 0 --output_dir $OUT/untrained
 step accelerate launch train_pretrain.py --config recipes/sample/pretrain.yaml
 step accelerate launch train_finetune.py --config recipes/sample/finetune.yaml

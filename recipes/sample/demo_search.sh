@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Search the sample set's test images in words, with the model that `make demo` trained. Run by `make demo-search`.
+# Search the sample set's test images by text, with the model trained by `make demo`. Run by `make demo-search`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source recipes/demo_environment.sh
@@ -7,7 +7,7 @@ DATA=data/sample/arrow/pedes
 MODEL=outputs/sample/finetune/best
 OUT=outputs/sample/search
 GALLERY=$OUT/gallery.db
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the model is small: two threads wait for each other longer than one takes
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # for this small model one thread is faster than two
 
 for needed in $MODEL/config.json $DATA/README.md; do
     test -f $needed || { echo "demo_search.sh: there is no $needed: run 'make demo' first" >&2; exit 1; }
@@ -17,7 +17,7 @@ mkdir -p $OUT
 rm -rf $GALLERY
 step mra index build --model $MODEL --images $DATA --split test --gallery $GALLERY
 
-# Threshold and weight of the matching score come from a quarter of the validation split, which is quick; 16 re-ranked images.
+# Choose threshold and matching weight quickly on a quarter of the validation split, with 16 re-ranked images.
 step mra index calibrate --gallery $GALLERY --dataset $DATA --split "validation[:200]" --rerank 16
 step mra index stats --gallery $GALLERY
 

@@ -29,7 +29,7 @@ def test_multiply_adds_at_full_size_are_those_of_the_plan():
     assert ours == pytest.approx(1.14e9, rel=0.03)
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "vision"])
+@pytest.mark.parametrize("checkpointing", ["none", pytest.param("vision", marks=pytest.mark.slow)])
 def test_train_step(capsys, checkpointing):
     train_step.main(["--json", "--batch_size", "4", "--steps", "1", "--checkpointing", checkpointing])
     result = last_line(capsys)

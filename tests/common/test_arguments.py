@@ -147,7 +147,7 @@ def test_the_command_line_wins_wherever_the_recipe_is_named(tmp_path):
         (("--top", "null"), "`--top` must be of type int, got 'null'"),
         (("--top", "none"), "`--top` must be of type int, got 'none'"),
         (("--top", "1.5"), "`--top` must be of type int, got '1.5'"),
-        (("--top",), "`--top` lacks a value"),
+        (("--top",), "`--top` needs a value"),
         (("--top", "0"), "`top` must be at least 1, got 0: set it with --top"),
         (("--limit", "much"), "`--limit` must be of type float, got 'much'"),
         (("--size", "4", "x"), """`--size` must be a list, each item of type int, got '4 x'"""),
@@ -176,7 +176,7 @@ def test_a_wrong_option_ends_in_one_sentence(capsys, argv, words):
         ("weight: null", "recipe.yaml: `weight` must be of type float, got null"),
         ("name: [a]", "recipe.yaml: `name` must be of type str, got ['a']"),
         ("- a", "recipe.yaml: a recipe is a mapping of arguments to values, got a list"),
-        ("top: 1\ntop: 2", "recipe.yaml: not readable as YAML in UTF-8 (the key 'top' stands there twice"),
+        ("top: 1\ntop: 2", "recipe.yaml: not readable as YAML in UTF-8 (the key 'top' is given twice"),
         ("a: [", "recipe.yaml: not readable as YAML in UTF-8"),
         ("", "recipe.yaml: the file is empty, expected a mapping of arguments to values"),
     ],
@@ -227,7 +227,7 @@ def test_a_saved_recipe_reads_back_and_one_cut_short_is_refused(tmp_path):
     whole = path.read_text()
     for length in (len(whole) // 2, 10):
         path.write_text(whole[:length])
-        with pytest.raises(ValueError, match="cut short"):
+        with pytest.raises(ValueError, match="truncated"):
             read_arguments([Search], config=path)
 
 

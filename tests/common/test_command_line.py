@@ -178,7 +178,7 @@ def test_a_relative_folder_can_be_tried(tmp_path, monkeypatch):
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"^--output .*file is a file, expected a folder: choose another name$"):
+    with pytest.raises(ValueError, match=r"^--output .*file is a file; expected a folder: choose another name$"):
         try_folder(tmp_path / "file", "--output")
     with pytest.raises(
         ValueError, match=r"^--output .*below cannot be written: Not a directory: choose another folder"
@@ -212,7 +212,7 @@ def test_trying_a_file_leaves_it_alone(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("folder", r"^--figure .*folder is a folder, expected a file: add a name$"),
+        ("folder", r"^--figure .*folder is a folder; expected a file: add a file name$"),
         ("a.gif", r"^--figure .*a\.gif cannot be written with the suffix '\.gif', expected one of \.png, \.pdf$"),
         ("a", r"with the suffix '', expected one of"),
         ("none/a.png", r"^--figure .*a\.png cannot be written: there is no folder .*none$"),

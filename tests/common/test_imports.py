@@ -34,5 +34,5 @@ def test_the_collector_is_as_before():
 def test_a_search_imports_no_data_sets():
     """Nor anything else that takes long and that it does not need."""
     unneeded = ("datasets", "evaluate", "gradio", "onnxruntime", "diffusers", "nltk")
-    code = f"import sys, mra.gallery.search; print([name for name in {unneeded} if name in sys.modules])"
+    code = f"import sys, mra.gallery.search_verb; print([name for name in {unneeded} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

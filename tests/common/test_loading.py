@@ -5,7 +5,8 @@ import torch
 from transformers import BertConfig
 
 from modeling_mra import MRAForPreTraining, MRAModel
-from mra.common.loading import load_model, load_processor
+from mra.common.loading import VOCABULARY_PADDING, check_vocabulary, load_model, load_processor
+from processing_mra import MRAProcessor
 from tests.helpers.retrieval import tiny_model, tiny_processor
 
 
@@ -49,11 +50,38 @@ def test_missing_parts_are_named(tmp_path):
         load_model(str(tmp_path / "bert"))
     model = tiny_model()
     model.config.save_pretrained(tmp_path / "config")
-    with pytest.raises(ValueError, match="has no weights that can be read"):
+    with pytest.raises(ValueError, match="has no readable weights"):
         load_model(str(tmp_path / "config"))
     state = {name: tensor for name, tensor in model.state_dict().items() if "match_head" not in name}
     model.save_pretrained(tmp_path / "part", state_dict=state)
-    with pytest.raises(ValueError, match=r"lacks 6 weights, among them mra\.match_head\.0\.bias"):
+    with pytest.raises(ValueError, match=r"lacks 6 weights, including mra\.match_head\.0\.bias"):
         load_model(str(tmp_path / "part"))
     with pytest.raises(ValueError, match="part has no MRA processor that can be loaded"):
         load_processor(str(tmp_path / "part"))
+
+
+def test_a_folder_without_its_tokenizer_is_refused(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    load_processor(str(tmp_path))
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"has no MRA processor that can be loaded \(`tokenizer` holds 5 special tokens"
+    ):
+        load_processor(str(tmp_path))
+    with pytest.raises(ValueError, match="5 special tokens and no words"):
+        MRAProcessor.from_pretrained(tmp_path)
+
+
+def test_another_models_tokenizer_is_refused(tmp_path):
+    processor, model = tiny_processor(), tiny_model()
+    model.save_pretrained(tmp_path)
+    words = len(processor.tokenizer)
+    model.config.text_config.vocab_size = words + VOCABULARY_PADDING - 1  # as padded embeddings have
+    check_vocabulary(processor.tokenizer, model.config, "model padded")
+    for vocab_size in (words - 1, words + VOCABULARY_PADDING):
+        model.config.text_config.vocab_size = vocab_size
+        model.config.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=f"the tokenizer has {words} tokens, but the model has {vocab_size} "):
+            load_processor(str(tmp_path))

@@ -106,7 +106,7 @@ def test_number_of_readers(folder, caplog):
     assert of(16, 4) == Streaming(16, 64, 4) and of(16, 4).lanes_of_a_reader == 4
     assert of(16, 0).num_readers == 1 and not caplog.records
     assert of(16, 3).lanes_of_a_reader == 16
-    assert "not a multiple of processes x workers (3)" in caplog.text and "18 would not be" in caplog.text
+    assert "not a multiple of processes x workers (3)" in caplog.text and "set 18 instead" in caplog.text
 
 
 def test_identities_are_held_out_of_a_stream(tmp_path):
@@ -156,5 +156,5 @@ def test_files_that_cannot_be_streamed(folder, tmp_path):
     with pytest.raises(ValueError, match=r"00002-of-00002\.parquet: its columns are not those of"):
         StreamedTable(files, Streaming(1, 1, 1))
     (folder / "cut.parquet").write_bytes((folder / "train-00000-of-00002.parquet").read_bytes()[:500])
-    with pytest.raises(ValueError, match=r"cut\.parquet: no whole Parquet file"):
+    with pytest.raises(ValueError, match=r"cut\.parquet: not a complete Parquet file"):
         StreamedTable([str(folder / "cut.parquet")], Streaming(1, 1, 1))

@@ -123,9 +123,7 @@ def test_what_is_not_there_is_named(tmp_path):
     assert load_split(name, "validation", optional=True) is None
     with pytest.raises(ValueError, match=rf"^--data {name} has no split test\[:5\]: expected one of train$"):
         load_split(name, "test[:5]", argument="--data")
-    with pytest.raises(
-        ValueError, match=rf"^dataset {tmp_path}/none: there is no such folder; expected a prepared set"
-    ):
+    with pytest.raises(ValueError, match=rf"^dataset {tmp_path}/none does not exist; expected a dataset"):
         load_split(f"{tmp_path}/none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=rf"^images {tmp_path}/empty is a folder without data; expected pictures"):
@@ -134,7 +132,7 @@ def test_what_is_not_there_is_named(tmp_path):
         load_split(name, "train[:x]")
     datasets.Dataset.from_dict({"image_id": [1]}).to_parquet(tmp_path / "two/test.parquet")
     datasets.Dataset.from_dict({"image_id": [1]}).to_parquet(tmp_path / "two/train.parquet")
-    with pytest.raises(ValueError, match=r"two has the splits train, test: choose one with split"):
+    with pytest.raises(ValueError, match=r"two has the splits train, test: choose one with `split`"):
         load_split(f"{tmp_path}/two")
 
 

@@ -63,7 +63,7 @@ def test_a_push_that_is_not_allowed_fails_before_any_work(hub_server, tmp_path):
     write_sda(tmp_path)
     run = prepare(hub_server, tmp_path, "--no_login")
     assert run.returncode == 1 and "Traceback" not in run.stderr
-    assert "prepare_sda: --push_to_hub user/SDA: the repository cannot be made" in run.stderr
+    assert "prepare_sda: --push_to_hub user/SDA: the repository cannot be created" in run.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -73,7 +73,7 @@ def test_an_upload_that_fails_leaves_the_set_on_disk(hub_server, tmp_path, monke
     monkeypatch.setattr(hub_server._server, "handle_error", lambda *arguments: None)
     run = prepare(hub_server, tmp_path)
     assert run.returncode == 1
-    assert "the upload failed: " in run.stderr and f"The set is whole in {tmp_path / 'out'}" in run.stderr
+    assert "the upload failed: " in run.stderr and f"the complete dataset is in {tmp_path / 'out'}" in run.stderr
     assert (tmp_path / "out/README.md").is_file()
     assert "--exclude rejected.jsonl --delete 'data/*.parquet'`" in run.stderr
 

@@ -183,7 +183,7 @@ def test_a_row_that_needs_another_folder_than_the_others_is_an_error(cuhk):
     message = failure(cuhk, "cuhk", "raw", images="images/CUHK-PEDES")
     file = cuhk / "raw/reid_raw.json"
     assert message.startswith(f"prepare_pedes: {file}, row 4 (counting from 0), field file_path: another path rule: ")
-    assert "when read from --images on" in message and f"{file}, row 0 was found when read below imgs/" in message
+    assert "when read from --images" in message and f"{file}, row 0 was found when read below imgs/" in message
     written = read_set(prepare(cuhk, "cuhk", "raw", "--on_error", "skip", images="images/CUHK-PEDES"))
     assert {split: len(rows) for split, rows in written.items()} == {"train": 3, "validation": 1, "test": 1}
 
@@ -265,7 +265,7 @@ def test_equal_rows_give_equal_names(cuhk):
     first, second = (prepare(cuhk, "cuhk", "raw", output=name) for name in ("one", "two"))
     names = [sorted(path.name for path in (folder / "data").iterdir()) for folder in (first, second)]
     assert names[0] == names[1]
-    assert (first / "README.md").read_text().replace("one", "two") == (second / "README.md").read_text()
+    assert (first / "README.md").read_text().replace(str(first), str(second)) == (second / "README.md").read_text()
 
 
 def test_other_pixels_of_equal_size_give_another_name(cuhk):
@@ -374,7 +374,7 @@ def test_images_in_two_splits_are_noted(cuhk, capsys):
     prepare(cuhk, "cuhk", "raw")
     printed = capsys.readouterr().out
     assert "note: 1 images are in two splits" in printed
-    assert "note: 1 rows name an image that another row of the split names too" in printed
+    assert "note: 1 rows name an image that another row of the split also names" in printed
 
 
 # Files
@@ -415,7 +415,7 @@ def test_an_unreadable_file_of_a_folder_is_an_error_or_listed(finetune, case, ca
         message, record["problem"]
     )
     printed = capsys.readouterr().out
-    assert f"note: {file} cannot be read from row {record['row']} (counting from 0) on" in printed
+    assert f"note: {file} cannot be read from row {record['row']} (counting from 0)" in printed
     assert ("note: there is no train split" in printed) == ("train" not in written)
     assert record["row"] == 0 or len(written["train"]) in (2, 3)  # what came before is kept
 
@@ -442,7 +442,7 @@ def test_what_is_left_alone_is_said(finetune, capsys):
     printed = capsys.readouterr().out
     for reason in (
         "README.txt (neither .json nor .jsonl)",
-        "icfg_train.json (ICFG-PEDES by its name, and cannot be read)",
+        "icfg_train.json (ICFG-PEDES by its name, but cannot be read)",
         "icfg_test.json (ICFG-PEDES)",
         "rstp_val.json (RSTPReid)",
         "words.json (no PEDES annotations)",
@@ -453,26 +453,26 @@ def test_what_is_left_alone_is_said(finetune, capsys):
 def test_a_file_that_may_belong_to_any_set_is_an_error(finetune):
     rows = [{"image": "a/b.jpg", "caption": ["a man"], "image_id": 1}]
     write_json(finetune / "finetune/test.json", rows)
-    assert "neither name nor paths tell whether test.json belongs to CUHK-PEDES" in failure(
+    assert "neither name nor paths show whether test.json belongs to CUHK-PEDES" in failure(
         finetune, "cuhk", "finetune"
     )
 
 
 def test_another_set_than_named_is_an_error(cuhk):
     message = failure(cuhk, "icfg", "raw")
-    assert "holds CUHK-PEDES, not ICFG-PEDES. Pass --dataset cuhk" in message
+    assert "holds CUHK-PEDES, not ICFG-PEDES; pass --dataset cuhk" in message
 
 
 def test_several_official_files_are_an_error(cuhk):
     write_json(cuhk / "raw/copy.json", official_rows("cuhk"))
-    assert "holds several official files: copy.json, reid_raw.json. Pass one of them." in failure(cuhk, "cuhk", "raw")
+    assert "holds several official files: copy.json, reid_raw.json; pass one of them" in failure(cuhk, "cuhk", "raw")
     assert read_set(prepare(cuhk, "cuhk", "raw/copy.json")) == expected(cuhk, "cuhk")
 
 
 def test_a_split_that_nothing_tells_is_an_error(cuhk):
     file = write_json(cuhk / "processed/queries.json", processed_rows("cuhk")["test"])
     message = failure(cuhk, "cuhk", "processed")
-    assert f"{file}: cannot tell whether it is the validation or the test split" in message
+    assert f"{file}: cannot distinguish the validation from the test split" in message
     write_json(cuhk / "train/captions.json", processed_rows("cuhk")["train"])
     assert list(read_set(prepare(cuhk, "cuhk", "train"))) == ["train"]
 
@@ -512,7 +512,7 @@ def test_published_sizes_are_compared_split_by_split():
     lines = compare_with_published("icfg", whole | {"train": Size(34_670, 34_680, 3_102), "validation": Size(1, 2, 1)})
     assert lines == [
         "train: 34,670 of 34,674 images (4 missing), 34,680 of 34,674 captions (6 too many)",
-        "validation: not in the published set (1 images)",
+        "validation: not in the published dataset (1 images)",
     ]
 
 

@@ -292,7 +292,7 @@ def test_a_process_that_dies_is_told(source, monkeypatch):
     root, _ = source
     test_process = os.getpid()
     monkeypatch.setattr("data_scripts.image_files.decode", lambda content: os.getpid() == test_process or os._exit(9))
-    assert "A worker died" in failure(root, "--num_proc", "2")
+    assert "a worker died" in failure(root, "--num_proc", "2")
 
 
 @pytest.mark.parametrize("num_proc", ["1", "2"])
@@ -357,7 +357,7 @@ def test_images_named_twice_are_noted(source, capsys):
     root, rows = source
     write_json(root / "sda" / FIRST, rows[FIRST] + rows[FIRST][:2])
     prepare(root)
-    assert "note: 2 rows name an image that another row names too" in capsys.readouterr().out
+    assert "note: 2 rows name an image that another row also names" in capsys.readouterr().out
 
 
 # Output
@@ -376,7 +376,7 @@ def test_the_script_runs_by_path_and_warns_of_missing_rows(source):
     assert (root / "a/b/sda/README.md").is_file()
     run = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert run.returncode == 1 and "Traceback" not in run.stderr
-    assert "exists; expected a new folder. Pass --overwrite to replace it." in run.stderr
+    assert "exists; expected a new folder; pass --overwrite to replace it" in run.stderr
 
 
 def test_the_size_check_can_be_left_out(source, capsys):
@@ -394,7 +394,7 @@ def test_an_output_is_replaced_only_if_it_is_a_prepared_set(source):
     assert len(read_set(prepare(root, "--overwrite"))["train"]) == 6
     (root / "out/notes").mkdir()
     (root / "out/notes/diary.txt").write_text("dear diary")
-    assert "is not a prepared set, so that --overwrite does not replace it" in failure(
+    assert "is not a prepared dataset, so --overwrite does not replace it" in failure(
         root, "--overwrite", output="out/notes"
     )
     assert (root / "out/notes/diary.txt").exists()
@@ -435,10 +435,10 @@ def test_no_row_left_is_an_error(source):
     root, rows = source
     for name, values in rows.items():
         write_json(root / "sda" / name, [row | {"caption": ""} for row in values])
-    assert "No row can be used (9 empty caption); nothing was written." in failure(root, "--on_error", "skip")
+    assert "no row can be used (9 empty caption); nothing was written" in failure(root, "--on_error", "skip")
     for name in rows:
         write_json(root / "sda" / name, [])
-    assert "no row that can be used" in failure(root)
+    assert "the annotations have no usable row" in failure(root)
 
 
 def test_shards_stay_below_the_size(source):

@@ -182,7 +182,9 @@ def test_fidelity_matching_logits(case, encoded):
 
 @torch.no_grad()
 def test_fidelity_masked_language_logits(case, encoded):
-    logits = case.model.mlm_logits(case.batch["mlm_input_ids"], case.batch["attention_mask"], encoded["image_embeds"])
+    mask = case.batch["attention_mask"]
+    states = case.model.get_text_hidden_states(case.batch["mlm_input_ids"], mask)
+    logits = case.model.mlm_head(case.model.fuse(states, mask, encoded["image_embeds"]))
     slots = torch.tensor(case.vector["inputs"]["masked_pos"])
     rows = torch.arange(2)[:, None].expand(-1, MASKED_SLOTS)
     assert_close(logits[rows, slots][..., ::61], case.tensors["mlm_logits"])

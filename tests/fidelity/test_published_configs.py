@@ -66,7 +66,7 @@ def resolve(folder, monkeypatch):
 
     monkeypatch.setattr(nltk.data, "path", [str(folder / "nltk")])
     tokenizer = functools.lru_cache(model_setup.AutoTokenizer.from_pretrained)
-    monkeypatch.setattr(model_setup, "AutoTokenizer", SimpleNamespace(from_pretrained=tokenizer))
+    monkeypatch.setattr(model_setup.AutoTokenizer, "from_pretrained", tokenizer)
 
     @functools.lru_cache
     def start(place):

@@ -24,6 +24,7 @@ from mra.gallery import Gallery
 from mra.gallery.metadata import read_metadata
 from mra.gallery.milvus import EmbeddedStore
 from mra.gallery.sources import open_source
+from mra.gallery.token_cache import HEADER_BYTES
 from mra.retrieval import RetrievalChoice, encode_images, evaluate_retrieval
 from mra.retrieval.encoders import TorchEncoder
 from tests.helpers.galleries import draw_picture, encoder_of, save_tiny_model, write_pictures
@@ -241,6 +242,12 @@ def test_metadata_of_a_csv_file(gallery, tmp_path):
         ("path,note\n0.png,a\n".encode("utf-16"), "byte 0xff is not UTF-8: save the file as UTF-8"),
         (b"path,speed\n0.png,1\n1.png,1e400\n", "row 3: speed must be a finite number, got '1e400'"),
         (b"path,note\n0.png,a\n0.png,b\n", "row 3: row 2 says something else of the same image '0.png'"),
+        (b"path,note,\n0.png,a,b\n", "a column cannot be called ''"),
+        (b"path,note,note\n0.png,a,b\n", "has two columns 'note'"),
+        (
+            b"path,time\n0.png,9999-12-31T23:59:59-23:59\n",
+            "row 2: time expected a time that lies in the years 1 to 9999",
+        ),
         (b"path,note\n2.png,a\n", "row 2: path '2.png' names the images '2.png' and 'sub/2.png'"),
     ],
 )
@@ -329,7 +336,7 @@ def test_an_image_finds_itself_and_words_move_the_answer(gallery, tmp_path):
 def test_scores_do_not_depend_on_the_cache(model, tmp_path):
     keys = write_pictures(tmp_path / "people", 10)
     scores = []
-    for token_cache in (2**30, 0, 4096 + 3 * (64 + 4 * 2 * 3 * 64)):
+    for token_cache in (2**30, 0, 3 * (HEADER_BYTES + 4 * 2 * 3 * 64)):
         with Gallery(tmp_path / f"{token_cache}.db", encoder=encoder_of(model), token_cache=token_cache) as gallery:
             gallery.build(tmp_path / "people", batch_size=5)
             for _ in range(2):
@@ -346,7 +353,7 @@ def test_tokens_are_encoded_anew_where_the_cache_is_gone(model, tmp_path):
     with Gallery(tmp_path / "g.db", encoder=encoder_of(model)) as gallery:
         gallery.build(tmp_path / "people")
         first = gallery.search("a red coat")
-    (tmp_path / "g.db" / "files" / "people" / "tokens.bin").unlink()
+    shutil.rmtree(tmp_path / "g.db" / "files" / "people" / "tokens")
     with Gallery(tmp_path / "g.db", encoder=encoder_of(model)) as gallery:
         assert gallery.verify().tokens_missing == 5
         again = gallery.search("a red coat")
@@ -409,7 +416,7 @@ def test_calibration_is_saved_with_the_gallery(model, tmp_path):
         ({"text": "x", "top": 0}, "top must be at least 1"),
         ({"text": "x", "rerank": -1}, "rerank must be at least 0"),
         ({"text": "x", "threshold": 2}, "threshold must be a probability"),
-        ({"text": "x", "where": "hat == 1"}, "'hat' is no field of this gallery"),
+        ({"text": "x", "where": "hat == 1"}, "'hat' is not a field of this gallery"),
         ({"image": "nowhere.jpg"}, "image nowhere.jpg cannot be read"),
     ],
 )
@@ -458,7 +465,6 @@ def test_remove_leaves_nothing_behind(model, tmp_path):
         traces = {
             "key": gone.encode(),
             "content": record.content.encode(),
-            "content in the cache": bytes.fromhex(record.content),
             "vector": record.embedding.tobytes(),
             "tokens": gallery.image_tokens(gone).numpy().tobytes(),
             "picture": (people / gone).read_bytes(),
@@ -493,7 +499,7 @@ def test_remove_by_where_and_with_the_files(gallery, tmp_path, caplog):
     assert "equal pictures stay under 1 other keys, such as twin.jpg" in caplog.text
     for options, message in (
         ({}, "either where or keys"),
-        ({"where": "speed > 1"}, "no field"),
+        ({"where": "speed > 1"}, "not a field"),
         ({"keys": ["x"]}, "has the key 'x'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -665,3 +671,130 @@ def test_ranking_takes_the_weight_chosen_for_the_model(tmp_path):
         assert gallery.search("a red coat", rerank=0).match_weight is None
     dataclasses.replace(choice, flip=False).save(model)
     assert TorchEncoder(model).match_weight is None
+
+
+# ---------------------------------------------------------------- damage
+
+
+@pytest.fixture
+def damaged(model, tmp_path):
+    """A built gallery, and the folder of its records to damage."""
+    write_pictures(tmp_path / "people", 4)
+    with Gallery(tmp_path / "g.db", encoder=encoder_of(model)) as gallery:
+        gallery.build(tmp_path / "people", copy_images=True)
+    return tmp_path / "g.db", tmp_path / "g.db" / "collections" / "people_000001"
+
+
+def test_verify_sees_an_index_that_was_rolled_back(model, damaged):
+    place, records = damaged
+    (records / "manifest.json").write_text("{")  # milvus-lite takes the one before, which is empty
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        (problem,) = gallery.verify().problems
+    assert (problem.key, problem.reason[:30]) == ("index", "4 of 4 images are missing from")
+
+
+def test_verify_sees_vectors_that_changed(model, damaged):
+    place, records = damaged
+    (file,) = records.rglob("*.parquet")
+    table = pq.read_table(file)
+    column = table.column_names.index("embedding")
+    vectors = table["embedding"].to_pylist()
+    vectors[2][5] *= -1
+    pq.write_table(table.set_column(column, table.field(column), pa.array(vectors, table.field(column).type)), file)
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        (problem,) = gallery.verify().problems
+    assert problem.reason == "the embedding is not the one that was written"
+
+
+def test_verify_sees_an_index_that_differs_from_the_records(model, damaged):
+    place, records = damaged
+    (file,) = records.rglob("*.embedding.flat.idx")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 0x80  # the sign of the last number
+    file.write_bytes(data)
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        (problem,) = gallery.verify().problems
+    assert problem.reason == "a search compares with another embedding than the one written"
+
+
+@pytest.mark.parametrize("damage", ["cut", "folder", "empty"])
+@pytest.mark.parametrize("name", ["schema.json", "manifest.json", "*.parquet"])
+def test_a_damaged_index_is_reported_in_one_sentence(model, damaged, name, damage):
+    place, records = damaged
+    (file,) = records.rglob(name)
+    data = file.read_bytes()
+    file.unlink()
+    if damage == "folder":
+        file.mkdir()
+    else:
+        file.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
+    if name == "manifest.json" and damage != "folder":
+        with Gallery(place, encoder=encoder_of(model)) as gallery:
+            assert gallery.verify().problems
+        return
+    with pytest.raises(ValueError, match=r"gallery .*g\.db cannot be read \(.*a file of its index is damaged"):
+        Gallery(place, encoder=encoder_of(model))
+
+
+def test_a_gallery_that_lost_one_half_of_itself_says_so(model, damaged):
+    place, records = damaged
+    for folder, message in (
+        (records, "the index of its 4 images"),
+        (records.with_name("people_info"), "remembers of"),
+    ):
+        shutil.move(folder / "schema.json", place.parent)
+        with pytest.raises(ValueError, match=f"has lost .*{message}"):
+            Gallery(place, encoder=encoder_of(model))
+        shutil.move(place.parent / "schema.json", folder)
+
+
+def test_an_index_without_its_alias_is_named_again(model, damaged, caplog):
+    place, _ = damaged
+    (place / "aliases.json").unlink()
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        assert len(gallery) == 4 and gallery.verify().problems == []
+    assert "had lost the name of its index: restored" in caplog.text
+
+
+def test_a_damaged_copy_is_written_again_by_the_next_build(model, damaged, tmp_path):
+    place, _ = damaged
+    copies = [path for path in (place / "files" / "people" / "images").rglob("*") if path.is_file()]
+    copies[0].write_bytes(b"x")
+    copies[1].unlink()
+    copies[2].unlink()
+    copies[2].mkdir()
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        assert len(gallery.verify().problems) == 3
+        gallery.build(tmp_path / "people", copy_images=True)
+        assert gallery.verify().problems == []
+
+
+def test_a_search_that_overlaps_a_removal_writes_nothing_back(gallery, tmp_path, monkeypatch):
+    keys = write_pictures(tmp_path / "people", 4)
+    gallery.build(tmp_path / "people")
+    content = next(record.content for record in gallery._state.store.records(keys=[keys[0]]))
+    gallery._state.tokens.keep_only(set())
+    encode, is_removed = gallery.encoder.encode_images, []
+
+    def encode_and_remove(images):
+        if not is_removed:
+            is_removed.append(gallery.remove(keys=[keys[0]]))
+        return encode(images)
+
+    monkeypatch.setattr(gallery.encoder, "encode_images", encode_and_remove)
+    gallery.search("a red coat")
+    assert is_removed == [1] and content not in gallery._state.tokens and len(gallery._state.tokens) == 3
+
+
+def test_a_query_embedding_that_is_not_finite_is_refused(gallery, tmp_path, monkeypatch):
+    write_pictures(tmp_path / "people", 2)
+    gallery.build(tmp_path / "people")
+    encode = gallery.encoder.encode_texts
+
+    def encode_badly(texts):
+        encodings = encode(texts)
+        return dataclasses.replace(encodings, embeds=encodings.embeds * float("nan"))
+
+    monkeypatch.setattr(gallery.encoder, "encode_texts", encode_badly)
+    with pytest.raises(ValueError, match=r"embedding .* not finite"):
+        gallery.search("a red coat", rerank=0)

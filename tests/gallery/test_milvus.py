@@ -1,10 +1,13 @@
 """Milvus by address: what a client is asked for, with a stand-in of the client, since no server is here."""
 
+import numpy as np
 import pymilvus
 import pytest
 
 from mra.gallery.connection import is_server
 from mra.gallery.milvus import EmbeddedStore, MilvusStore
+from mra.gallery.store import Record
+from mra.gallery.where import RECORD_FIELDS, parse_where
 
 
 class Client:
@@ -69,3 +72,43 @@ def test_a_gallery_that_cannot_be_read_says_why(tmp_path, monkeypatch):
     assert not store.exists()
     store.close()
     EmbeddedStore(tmp_path / "g.db", "people").close()
+
+
+ODD_NAMES = [
+    'z".png',
+    "z'.png",
+    "z\\.jpg",
+    "z\\n.png",
+    'z\\".png',
+    "z\n.png",
+    "z\r.png",
+    "z\t.png",
+    "z\x01.png",
+    "z\x7f.png",
+    "z\u2028.png",
+    "z%.png",
+    "-z.png",
+    "z{0}{}.png",
+    'z" or key != "".png',
+    " z .png",
+    "z😀.png",
+    "é" * 125 + ".png",
+]
+
+
+@pytest.mark.parametrize("page", [1, 1000])
+def test_every_name_of_a_file_can_be_listed_found_and_removed(tmp_path, monkeypatch, page):
+    """Whichever record ends a page: its key stands in the condition of the next."""
+    monkeypatch.setattr("mra.gallery.milvus.RECORDS_PER_REQUEST", page)
+    monkeypatch.setattr("mra.gallery.milvus.RECORDS_PER_PAGE", page)
+    store = EmbeddedStore(tmp_path / "g.db", "people")
+    store.create(2)
+    store.upsert([Record(name, "0" * 64, "/x", "/", embedding=np.ones(2, np.float32)) for name in ODD_NAMES])
+    assert sorted(record.key for record in store.records(embeddings=True)) == sorted(ODD_NAMES)
+    assert sorted(record.key for record in store.records(keys=ODD_NAMES)) == sorted(ODD_NAMES)
+    for left, name in reversed(list(enumerate(ODD_NAMES))):
+        where = parse_where(f"key == {name!r}", RECORD_FIELDS)
+        assert [record.key for record in store.records(where)] == [name]
+        store.delete([name])
+        assert store.count() == left
+    store.close()

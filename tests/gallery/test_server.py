@@ -43,7 +43,7 @@ def test_the_life_of_a_gallery_on_a_server(milvus_server, model, tmp_path, monke
         assert len(other) == 5 and keys[0] not in {hit.key for hit in other.search("a red coat", rerank=0).hits}
     assert "5 images, 0 problems" in run("index", "verify")
     assert json.loads(run("index", "stats", "--json"))["images"] == 5
-    assert list((tmp_path / ".cache" / "mra_retrieval").rglob("tokens.bin"))
+    assert list((tmp_path / ".cache" / "mra_retrieval").rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("token", [None, "root:wrong"])

@@ -121,22 +121,22 @@ def test_a_value_that_is_unknown_answers_no_to_a_question_and_to_its_opposite():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("colour == 1", "'colour' is no field of this gallery: it has key, camera, time, speed, place"),
+        ("colour == 1", "'colour' is not a field of this gallery: it has key, camera, time, speed, place"),
         ('camera = "c1"', "cannot be read"),
         ('camera == "c1" and', "cannot be read"),
-        ("camera", "is no comparison"),
+        ("camera", "is not a comparison"),
         ("camera == 3", "does not fit the field camera: expected a text in quotes"),
         ('speed > "3"', "does not fit the field speed: expected a number"),
-        ('time > "yesterday"', "is no time: expected a time like 2026-01-31"),
+        ('time > "yesterday"', "is not a time: expected a time like 2026-01-31"),
         ("camera in []", "cannot be searched"),
         ("camera == place", "is neither a text nor a number"),
         ("speed == True", "is neither a text nor a number"),
         ("speed < 1e999", "is neither a text nor a number"),
-        ('__import__("os").system("touch /tmp/owned") == 0', "is no field"),
-        ('camera.upper() == "C1"', "is no field"),
-        ("speed + 1 > 2", "is no field"),
+        ('__import__("os").system("touch /tmp/owned") == 0', "is not a field"),
+        ('camera.upper() == "C1"', "is not a field"),
+        ("speed + 1 > 2", "is not a field"),
         ("camera is None", "is compared by something unknown"),
-        ("lambda: 1", "is no comparison"),
+        ("lambda: 1", "is not a comparison"),
         ("(" * 300 + "speed > 1" + ")" * 300, "cannot be read"),
         ("not " * 60 + "speed > 1", "nested deeper"),
         ("speed > 1 or " * 400 + "speed > 2", "characters long"),
@@ -155,3 +155,14 @@ def test_times_have_one_form():
     assert read_time("2026-01-31T08:15:00") < read_time("2026-01-31T08:15:00.5") < read_time("2026-01-31T08:15:01")
     with pytest.raises(ValueError, match="expected a time"):
         read_time("31.1.2026")
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
+def test_times_at_the_edge_are_refused(text):
+    with pytest.raises(ValueError, match="years 1 to 9999"):
+        read_time(text)
+
+
+def test_a_lone_surrogate_is_refused():
+    with pytest.raises(ValueError, match="is not valid Unicode"):
+        parse_where('place == "\\ud800"', FIELDS)

@@ -1,5 +1,6 @@
 """Rows of one process, of all and of a fusion pass, packing, and lengths that the host knows."""
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -10,17 +11,23 @@ from batching_mra import (
     MatchingPairs,
     Packing,
     TextBatch,
+    TextLengths,
+    TextRows,
     gather_constant,
     gather_features,
     own_rows,
     place_rows,
     plan_routes,
+    read_masked_text,
+    read_text,
 )
 
 
-def make_text(kind, size=3, length=5, **fields):
+def make_text(kind, size=3, length=5, pairs=None, rows=None, **fields):
     tokens = torch.ones(size, length, dtype=torch.long)
-    return TextBatch(kind, tokens, tokens, **fields)
+    text = TextBatch(kind, tokens, tokens, **fields)
+    text.pairs, text.rows = pairs, rows
+    return text
 
 
 def make_pairs(size=3):
@@ -86,37 +93,50 @@ def test_rows_of_a_pass_of_several_processes(monkeypatch):
 
 def test_phrases_alone_see_the_regions():
     images = ImageTokens(torch.randn(2, 2, 4), torch.tensor([[0, 1], [1, 1]]), torch.tensor([[1, 0], [1, 0]]))
-    phrase = make_text("phrase", 2, rows=FusionRows(image_index=torch.tensor([1, 0])))
-    caption = make_text("caption", 2, rows=FusionRows(image_index=torch.tensor([1, 1])))
+    rows, first = torch.arange(2), torch.zeros(2, 1)
+    phrase = make_text("phrase", 2, rows=TextRows(rows, torch.tensor([1, 0]), first, [5, 5], [1, 1]))
+    caption = make_text("caption", 2, rows=TextRows(rows, torch.tensor([1, 1]), first, [5, 5], [1, 1]))
     assert images.mask_of([phrase, caption]).tolist() == [[1, 1], [0, 1], [1, 0], [1, 0]]
     assert ImageTokens(images.tokens).mask_of([caption]) is None and images.gathered().tokens is images.tokens
 
 
 def test_every_kind_names_its_arguments():
     for kind, names in TEXT_ARGUMENTS.items():
-        assert make_text(kind).names is names and make_text(kind).is_given
-    assert not TextBatch("phrase", None, None).is_given
+        assert make_text(kind).names is names
+
+
+def test_kinds_that_were_not_passed_are_absent():
+    tokens, lengths = torch.ones(2, 3, dtype=torch.long), TextLengths(phrase=[3, 2], masked=[2, 2], max_masked=1)
+    assert read_text("phrase", None, None, lengths) is None
+    assert read_masked_text(None, None, tokens, lengths) is None
+    phrase, masked = read_text("phrase", tokens, tokens, lengths), read_masked_text(tokens, tokens, tokens, lengths)
+    assert (phrase.lengths, masked.lengths, masked.max_masked) == ([3, 2], [2, 2], 1)
+    for mask in (None, tokens):
+        with pytest.raises(ValueError, match="`phrase_input_ids` and `phrase_attention_mask` go together"):
+            read_text("phrase", None if mask is tokens else tokens, mask, lengths)
+    with pytest.raises(ValueError, match="`mlm_input_ids` and `labels` go together"):
+        read_masked_text(tokens, None, tokens, lengths)
 
 
 def test_the_first_layer_pairs_and_the_last_picks_positions():
     rows = FusionRows(torch.tensor([1, 0, 1]), torch.tensor([0, 0, 1]), torch.zeros(3, 1, dtype=torch.long))
-    routes, result = plan_routes(rows, 2, 4, torch.device("cpu"), 3)
-    assert [route.text_index is not None for route in routes] == [True, False, False]
-    assert [route.positions is not None for route in routes] == [False, False, True]
+    routes, result = plan_routes(rows, (2, 4), torch.device("cpu"), 3)
+    assert [route.pairing is not None for route in routes] == [True, False, False]
+    assert [route.reading is not None for route in routes] == [False, False, True]
     assert [route.packing.shape for route in routes] == [(2, 4), (3, 4), (3, 4)] and result.shape == (3, 1)
-    assert routes[-1].positions.tolist() == [0, 4, 8]
+    assert routes[-1].reading[0].tolist() == [0, 4, 8]
 
 
 def test_packing_takes_tokens_out_and_puts_them_back():
     states = torch.arange(1.0, 19).view(3, 3, 2)
-    packing = Packing(3, 3, states.device, [2, 3, 1])
+    packing = Packing((3, 3), states.device, [2, 3, 1])
     packed = packing.pack(states)
     assert torch.equal(packed, torch.cat([states[0, :2], states[1], states[2, :1]]))
     assert torch.equal(packed[packing.starts()], states[:, 0])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
     assert torch.equal(packing.unpack(packed), states * mask[..., None])
     for lengths in (None, [3, 3, 3]):
-        packing = Packing(3, 3, states.device, lengths)
+        packing = Packing((3, 3), states.device, lengths)
         assert packing.pack(states).data_ptr() == states.data_ptr()  # a view
         assert torch.equal(packing.pack(states)[packing.starts()], states[:, 0])
         assert torch.equal(packing.unpack(packing.pack(states)), states)

@@ -32,6 +32,11 @@ def test_windows_are_cut_to_the_stage(image_size, window, expected):
     ("fields", "named"),
     [
         ({"projection_type": "mean"}, "projection_type"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"itm_weight": float("inf")}, "itm_weight"),
+        ({"label_smoothing": float("nan")}, "label_smoothing"),
+        ({"vision_config": {"drop_path_rate": float("nan")}}, "drop_path_rate"),
+        ({"text_config": {"hidden_dropout_prob": float("nan")}}, "hidden_dropout_prob"),
         ({"region_features": "Paper"}, "region_features"),
         ({"itc_gradient": "half"}, "itc_gradient"),
         ({"itm_negatives": "some"}, "itm_negatives"),

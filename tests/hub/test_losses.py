@@ -178,7 +178,7 @@ def compactness_loss(embeds: torch.Tensor, identity_ids: torch.Tensor) -> torch.
     return (embeds - means).square().sum(dim=1).mean()
 '''
 FIELD = "    compactness_weight: float | int = 0.3\n"
-TERM = """            "compactness_loss": (config.compactness_weight, losses.compactness_loss(text_embeds, identity_ids)),
+TERM = """            "compactness_loss": (config.compactness_weight, losses.compactness_loss(caption.embeds, identity_ids)),
 """
 
 

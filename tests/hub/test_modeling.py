@@ -859,7 +859,7 @@ def test_longer_texts_are_warned_of_once(model, batch, caplog):
     longer = F.pad(batch["input_ids"], (0, 4)), F.pad(batch["attention_mask"], (0, 4))
     for _ in range(2):
         model.get_text_features(*longer)
-    assert caplog.text.count("padded to 60 tokens, but the model pools over 56") == 1
+    assert caplog.text.count("texts of 60 tokens, but in training the model pooled over 56") == 1
     model.get_text_features(batch["input_ids"] * batch["attention_mask"])
     assert caplog.text.count("`attention_mask` is missing") == 1
 

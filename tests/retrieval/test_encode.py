@@ -15,6 +15,18 @@ def world():
     return tiny_model(), tiny_processor(), tiny_dataset()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_name_the_row(world, value):
+    _, processor, dataset = world
+    model = tiny_model()
+    model.mra.text_model.embeddings.word_embeddings.weight.data[processor.tokenizer.unk_token_id] = value
+    with pytest.raises(ValueError, match="the embedding of text 1, counted from 0, is not finite"):
+        encode_texts(model, processor, ["red coat", "\N{SNOWMAN}", "red"], batch_size=1)
+    model.mra.vision_model.swin.norm.bias.data[0] = value
+    with pytest.raises(ValueError, match=r"the embedding of image 0 \(and 9 more\), counted from 0, is not finite"):
+        encode_images(model, processor, dataset)
+
+
 @torch.no_grad()
 def test_images_and_mirror_images(world, caplog):
     model, processor, dataset = world
@@ -104,5 +116,5 @@ def test_bad_inputs_are_named(world):
         encode_images(model, processor, [])
     with pytest.raises(ValueError, match="texts is empty"):
         encode_texts(model, processor, [])
-    with pytest.raises(ValueError, match="caption 3 must be a text with a word in it, got ' '"):
+    with pytest.raises(ValueError, match="caption 3 must be a text with at least one word, got ' '"):
         encode_texts(model, processor, ["a", "a", "a", " "], batch_size=2)

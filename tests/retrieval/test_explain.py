@@ -170,17 +170,17 @@ def test_phrases_are_scored_as_the_matching_head_does(model, processor, image):
 
 def test_arguments_are_checked(model, processor, image):
     tokens = torch.zeros(3, 64)
-    with pytest.raises(ValueError, match="either `image` or `image_hidden_states`"):
+    with pytest.raises(ValueError, match="exactly one of `image` and `image_hidden_states`"):
         explain_pair(model, processor, TEXT)
-    with pytest.raises(ValueError, match="either `image` or `image_hidden_states`"):
+    with pytest.raises(ValueError, match="exactly one of `image` and `image_hidden_states`"):
         phrase_scores(model, processor, ["red"], image, image_hidden_states=tokens)
     with pytest.raises(ValueError, match=r"must be \(3, 64\) or \(views, 3, 64\), got \(4, 64\)"):
         explain_pair(model, processor, TEXT, image_hidden_states=torch.zeros(4, 64))
-    with pytest.raises(ValueError, match="num_layers must be 1 to 2, as the model has, got 3"):
+    with pytest.raises(ValueError, match="num_layers must be from 1 to 2, the model's fusion layers, got 3"):
         explain_pair(model, processor, TEXT, image, num_layers=3)
     with pytest.raises(ValueError, match="must have a letter or digit"):
         explain_pair(model, processor, "?!", image)
-    with pytest.raises(ValueError, match="caption 1 must be a text with a word in it"):
+    with pytest.raises(ValueError, match="caption 1 must be a text with at least one word"):
         phrase_scores(model, processor, ["red", " "], image)
 
 

@@ -32,7 +32,7 @@ def folders(tmp_path_factory):
     tiny_model(cls=MRAForImageTextRetrieval, scale=0.3).save_pretrained(model)
     tiny_processor().save_pretrained(model)
     replace(CHOICE, model=str(model)).save(model)  # as copied from an output folder, which names its model
-    main(["export", "--model", str(model), "--output", str(root / "onnx"), "--format", "onnx"])
+    main(["export", "--model", str(model), "--output", str(root / "onnx")])
     return model, root / "onnx"
 
 
@@ -104,6 +104,7 @@ def test_both_encoders_describe_the_same_model(encoders):
         assert getattr(encoders[0], name) == getattr(encoders[1], name), name
 
 
+@pytest.mark.slow
 def test_a_linear_projection_and_another_opset(tmp_path):
     """The image encoder alone, which takes a third of the time."""
     model = tiny_model(tiny_config(projection_type="linear"), cls=MRAForImageTextRetrieval)
@@ -146,13 +147,13 @@ def test_only_an_earlier_export_is_replaced(folders, tmp_path):
         main(["export", "--model", str(model), "--output", str(output)])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")
-    with pytest.raises(SystemExit, match="is not an earlier export and is not replaced"):
+    with pytest.raises(SystemExit, match="is not an earlier export, so it is not replaced"):
         main(["export", "--model", str(model), "--output", str(tmp_path / "mine"), "--overwrite"])
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "file"]
 
 
 def test_a_folder_that_is_no_export_is_named(folders, encoders):
-    with pytest.raises(ValueError, match=r"is not an ONNX export, it has no onnx.json, image_encoder.onnx"):
+    with pytest.raises(ValueError, match=r"is not an ONNX export, it lacks onnx.json, image_encoder.onnx"):
         OnnxEncoder(folders[0])
     nowhere = folders[0].parent / "nowhere"
     with pytest.raises(SystemExit, match=rf"mra export: model {nowhere} is neither a folder"):

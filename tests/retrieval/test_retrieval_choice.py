@@ -149,7 +149,7 @@ def test_settings_are_checked():
         with pytest.raises(ValueError, match=r"match_weight 0.4 is given with .* only posterior has a weight"):
             fusion_candidates(fusion, 0.4)
     for weight in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="match_weight must be a number from 0 on"):
+        with pytest.raises(ValueError, match="match_weight must be finite and at least 0"):
             fusion_candidates("posterior", weight)
     with pytest.raises(ValueError, match="score_fusion must be one of auto, single, published, posterior, got 'sum'"):
         fusion_candidates("sum")
@@ -207,7 +207,7 @@ def test_file_is_tied_to_the_weights(tmp_path, caplog):
         caplog.clear()
         assert RetrievalChoice.load(*where) is None and RetrievalChoice.load(*where) is None
         assert len(caplog.records) == 1
-        assert f"it was chosen with other weights than those of {model}" in caplog.text
+        assert f"it was chosen with other weights than the current ones of {model}" in caplog.text
 
     (model / "model.safetensors").write_bytes(first)
     assert RetrievalChoice.load(str(model)) is not None

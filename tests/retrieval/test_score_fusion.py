@@ -105,7 +105,7 @@ def test_a_score_that_is_not_finite_is_named(method, value):
     similarity, top_indices, match_scores, _ = reference_case(1)
     broken = match_scores.clone()
     broken[1, 3, 2] = value
-    pair = f"matching score of query 3 and image {int(top_indices[3, 2])} in the mirror is {value}, and so are 0 more"
+    pair = f"matching score of query 3 and image {int(top_indices[3, 2])} .mirrored. is {value}, as are 0 more"
     with pytest.raises(ValueError, match=pair):
         fuse_scores(similarity, top_indices, broken, method, temperature=0.1)
     similarity = similarity.clone()
@@ -116,7 +116,7 @@ def test_a_score_that_is_not_finite_is_named(method, value):
 
 def test_arguments_are_checked():
     similarity, top_indices, match_scores, _ = reference_case(0)
-    with pytest.raises(ValueError, match="match_weight must be a number from 0 on, got -1"):
+    with pytest.raises(ValueError, match="match_weight must be finite and at least 0, got -1"):
         fuse_scores(similarity, top_indices, match_scores, "posterior", temperature=0.1, match_weight=-1)
     with pytest.raises(ValueError, match="score_fusion must be one of single, published, posterior, got 'both'"):
         fuse_scores(similarity, top_indices, match_scores, "both")

@@ -204,7 +204,7 @@ def test_index_a_folder_but_no_other(person, root):
     person.see("#report .mra-status", "1 added, 9 unchanged")
     person.type("#folder input, #folder textarea", "/etc")
     person.click("button#index-folder")
-    person.see("#report .mra-error", "none that may be indexed from here")
+    person.see("#report .mra-error", "is not in an allowed folder")
 
 
 def test_on_a_phone(driver, url):

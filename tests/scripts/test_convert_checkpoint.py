@@ -213,10 +213,10 @@ MASK = "vision_encoder.layers.3.blocks.1.attn_mask"
         ({NORM: None, "itm_head.3.bias": None}, rf"missing \(2\): {NORM}, itm_head\.3\.bias"),
         ({INDEX: None}, rf"missing \(1\): {INDEX}"),
         ({NORM: torch.zeros(3)}, rf"of another shape \(1\): {NORM} \(3,\) instead of \(8,\)"),
-        ({INDEX: torch.zeros(64, 64, dtype=torch.long)}, rf"unlike what the architecture implies \(1\): {INDEX}"),
-        ({MASK: torch.zeros(6, 16, 16)}, rf"unlike what the architecture implies \(1\): {MASK}"),
+        ({INDEX: torch.zeros(64, 64, dtype=torch.long)}, rf"different from the architecture \(1\): {INDEX}"),
+        ({MASK: torch.zeros(6, 16, 16)}, rf"different from the architecture \(1\): {MASK}"),
         ({"text_encoder.bert.embeddings.position_ids": torch.zeros(1, 64)}, "position_ids"),
-        ({BIAS: torch.ones(509)}, rf"unlike the weight it is tied to \(1\): {TIED[1]}"),
+        ({BIAS: torch.ones(509)}, rf"different from the weight it is tied to \(1\): {TIED[1]}"),
         ({"text_encoder.bert.encoder.layer.1.output.dense.bias": None}, r"missing \(1\): .*layer\.1\.output"),
         ({"vision_encoder.patch_embed.proj.weight": None}, "patch_embed"),
         ({"vision_proj.2.weight": None}, r"vision_proj\.2\.weight"),
@@ -310,7 +310,7 @@ def test_bare_state_dict_without_tokenizer(state_dict, tmp_path, caplog):
     path = save(tmp_path / "bare.pth", state_dict, stored=None)
     with caplog.at_level(logging.WARNING):
         convert_to_folder(path, tmp_path / "model")
-    assert "holds weights alone" in caplog.text
+    assert "contains no processor" in caplog.text
     names = {file.name for file in (tmp_path / "model").iterdir()}
     assert "processor_config.json" not in names and "published_config.json" not in names
     assert "no processor" in (tmp_path / "model" / "README.md").read_text()
@@ -324,7 +324,7 @@ def test_old_file_format_and_other_entries(state_dict, tmp_path, caplog):
     torch.save(content, path, _use_new_zipfile_serialization=False)
     with caplog.at_level(logging.WARNING):
         convert_to_folder(path, tmp_path / "model")
-    assert "left out: epoch, optimizer" in caplog.text
+    assert "not part of a model: epoch, optimizer" in caplog.text
 
 
 class Anything:
@@ -356,7 +356,7 @@ def test_damaged_and_missing_files(tmp_path):
 
 def test_tokenizers_that_do_not_fit(state_dict, tmp_path):
     fewer = state_dict | {name: state_dict[name][:300] for name in (WORDS, BIAS, *TIED)}
-    with pytest.raises(ValueError, match="has 509 words, the checkpoint 300"):
+    with pytest.raises(ValueError, match="has 509 tokens, but the checkpoint has 300"):
         convert_to_folder(save(tmp_path / "fewer.pth", fewer), tmp_path / "model", tokenizer=str(TOKENIZER))
     path = save(tmp_path / "small.pth", state_dict)
     with pytest.raises(ValueError, match=r"`tokenizer`: .* cannot be loaded as AutoTokenizer"):
@@ -449,7 +449,7 @@ def test_heads_that_the_checkpoint_does_not_tell(tmp_path, caplog):
     stored = STORED | {"text_config": "configs/config_bert.json"}
     path = save(tmp_path / "small.pth", state_dict, stored)
     assert convert_to_folder(path, tmp_path / "guessed").text_config.num_attention_heads == 1
-    assert "pass it as --num_attention_heads" in caplog.text
+    assert "set it with --num_attention_heads" in caplog.text
     caplog.clear()
     main(["--checkpoint", str(path), "--output", str(tmp_path / "given"), "--num_attention_heads", "2"])
     assert "--num_attention_heads" not in caplog.text
@@ -517,7 +517,7 @@ def test_a_file_that_is_cut_off(zipped, state_dict, tmp_path):
     whole = (tmp_path / "whole.pth").read_bytes()
     for length in [*range(1, 40), *range(40, len(whole), len(whole) // 40), len(whole) - 1]:
         (tmp_path / "cut.pth").write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"cut\.pth .*(cut off|empty).*download it again"):
+        with pytest.raises(ValueError, match=r"cut\.pth .*(truncated|empty).*download it again"):
             read_checkpoint(tmp_path / "cut.pth")
 
 
@@ -562,7 +562,7 @@ def test_weights_that_are_not_finite(value, state_dict, tmp_path):
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_other_models_are_refused_by_name(model, names, prefix, tmp_path):
     torch.save({"model": {f"{prefix}{name}": torch.zeros(1) for name in names}}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=rf"other\.pth: these are weights of {model} \("):
+    with pytest.raises(ValueError, match=rf"other\.pth: these weights belong to {model} \("):
         convert_to_folder(tmp_path / "other.pth", tmp_path / "model")
 
 
@@ -571,7 +571,7 @@ def test_the_output_is_tried_before_the_work(tmp_path, state_dict, monkeypatch):
     monkeypatch.setattr(
         convert_checkpoint, "read_checkpoint", lambda path: pytest.fail("read before the output was tried")
     )
-    with pytest.raises(ValueError, match=r"`output` .*file is a file, expected a folder"):
+    with pytest.raises(ValueError, match=r"`output` .*file is a file; expected a folder"):
         convert_to_folder(tmp_path / "any.pth", tmp_path / "file" / "model")
 
 

@@ -139,7 +139,7 @@ def test_config_trains_resumes_and_exports(root, one_process, config):
     arguments = ["--resume", "latest", "--per_device_batch_size", 8]
     shown = train(config, "finetune", root, root / f"{config}-one", *arguments, num_processes=1)
     assert "at step 3, 24 pairs into epoch 0" in shown
-    assert "the random states are those of 2 processes and the run has 1 now" in shown
+    assert "the random states are those of 2 processes but the run has 1" in shown
     compare(read_metrics(root / f"{config}-one"), records)
     compare_weights(root / f"{config}-one", weights)
     assert not list((root / f"{config}-one" / "checkpoints").glob(".unfinished*"))

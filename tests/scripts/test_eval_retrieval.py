@@ -150,7 +150,7 @@ def test_a_choice_of_other_weights_is_not_applied(with_validation, capsys, caplo
     tiny_model(seed=1).save_pretrained(with_validation / "model")
     (with_validation / "data" / "validation-00000-of-00001.parquet").unlink()
     _, report = evaluate(with_validation, "two", capsys)
-    assert "it was chosen with other weights than those of" in caplog.text
+    assert "it was chosen with other weights than the current ones of" in caplog.text
     assert report["choice"] is None and report["score_fusion"] == "published"
     assert any("was not chosen on data" in warning for warning in report["warnings"])
 
@@ -160,7 +160,7 @@ def test_a_named_fusion_overrules_what_is_saved(with_validation, capsys):
     saved = RetrievalChoice.load(str(with_validation / "model"))
     printed, report = evaluate(with_validation, "two", capsys, "--score_fusion", "posterior", "--match_weight", "0.7")
     assert "top 5 re-ranked, posterior 0.7 fusion" in printed
-    assert f"note: --score_fusion overrules what is saved with the model: {saved.describe()}" in printed
+    assert f"note: --score_fusion overrides the choice saved with the model: {saved.describe()}" in printed
     assert (report["score_fusion"], report["match_weight"], report["choice"]) == ("posterior", 0.7, None)
     assert RetrievalChoice.load(str(with_validation / "model")) == saved
 
@@ -191,7 +191,8 @@ def test_depth_is_chosen_for_the_chosen_fusion(with_validation, capsys):
     assert choice.describe_depth() in printed
     other = next(name for name in ("published", "single") if name != choice.score_fusion)
     with pytest.raises(
-        SystemExit, match=f"no choice is saved for --score_fusion {other} --flip, and .*data has no valida"
+        SystemExit,
+        match=f"no choice is saved with model .* for --score_fusion {other} --flip, and .*data has no valida",
     ):
         evaluate(with_validation, "three", capsys, *more, "--score_fusion", other)
 
@@ -200,7 +201,7 @@ def test_without_validation_the_published_fusion_is_taken_and_said_not_to_be_cho
     shutil.copytree(folders / "model", tmp_path / "model")
     shutil.copytree(folders / "data", tmp_path / "data")
     printed, report = evaluate(tmp_path, "one", capsys)
-    assert "warning: score fusion published was not chosen on data: nothing that fits is saved" in printed
+    assert "warning: score fusion published was not chosen on data: no matching choice is saved" in printed
     assert (report["score_fusion"], report["choice"]) == ("published", None)
     assert report["warnings"][0].endswith("evaluate the model once on a dataset that has one, or name --score_fusion")
     assert not (tmp_path / "model" / "retrieval.json").exists()
@@ -269,7 +270,7 @@ def test_attention_and_precision(folders, single_process, tmp_path, attn_impleme
         (("--model", "{}/absent"), "model .*absent is neither a folder with a config"),
         (("--model", "{}/bert"), "model_type 'bert', expected 'mra_retrieval'"),
         (("--model", "{}/bare"), "model .*bare has no MRA processor"),
-        (("--dataset", "{}/absent"), "--dataset .*absent: there is no such folder; expected a prepared set"),
+        (("--dataset", "{}/absent"), "--dataset .*absent does not exist; expected a dataset"),
         (("--dataset", "{}/bert"), "--dataset .*bert is a folder without data"),
         (("--split", "validation"), "--dataset .* has no split validation: expected one of train, test"),
         (("--rerank_k", "many"), "`--rerank_k` must be of type int or one of auto, got 'many'"),

@@ -64,7 +64,10 @@ def reference(root):
     return run
 
 
-@pytest.mark.parametrize("stage, num_processes", STEPS)
+@pytest.mark.parametrize(
+    "stage, num_processes",
+    [case if case != ("finetune", 1) else pytest.param(*case, marks=pytest.mark.slow) for case in STEPS],
+)
 def test_launched_run(reference, stage, num_processes):
     output_dir, shown = reference(stage, num_processes)
     kind = "(NO, cpu)" if num_processes == 1 else "(MULTI_CPU, cpu:0)"

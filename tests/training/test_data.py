@@ -291,10 +291,13 @@ def test_captions_are_augmented_before_they_are_cut(pedes, style):
 
 def test_wrong_tables(sda, pedes, processor):
     cases = [
-        (sda, "lacks captions; its columns are image, caption, .* Prepare the set"),
+        (sda, "lacks captions; expected the columns .*, got image, caption, .* prepare it"),
         (pedes.remove_columns("image_id"), "lacks image_id"),
         (pedes.cast_column("image_id", datasets.Value("string")), r"has image_id \(Value\('string'\)\)"),
-        (datasets.DatasetDict({"train": pedes, "test": pedes}), r"got all of train, test; pass dataset\['train'\]"),
+        (
+            datasets.DatasetDict({"train": pedes, "test": pedes}),
+            r"got the splits train, test; pass dataset\['train'\]",
+        ),
         (pedes.to_iterable_dataset(), "without streaming.*StreamedTable"),
         (pedes.select([]), "no rows"),
     ]
@@ -312,16 +315,16 @@ def test_wrong_tables(sda, pedes, processor):
 
 def test_wrong_rows(sda, pedes, processor):
     broken = sda.map(lambda row: {"phrases": row["phrases"][:-1], "caption": ""})
-    with pytest.raises(ValueError, match=r"Row 0 \(image_id 1000\).*caption. is empty"):
+    with pytest.raises(ValueError, match=r"row 0 \(image_id 1000\).*caption. is empty"):
         pretraining(broken, processor)[(0, 0)]
     broken = sda.map(lambda row: {"phrases": row["phrases"][:-1]})
-    with pytest.raises(ValueError, match=r"Row 0 .* boxes but .* phrases.*on_error skip"):
+    with pytest.raises(ValueError, match=r"row 0 .* boxes but .* phrases.*on_error skip"):
         pretraining(broken, processor)[(0, 0)]
     raw = pedes.cast_column("image", datasets.Image(decode=False))
     broken = raw.map(lambda row: {"image": {"bytes": row["image"]["bytes"][:60], "path": None}})
-    with pytest.raises(ValueError, match=r"Row 1 .*cannot be used"):
+    with pytest.raises(ValueError, match=r"row 1 .*cannot be used"):
         finetuning(broken.cast_column("image", datasets.Image()), processor)[(0, 2)]
-    with pytest.raises(ValueError, match="Row 1 of the training set has no caption"):
+    with pytest.raises(ValueError, match="row 1 of the training set has no caption"):
         finetuning(pedes.map(lambda _, index: {"captions": [] if index == 1 else ["a"]}, with_indices=True), processor)
     with pytest.raises(ValueError, match=r"\(epoch, row\), got 3; use the sampler of `make_sampler`"):
         finetuning(pedes, processor)[3]

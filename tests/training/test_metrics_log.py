@@ -65,7 +65,7 @@ def test_non_finite_loss_names_step_and_terms(tmp_path, value):
     for step, itm in ((4, 1.0), (5, value), (6, value)):
         state = TrainingState(step=step - 1, epoch=2, samples_in_epoch=8 * step)
         window.add(outputs(1.0, itm), {"identity_ids": torch.tensor([7 + step, 8])}, state, 8, 1e-4)
-    with pytest.raises(NonFiniteLossError, match=r"Step 5: loss, itm_loss not finite.*itc_loss 1"):
+    with pytest.raises(NonFiniteLossError, match=r"step 5: loss, itm_loss not finite.*itc_loss 1"):
         window.flush()
     diagnostic = json.loads((tmp_path / "non_finite_step_5.json").read_text())
     assert diagnostic["step"] == 5 and diagnostic["non_finite_terms"] == ["loss", "itm_loss"]
@@ -123,7 +123,7 @@ def test_unreadable_records_of_an_earlier_version_are_dropped(tmp_path):
     state = TrainingState(step=3, log_lines=3)
     log = MetricsLog(fake_accelerator(), tmp_path, state)
     log.path.write_text('{"step": 1}\n\0\0\0\n{"step": 3}\n{"step": 4}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl: line 2 is not a whole record"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl: line 2 is not a complete record"):
         read_records(log.path)
     (tmp_path / "checkpoint-3").mkdir()
     log.cut_back(tmp_path / "checkpoint-3")

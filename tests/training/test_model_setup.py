@@ -7,6 +7,7 @@ from torch._dynamo.testing import CompileCounter
 from batching_mra import TextLengths
 from mra.training.arguments import ModelArguments, PretrainObjectiveArguments
 from mra.training.model_setup import compile_layers, create_config, create_model, create_processor
+from processing_mra import MRAImageProcessor
 from tests.helpers.runs import PRETRAIN
 from tests.helpers.tiny import tiny_batch, tiny_config, tiny_model
 from tests.helpers.training import make_tokenizer
@@ -80,7 +81,7 @@ def test_fields_are_set_once_and_exist(tokenizer, model_config, words):
 
 
 def test_a_learned_temperature_is_not_set_again(tmp_path):
-    with pytest.raises(ValueError, match="is learned"):
+    with pytest.raises(ValueError, match="learned temperature"):
         setup(model_name_or_path=str(tmp_path), model_config={"temperature": 0.1})
 
 
@@ -105,11 +106,15 @@ def test_the_published_start_of_the_projections_is_not_clipped(tokenizer, tmp_pa
     setup(**start, projection_dim=8, projection_type="linear")
 
 
-def test_tokenizer_must_fit(tokenizer):
+def test_tokenizer_must_fit(tokenizer, tmp_path):
     shape = json.loads(json.dumps(SHAPE))
     shape["model_config"]["text_config"]["vocab_size"] = 20
-    with pytest.raises(ValueError, match="51 words, the model 20"):
+    with pytest.raises(ValueError, match="the tokenizer has 51 tokens, but the model has 20"):
         setup(tokenizer_name=tokenizer, **shape)
+    setup(tokenizer_name=tokenizer, **SHAPE)[2].save_pretrained(tmp_path / "start")  # no tokenizer beside it
+    MRAImageProcessor().save_pretrained(tmp_path / "start")
+    with pytest.raises(ValueError, match="`tokenizer` holds 5 special tokens and no words"):
+        setup(model_name_or_path=str(tmp_path / "start"))
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def test_figures_measured_otherwise_are_not_compared(tmp_path, caplog, change):
         assert record_best(ALONE, state, validated(40.0), EvaluationArguments(**change), tmp_path)
         assert (state.best_metric, state.best_epoch) == (validated(40.0).metrics["reranked"]["R1"], 4)
         assert (tmp_path / "earlier_best" / "epoch-3" / "README.md").read_text() == "of before"
-    assert "the two do not compare" in caplog.text and "score fusion auto" in caplog.text
+    assert "which is not comparable" in caplog.text and "score fusion auto" in caplog.text
 
 
 def test_checkpoint_of_an_older_version_is_not_compared(tmp_path, caplog):
@@ -90,7 +90,7 @@ def test_checkpoint_of_an_older_version_is_not_compared(tmp_path, caplog):
     del older["best_measure"]
     state.load_state_dict(older)
     assert record_best(ALONE, state, validated(40.0), EvaluationArguments(), tmp_path)
-    assert "of an older version, which did not say how it was measured" in caplog.text
+    assert "of an older version, which did not record how it was measured" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_folders_outside_the_roots_are_refused(tmp_path):
     (root / "link").symlink_to(other)
     assert inside_any(root / "a" / ".." / "a", [root]) == (root / "a").resolve()
     for typed in (root / "..", root / "link", other, "/etc", root / "nowhere", root / "a" / ".." / ".."):
-        with pytest.raises(ValueError, match="is none that may be indexed from here"):
+        with pytest.raises(ValueError, match="is not in an allowed folder"):
             inside_any(typed, [root])
     with pytest.raises(ValueError, match="start the page with --images FOLDER"):
         inside_any(root, [])

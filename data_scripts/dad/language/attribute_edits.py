@@ -1,13 +1,13 @@
-"""Changes of what a caption says of a person, one attribute at a time, so that it stays an English sentence."""
+"""Edits of what a caption says about a person, one attribute at a time, that keep it an English sentence."""
 
 import random
 from collections.abc import Callable, Sequence
 
 from data_scripts.dad.language.caption_text import (
     cut_words,
+    fix_articles,
     insert_before,
     match_case,
-    mend_articles,
     replace_tokens,
     replace_words,
 )
@@ -16,14 +16,14 @@ from data_scripts.dad.language.word_list import Vocabulary
 
 
 Edit = dict[str, str]
-Change = tuple[str, Edit]  # the text after it, and what it did
+Change = tuple[str, Edit]  # the changed text, and what was changed
 
 _SAYING = ("is", "are", "was", "were", "that", "which")
 _ENDS = (",", ".", ";", ":", "!", "?", "", ")")
 
 
 def gender_of(caption: ParsedCaption) -> str | None:
-    """`man` or `woman` where the caption says one of the two and not the other."""
+    """Return `man` or `woman` where the caption names one of the two and not the other, else None."""
     persons = caption.vocabulary.raw["persons"]
     men = any(word in (*persons["men"], "he", "his", "him") for word in caption.words)
     women = any(word in (*persons["women"], "she", "her") for word in caption.words)
@@ -31,29 +31,27 @@ def gender_of(caption: ParsedCaption) -> str | None:
 
 
 class AttributeEditor:
-    """
-    Draws one change at a time.
+    """Editor of captions that draws one change at a time.
 
     Args:
-        vocabulary: of [`~data_scripts.dad.language.word_list.load_vocabulary`].
+        vocabulary: from [`~data_scripts.dad.language.word_list.load_vocabulary`].
     """
 
-    def __init__(self, vocabulary: Vocabulary):
+    def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self.raw = vocabulary.raw
 
     def edit(self, text: str, strength: float, rng: random.Random) -> tuple[str, list[Edit]]:
-        """
-        Changes a caption.
+        """Change attributes of a caption.
 
         Args:
-            text: of the caption.
-            strength: share of its phrases to change, one at least.
-            rng: where every choice comes from.
+            text: the caption.
+            strength: share of its phrases to change, at least one phrase.
+            rng: source of every choice.
 
         Returns:
-            The changed text and the changes in order: `operation`, `attribute`, `before` and `after`. Without a
-            phrase that the vocabulary knows, the text as it came and no change.
+            The changed text and the changes in order, each with `operation`, `attribute`, `before` and `after`. A text
+            without a phrase that the vocabulary knows is returned unchanged.
         """
         phrases = len(ParsedCaption(text, self.vocabulary).phrases)
         wanted = max(1, round(strength * phrases)) if phrases else 0
@@ -65,12 +63,12 @@ class AttributeEditor:
             change = self._draw_change(ParsedCaption(text, self.vocabulary), touched, rng)
             if change is not None:
                 text, edit = change
-                text = mend_articles(text)
+                text = fix_articles(text)
                 edits.append(edit)
         return text, edits
 
     def _draw_change(self, caption: ParsedCaption, touched: set[int], rng: random.Random) -> Change | None:
-        """One operation on a phrase that was not changed yet; None where it does not apply."""
+        """Apply one operation to a phrase that is not changed yet; return None where it does not apply."""
         free = [index for index in range(len(caption.phrases)) if index not in touched]
         operation = rng.choices(("replace", "insert", "delete", "swap"), (6, 2, 1, 1))[0]
         if operation == "swap":
@@ -83,7 +81,7 @@ class AttributeEditor:
             return None
         index = rng.choice(free)
         phrase = caption.phrases[index]
-        changes: list[Callable] = {
+        changes: list[Callable[[ParsedCaption, Phrase, random.Random], Change | None]] = {
             "replace": [self._recolour, self._recolour, self._rename, self._remodify],
             "insert": [self._insert_colour, self._insert_modifier],
             "delete": [self._delete_modifier],
@@ -95,7 +93,7 @@ class AttributeEditor:
             touched.add(index)
         return change
 
-    # ------------------------------------------------------------ replace
+    # ---------------------------------------------------------------- replace
 
     def _recolour(self, caption: ParsedCaption, phrase: Phrase, rng: random.Random) -> Change | None:
         units = phrase.having("colour")
@@ -118,12 +116,12 @@ class AttributeEditor:
         if hair and set(self.raw["not_grey"]) & set(caption.words):
             choices.pop("grey", None)
         allowed = self._colours_of(phrase)
-        if allowed:  # where the caption has all of them, any other will do
+        if allowed:  # if the caption names all of them, any other colour will do
             choices = {colour: weight for colour, weight in choices.items() if colour in allowed} or choices
         return rng.choices(list(choices), list(choices.values()))[0]
 
     def _colours_of(self, phrase: Phrase) -> Sequence[str]:
-        """The colours that its kind or cloth comes in; all where empty."""
+        """Return the colours that a garment of this kind or cloth comes in; empty for all."""
         return self.raw["nouns"]["lower"]["jeans"]["colours"] if phrase.having("denim") else phrase.noun.colours
 
     def _rename(self, caption: ParsedCaption, phrase: Phrase, rng: random.Random) -> Change | None:
@@ -143,7 +141,7 @@ class AttributeEditor:
         words = []
         for unit in kept:
             if unit.name == "colour":
-                if unit is colours[0]:  # black and white, with what joins them
+                if unit is colours[0]:  # "black and white", with the word that joins them
                     words.append(caption.slice(unit.start, colours[-1].stop))
             else:
                 words.append(caption.slice(unit.start, unit.stop))
@@ -196,7 +194,7 @@ class AttributeEditor:
             return "him" if following in _ENDS or following in self.raw["after"] else "his"
         return {"hers": "his", **{there: here for here, there in pronouns.items()}}.get(word)
 
-    # ------------------------------------------------------------ insert
+    # ---------------------------------------------------------------- insert
 
     def _insert_colour(self, caption: ParsedCaption, phrase: Phrase, rng: random.Random) -> Change | None:
         noun = phrase.noun
@@ -223,7 +221,7 @@ class AttributeEditor:
         return self._insert(caption, phrase, name, word)
 
     def _has_pattern(self, caption: ParsedCaption, phrase: Phrase) -> bool:
-        """Whether it is of a cloth that has none, or the caption tells of one behind it: "a blouse with polka dots"."""
+        """Return whether its cloth takes no pattern, or a pattern follows the noun: "a blouse with polka dots"."""
         behind = caption.words[phrase.stop : phrase.stop + 5]
         cloth = any(unit.name in ("denim", "leather") for unit in phrase.modifiers)
         return cloth or any(word in self.raw["patterned_by"] for word in behind)
@@ -234,7 +232,7 @@ class AttributeEditor:
         return any(word in ("grey", "gray", "white", "silver") for unit in words for word in unit)
 
     def _insert(self, caption: ParsedCaption, phrase: Phrase, name: str, word: str) -> Change:
-        """Puts a word before the noun where its class stands in English."""
+        """Put a word before the noun, in the place that English gives its class."""
         order = self.vocabulary.order
         later = [unit.start for unit in phrase.modifiers if order.index(unit.name) > order.index(name)]
         place = min(later, default=phrase.noun_start)
@@ -256,14 +254,14 @@ class AttributeEditor:
         what = rng.choice(self.raw["additions"][category]).format(colour=colour)
         text = caption.text.rstrip()
         if text.endswith((".", "!")):
-            pronoun = {"man": "He", "woman": "She"}.get(gender_of(caption), "The person")
+            pronoun = {"man": "He", "woman": "She", None: "The person"}[gender_of(caption)]
             added = f" {pronoun} is {what}."
         else:
             added = f", {what}"
-        touched.update((len(caption.phrases), len(caption.phrases) + 1))  # what was added stays
+        touched.update((len(caption.phrases), len(caption.phrases) + 1))  # the added phrases are not changed again
         return text + added, {"operation": "insert", "attribute": category, "before": "", "after": what}
 
-    # ------------------------------------------------------------ delete and swap
+    # ---------------------------------------------------------------- delete and swap
 
     def _delete_modifier(self, caption: ParsedCaption, phrase: Phrase, rng: random.Random) -> Change | None:
         units = [
@@ -287,14 +285,16 @@ class AttributeEditor:
         inside = [n for n, phrase in enumerate(caption.phrases) if start <= phrase.start < stop]
         worn = [n for n, phrase in enumerate(caption.phrases) if phrase.noun.category != "person"]
         if set(worn) <= set(inside):
-            return None  # "The man faces away." says nothing of him
+            return None  # "The man faces away." describes nothing
         if touched & set(range(min(inside, default=len(caption.phrases)), len(caption.phrases))):
-            return None  # numbers of changed phrases would move
+            return None  # the numbers of changed phrases would shift
         before = caption.slice(start, stop)
         text = (caption.text[: caption.spans[start][0]].rstrip() + caption.text[caption.spans[stop - 1][1] :]).strip()
         return text, {"operation": "delete", "attribute": "sentence", "before": before, "after": ""}
 
-    def _swap_colours(self, caption: ParsedCaption, free: list[int], touched: set[int], rng) -> Change | None:
+    def _swap_colours(
+        self, caption: ParsedCaption, free: list[int], touched: set[int], rng: random.Random
+    ) -> Change | None:
         found = [index for index in free if len(caption.phrases[index].having("colour")) == 1]
         found = [index for index in found if caption.phrases[index].noun.category != "hair"]
         if len(found) < 2:
@@ -304,7 +304,7 @@ class AttributeEditor:
         colours = [caption.slice(unit.start, unit.stop) for unit in units]
         if colours[0].lower() == colours[1].lower():
             return None
-        words = [None] * len(caption.words)
+        words: list[str | None] = [None] * len(caption.words)
         for unit, colour in zip(units, reversed(colours), strict=True):
             words[unit.start] = colour
             words[unit.start + 1 : unit.stop] = [""] * (unit.stop - unit.start - 1)
@@ -313,25 +313,23 @@ class AttributeEditor:
             return None
         touched.update((first, second))
         names = " and ".join(caption.phrases[index].noun.name for index in (first, second))
-        edit = {"operation": "swap", "attribute": f"colour of {names}"}
-        return replace_tokens(caption, words), edit | {
-            "before": ", ".join(colours),
-            "after": ", ".join(colours[::-1]),
-        }
+        before, after = ", ".join(colours), ", ".join(colours[::-1])
+        edit = {"operation": "swap", "attribute": f"colour of {names}", "before": before, "after": after}
+        return replace_tokens(caption, words), edit
 
-    # ------------------------------------------------------------ what may be changed
+    # ---------------------------------------------------------------- what may be changed
 
     def _stands_free(self, caption: ParsedCaption, phrase: Phrase) -> bool:
-        """Whether no unknown word belongs to the phrase (`football shirt`, `shirt collar`)."""
+        """Return whether no unknown word belongs to the phrase ("football shirt", "shirt collar")."""
         before, after = caption.word(phrase.start - 1), caption.word(phrase.stop)
         return before in (*self.raw["before"], *_ENDS) and after in (*self.raw["after"], *_ENDS)
 
     def _takes_words(self, caption: ParsedCaption, phrase: Phrase) -> bool:
-        """Whether a word may be put before the noun: not where the caption goes on to say what it is like."""
+        """Return whether a word may be put before the noun: not where the caption goes on to describe it."""
         return self._stands_free(caption, phrase) and caption.word(phrase.stop) not in _SAYING
 
     def _is_fixed(self, caption: ParsedCaption, phrase: Phrase) -> bool:
-        """Whether the sentence says something that holds of this kind of thing alone."""
+        """Return whether the sentence says something that fits only this kind of thing."""
         start, stop = caption.sentence(phrase.noun_start)
         words = set(caption.words[start : phrase.noun_start] + caption.words[phrase.stop : stop])
         return bool(words & set(self.raw["fixed_by"].get(phrase.noun.category, ())))

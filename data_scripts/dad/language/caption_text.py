@@ -1,4 +1,4 @@
-"""Changes of a caption's text that keep its spaces, capitals and articles right."""
+"""Changes to the text of a caption that keep spaces, capitals and articles correct."""
 
 import re
 
@@ -10,10 +10,10 @@ _CONSONANT = re.compile(r"^(?:one|once|eu|ewe|uni|use)", re.IGNORECASE)
 _ARTICLE = re.compile(r"\b(an?)(\s+)([^\W\d_][\w-]*)", re.IGNORECASE)
 
 
-def mend_articles(text: str) -> str:
-    """Put `a` or `an` as the next word asks for it."""
+def fix_articles(text: str) -> str:
+    """Replace `a` and `an` by the one that the next word takes."""
 
-    def mend(match: re.Match) -> str:
+    def fix(match: re.Match[str]) -> str:
         article, space, word = match.groups()
         vowel = _VOWEL.match(word) and not _CONSONANT.match(word)
         right = "an" if vowel else "a"
@@ -21,23 +21,23 @@ def mend_articles(text: str) -> str:
             return match.group()
         return (right.capitalize() if article[0].isupper() else right) + space + word
 
-    return _ARTICLE.sub(mend, text)
+    return _ARTICLE.sub(fix, text)
 
 
 def match_case(word: str, model: str) -> str:
-    """Return a word with a capital where its model has one."""
+    """Return a word, capitalised if its model is."""
     return word.capitalize() if model[:1].isupper() else word
 
 
 def replace_words(caption: ParsedCaption, start: int, stop: int, words: str) -> str:
-    """Return the text with some tokens replaced; a capital at their start stays."""
+    """Return the text with tokens `start` to `stop` replaced; a capital at the start of a sentence stays."""
     old = caption.slice(start, stop)
     new = words[:1].upper() + words[1:] if old[:1].isupper() and start in _sentence_starts(caption) else words
     return caption.text[: caption.spans[start][0]] + new + caption.text[caption.spans[stop - 1][1] :]
 
 
 def insert_before(caption: ParsedCaption, place: int, word: str) -> str:
-    """Return the text with a word put before a token."""
+    """Return the text with a word inserted before a token."""
     where = caption.spans[place][0]
     rest = caption.text[where:]
     if place in _sentence_starts(caption) and rest[:1].isupper():
@@ -46,7 +46,7 @@ def insert_before(caption: ParsedCaption, place: int, word: str) -> str:
 
 
 def cut_words(caption: ParsedCaption, start: int, stop: int) -> str:
-    """Return the text without some tokens and the space behind them."""
+    """Return the text without tokens `start` to `stop` and the space after them."""
     rest = caption.text[caption.spans[stop][0] :]
     if start in _sentence_starts(caption) and caption.slice(start, stop)[:1].isupper():
         rest = rest[:1].upper() + rest[1:]
@@ -54,7 +54,7 @@ def cut_words(caption: ParsedCaption, start: int, stop: int) -> str:
 
 
 def replace_tokens(caption: ParsedCaption, words: list[str | None]) -> str:
-    """Return the text with new words in place of tokens: None keeps one, an empty word drops it and the space before it."""
+    """Return the text with tokens replaced: None keeps a token, an empty word drops it and the space before it."""
     pieces, end = [], 0
     for (start, stop), word in zip(caption.spans, words, strict=True):
         pieces.append("" if word == "" else caption.text[end:start])

@@ -1,12 +1,8 @@
-"""Noun phrases of a caption and what each speaks of, by the parts of speech and the word list of a parsed caption."""
+"""Noun phrases of a caption and what each one names, found by parts of speech and the word list."""
 
 from dataclasses import dataclass
 
 from data_scripts.dad.language.parsed_caption import ParsedCaption
-from data_scripts.dad.language.word_list import load_vocabulary
-
-
-KINDS = (*load_vocabulary().raw["further_nouns"], "other")
 
 
 @dataclass(frozen=True)
@@ -14,11 +10,12 @@ class NounPhrase:
     """A phrase of a caption.
 
     Attributes:
-        text: as it stands in the caption, spaces evened out.
-        start, end: characters of the caption.
-        head: its last noun in lower case, which says what it is.
+        text: as in the caption, with single spaces.
+        start: its first character in the caption.
+        end: the character after its last.
+        head: its last noun in lower case, which names the thing.
         kind: `person`, `hair`, `hat`, `upper`, `lower`, `full`, `shoes`, `bag`, `accessory`, `body`, `outfit` or `other`.
-        modifiers: words that say more of the head.
+        modifiers: number of words that describe the head.
     """
 
     text: str
@@ -30,13 +27,13 @@ class NounPhrase:
 
 
 def find_noun_phrases(caption: str) -> list[NounPhrase]:
-    """Find the things that a caption names, in its order, each wording once.
+    """Find the things that a caption names, in order, each wording once.
 
-    A phrase is a determiner, modifiers and nouns: "a black and white striped shirt", "red running shoes". What a phrase
-    is made of, its pattern and how hair is worn belong to it: "a pair of blue jeans", "a shirt with white stripes", "brown
-    hair in a ponytail". None are a bare adjective, a pronoun, a word for the picture itself ("a photo of", "in the
-    background"), what the caption says is not there ("no bag"), and parts of the body that only tell where something is
-    ("over one shoulder"). Words that no list knows count as nouns.
+    A phrase is a determiner, modifiers and nouns: "a black and white striped shirt", "red running shoes". It includes what
+    the thing is made of, its pattern and how hair is worn: "a pair of blue jeans", "a shirt with white stripes", "brown
+    hair in a ponytail". Left out are bare adjectives, pronouns, words for the picture itself ("a photo of", "in the
+    background"), things that are absent ("no bag"), and parts of the body that only say where something is ("over one
+    shoulder"). Words that are in no list count as nouns.
     """
     parsed = ParsedCaption(caption)
     phrases, seen, place = [], set(), 0
@@ -56,13 +53,13 @@ def find_noun_phrases(caption: str) -> list[NounPhrase]:
 
 
 def specificity(phrase: NounPhrase) -> tuple[int, int]:
-    """Return how much a phrase says, larger for more: a known garment over an "outfit" and over the person, then its modifiers."""
+    """Return a key that grows with how specific a phrase is: a garment over an "outfit" and the person, then modifiers."""
     ranks = {"person": 0, "outfit": 1, "other": 2, "body": 2}
     return ranks.get(phrase.kind, 3), phrase.modifiers
 
 
 def _end_of_phrase(parsed: ParsedCaption, start: int) -> int | None:
-    """Return the end of the phrase that begins at a token, None where none does."""
+    """Return the end of the phrase that begins at a token, or None."""
     tags, place, end = parsed.tags, start + (parsed.tags[start] == "D"), None
     while place < len(tags):
         if tags[place] == "N":
@@ -82,13 +79,13 @@ def _noun_follows(parsed: ParsedCaption, place: int) -> bool:
 
 
 def _joins_modifiers(parsed: ParsedCaption, place: int) -> bool:
-    """Return whether an "and" or comma joins modifiers of one noun: "black and white shoes", "short, dark hair"."""
+    """Return whether "and" or a comma joins modifiers of one noun: "black and white shoes", "short, dark hair"."""
     joins = parsed.words[place] in ("and", "&", ",") and parsed.tags[place - 1] == "J"
     return joins and _noun_follows(parsed, place + 1)
 
 
 def _with_complement(parsed: ParsedCaption, end: int) -> int:
-    """Take in "of blue jeans" after "a pair", "with white stripes" after a garment, "tied in a ponytail" after hair."""
+    """Extend a phrase: "of blue jeans" after "a pair", "with white stripes" or, after hair, "tied in a ponytail"."""
     words, known = parsed.words, parsed.vocabulary
     head, place, kind = words[end - 1], end, known.kinds.get(words[end - 1])
     if kind == "hair":
@@ -106,13 +103,13 @@ def _with_complement(parsed: ParsedCaption, end: int) -> int:
 
 
 def _is_absent(parsed: ParsedCaption, start: int) -> bool:
-    """Return whether a phrase names what is not there: "no bag", "without a hat"."""
+    """Return whether a phrase names something absent: "no bag", "without a hat"."""
     absent = parsed.vocabulary.words("absent_words")
     return parsed.word(start) in absent or parsed.word(start - 1) in absent
 
 
 def _is_place(parsed: ParsedCaption, start: int, phrase: NounPhrase) -> bool:
-    """Return whether a part of the body only locates: "over one shoulder"; not so "with a bald head"."""
+    """Return whether a part of the body only says where: "over one shoulder", but not "with a bald head"."""
     if phrase.kind != "body" or start == 0 or parsed.tags[start - 1] != "P":
         return False
     return parsed.words[start - 1] != "with" or phrase.modifiers == 0
@@ -120,7 +117,7 @@ def _is_place(parsed: ParsedCaption, start: int, phrase: NounPhrase) -> bool:
 
 def _make_phrase(parsed: ParsedCaption, start: int, end: int) -> NounPhrase | None:
     words, tags, known, last = parsed.words, parsed.tags, parsed.vocabulary, end
-    for place in range(start, end):  # the head stands behind "a pair of" and before every other complement
+    for place in range(start, end):  # the head comes after "a pair of" and before every other complement
         if tags[place] not in "DJNC" and words[place] != ",":
             last = end if words[place] == "of" else place
             break

@@ -1,4 +1,4 @@
-"""A caption parsed: its tokens, their parts of speech, and what is worn, carried and seen of a person."""
+"""A parsed caption: its tokens, their parts of speech, and what a person wears, carries and looks like."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ _TOKEN = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*|[^\w\s]|_")
 
 @dataclass
 class Modifier:
-    """One unit before a noun (or a colour said of it): a class and its tokens `start` to `stop`."""
+    """One unit before a noun, or a colour stated after it: its class and its tokens `start` to `stop`."""
 
     name: str
     start: int
@@ -21,15 +21,15 @@ class Modifier:
 
 @dataclass
 class Phrase:
-    """A noun with what stands before it.
+    """A noun and what describes it.
 
     Attributes:
-        noun: of the vocabulary; for a person, made up.
-        start: first token, the determiner left out.
+        noun: of the vocabulary; for a person, built on the fly.
+        start: first token, without the determiner.
         noun_start: first token of the noun.
-        stop: token behind the noun.
-        modifiers: in the order of the text.
-        said: a colour said of the noun behind it (`his shirt is white`).
+        stop: token after the noun.
+        modifiers: units before the noun, in the order of the text.
+        said: a colour stated after the noun ("his shirt is white").
     """
 
     noun: Noun
@@ -40,27 +40,27 @@ class Phrase:
     said: Modifier | None = None
 
     def having(self, name: str) -> list[Modifier]:
-        """Return its modifiers of a class."""
+        """Return the modifiers of a class."""
         found = [modifier for modifier in self.modifiers if modifier.name == name]
         return found + ([self.said] if self.said is not None and self.said.name == name else [])
 
 
 class ParsedCaption:
-    """A caption's tokens, with the text between them kept, and its typed phrases.
+    """Tokens of a caption, the text between them, and its phrases.
 
     Args:
-        text: of the caption.
+        text: the caption.
         vocabulary: the word list; None for the project's.
     """
 
-    def __init__(self, text: str, vocabulary: Vocabulary | None = None):
+    def __init__(self, text: str, vocabulary: Vocabulary | None = None) -> None:
         self.text, self.vocabulary = text, vocabulary or load_vocabulary()
         matches = list(_TOKEN.finditer(text))
         self.spans = [match.span() for match in matches]
         self.words = [match.group().lower().replace("’", "'") for match in matches]
 
     def slice(self, start: int, stop: int) -> str:
-        """Return the text of some tokens."""
+        """Return the text of tokens `start` to `stop`."""
         return self.text[self.spans[start][0] : self.spans[stop - 1][1]] if start < stop else ""
 
     def word(self, index: int) -> str:
@@ -68,7 +68,7 @@ class ParsedCaption:
         return self.words[index] if 0 <= index < len(self.words) else ""
 
     def sentence(self, index: int) -> tuple[int, int]:
-        """Return the tokens, from and to, of the sentence that a token belongs to."""
+        """Return the first token of the sentence around a token, and the token after its last."""
         start, stop = index, index
         while start > 0 and self.words[start - 1] not in ".!?":
             start -= 1
@@ -78,7 +78,7 @@ class ParsedCaption:
 
     @functools.cached_property
     def phrases(self) -> list[Phrase]:
-        """Nouns of the word list with what is said of each."""
+        """Return the nouns of the word list with what describes each."""
         phrases, index = [], 0
         while index < len(self.words):
             noun, length = self._noun_at(index)
@@ -138,7 +138,10 @@ class ParsedCaption:
 
     @functools.cached_property
     def tags(self) -> list[str]:
-        """Part of speech of each token: D determiner, J modifier, N noun, C "and", P preposition, X what ends a phrase."""
+        """Return the part of speech of each token.
+
+        D is a determiner, J a modifier, N a noun, C "and", P a preposition and X what ends a phrase.
+        """
         tags: list[str] = []
         for index, word in enumerate(self.words):
             tags.append(self._tag_word(word, tags[-1] if tags else "X", self.word(index + 1)))
@@ -180,7 +183,7 @@ class ParsedCaption:
         return "N"
 
     def _continues(self, following: str) -> bool:
-        """Return whether a word can be followed by more of the same phrase."""
+        """Return whether the following word can belong to the same phrase."""
         if not following or not following[0].isalnum():
             return False
         if following in self.vocabulary.single_modifiers:

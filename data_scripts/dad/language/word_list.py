@@ -1,4 +1,4 @@
-"""The word list: what captions of pedestrians speak of, in the files of `vocabulary/`."""
+"""Word list of what captions of pedestrians mention, from the files in `vocabulary/`."""
 
 import functools
 from dataclasses import dataclass
@@ -9,22 +9,23 @@ import yaml
 
 
 _FOLDER = Path(__file__).parent / "vocabulary"
-ATTRIBUTES_FILE = _FOLDER / "attributes.yaml"  # what is worn, carried and seen, with what may be changed of it
-PHRASES_FILE = _FOLDER / "phrases.yaml"  # what else noun phrases are made of
+ATTRIBUTES_FILE = _FOLDER / "attributes.yaml"  # what is worn, carried and seen, and how it may be changed
+PHRASES_FILE = _FOLDER / "phrases.yaml"  # the other parts of noun phrases
 
 
 @dataclass(frozen=True)
 class Noun:
-    """A name of the word list.
+    """A noun of the word list.
 
     Attributes:
-        name: as it stands in a caption; `kind` is its first name.
-        category: nouns of one category may stand for each other.
-        takes: classes of words that may stand before it.
+        name: as written in a caption.
+        kind: first name of the thing.
+        category: nouns of one category may replace each other.
+        takes: classes of words that may precede it.
         plural: whether it is a plural, or takes no article.
         only: the gender that it implies, or None.
-        keep: whether it is left as it is.
-        colours: that are drawn for it; all where empty.
+        keep: whether it is never replaced.
+        colours: colours that are drawn for it; empty for all.
     """
 
     name: str
@@ -39,19 +40,19 @@ class Noun:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The word list, indexed by the words as they stand in a caption.
+    """The word list, indexed by words as written in a caption.
 
     Attributes:
-        raw: the files.
-        nouns: by their words.
+        raw: contents of the files.
+        nouns: words -> noun.
         modifiers: words -> classes.
-        colours: words of each.
-        order: of the classes, as they stand before a noun.
+        colours: words of each colour.
+        order: the classes in their order before a noun.
         persons: words for a person.
-        kinds: word -> kind, of every known noun of one word.
-        single_modifiers: modifiers of one word, colours among them.
-        lists: those of the files and of its `grammar` as sets.
-        longest: words of the longest name.
+        kinds: word -> kind, for every known noun of one word.
+        single_modifiers: modifiers of one word, colours included.
+        lists: name -> words, of the lists in the files and in their `grammar`.
+        longest: number of words in the longest name.
     """
 
     raw: dict[str, Any]
@@ -66,18 +67,18 @@ class Vocabulary:
     longest: int = 3
 
     def names(self, category: str) -> list[Noun]:
-        """Return the first names of a category that may be put in place of each other."""
+        """Return the first names of a category that may replace each other."""
         nouns = [noun for noun in self.nouns.values() if noun.category == category and noun.name == noun.kind]
         return [noun for noun in nouns if not noun.keep]
 
     def words(self, name: str) -> frozenset[str]:
-        """Return a list of the files, or of its `grammar`, as a set."""
+        """Return a list of the files, or of their `grammar`, as a set."""
         return self.lists[name]
 
 
 @functools.cache
 def load_vocabulary() -> Vocabulary:
-    """Read the word list once."""
+    """Return the word list, read once."""
     raw: dict[str, Any] = {}
     for path in (ATTRIBUTES_FILE, PHRASES_FILE):
         raw |= yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,1 +1,1 @@
-"""Report of the data factory: page, blocks, contact sheets, distance between domains."""
+"""Report of the data factory: page, blocks and distance between domains."""

@@ -1,4 +1,4 @@
-"""Distance between two sets of pictures: FID and KID over an image model's features, statistics of colour and sharpness."""
+"""Distance between two sets of images: FID and KID of an image model's features, and image statistics."""
 
 import itertools
 import warnings
@@ -13,19 +13,19 @@ from PIL import Image
 from scipy.stats import wasserstein_distance
 from torch import nn
 
-from data_scripts.dad.image_checks import MEASURES, load_picture, measure_image
+from data_scripts.dad.image_checks import MEASURES, load_image, measure_image
 from mra.common.extras import extra_needed
 from mra.common.pretrained import load_pretrained
 
 
 KID_SUBSETS = 50
-_LARGEST_SUBSET = 1000  # pictures, as KID is commonly computed
+_LARGEST_SUBSET = 1000  # images, as usual for KID
 _POOLED = ("pooler_output", "image_embeds")
 
 
 @dataclass(frozen=True)
 class StatisticDistance:
-    """One measure over two sets: both means, and the Wasserstein distance in standard deviations of the target's."""
+    """One measure of two sets: both means, and the Wasserstein distance in standard deviations of the target."""
 
     generated: float
     target: float
@@ -37,13 +37,13 @@ class DomainDistance:
     """Distance of a generated set from the target set.
 
     Attributes:
-        fid: Fréchet distance of the features' normal distributions. It is biased upwards where there are few pictures:
-            compare only sets of as many pictures.
-        kid, kid_std: squared maximum mean discrepancy, mean and standard deviation over random subsets. Unbiased, and
-            so a little below 0 at times.
-        num_generated, num_target: pictures.
-        extractor: what made the features.
-        num_features: of them.
+        fid: Fréchet distance of the features' normal distributions. It is biased upwards for few images:
+            compare only sets of equal size.
+        kid, kid_std: squared maximum mean discrepancy, mean and standard deviation over random subsets. Unbiased, so
+            sometimes slightly negative.
+        num_generated, num_target: number of images.
+        extractor: description of the feature extractor.
+        num_features: number of features per image.
         statistics: [`ImageMeasures`] -> distance.
     """
 
@@ -64,26 +64,26 @@ def measure_distance(
     *,
     batch_size: int = 64,
 ) -> DomainDistance:
-    """Measure how far generated pictures are from those of the target set.
+    """Measure the distance of generated images from the target dataset.
 
     Args:
         generated: at least two PIL images, rows with an "image", or paths.
-        target: likewise.
-        extractor: what makes features of pictures, on the device to use; [`ColourEdgeFeatures`] when absent.
-        batch_size: pictures that it sees at a time.
+        target: images of the target dataset, likewise.
+        extractor: feature extractor, on the device to use; None for [`ColourEdgeFeatures`].
+        batch_size: images per forward pass.
 
     Raises:
-        ValueError: if a set has fewer than two pictures, or torchmetrics is not installed.
+        ValueError: if a set has fewer than two images, or torchmetrics is not installed.
     """
     fid_class, kid_class = _metrics()
     for name, pictures in (("generated", generated), ("target", target)):
         if len(pictures) < 2:
-            raise ValueError(f"`{name}` must hold at least 2 pictures to measure a distance, got {len(pictures)}.")
+            raise ValueError(f"`{name}` must hold at least 2 images to measure a distance, got {len(pictures)}")
     extractor = extractor if extractor is not None else ColourEdgeFeatures()
     subset = min(_LARGEST_SUBSET, max(2, min(len(generated), len(target)) // 2))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save")
-        # The pictures go through the extractor once; the metrics get its features.
+        # Each image passes the extractor once; the metrics get the features.
         fid = fid_class(_Given(extractor.num_features)).set_dtype(torch.float64)
         kid = kid_class(_Given(extractor.num_features), subsets=KID_SUBSETS, subset_size=subset)
     statistics = {}
@@ -96,7 +96,7 @@ def measure_distance(
                 metric.update(features, real=name == "target")
         statistics[name] = measures
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # of the subsets of KID
+        torch.manual_seed(0)  # for the subsets of KID
         kid_mean, kid_std = kid.compute()
     return DomainDistance(
         fid=float(fid.compute()),
@@ -111,7 +111,7 @@ def measure_distance(
 
 
 def compare_statistics(generated: Sequence[dict], target: Sequence[dict]) -> dict[str, StatisticDistance]:
-    """Compare the measures of two sets, each of [`measure_image`]; see [`StatisticDistance`]."""
+    """Compare the measures of two sets (results of [`measure_image`]); see [`StatisticDistance`]."""
     distances = {}
     for name in MEASURES:
         ours, theirs = (np.array([measures[name] for measures in rows], dtype=float) for rows in (generated, target))
@@ -123,7 +123,7 @@ def compare_statistics(generated: Sequence[dict], target: Sequence[dict]) -> dic
 
 def _batches(pictures: Sequence[Any], size: int) -> Iterator[list[Image.Image]]:
     for start in range(0, len(pictures), size):
-        yield [load_picture(pictures[row]) for row in range(start, min(start + size, len(pictures)))]
+        yield [load_image(pictures[row]) for row in range(start, min(start + size, len(pictures)))]
 
 
 def _metrics() -> tuple[Any, Any]:
@@ -136,7 +136,7 @@ def _metrics() -> tuple[Any, Any]:
 
 
 class _Given(nn.Module):
-    """Stands where torchmetrics has the network, for features that are there already."""
+    """Replacement of torchmetrics' network for precomputed features."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -150,12 +150,12 @@ class _Given(nn.Module):
 
 
 class FeatureExtractor(nn.Module):
-    """Base of what turns pictures into features.
+    """Base class of feature extractors.
 
     Attributes:
         description: a few words for the report.
-        size: height and width in pixels that pictures are scaled to, without cropping: heads and shoes count.
-        num_features: of a picture.
+        size: height and width in pixels that images are scaled to, without cropping, to keep heads and shoes.
+        num_features: number of features per image.
     """
 
     description: str
@@ -168,7 +168,7 @@ class FeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def extract(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Return features `(batch, num_features)` of RGB pictures of any size."""
+        """Return features `(batch, num_features)` of RGB images of any size."""
         height, width = self.size
         scaled = [image.resize((width, height), Image.Resampling.BICUBIC) for image in images]
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in scaled])).permute(0, 3, 1, 2)
@@ -177,17 +177,17 @@ class FeatureExtractor(nn.Module):
 
 
 class ColourEdgeFeatures(FeatureExtractor):
-    """Colours and edges on a grid of 4 x 2 cells: no weights to download, and no notion of what the picture shows.
+    """Colours and edges on a grid of 4 x 2 cells: no weights to download, and no semantics.
 
-    Of each cell the mean and the standard deviation of red, green and blue, and the mean strength of edges in four
-    directions: 80 features. It sees palette, contrast, blur, noise and layout; not whether a person has two heads.
+    For each cell the mean and standard deviation of red, green and blue, and the mean strength of edges in four directions: 80
+    features. They reflect palette, contrast, blur, noise and layout, but not whether a person has two heads.
     """
 
     description = "colours and edges on a grid of 4 x 2 cells (80 hand-made features, no network)"
     size = (128, 64)
     num_features = 80
     _GRID = (4, 2)
-    _EDGE_WEIGHT = 4.0  # edges are some four times weaker than colours vary
+    _EDGE_WEIGHT = 4.0  # edge strengths vary about four times less than colours
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,14 +208,14 @@ class ColourEdgeFeatures(FeatureExtractor):
 
 
 class ImageModelFeatures(FeatureExtractor):
-    """Pooled features of an image model of transformers, such as CLIP's or DINOv2's.
+    """Pooled features of an image model of transformers, for example CLIP or DINOv2.
 
     Args:
         name: folder or Hub id.
-        device: to run on.
+        device: device to run on.
 
     Raises:
-        ValueError: if there is no such model, or it gives no pooled features.
+        ValueError: if there is no such model, or it has no pooled features.
     """
 
     def __init__(self, name: str, device: str | torch.device = "cpu") -> None:
@@ -236,10 +236,10 @@ class ImageModelFeatures(FeatureExtractor):
         try:
             with torch.no_grad():
                 self.num_features = self(torch.zeros(1, 3, *self.size, device=device)).shape[1]
-        except TypeError:  # it asks for more than an image
+        except TypeError:  # it needs more inputs than an image
             raise ValueError(
-                f"report.feature_extractor {name!r} is of type {model.config.model_type}; expected an image model such as a "
-                "CLIP or DINOv2."
+                f"report.feature_extractor {name!r} is of type {model.config.model_type}; expected an image model like "
+                "CLIP or DINOv2"
             ) from None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -251,12 +251,12 @@ class ImageModelFeatures(FeatureExtractor):
             outputs = self.model(pixel_values=pixel_values)
         pooled = next((outputs[name] for name in _POOLED if outputs.get(name) is not None), None)
         if pooled is None:
-            raise ValueError(f"report.feature_extractor: {self.description} are not pooled; expected {_POOLED[0]}.")
+            raise ValueError(f"report.feature_extractor: {self.description} are not pooled; expected {_POOLED[0]}")
         return pooled.flatten(1)
 
 
 def load_extractor(name: str | None, device: str | torch.device = "cpu") -> FeatureExtractor:
-    """Return the extractor of a folder or Hub id, or the one that needs no model.
+    """Return the extractor of a folder or Hub id, or the default without a model.
 
     Raises:
         ValueError: if the model cannot be used.
@@ -265,7 +265,7 @@ def load_extractor(name: str | None, device: str | torch.device = "cpu") -> Feat
 
 
 def _input_size(processor: Any) -> tuple[int, int]:
-    """Height and width that an image processor makes, its crop's where it crops."""
+    """Return the height and width of an image processor's output, after cropping if it crops."""
     size = (
         processor.crop_size if getattr(processor, "do_center_crop", False) and processor.crop_size else processor.size
     )

@@ -1,4 +1,4 @@
-"""The wording of the report: facts in, blocks of a page out."""
+"""Text of the report: converts facts to the blocks of a page."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,13 +28,13 @@ _MEASURE_NAMES = {
 
 
 def make_blocks(facts: dict[str, Any], figures: Sequence[tuple[str, str]]) -> list[Block]:
-    """Write the text of the page.
+    """Build the blocks of the page.
 
     Args:
-        facts: what `report.json` holds.
-        figures: path relative to the page, and what it shows.
+        facts: content of `report.json`.
+        figures: (path relative to the page, caption) of each picture.
     """
-    blocks: list[Block] = [Heading("What the data factory made", 1)]
+    blocks: list[Block] = [Heading("Result of the data factory", 1)]
     if facts["note"]:
         blocks.append(Paragraph(facts["note"], is_note=True))
     return [
@@ -74,11 +74,11 @@ def _filter(filtered: dict[str, Any]) -> list[Block]:
         for check, each in filtered["checks"].items()
     ]
     return [
-        Heading("What was dropped"),
+        Heading("Dropped images"),
         Paragraph(
             f"{dropped:,} of {filtered['images']:,} images ({_share(dropped, filtered['images'])}). An image counts once "
-            "under its first reason and under every check that it failed as any reason. The paper dropped 10.63% of its "
-            "images, by thresholds that it does not name; this run was not tuned to that figure."
+            "as a first reason, and under every check that it failed as any reason. The paper dropped 10.63% of its "
+            "images, with unpublished thresholds; this run was not tuned to that number."
         ),
         Table(["check", "limit", "looked at", "first reason", "any reason"], rows, text_columns=2),
     ]
@@ -87,7 +87,7 @@ def _filter(filtered: dict[str, Any]) -> list[Block]:
 def _distances(distances: dict[str, dict | None]) -> list[Block]:
     known = {name: each for name, each in distances.items() if each is not None}
     if not known:
-        return [Heading("How far from the target set"), Paragraph("Too few pictures to measure a distance.")]
+        return [Heading("Distance from the target dataset"), Paragraph("Too few images to measure a distance.")]
     first = next(iter(known.values()))
     rows = []
     for name, each in known.items():
@@ -96,15 +96,14 @@ def _distances(distances: dict[str, dict | None]) -> list[Block]:
             [_DISTANCE_NAMES[name], pictures, f"{each['fid']:.4g}", f"{each['kid']:.4g} ± {each['kid_std']:.2g}"]
         )
     few = min(each["num_generated"] for each in known.values()) <= first["num_features"]
-    warning = " Here there are fewer pictures than features, so FID says little; KID is unbiased." if few else ""
+    warning = " There are fewer images than features, so FID is unreliable; KID is unbiased." if few else ""
     return [
-        Heading("How far from the target set"),
+        Heading("Distance from the target dataset"),
         Paragraph(
-            f"Measured on {first['extractor']}. The last row is what chance alone gives: one half of the target's pictures "
-            "from the other. FID grows as the number of pictures shrinks, so compare rows of like numbers only."
-            + warning
+            f"Measured on {first['extractor']}. The last row shows the effect of chance, the distance between two halves of "
+            "the target dataset. FID grows with fewer images, so compare only rows with similar numbers." + warning
         ),
-        Table(["pictures", "how many, and of the target", "FID", "KID"], rows),
+        Table(["images", "number, and number of target images", "FID", "KID"], rows),
         *_statistics(known),
     ]
 
@@ -123,8 +122,8 @@ def _statistics(known: dict[str, dict]) -> list[Block]:
     ]
     return [
         Paragraph(
-            "Simple measures of a picture, and how far apart their distributions lie: the Wasserstein distance in standard "
-            "deviations of the target's, beside that of the target's halves."
+            "Simple measures of the images, and the Wasserstein distance of their distributions in standard deviations "
+            "of the target, next to the distance between the target's halves."
         ),
         Table(["measure", "generated, mean", "target, mean", "distance", "by chance"], rows),
     ]
@@ -140,18 +139,18 @@ def _captions(captions: dict[str, dict]) -> list[Block]:
         [title, f"{made[name]:,}", f"{target[name]:,}"]
         for name, title in (
             ("captions", "captions"),
-            ("different_captions", "different captions"),
-            ("different_words", "different words"),
+            ("different_captions", "distinct captions"),
+            ("different_words", "distinct words"),
         )
     ]
     counts = [each["words_per_caption"] for each in (made, target)]
     spans = [f"{count['mean']:.1f} ({count['least']} to {count['most']})" for count in counts]
-    rows.append(["words a caption", *spans])
+    rows.append(["words per caption", *spans])
     return [
         Heading("Captions"),
         Table(["", "made", "target"], rows),
         Paragraph(
-            f"Frequent words: {_list(made['frequent_words'])}. In the target set: {_list(target['frequent_words'])}."
+            f"Frequent words: {_list(made['frequent_words'])}. In the target dataset: {_list(target['frequent_words'])}."
         ),
     ]
 

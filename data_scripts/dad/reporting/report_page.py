@@ -1,4 +1,4 @@
-"""The blocks of a report and how they look in Markdown and in HTML."""
+"""Blocks of a report, and their rendering as Markdown and HTML."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from mra.common.cards import fill_template
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading of some level, 1 to 3."""
+    """A heading of level 1 to 3."""
 
     kind: ClassVar[str] = "heading"
     text: str
@@ -19,7 +19,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Plain text; a note stands out."""
+    """Plain text; a note is highlighted."""
 
     kind: ClassVar[str] = "paragraph"
     text: str
@@ -28,7 +28,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows below a header; columns past the first `text_columns` are numbers, flush right."""
+    """Rows below a header; columns after the first `text_columns` are right-aligned numbers."""
 
     kind: ClassVar[str] = "table"
     header: Sequence[str]
@@ -38,7 +38,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture by its path relative to the page, and what it shows."""
+    """A picture: its path relative to the page, and its caption."""
 
     kind: ClassVar[str] = "picture"
     path: str
@@ -56,6 +56,6 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 
 
 def to_html(blocks: Sequence[Block]) -> str:
-    """Return the page in HTML, complete but for its pictures."""
+    """Return the page in HTML; pictures are linked."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "Report")
     return fill_template(_TEMPLATES / "report_page.html", blocks=blocks, title=title)

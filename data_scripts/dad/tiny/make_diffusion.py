@@ -1,10 +1,9 @@
-"""Build a small Stable Diffusion folder from configurations, for tests and for the demo: nothing is downloaded.
+"""Build a small Stable Diffusion folder without downloads, for tests and for the demo.
 
     python -m data_scripts.dad.tiny.make_diffusion --output outputs/dad/base --images data/sample/images/SDA
 
-All weights are random but those of the autoencoder, which is fitted to the images if some are named: otherwise its
-pictures would be noise whatever the rest learns. It has the parts of Stable Diffusion 1.5 (no safety checker), so the
-same code loads it and the real one.
+All weights are random, except that the autoencoder is fitted to the given images, if any, because otherwise its output would
+always be noise. The folder has the parts of Stable Diffusion 1.5 (without safety checker), so the same code loads both.
 """
 
 import json
@@ -35,7 +34,7 @@ SUFFIX = "</w>"
 _LETTERS = "a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 8 9 . , ; : ' - ! ? ( ) / &"
 _SENTENCE = "a an the and with in of on is has wears wearing dressed carrying holding walking standing photo person"
 _LEARNING_RATE = 1.2e-2  # peak
-_IMAGES = 2000  # of the folder, at most: the autoencoder sees no more in its few hundred steps
+_IMAGES = 2000  # most images to read: the autoencoder sees no more in its few hundred steps
 
 
 def make_tokenizer() -> CLIPTokenizer:
@@ -45,24 +44,24 @@ def make_tokenizer() -> CLIPTokenizer:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     letters = _LETTERS.split()
-    # Named in advance, so that their numbers, which decide between equally frequent pairs, are always the same.
+    # Defined in advance to fix their ids, which break ties between equally frequent pairs.
     units = [BEGIN, END, *letters, *(letter + SUFFIX for letter in letters)]
     trainer = trainers.BpeTrainer(
         vocab_size=1500, special_tokens=units, end_of_word_suffix=SUFFIX, show_progress=False
     )
     tokenizer.train_from_iterator([_SENTENCE, *words], trainer)
-    learnt = json.loads(tokenizer.to_str())["model"]
-    merges: Any = [tuple(pair) for pair in learnt["merges"]]  # `str` in the annotations, pairs in the code
-    return CLIPTokenizer(vocab=learnt["vocab"], merges=merges, model_max_length=77)
+    learned = json.loads(tokenizer.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in learned["merges"]]  # annotated as `str`, but pairs in the code
+    return CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=77)
 
 
 def make_parts(channels: Sequence[int], prediction_type: str, seed: int) -> dict:
     """Build the pipeline's parts with random weights.
 
     Args:
-        channels: of the UNet's blocks, multiples of 8, two at least; the autoencoder halves the image twice.
-        prediction_type: of the scheduler: `epsilon`, `v_prediction` or `sample`.
-        seed: of the weights.
+        channels: channels of the UNet's blocks, at least two multiples of 8; the autoencoder halves the image twice.
+        prediction_type: what the scheduler expects the UNet to predict: `epsilon`, `v_prediction` or `sample`.
+        seed: seed of the weights.
     """
     diffusers = import_diffusers()
     torch.manual_seed(seed)
@@ -111,10 +110,10 @@ def make_parts(channels: Sequence[int], prediction_type: str, seed: int) -> dict
 
 
 def open_residual_path(unet: nn.Module) -> None:
-    """Zero the last layer of every residual branch, a usual start of residual networks.
+    """Zero the last layer of every residual branch, a common initialisation of residual networks.
 
-    The UNet then is a short path from its input and the ControlNet's residuals to its output. Through random branches
-    that stay frozen, a ControlNet could hardly say anything.
+    The UNet then is a short path from its input and the ControlNet's residuals to its output. Frozen random branches would
+    hide the ControlNet's residuals.
     """
     for module in unet.modules():
         for layer in (getattr(module, "conv2", None), getattr(module, "proj_out", None)):
@@ -129,9 +128,9 @@ def fit_autoencoder(vae: Any, images: torch.Tensor, steps: int, seed: int, batch
     Args:
         vae: trained in place; its config gets the `scaling_factor`.
         images: `(images, 3, height, width)` in 0..1.
-        steps: of Adam.
-        seed: of the draw of batches.
-        batch_size: images a step.
+        steps: steps of Adam.
+        seed: seed of the batches.
+        batch_size: images per step.
 
     Returns:
         Mean squared error of the last tenth of the steps, pixels in -1..1.
@@ -183,11 +182,11 @@ def build(
 
     Args:
         output: folder to write.
-        images: to fit the autoencoder to; without, it stays random.
-        channels: of the UNet's blocks.
-        steps: of the autoencoder's training.
-        prediction_type: of the scheduler.
-        seed: of the weights and the training.
+        images: images to fit the autoencoder to; None leaves it random.
+        channels: channels of the UNet's blocks.
+        steps: steps of the autoencoder's training.
+        prediction_type: what the scheduler expects the UNet to predict.
+        seed: seed of the weights and the training.
     """
     parts = make_parts(channels, prediction_type, seed)
     if images is not None:
@@ -202,24 +201,24 @@ def build(
 
 @dataclass
 class DiffusionArguments:
-    """Options of the command."""
+    """Options of the tiny diffusion model."""
 
     output: str = option(help="folder to write")
-    images: str | None = option(None, "folder of images to fit the autoencoder to; random if left out")
-    image_size: list[int] = option([64, 32], "height and width")
-    channels: list[int] = option([64, 64], "of the UNet")
-    steps: int = option(600, "of the autoencoder's training")
+    images: str | None = option(None, "folder of images to fit the autoencoder to; random weights when left out")
+    image_size: list[int] = option([64, 32], "height and width in pixels")
+    channels: list[int] = option([64, 64], "channels of the UNet's blocks")
+    steps: int = option(600, "steps of the autoencoder's training")
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = option(
-        "sample", "what the UNet predicts; a sample needs the least training"
+        "sample", "prediction type of the UNet; sample needs the least training"
     )
-    seed: int = option(0, "of weights and training")
+    seed: int = option(0, "seed of weights and training")
 
     def __post_init__(self) -> None:
         require(len(self.image_size) == 2, "image_size", "height and width", self.image_size)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Build what the command line names."""
+    """Build the model that the command line describes."""
     (options,) = parse_arguments(
         [DiffusionArguments], prog="make_diffusion", description=__doc__, argv=argv, config=False
     )

@@ -1,10 +1,10 @@
-"""Models of a few thousand random weights that read images, for tests and `make demo-dad`: what they say means nothing.
+"""Build tiny random models that read images, for tests and `make demo-dad`; their outputs are meaningless.
 
     python -m data_scripts.dad.tiny.make_readers --output models/tiny
 
-writes folders as `from_pretrained` loads them: `blip`, `chat` (LLaVA) and `florence` caption, `grounding` (Grounding
-DINO) and `detector` (YOLOS) give boxes, `clip` compares images with texts. With `--captions SET`, a prepared set, the
-BLIP is trained on its captions for a minute, so that it says what captions say, if not what the image shows.
+writes folders for `from_pretrained`: `blip`, `chat` (LLaVA) and `florence` caption, `grounding` (Grounding
+DINO) and `detector` (YOLOS) give boxes, `clip` compares images with texts. With `--captions DATASET` (prepared), the
+BLIP is trained on its captions for a minute, so that it writes plausible captions, independent of the image.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,7 +75,7 @@ def make_tokenizer() -> BertTokenizer:
     for word in sorted(words, key=words.get):
         if word not in vocabulary:
             vocabulary[word] = next(free)
-    for number in range(max(vocabulary.values())):  # every id below the highest has a token
+    for number in range(max(vocabulary.values())):  # every id below the highest needs a token
         if number not in set(vocabulary.values()):
             vocabulary[f"[unused{number}]"] = number
     return BertTokenizer(vocab=vocabulary, model_max_length=512)
@@ -143,13 +143,13 @@ def make_florence(folder: str | Path, seed: int = 0) -> None:
         image_token_id=cast(int, tokenizer.image_token_id),
     )
     image_processor: Any = CLIPImageProcessor(size={"height": SIDE, "width": SIDE}, do_center_crop=False)
-    image_processor.image_seq_length = (SIDE // 8) ** 2 + 1  # patches of the last stage, and their mean
+    image_processor.image_seq_length = (SIDE // 8) ** 2 + 1  # patches of the last stage and their mean
     processor = Florence2Processor(image_processor, tokenizer)
     _save(folder, seed, lambda: Florence2ForConditionalGeneration(config), processor)
 
 
 def make_grounding(folder: str | Path, seed: int = 0) -> None:
-    """Build a Grounding DINO whose scores are spread out so that some of them pass a threshold."""
+    """Build a Grounding DINO with widely spread scores, so that some pass a threshold."""
     tokenizer = make_tokenizer()
     swin = {"model_type": "swin", "image_size": 64, "embed_dim": 16, "depths": [1, 1, 1], "num_heads": [2, 2, 2]}
     config = GroundingDinoConfig(
@@ -161,7 +161,7 @@ def make_grounding(folder: str | Path, seed: int = 0) -> None:
         max_text_len=256,
         disable_custom_kernels=True,
         encoder_layers=2,
-        decoder_layers=2,  # one breaks the two-stage heads
+        decoder_layers=2,  # a single layer breaks the two-stage heads
         encoder_ffn_dim=48,
         decoder_ffn_dim=48,
         encoder_attention_heads=2,
@@ -173,7 +173,7 @@ def make_grounding(folder: str | Path, seed: int = 0) -> None:
 
 
 def make_detector(folder: str | Path, seed: int = 0) -> None:
-    """Build a YOLOS that knows persons and bicycles."""
+    """Build a YOLOS with the classes person and bicycle."""
     config = YolosConfig(
         **_LAYERS,
         image_size=[64, 64],
@@ -209,20 +209,20 @@ MAKERS: dict[str, Callable[..., None]] = {
 
 
 def make_readers(folder: str | Path, names: Sequence[str] = tuple(MAKERS), seed: int = 0) -> None:
-    """Write the named models, each into a folder of its name."""
+    """Write the named models, each to a folder of its name."""
     for name in names:
         MAKERS[name](Path(folder) / name, seed)
 
 
 def train_blip(folder: str | Path, dataset: Dataset, steps: int, seed: int = 0, batch_size: int = 32) -> list[float]:
-    """Train a BLIP of [`make_blip`] on the captions of a set and save it in place.
+    """Train a BLIP from [`make_blip`] on the captions of a dataset and save it in place.
 
     Args:
-        folder: of the model.
+        folder: folder of the model.
         dataset: rows with `image` and `captions`.
-        steps: of AdamW.
-        seed: of the order.
-        batch_size: pairs of a step.
+        steps: steps of AdamW.
+        seed: seed of the order.
+        batch_size: pairs per step.
 
     Returns:
         The loss of every step.
@@ -255,7 +255,9 @@ def _save(folder: str | Path, seed: int, make_model: Callable, processor: Any) -
         torch.manual_seed(seed)
         model = make_model()
         for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "embed_tokens" not in name:  # 0.02, the usual scale, gives all inputs one output
+            if (
+                parameter.ndim > 1 and "embed_tokens" not in name
+            ):  # with the usual scale 0.02 all inputs give the same output
                 torch.nn.init.normal_(parameter, std=0.2)
     with whole_folder(folder, replaces="config.json") as unfinished:
         model.save_pretrained(unfinished)
@@ -264,13 +266,13 @@ def _save(folder: str | Path, seed: int, make_model: Callable, processor: Any) -
 
 @dataclass
 class ReaderArguments:
-    """Options of the command."""
+    """Options of the tiny reading models."""
 
     output: str = option(help="folder to write")
     models: list[str] = option(list(MAKERS), "models to write")
-    seed: int = option(0, "of the weights")
-    captions: str | None = option(None, "prepared set to train the BLIP on; untrained if left out")
-    steps: int = option(300, "of that training")
+    seed: int = option(0, "seed of the weights")
+    captions: str | None = option(None, "prepared dataset to train the BLIP on; untrained when left out")
+    steps: int = option(300, "steps of the BLIP's training")
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.models if name not in MAKERS]
@@ -278,7 +280,7 @@ class ReaderArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write what the command line names."""
+    """Write the models that the command line names."""
     (options,) = parse_arguments([ReaderArguments], prog="make_readers", description=__doc__, argv=argv, config=False)
 
     def work() -> None:

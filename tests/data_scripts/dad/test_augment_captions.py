@@ -10,7 +10,7 @@ import pytest
 from data_scripts.dad import augment_captions
 from data_scripts.dad.augment_captions import PromptMaker, make_rows
 from data_scripts.dad.language.attribute_edits import AttributeEditor, gender_of
-from data_scripts.dad.language.caption_text import mend_articles
+from data_scripts.dad.language.caption_text import fix_articles
 from data_scripts.dad.language.parsed_caption import ParsedCaption
 from data_scripts.dad.language.word_list import load_vocabulary
 from data_scripts.dad.sections import AugmentSection
@@ -182,7 +182,7 @@ def test_strength_is_the_share_of_changed_phrases():
     ],
 )
 def test_articles(text, right):
-    assert mend_articles(text) == right
+    assert fix_articles(text) == right
 
 
 def test_a_caption_without_known_phrases_stays_alone():
@@ -193,7 +193,7 @@ def test_a_caption_without_known_phrases_stays_alone():
 def test_eda_without_wordnet_says_what_to_do(monkeypatch):
     monkeypatch.setattr(nltk.data, "path", ["/nowhere"])
     with pytest.raises(
-        ValueError, match=r"nltk\.downloader wordnet.*`augment\.eda_operations`; `--augment\.mode attributes`"
+        ValueError, match=r"nltk\.downloader wordnet.*`augment\.eda_operations`.*`--augment\.mode attributes`"
     ):
         PromptMaker(AugmentSection(mode="eda"), 0)
 

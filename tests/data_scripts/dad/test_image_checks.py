@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from data_scripts.dad.image_checks import find_near_duplicates, load_picture, measure_image, perceptual_hash
+from data_scripts.dad.image_checks import find_near_duplicates, load_image, measure_image, perceptual_hash
 from tests.helpers.dad_readers import draw_person
 
 
@@ -67,7 +67,7 @@ def test_hash_survives_scaling_and_compression_and_tells_pictures_apart():
     picture = draw_person(0, (96, 192)).filter(ImageFilter.GaussianBlur(1))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=60)
-    variants = [picture.resize((48, 96)), picture.resize((200, 400)), load_picture(Image.open(buffer))]
+    variants = [picture.resize((48, 96)), picture.resize((200, 400)), load_image(Image.open(buffer))]
     others = [draw_person(seed, (96, 192)) for seed in range(1, 9)]
     hashes = [perceptual_hash(each) for each in (picture, *variants, *others)]
     assert find_near_duplicates(hashes) == {1: 0, 2: 0, 3: 0}

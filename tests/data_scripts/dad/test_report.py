@@ -52,7 +52,7 @@ def test_counts_of_every_stage(work):
 def test_page_holds_what_a_reader_needs(work):
     for name in ("index.md", "index.html"):
         page = (work / "report" / name).read_text()
-        assert "7" in page and "87.50%" in page and "10.63%" in page and "fewer pictures than features" in page
+        assert "7" in page and "87.50%" in page and "10.63%" in page and "fewer images than features" in page
         for path in re.findall(r'src="([^"]+)"|\]\(([^)]+\.jpg)\)', page):
             with Image.open(work / "report" / "".join(path)) as image:
                 assert image.width > 100

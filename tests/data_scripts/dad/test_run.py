@@ -128,9 +128,9 @@ def test_finished_stages_are_passed_over(root, monkeypatch):
     [
         (["--stages", "train,paint"], "--stages: unknown 'paint'", 2),
         (["--generate.batch_sise=3"], "did you mean '--generate.batch_size'", 2),
-        (["--stages", "generate"], "stage 'train' was not run. Run it first: --stages train.", 1),
+        (["--stages", "generate"], "stage 'train' was not run; run it first: --stages train", 1),
         (["--stages", "train", "--common.base_model=none"], "`common.base_model` is not set", 1),
-        (["--stages", "augment", "--common.dataset=/nowhere"], "there is no such folder; expected a prepared set", 1),
+        (["--stages", "augment", "--common.dataset=/nowhere"], "does not exist; expected a dataset", 1),
     ],
 )
 def test_bad_input_ends_the_command(root, capsys, arguments, said, code):

@@ -132,7 +132,7 @@ def test_a_stage_is_not_mixed_from_two_results(tmp_path):
     (WorkFolder(tmp_path).folder("augment") / "manifest.json").unlink()
     config.augment.strength = 0.25
     finish(config, "augment")
-    with pytest.raises(ValueError, match="made from another result of augment"):
+    with pytest.raises(ValueError, match="made from results of augment"):
         begin_stage(config, "generate")
 
 
@@ -145,7 +145,7 @@ def test_a_broken_row_is_named(tmp_path):
     ):
         write_whole(path, json.dumps(whole) + "\n" + line + "\n")
         with pytest.raises(
-            ValueError, match=rf"generated\.jsonl: {said}.*Remove {path.parent} and run its stage again"
+            ValueError, match=rf"generated\.jsonl: {said}.*remove {path.parent} and run its stage again"
         ):
             read_stage_rows(path)
 
@@ -170,7 +170,7 @@ def test_jobs_apart_have_shares_of_their_own(tmp_path):
     config = configure(tmp_path, "--common.shard=2/3")
     assert begin_stage(config, "generate").shard == Shard(2, 3)
     assert begin_stage(config, "augment", splits=False).is_finished
-    with pytest.raises(ValueError, match="not shared between jobs"):
+    with pytest.raises(ValueError, match="cannot be shared between jobs"):
         begin_stage(configure(tmp_path / "new", "--common.shard=0/2"), "augment", splits=False)
 
 

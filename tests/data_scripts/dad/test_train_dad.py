@@ -223,7 +223,7 @@ def test_controlnet_is_pushed_once_also_after_training(root, hub_server):
         command, cwd=ROOT, env=hub_server.environment(), capture_output=True, text=True, timeout=TIMEOUT
     )
     assert run.returncode == 0, run.stderr
-    assert run.stderr.count("Pushed ") == 1
+    assert run.stderr.count("pushed ") == 1
     files = hub_server.files("user/dad")
     assert {"config.json", "diffusion_pytorch_model.safetensors", "README.md"} <= files.keys()
     card = files["README.md"].read_text()

@@ -105,7 +105,7 @@ def test_features_of_hand_drawn_pictures():
 
 
 def test_too_few_pictures():
-    with pytest.raises(ValueError, match="`generated` must hold at least 2 pictures"):
+    with pytest.raises(ValueError, match="`generated` must hold at least 2 images"):
         measure_distance(draw_set(0, 1), draw_set(0, 3))
 
 
@@ -130,5 +130,5 @@ def test_image_model_as_extractor(tmp_path):
 
 
 def test_extractor_that_is_none(tmp_path):
-    with pytest.raises(ValueError, match=r"report\.feature_extractor .*nowhere.* is not an image model"):
+    with pytest.raises(ValueError, match=r"report\.feature_extractor.*nowhere.* cannot be loaded"):
         ImageModelFeatures(str(tmp_path / "nowhere"))

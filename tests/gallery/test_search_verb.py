@@ -84,10 +84,12 @@ def test_the_picture_has_a_row_for_each_sentence(run, tmp_path):
         ([], "give a sentence, --image, or both"),
         (
             ["x", "--where", "hat == 1"],
-            "mra search: where: 'hat' is no field of this gallery: it has key, camera, time",
+            "mra search: where: 'hat' is not a field of this gallery: it has key, camera, time",
         ),
         (["x", "--where", 'camera = "c0"'], "cannot be read"),
         (["--image", "nowhere.jpg"], "image nowhere.jpg cannot be read"),
+        (["x", "--token_cache", "nan"], "--token_cache must be a number of GiB, at least 0, got nan"),
+        (["x", "--token_cache", "inf"], "--token_cache must be a number of GiB"),
         (["x", "--top", "0"], "top must be at least 1"),
         (["x", "--where", 'camera == "c7"', "--save", "r.png"], "there is no hit to draw"),
         (["x", "--save", "nowhere/r.png"], "--save nowhere/r.png cannot be written"),

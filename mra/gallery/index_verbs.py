@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -49,7 +50,7 @@ def _index(
         try_folder(Path(place.gallery).parent, "--gallery")
     with open_gallery(place, encoder, new) as gallery:
         verb = gallery.add if must_exist else gallery.build
-        options = vars(source) | {"copy_images": source.copy_images or None}
+        options: dict[str, Any] = vars(source) | {"copy_images": source.copy_images or None}
         report = verb(**options, progress=progress_bar("images"))
         print(format_report(report))
         print(f"{place.gallery}: {len(gallery):,} images")
@@ -100,7 +101,7 @@ def stats(options: StatsArguments, place: PlaceArguments) -> None:
         "times": f"{result.first_time} to {result.last_time}" if result.first_time else "unknown",
         "fields": ", ".join(f"{name} ({kind})" for name, kind in result.fields.items()) or "none",
         "folders": ", ".join(result.roots) or "none",
-        "model": f"{result.model}, fingerprint {result.fingerprint[:12]}, width {result.embedding_dim}",
+        "model": f"{result.model}, fingerprint {(result.fingerprint or 'unknown')[:12]}, width {result.embedding_dim}",
         "tokens": f"of {result.tokens:,} images",
         "disk": ", ".join(
             f"{name} {size / 2**20:.1f} MiB" for name, size in result.disk_bytes.items() if size is not None

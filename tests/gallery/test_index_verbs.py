@@ -81,7 +81,7 @@ def test_calibrate_writes_the_threshold(run, model, tmp_path):
         (["build", "--images", "people"], "is new: give the model to build it with"),
         (["build", "--images", "people", "--model", "no/such/model"], "model no/such/model is neither a folder"),
         (["build", "--images", "empty", "--model", "nowhere"], "images empty is a folder without data"),
-        (["build", "--images", "photos/of/2026", "--model", "nowhere"], "photos/of/2026: there is no such folder"),
+        (["build", "--images", "photos/of/2026", "--model", "nowhere"], "photos/of/2026 does not exist"),
         (["build", "--images", "people", "--backend", "onnx"], "needs --model"),
         (["build", "--images", "people", "--metadata", "no.csv", "--model", "m"], "no.csv cannot be read"),
     ],
@@ -141,7 +141,7 @@ def test_a_build_killed_five_times_equals_one_built_in_one_go(run, model, tmp_pa
     (people / "zzz.png").write_bytes((people / "cam_0" / "000.jpg").read_bytes())
     options = ["--images", people, "--model", model, "--device", "cpu", "--batch_size", "3", "--copy_images"]
     pick, context = random.Random(), multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mra.cli", "mra.gallery.index", "pymilvus", "milvus_lite.db"])
+    context.set_forkserver_preload(["mra.cli", "mra.gallery.index_verbs", "pymilvus", "milvus_lite.db"])
     moments = []
     for _ in range(5):
         moments.append((pick.randint(1, 15), pick.random() < 0.5))

@@ -22,7 +22,8 @@ def search(question: SearchArguments, place: PlaceArguments, encoder: EncoderArg
     if question.save:
         try_file(question.save, "--save", PICTURE_SUFFIXES)
     with open_gallery(place, encoder) as gallery:
-        rows = [_answer(gallery, text, question) for text in question.texts or [None]]
+        answers = [_answer(gallery, text, question) for text in question.texts or [None]]
+    rows = [row for row in answers if row is not None]
     if question.save:
         if not any(row.images for row in rows):
             raise ValueError("there is no hit to draw")

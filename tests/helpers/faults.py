@@ -261,7 +261,8 @@ def names(folder: Path) -> set[str]:
 
 def unfinished(folder: Path) -> list[str]:
     """Return what lies below a folder under a temporary name."""
-    return sorted(name for name in names(folder) if re.search(r"(^|/)\.[^/]*$|\.tmp|\.partial|\.incomplete", name))
+    ours = re.compile(r"(^|/)\.(?!database-staging)[^/]*$|\.tmp|\.partial|\.incomplete")  # the rest is of milvus-lite
+    return sorted(name for name in names(folder) if ours.search(name))
 
 
 def read_tree(folder: Path, left_out: tuple[str, ...] = ()) -> dict[str, object]:

@@ -238,7 +238,9 @@ def make_split(first: int = 0, count: int = 12) -> datasets.Dataset:
     }
     rows = {
         "image": [draw_picture(first + number) for number in range(count)],
-        "captions": [[f"a {COLOURS[number // 2 % 6]} coat and {COLOURS[number % 6]} shoes"] for number in range(count)],
+        "captions": [
+            [f"a {COLOURS[number // 2 % 6]} coat and {COLOURS[number % 6]} shoes"] for number in range(count)
+        ],
         "image_id": [first + number // 2 for number in range(count)],
     }
     return datasets.Dataset.from_dict(rows, features=datasets.Features(features))

@@ -1,0 +1,324 @@
+"""Real commands in processes of their own, the faults that meet them, and what they leave on a small disk."""
+
+import contextlib
+import ctypes
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tests.helpers.dad import PRELOADED
+
+
+TIMEOUT = 240
+MIB = 2**20
+_PRELOADED = [*PRELOADED, "mra.cli", "mra.gallery.index", "mra.gallery.search", "pymilvus", "milvus_lite.db"]
+_PRELOADED += ["eval_retrieval", "convert_checkpoint", "data_scripts.make_sample", "data_scripts.prepare_sda"]
+_PRELOADED += ["data_scripts.prepare_pedes", "mra.retrieval.export", "onnxruntime", "onnxscript", "torch.onnx"]
+_PRELOADED += ["data_scripts.dad.augment_captions", "data_scripts.dad.report", "transformers.models.bert"]
+_EVENTS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")  # and what opens a file to write
+
+
+# ---------------------------------------------------------------- running
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did.
+
+    Attributes:
+        code: exit code, negative where a signal ended it.
+        shown: standard output and error.
+        events: how often it changed the names or opened a file of its folder to write.
+    """
+
+    code: int
+    shown: str
+    events: int
+
+    @property
+    def sentence(self) -> str:
+        """Return what the command says of its failure: the last line."""
+        lines = [line for line in self.shown.splitlines() if line.strip()]
+        return lines[-1] if lines else ""
+
+
+def run(
+    arguments: list[str],
+    folder: Path,
+    *,
+    at: int | None = None,
+    fault: Callable[[], object] | None = None,
+    umask: int | None = None,
+    environment: dict[str, str] | None = None,
+) -> Outcome:
+    """Run a command in a process forked from one that has imported everything, as if it were started in `folder`.
+
+    Args:
+        arguments: the name of the module whose `main` is called, and its command line.
+        folder: the working folder, and the one whose changes are counted.
+        at: number of a change, from 1.
+        fault: what happens before that change; it can be pickled.
+        umask: of the process.
+        environment: variables that it gets.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
+        log, counter = Path(scratch, "log"), Path(scratch, "events")
+        log.touch()
+        (temporary := Path(scratch, "tmp")).mkdir()
+        variables = {"TMPDIR": str(temporary), "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+        variables |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "COLUMNS": "120"} | (environment or {})
+        fields = (list(arguments), str(folder), str(log), str(counter), at, fault, umask, variables)
+        process = context.Process(target=_work, args=fields)
+        process.start()
+        process.join(TIMEOUT)
+        stuck = process.exitcode is None
+        with contextlib.suppress(ProcessLookupError):  # and what it started
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join(TIMEOUT)
+        shown = log.read_text(errors="replace")
+        assert not stuck, f"{arguments} does not end: {shown}"
+        events = counter.stat().st_size if counter.exists() else 0
+        left = sorted(path.name for path in temporary.iterdir()) if process.exitcode >= 0 else []
+        assert not left, f"{arguments} left {left} among the temporary files"
+        return Outcome(process.exitcode, shown, events)
+
+
+def _work(arguments, folder, log, counter, at, fault, umask, variables):
+    os.setsid()
+    os.chdir(folder)
+    if umask is not None:
+        os.umask(umask)
+    os.environ.update(variables)
+    tempfile.tempdir = None
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    multiprocessing.set_start_method("fork", force=True)  # as in a script
+    torch.set_num_threads(1)
+    _watch(os.path.realpath(folder), counter, at, fault)
+    module, *argv = arguments
+    sys.argv = [module, *argv]
+    importlib.import_module(module).main(argv)
+
+
+def _watch(folder: str, counter: str, at: int | None, fault: Callable[[], object] | None) -> None:
+    """Count the changes below a folder, of this process and of those it forks; the fault happens before one of them."""
+    events = os.open(counter, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    busy = False
+
+    def hook(name: str, values: tuple) -> None:
+        nonlocal busy
+        if busy or (name != "open" and name not in _EVENTS):
+            return
+        if name == "open" and not (
+            isinstance(values[2], int) and values[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        ):
+            return
+        if not isinstance(values[0], (str, bytes)) or not os.path.realpath(os.fsdecode(values[0])).startswith(folder):
+            return
+        busy = True
+        os.write(events, b".")
+        if at is not None and fault is not None and os.fstat(events).st_size == at:
+            fault()
+        busy = False
+
+    sys.addaudithook(hook)
+
+
+def kill() -> None:
+    """Kill this process and those it started."""
+    os.killpg(0, signal.SIGKILL)
+
+
+def fill(folder: Path) -> None:
+    """Write a file until the disk is full."""
+    with open(folder / BALLAST, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(MIB))
+    with open(folder / BALLAST, "ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+BALLAST = "ballast"
+
+
+# ---------------------------------------------------------------- disks
+
+
+def why_no_disks() -> str | None:
+    """Return why this process cannot mount a disk; None where it can."""
+    if os.geteuid() != 0:
+        return "needs root to mount a small disk"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _mount(Path(folder), "size=64k")
+        except OSError as error:
+            return f"cannot mount a small disk: {error}"
+        _unmount(Path(folder))
+    return None
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int = 64 * MIB) -> Iterator[Path]:
+    """Mount a disk of some bytes, in memory; it is gone afterwards whatever happens.
+
+    Args:
+        folder: to mount it on.
+        size: in bytes.
+    """
+    folder.mkdir(parents=True)
+    _mount(folder, f"size={size}")
+    try:
+        yield folder
+    finally:
+        _unmount(folder)
+
+
+def remount(folder: Path, options: str) -> None:
+    """Change the size of a disk (`size=BYTES`), or make it read-only (`ro`) or writable (`rw`)."""
+    _mount(folder, options, 32)  # MS_REMOUNT
+
+
+def used_bytes(folder: Path) -> int:
+    """Return how much of a disk is used."""
+    state = os.statvfs(folder)
+    return (state.f_blocks - state.f_bfree) * state.f_frsize
+
+
+def _mount(folder: Path, options: str, flags: int = 0) -> None:
+    words = options.split(",")
+    flags |= 1 if "ro" in words else 0  # MS_RDONLY
+    data = ",".join(word for word in words if word not in ("ro", "rw"))
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", ctypes.c_ulong(flags), data.encode()) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+
+
+def _unmount(folder: Path) -> None:
+    ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(folder), 2)  # MNT_DETACH: also where a process lies in it
+
+
+# ---------------------------------------------------------------- damage
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x20
+    path.write_bytes(content)
+
+
+def _zero(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(len(content[middle : middle + 64]))
+    path.write_bytes(content)
+
+
+def _replace(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "deleted": Path.unlink,
+    "empty": lambda path: os.truncate(path, 0),
+    "cut": _cut,
+    "flipped": _flip,
+    "zeroed": _zero,
+    "folder": _replace,
+}
+
+
+# ---------------------------------------------------------------- results
+
+
+_TIMES = ("timings", "samples_per_second", "seconds", "pairs_per_second", "time", "started", "date", "rows_per_second")
+
+
+def names(folder: Path) -> set[str]:
+    """Return the files and folders below a folder."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.name != BALLAST}
+
+
+def unfinished(folder: Path) -> list[str]:
+    """Return what lies below a folder under a temporary name."""
+    ours = re.compile(r"(^|/)\.(?!database-staging)[^/]*$|\.tmp|\.partial|\.incomplete")  # the rest is of milvus-lite
+    return sorted(name for name in names(folder) if ours.search(name))
+
+
+def read_tree(folder: Path, left_out: tuple[str, ...] = ()) -> dict[str, object]:
+    """Read all files below a folder so that two runs give the same: without times, archives by their tensors.
+
+    Args:
+        folder: to read.
+        left_out: names of files of which only their existence counts.
+    """
+    found: dict[str, object] = {}
+    for name in sorted(names(folder)):
+        path = folder / name
+        if path.is_dir():
+            found[name] = "folder"
+        elif path.name in left_out:
+            found[name] = "file"
+        else:
+            found[name] = _read(path)
+    return found
+
+
+def _read(path: Path) -> object:
+    if path.suffix == ".json":
+        return _timeless(json.loads(path.read_text()))
+    if path.suffix == ".jsonl":
+        return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+    if path.suffix == ".pth":
+        content = torch.load(path, weights_only=True)
+        tensors = {
+            name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in content["model"].items()
+        }
+        return tensors, content["config"]
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _timeless(value):
+    if isinstance(value, dict):
+        return {name: _timeless(inner) for name, inner in value.items() if name not in _TIMES}
+    return [_timeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def read_gallery(path: Path) -> dict[str, object]:
+    """Read a gallery: its images with embeddings, tokens, copies, state and files."""
+    from mra.gallery.gallery import Gallery
+
+    with Gallery(str(path)) as gallery:
+        problems = gallery.verify().problems
+        records = {record.key: record for record in gallery._state.store.records(embeddings=True)}
+        embeddings = {key: record.embedding.tobytes() for key, record in records.items()}
+        tokens = {key: gallery.image_tokens(key).numpy().tobytes() for key in records}
+        hits = [(hit.key, hit.score) for hit in gallery.search("a red coat", top=40).hits]
+        return {"problems": problems, "embeddings": embeddings, "tokens": tokens, "hits": hits}
+
+
+@contextlib.contextmanager
+def copied(folder: Path) -> Iterator[Path]:
+    """Copy a folder for as long as it is looked at."""
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(shutil.copytree(folder, Path(scratch, "copy")))

@@ -187,6 +187,15 @@ def test_a_wrong_recipe_names_file_and_key(tmp_path, recipe, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["!!int ''", "!!int x", "!!float ''"])
+def test_a_value_that_yaml_fails_on(tmp_path, text):
+    """PyYAML raises an IndexError or a ValueError of its own for these."""
+    with pytest.raises(ValueError, match=r"is not readable as YAML|must be of type int"):
+        read(f"--top={text}")
+    with pytest.raises(ValueError, match=r"recipe\.yaml: "):
+        read(recipe=f"top: {text}", tmp_path=tmp_path)
+
+
 def test_required_options(capsys):
     for argv, code in (([], 2), (["--gallery", "g.db"], None)):
         if code is None:

@@ -213,41 +213,6 @@ def _unmount(folder: Path) -> None:
     ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(folder), 2)  # MNT_DETACH: also where a process lies in it
 
 
-# ---------------------------------------------------------------- damage
-
-
-def _cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def _flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x20
-    path.write_bytes(content)
-
-
-def _zero(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 64] = bytes(len(content[middle : middle + 64]))
-    path.write_bytes(content)
-
-
-def _replace(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "deleted": Path.unlink,
-    "empty": lambda path: os.truncate(path, 0),
-    "cut": _cut,
-    "flipped": _flip,
-    "zeroed": _zero,
-    "folder": _replace,
-}
-
-
 # ---------------------------------------------------------------- results
 
 

@@ -3,7 +3,7 @@
 import ast
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 _SWAPPED = {
@@ -43,13 +43,17 @@ class Mutant:
         line: of the change.
         function: qualified name of the function or class around it; empty at module level.
         change: source of the changed node, before and after.
-        source: of the whole changed module.
     """
 
     line: int
     function: str
     change: str
-    source: str
+    _write: Callable[[], str] = field(compare=False, repr=False)
+
+    @property
+    def source(self) -> str:
+        """Source of the whole changed module, written when it is asked for."""
+        return self._write()
 
 
 def make_mutants(source: str) -> list[Mutant]:
@@ -61,12 +65,17 @@ def make_mutants(source: str) -> list[Mutant]:
     mutants = []
     for node, function, replace in _places(tree):
         for changed in _changes(node):
-            replace(changed)
+
+            def write(
+                node: ast.AST = node, changed: ast.AST = changed, replace: Callable[[ast.AST], None] = replace
+            ) -> str:
+                replace(changed)
+                source = ast.unparse(ast.fix_missing_locations(tree))
+                replace(node)
+                return source
+
             before, after = (" ".join(ast.unparse(part).split()) for part in (node, changed))
-            mutants.append(
-                Mutant(node.lineno, function, f"{before} -> {after}", ast.unparse(ast.fix_missing_locations(tree)))
-            )
-            replace(node)
+            mutants.append(Mutant(node.lineno, function, f"{before} -> {after}", write))
     return sorted(mutants, key=lambda mutant: mutant.line)
 
 

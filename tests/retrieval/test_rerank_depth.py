@@ -63,6 +63,21 @@ def test_a_loss_within_the_tolerance_is_taken(result):
     assert choose_rerank_depth(hand_made, tolerance=10.01)[0] == 1
 
 
+def test_a_point_of_loss_is_too_much_unless_asked_for(result):
+    hand_made = similar_in_this_order(result, [0] * 99 + [11], True)
+    assert choose_rerank_depth(hand_made)[0] == 12
+
+
+def test_depth_at_which_only_one_of_the_two_metrics_holds_is_too_small(result):
+    hand_made = similar_in_this_order(result, [0], True)
+    assert hand_made.match_logits is not None
+    hand_made.match_logits[0, 0, 3, 1] = 100.0
+    hand_made.gallery_ids[3] = 0  # a second right image at rank 3: R@1 holds from k = 1, mAP from k = 4
+    rerank_k, tried = choose_rerank_depth(hand_made)
+    assert tried[1]["R1"] == 100 and tried[1]["mAP"] < tried[4]["mAP"]
+    assert rerank_k == 4
+
+
 def test_every_depth_gives_what_an_evaluation_at_that_depth_gives(result):
     _, tried = choose_rerank_depth(result)
     for k in (2, 8):

@@ -30,6 +30,15 @@ def test_sampler_position_out_of_range(epoch, start):
         KeyedSampler(50, seed=1).set_position(epoch, start)
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_sampler_starts_at_the_end_and_at_the_last_row(left):
+    sampler = KeyedSampler(50, seed=1)
+    every = list(sampler)
+    sampler.set_position(0, 50 - left)
+    assert len(sampler) == left
+    assert list(sampler) == every[50 - left :]
+
+
 def test_sampler_without_rows():
     with pytest.raises(ValueError, match="training set is empty"):
         KeyedSampler(0, seed=1)

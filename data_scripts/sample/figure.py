@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from data_scripts.sample.people import COLOURS, HAIR_COLOURS, SKIN_TONES, Person, Scene
@@ -20,7 +21,7 @@ Points = Sequence[Point]
 Joints = Sequence[tuple[float, float, float]]  # x, y, radius
 
 
-def shaded(colour: Sequence[float], factor: float) -> Colour:
+def shaded(colour: Sequence[float] | np.ndarray, factor: float) -> Colour:
     """Multiply a colour's channels (0..255) by a factor, clipped."""
     return tuple(min(255, max(0, round(channel * factor))) for channel in colour[:3])
 

@@ -36,7 +36,7 @@ PEDES_FEATURES = datasets.Features(
 )
 
 _CHUNK = 500  # rows per process at a time
-_EXAMPLES = 40  # images of SDA used to find the root; every row is checked against it later
+_EXAMPLES = 40  # first rows of SDA, and later ones, used to find the root; every row is checked against it afterwards
 
 
 class SdaBuilder(AnnotationBuilder):
@@ -81,9 +81,10 @@ class SdaBuilder(AnnotationBuilder):
         try:
             for row in read_rows(file):
                 path = row.get("image") if isinstance(row, dict) else None
-                if rows < _EXAMPLES:
+                is_first = rows < _EXAMPLES
+                if is_first:
                     first.append(row)
-                if rows == 0 or not search.has_found or (search.looked_at < _EXAMPLES and rows % 100 == 0):
+                if is_first or not search.has_found or (rows % 100 == 0 and rows < 100 * _EXAMPLES):
                     search.look(str(file), rows, path)
                 if isinstance(path, str):
                     self._hashes.append(hash(path))

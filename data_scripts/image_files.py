@@ -169,7 +169,9 @@ class ImageRoot:
                 content = file.read()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             advice = "Unpack the image archives again, correct --images"
-            problem = f"expected the file {located}, which does not exist"
+            problem = (
+                f"expected the file {repr(located)[1:-1]}, which does not exist"  # on one line, whatever the name
+            )
             if self.rule != PathRule():
                 problem += f" ({self.example} was found when {self.rule})"
             raise RowError(field, "missing image", problem, advice) from None

@@ -24,6 +24,7 @@ This module, and the modules that hold the dataclasses, import neither torch nor
 """
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import json
@@ -39,6 +40,8 @@ from mra.common.recipes import UNREADABLE_YAML, RecipeText, read_mapping
 from mra.common.type_hints import as_number, as_written, choices_of, expected_words, is_list, is_optional, plain_type
 
 
+# Characters that JSON keeps in a text and YAML refuses, or reads as spaces.
+_CONTROLS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")
 _SWITCHED = {"true": "true", "yes": "true", "1": "true", "false": "false", "no": "false", "0": "false"}
 
 Themes = Sequence[type] | Mapping[str, type]
@@ -191,7 +194,7 @@ class _Reader:
         options, rest = self._split(argv)
         if self.has_config and "config" in options:
             config = options["config"][0]
-        recipe = self._read_recipe(config) if config is not None else None
+        recipe, mappings = self._read_recipe(config) if config is not None else (None, {})
         cleared = [name for name, given in options.items() if self._is_cleared(name, given)]
         words = [f"--{name}={self._to_yaml(name, options[name])}" for name in options if name not in cleared]
         try:
@@ -204,10 +207,17 @@ class _Reader:
             ) from error
         for name in cleared:
             values[name] = None
-        return tuple(
-            theme(**{item.name: values[_join(section, item.name)] for item in init_fields(theme)})
-            for section, theme in self.themes
-        )
+        for name in mappings.keys() - options.keys():  # jsonargparse parses their texts again, and '1' as a number
+            values[name] = mappings[name]
+        try:
+            return tuple(
+                theme(**{item.name: values[_join(section, item.name)] for item in init_fields(theme)})
+                for section, theme in self.themes
+            )
+        except ValueError as error:
+            if recipe is None:
+                raise
+            raise ValueError(f"{error} (recipe {config})") from error
 
     def stop(self, message: str) -> NoReturn:
         """Exit with a one-line message and the exit code of wrong arguments."""
@@ -303,8 +313,9 @@ class _Reader:
         """Return the words of an option as jsonargparse reads them."""
         hint = self.hints[name]
         if is_list(hint):
-            is_yaml = len(given) == 1 and given[0].startswith("[") and not _is_repeated(self.fields[name])
-            return given[0] if is_yaml else json.dumps(given, ensure_ascii=False)
+            if len(given) == 1 and given[0].startswith("[") and not _is_repeated(self.fields[name]):
+                return given[0]
+            return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(given, ensure_ascii=False))
         if hint is bool:
             return _SWITCHED.get(given[0].lower(), given[0])
         return as_number(given[0]) if plain_type(hint) is float else given[0]
@@ -334,10 +345,12 @@ class _Reader:
 
     # -------- the recipe
 
-    def _read_recipe(self, path: str | Path) -> jsonargparse.Namespace:
+    def _read_recipe(self, path: str | Path) -> tuple[jsonargparse.Namespace, dict[str, Any]]:
+        """Return the values of a recipe as jsonargparse parses them, and its mappings as written."""
         values = dict(self._flatten(path, read_mapping(path), read_mapping(path, RecipeText)))
+        mappings = copy.deepcopy({key: value for key, value in values.items() if isinstance(value, dict)})
         try:
-            return self.parser.parse_object(values, defaults=False)
+            recipe = self.parser.parse_object(values, defaults=False)
         except argparse.ArgumentError:
             for key, value in values.items():
                 try:
@@ -346,6 +359,7 @@ class _Reader:
                     expected = expected_words(self.hints[key])
                     raise ValueError(f"{path}: `{key}` must be {expected}, got {value!r}") from None
             raise
+        return recipe, mappings
 
     def _flatten(self, path: str | Path, recipe: dict[str, Any], written: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """Yield each key and value of a recipe, the key with its section; `written` holds the values as text."""

@@ -12,6 +12,8 @@ RECIPE_START = "# Every argument of a run, as resolved."
 RECIPE_END = "# End of the arguments."
 
 
+_UNICODE_BREAKS = set("\x85\u2028\u2029")
+
 # Raised by PyYAML, besides its own errors, for values like `!!int x`, `2026-13-01` and very deep nesting.
 UNREADABLE_YAML = (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
 
@@ -36,6 +38,18 @@ class RecipeValues(_NoKeyTwice, yaml.SafeLoader):
 
 class RecipeText(_NoKeyTwice, yaml.BaseLoader):
     """YAML loader that reads every value as text."""
+
+
+class _RecipeDumper(yaml.SafeDumper):
+    """YAML dumper that escapes the line breaks of Unicode, which YAML would read as spaces."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if _UNICODE_BREAKS & set(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_RecipeDumper.add_representer(str, _represent_text)
 
 
 def read_mapping(path: str | Path, loader: type = RecipeValues) -> dict[str, Any]:
@@ -77,5 +91,5 @@ def _load_yaml(text: str, loader: Any) -> Any:
 
 def format_recipe(recipe: Mapping[str, Any]) -> str:
     """Return a resolved recipe as YAML, with the first and last line that mark it as complete."""
-    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    text = yaml.dump(dict(recipe), Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True)
     return f"{RECIPE_START}\n{text}{RECIPE_END}\n"

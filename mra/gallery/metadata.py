@@ -114,7 +114,7 @@ def _metadata_rows(metadata: str | Path | Iterable[Mapping[str, Any]], place: st
             if twice:
                 raise ValueError(f"{place} has two columns {twice[0]!r}, expected unique names: rename or delete one")
             if "path" not in (reader.fieldnames or []):
-                raise ValueError(f"{place} must have a column path, got {', '.join(reader.fieldnames or ['nothing'])}")
+                raise ValueError(f"{place} must have a column path, got {reader.fieldnames or 'nothing'}")
             for row in reader:
                 line = reader.line_num
                 "".join(value for value in row.values() if isinstance(value, str)).encode()

@@ -198,12 +198,14 @@ class MilvusStore:
             # A new iterator for each page: a continued one does not escape the last key in its condition.
             wanted = " and ".join(filter(None, [condition, "" if last is None else f"key > {quote(last)}"]))
             iterator = self._client.query_iterator(collection, batch_size=size, filter=wanted, output_fields=fields)
-            with readable_errors(self._uri):
-                rows = iterator.next()
+            try:
+                with readable_errors(self._uri):
+                    rows = iterator.next()
+            finally:
                 iterator.close()
-            yield from map(_to_record, rows)
-            if len(rows) < size:
+            if not rows:  # a server may return fewer than a page before the end
                 return
+            yield from map(_to_record, rows)
             last = rows[-1]["key"]
 
 

@@ -163,7 +163,8 @@ class TokenCache:
         for file in self._folder.rglob("*" + _SUFFIX):
             if is_unfinished(file):
                 clean_folder(file.parent)
-            else:
+                continue
+            with contextlib.suppress(FileNotFoundError):  # removed by a different process
                 found.append((file.stat().st_mtime_ns, file.stem))
         return [content for _, content in sorted(found)]
 

@@ -1,5 +1,6 @@
 """Models behind a gallery: embeddings and tokens of images, encodings of texts, matching scores of pairs."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -99,8 +100,12 @@ class TorchEncoder:
         self.embedding_dim = config.projection_dim
         self.token_shape = (2, 1 + config.vision_config.num_patches, config.vision_config.hidden_size)
         self.temperature = self.model.temperature.item()
-        self.match_weight = chosen_match_weight(self.name)
         self._matcher = PairMatcher(self.model, dtype)
+
+    @functools.cached_property
+    def match_weight(self) -> float | None:
+        """Weight chosen on validation; on first use, since it hashes the weights and a calibrated gallery does not need it."""
+        return chosen_match_weight(self.name)
 
     def encode_images(self, images: Sequence) -> ImageEncodings:
         """Encode images and their mirror images; see [`Encoder`]."""

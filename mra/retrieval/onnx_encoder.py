@@ -1,5 +1,6 @@
 """Encoder of a gallery in onnxruntime, from a folder written by `mra export`."""
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,6 @@ class OnnxEncoder:
         self.embedding_dim = description["embedding_dim"]
         self.token_shape = tuple(description["token_shape"])
         self.temperature = description["temperature"]
-        self.match_weight = chosen_match_weight(str(folder))
         self.batch_size = batch_size
         self.processor = load_processor(str(folder))
         options = onnxruntime.SessionOptions()
@@ -62,6 +62,11 @@ class OnnxEncoder:
             }
         except Exception as error:  # onnxruntime has its own exception types
             raise ValueError(f"model {folder}: onnxruntime cannot load it ({error})") from error
+
+    @functools.cached_property
+    def match_weight(self) -> float | None:
+        """Weight chosen on validation; see `TorchEncoder.match_weight`."""
+        return chosen_match_weight(str(self.folder))
 
     def encode_images(self, images: Sequence) -> ImageEncodings:
         """Encode PIL images, or rows with an "image", and their mirror images; keep hidden states of both views.

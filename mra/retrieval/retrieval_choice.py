@@ -242,8 +242,7 @@ class RetrievalChoice:
             ) from error
         if model is not None and choice.model != model:
             return None
-        found = weights_digest(model or folder)
-        if choice.weights not in (None, found):
+        if choice.weights is not None and choice.weights != (found := weights_digest(model or folder)):
             _warn_of_other_weights(path, model or folder, found)
             return None
         return choice

@@ -240,6 +240,21 @@ def test_a_saved_recipe_reads_back_and_one_cut_short_is_refused(tmp_path):
             read_arguments([Search], config=path)
 
 
+def test_a_saved_recipe_keeps_text_as_text(tmp_path):
+    """YAML reads the line breaks of Unicode as spaces, and jsonargparse a text of digits as a number."""
+    search = read("--name", "a\x85b\u2028c", "--fields", "a\x85b", "\x9f", "人😀")
+    assert (search.name, search.fields) == ("a\x85b\u2028c", ["a\x85b", "\x9f", "人😀"])
+    search.settings = {"a": "1", "b": {"c": "no", "d": 1}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(format_recipe(resolved_recipe(search)))
+    assert read_arguments([Search], config=path) == (search,)
+
+
+def test_a_value_of_a_recipe_that_is_not_allowed_names_the_recipe(tmp_path):
+    with pytest.raises(ValueError, match=r"`top` must be at least 1, got 0.* \(recipe .*recipe\.yaml\)$"):
+        read(recipe="top: 0", tmp_path=tmp_path)
+
+
 def test_help_shows_each_option_once_with_its_default(capsys):
     with pytest.raises(SystemExit) as stopped:
         parse_arguments({"place": Place, "search": Search}, prog="p", description="Searches.", argv=["--help"])

@@ -476,3 +476,14 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(source, num_proc):
     prepare(root, "--num_proc", num_proc)
     assert len(read_set(output)["train"]) == 9
     assert leftovers(output) == []
+
+
+def test_one_row_does_not_decide_where_all_paths_start(tmp_path):
+    """The first path is found without its leading folder, all others as they are: it is the one that is left out."""
+    rows = [sda_row(index, folder="part") for index in range(5)]
+    for row in rows:
+        draw(tmp_path / "images" / row["image"], row["image_id"])
+    rows[0]["image"] = f"images/{rows[0]['image']}"
+    write_json(tmp_path / "sda" / "sda_5000_10000.json", rows)
+    output = prepare(tmp_path, "--on_error", "skip", images="images")
+    assert [row["image_id"] for row in read_set(output)["train"]] == [1, 2, 3, 4]

@@ -66,20 +66,16 @@ COMMANDS = {
              "{world}/raw/people", "--output", "out", "--overwrite", "--num_proc", "2"),
         ("out",),
     ),
-    "train_pretrain": Command(
-        ("train_pretrain", "--config", "{world}/pretrain.yaml", "--output_dir", "out"),
-        ("out/best", "out/final"),
-        left_out=_TRAIN,
-        again=("--resume", "latest"),
-        resumes=True,
-    ),
-    "train_finetune": Command(
-        ("train_finetune", "--config", "{world}/finetune.yaml", "--output_dir", "out"),
-        ("out/best", "out/final"),
-        left_out=_TRAIN,
-        again=("--resume", "latest"),
-        resumes=True,
-    ),
+    **{
+        f"train_{stage}": Command(
+            (f"train_{stage}", "--config", f"{{world}}/{stage}.yaml", "--output_dir", "out"),
+            ("out/best", "out/final"),
+            left_out=_TRAIN,
+            again=("--resume", "latest"),
+            resumes=True,
+        )
+        for stage in ("pretrain", "finetune")
+    },
     "evaluate": Command(
         _mra("evaluate", "--model", "{world}/model", "--dataset", "{world}/split", "--output_dir", "out", "--rerank_k", "6",
              "--score_fusion", "published", "--num_workers", "0", "--save_scores", "--num_queries_in_picture", "2"),

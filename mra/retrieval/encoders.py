@@ -1,6 +1,5 @@
 """Models behind a gallery: embeddings and tokens of images, encodings of texts, matching scores of pairs."""
 
-import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -26,7 +25,6 @@ class Encoder(Protocol):
         embedding_dim: width of the embeddings.
         token_shape: shape of one image's tokens, `(views, 1 + patches, hidden)`.
         temperature: learned temperature of the contrastive loss, for fused rankings.
-        match_weight: weight of the matching log-odds in fused rankings, chosen on validation; None if none was.
     """
 
     name: str
@@ -34,7 +32,11 @@ class Encoder(Protocol):
     embedding_dim: int
     token_shape: tuple[int, int, int]
     temperature: float
-    match_weight: float | None
+
+    @property
+    def match_weight(self) -> float | None:
+        """Weight of the matching log-odds in fused rankings, chosen on validation; None if none was."""
+        ...
 
     def encode_images(self, images: Sequence) -> ImageEncodings:
         """Encode PIL images, or rows with an "image", and their mirror images; keep hidden states of both views."""
@@ -102,9 +104,9 @@ class TorchEncoder:
         self.temperature = self.model.temperature.item()
         self._matcher = PairMatcher(self.model, dtype)
 
-    @functools.cached_property
+    @property
     def match_weight(self) -> float | None:
-        """Weight chosen on validation; on first use, since it hashes the weights and a calibrated gallery does not need it."""
+        """Weight chosen on validation; read when used, since the first time hashes the weights."""
         return chosen_match_weight(self.name)
 
     def encode_images(self, images: Sequence) -> ImageEncodings:

@@ -1,6 +1,5 @@
 """Encoder of a gallery in onnxruntime, from a folder written by `mra export`."""
 
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +62,7 @@ class OnnxEncoder:
         except Exception as error:  # onnxruntime has its own exception types
             raise ValueError(f"model {folder}: onnxruntime cannot load it ({error})") from error
 
-    @functools.cached_property
+    @property
     def match_weight(self) -> float | None:
         """Weight chosen on validation; see `TorchEncoder.match_weight`."""
         return chosen_match_weight(str(self.folder))

@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(run.seed, device_specific=True)
     negatives = torch.Generator(device=accelerator.device)
     drawing_process = 0 if config.itm_negatives == "all" else accelerator.process_index
-    window, log = LossWindow(accelerator, run.output_dir), MetricsLog(accelerator, run.output_dir, state)
+    window, log = LossWindow(accelerator, model, run.output_dir), MetricsLog(accelerator, run.output_dir, state)
     checkpointer = Checkpointer(
         accelerator, run.output_dir, recipe, run.save_steps, run.save_minutes, run.save_total_limit
     )

@@ -37,7 +37,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 import jsonargparse
 
 from mra.common.recipes import UNREADABLE_YAML, RecipeText, read_mapping
-from mra.common.type_hints import as_number, as_written, choices_of, expected_words, is_list, is_optional, plain_type
+from mra.common.type_hints import as_written, choices_of, expected_words, is_finite, is_list, is_optional, plain_type
 
 
 # Characters that JSON keeps in a text and YAML refuses, or reads as spaces.
@@ -210,6 +210,8 @@ class _Reader:
         for name in mappings.keys() - options.keys():  # jsonargparse parses their texts again, and '1' as a number
             values[name] = mappings[name]
         try:
+            for name, hint in self.hints.items():
+                require(is_finite(values[name]), name, expected_words(hint), values[name])
             return tuple(
                 theme(**{item.name: values[_join(section, item.name)] for item in init_fields(theme)})
                 for section, theme in self.themes
@@ -318,7 +320,7 @@ class _Reader:
             return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(given, ensure_ascii=False))
         if hint is bool:
             return _SWITCHED.get(given[0].lower(), given[0])
-        return as_number(given[0]) if plain_type(hint) is float else given[0]
+        return given[0]
 
     def _explain(self, message: str, options: Mapping[str, list[str]]) -> str:
         """Rewrite an error message of jsonargparse in this project's wording."""

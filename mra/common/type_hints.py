@@ -1,6 +1,6 @@
 """Types of arguments: descriptions for messages, and values read from YAML."""
 
-import re
+import math
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -43,14 +43,14 @@ def as_written(value: Any, text: Any, hint: Any) -> Any:
         return [as_written(*pair, get_args(plain_type(hint))[0]) for pair in zip(value, text, strict=True)]
     if value is None or not isinstance(text, str):
         return value
-    if plain_type(hint) is str or text in choices_of(hint):
-        return text
-    return as_number(value) if plain_type(hint) is float and isinstance(value, str) else value
+    return text if plain_type(hint) is str or text in choices_of(hint) else value
 
 
-def as_number(text: str) -> str:
-    """Convert Python's `inf` and `nan` to YAML's `.inf` and `.nan`."""
-    return re.sub(r"^([-+]?)(inf|nan)$", r"\1.\2", text)
+def is_finite(value: Any) -> bool:
+    """Return whether a value, or each item of a list, is no infinite number and not NaN."""
+    if isinstance(value, list):
+        return all(map(is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def expected_words(hint: Any) -> str:
@@ -64,4 +64,6 @@ def expected_words(hint: Any) -> str:
         return f"a list, each item {expected_words(get_args(plain)[0])}"
     if len(options := union_members(plain)) > 1:
         return " or ".join(map(expected_words, options))
+    if plain is float:
+        return "a finite number"
     return f"of type {getattr(plain, '__name__', plain)}"

@@ -1,6 +1,5 @@
 """Command-line arguments of the gallery commands."""
 
-import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -42,8 +41,8 @@ class EncoderArguments:
     token_cache: float = option(4.0, "maximum size of the token cache in GiB", metavar="GIB")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.token_cache < math.inf:
-            raise ValueError(f"--token_cache must be at least 0 GiB and finite, got {self.token_cache}")
+        if self.token_cache < 0:
+            raise ValueError(f"--token_cache must be at least 0 GiB, got {self.token_cache}")
         if self.backend == "onnx" and self.model is None:
             raise ValueError("--backend onnx needs --model: pass the folder that `mra export` wrote")
         if self.backend == "onnx" and self.dtype is not None:

@@ -1,6 +1,5 @@
 """Arguments of the commands that measure, compare, explain and export a model."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,7 +48,7 @@ class RetrievalArguments:
     def __post_init__(self) -> None:
         require(self.rerank_k == "auto" or self.rerank_k >= 0, "rerank_k", "0 or more, or auto", self.rerank_k)
         weight = self.match_weight
-        require(weight is None or 0 <= weight < math.inf, "match_weight", "0 or more, or left out", weight)
+        require(weight is None or weight >= 0, "match_weight", "0 or more, or left out", weight)
         require(
             weight is None or self.score_fusion == "posterior",
             "score_fusion",

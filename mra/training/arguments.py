@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -361,7 +360,7 @@ class EvaluationArguments:
         require(self.eval_rerank_k >= 0, "eval_rerank_k", "0 or more", self.eval_rerank_k)
         require(self.eval_batch_size > 0, "eval_batch_size", "at least 1", self.eval_batch_size)
         weight = self.eval_match_weight
-        require(weight is None or 0 <= weight < math.inf, "eval_match_weight", "0 or more, or left out", weight)
+        require(weight is None or weight >= 0, "eval_match_weight", "0 or more, or left out", weight)
         require(
             weight is None or self.eval_score_fusion == "posterior",
             "eval_score_fusion",

@@ -1,4 +1,4 @@
-"""Logging of losses to `metrics.jsonl` and the trackers, with a check that they are finite."""
+"""Logging of losses to `metrics.jsonl` and the trackers, with a check that losses and weights are finite."""
 
 import json
 import math
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from torch.distributed.tensor import DTensor
 
 from mra.common.command_line import writing_to
 from mra.common.files import write_whole
@@ -25,10 +26,11 @@ logger = get_logger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 _HISTORY = 50
+_REMEDY = "with a lower learning_rate, max_grad_norm or another mixed_precision"
 
 
 class NonFiniteLossError(RuntimeError):
-    """Loss term that is NaN or infinite; the message names the step and the terms."""
+    """Loss term or weight that is NaN or infinite; the message names the step and what is not finite."""
 
 
 class LossWindow:
@@ -36,11 +38,13 @@ class LossWindow:
 
     Args:
         accelerator: the run's accelerator, which averages over processes.
+        model: as prepared; its trained weights are checked with the losses.
         output_dir: folder for the diagnostic of a loss that is not finite.
     """
 
-    def __init__(self, accelerator: Accelerator, output_dir: str | Path) -> None:
+    def __init__(self, accelerator: Accelerator, model: torch.nn.Module, output_dir: str | Path) -> None:
         self.accelerator = accelerator
+        self.model = model
         self.output_dir = Path(output_dir)
         self.history = deque(maxlen=_HISTORY)
         self._clear()
@@ -93,7 +97,7 @@ class LossWindow:
             Mean of each term, `learning_rate` of the last step and `samples_per_second`.
 
         Raises:
-            NonFiniteLossError: if any value of any process is not finite, after saving a diagnostic.
+            NonFiniteLossError: if any value of any process is not finite, after saving a diagnostic, or any weight.
         """
         values = cast(
             torch.Tensor, self.accelerator.reduce(torch.stack(self.values), reduction="mean")
@@ -103,6 +107,7 @@ class LossWindow:
         broken = (~values.isfinite()).any(dim=1).nonzero().flatten().tolist()
         if broken:
             self._raise_non_finite(broken[0], values[broken[0]])
+        self._check_weights()
         seconds = time.perf_counter() - self.start
         record = dict(zip(self.names, values.double().mean(dim=0).tolist(), strict=True))
         record |= {"learning_rate": self.learning_rate, "samples_per_second": round(self.samples / seconds, 2)}
@@ -133,8 +138,25 @@ class LossWindow:
         raise NonFiniteLossError(
             f"step {step}: {', '.join(named)} not finite ({', '.join(f'{k} {v:.4g}' for k, v in terms.items())}); the "
             f"batch and the steps before it are saved in {path}; resume from the last checkpoint, written before them, "
-            "with a lower learning_rate, max_grad_norm or another mixed_precision"
+            f"{_REMEDY}"
         )
+
+    def _check_weights(self) -> None:
+        """Refuse weights that a gradient made non-finite in a step whose losses were finite, before they are saved.
+
+        Each process checks what it holds: under FSDP its shard, under ZeRO-3 nothing.
+        """
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        held = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained.values()]
+        flags = torch.stack([(~weight.detach().isfinite()).any() for weight in held]).float()
+        counts = cast(torch.Tensor, self.accelerator.reduce(flags, reduction="mean")).tolist()
+        broken = [name for name, count in zip(trained, counts, strict=True) if count]
+        if broken:
+            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            raise NonFiniteLossError(
+                f"step {self.steps[-1]}: not finite are the weights {', '.join(broken[:3])}{more}, though every loss was: a "
+                f"gradient overflowed; resume from the last checkpoint, written before it, {_REMEDY}"
+            )
 
 
 class MetricsLog:

@@ -14,7 +14,8 @@ def fake_accelerator(others=()):
 
     def reduce(tensor, reduction):
         assert reduction == "mean"
-        return torch.stack([tensor, *others]).mean(dim=0)
+        alike = [other for other in others if other.shape == tensor.shape]
+        return torch.stack([tensor, *alike]).mean(dim=0)
 
     return SimpleNamespace(
         is_main_process=True,
@@ -49,7 +50,7 @@ def outputs(itc, itm, phrase=None):
 
 def test_window_averages_batches_and_processes(tmp_path):
     other = torch.tensor([[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]])
-    window = LossWindow(fake_accelerator([other]), tmp_path)
+    window = LossWindow(fake_accelerator([other]), torch.nn.Linear(2, 1), tmp_path)
     window.add(outputs(1.0, 2.0), {}, TrainingState(), 8, 1e-4)
     window.add(outputs(3.0, 4.0), {}, TrainingState(step=1), 8, 2e-4)
     record = window.flush()
@@ -61,7 +62,7 @@ def test_window_averages_batches_and_processes(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_loss_names_step_and_terms(tmp_path, value):
-    window = LossWindow(fake_accelerator(), tmp_path)
+    window = LossWindow(fake_accelerator(), torch.nn.Linear(2, 1), tmp_path)
     for step, itm in ((4, 1.0), (5, value), (6, value)):
         state = TrainingState(step=step - 1, epoch=2, samples_in_epoch=8 * step)
         window.add(outputs(1.0, itm), {"identity_ids": torch.tensor([7 + step, 8])}, state, 8, 1e-4)
@@ -74,8 +75,36 @@ def test_non_finite_loss_names_step_and_terms(tmp_path, value):
     assert [record["step"] for record in diagnostic["history"]] == [4, 5, 6]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_weights_are_noticed_in_the_step_that_broke_them(tmp_path, value):
+    model = torch.nn.ModuleDict(
+        {"frozen": torch.nn.Linear(2, 1).requires_grad_(False), "trained": torch.nn.Linear(2, 1)}
+    )
+    window = LossWindow(fake_accelerator(), model, tmp_path)
+    window.add(outputs(1.0, 1.0), {}, TrainingState(step=6), 8, 1e-4)
+    torch.nn.init.constant_(model["frozen"].weight, value)
+    window.flush()
+    window.add(outputs(1.0, 1.0), {}, TrainingState(step=7), 8, 1e-4)
+    torch.nn.init.constant_(model["trained"].weight, value)
+    with pytest.raises(
+        NonFiniteLossError, match=r"step 8: not finite are the weights trained\.weight, though every loss"
+    ):
+        window.flush()
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_weights_of_every_process_count(tmp_path, where):
+    model = torch.nn.Linear(2, 1)
+    window = LossWindow(fake_accelerator([torch.tensor([0.0, float(where == "elsewhere")])]), model, tmp_path)
+    window.add(outputs(1.0, 1.0), {}, TrainingState(), 8, 1e-4)
+    if where == "here":
+        torch.nn.init.constant_(model.bias, float("nan"))
+    with pytest.raises(NonFiniteLossError, match=r"the weights bias,"):
+        window.flush()
+
+
 def test_terms_must_not_change(tmp_path):
-    window = LossWindow(fake_accelerator(), tmp_path)
+    window = LossWindow(fake_accelerator(), torch.nn.Linear(2, 1), tmp_path)
     window.add(outputs(1.0, 1.0), {}, TrainingState(), 8, 1e-4)
     with pytest.raises(ValueError, match="region_itc_loss"):
         window.add(outputs(1.0, 1.0, torch.tensor(1.0)), {}, TrainingState(step=1), 8, 1e-4)

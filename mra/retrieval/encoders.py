@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from mra.common.loading import load_model, load_processor
-from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts, inner_model
+from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts
 from mra.retrieval.matching import PairMatcher
 from mra.retrieval.reranking import rerank
 from mra.retrieval.retrieval_choice import RetrievalChoice
+from mra.retrieval.towers import Towers, inner_model
 from processing_mra import MRAProcessor
 
 
@@ -102,7 +103,7 @@ class TorchEncoder:
         self.embedding_dim = config.projection_dim
         self.token_shape = (2, 1 + config.vision_config.num_patches, config.vision_config.hidden_size)
         self.temperature = self.model.temperature.item()
-        self._matcher = PairMatcher(self.model, dtype)
+        self._towers, self._matcher = Towers(self.model, dtype), PairMatcher(self.model, dtype)
 
     @property
     def match_weight(self) -> float | None:
@@ -112,24 +113,22 @@ class TorchEncoder:
     def encode_images(self, images: Sequence) -> ImageEncodings:
         """Encode images and their mirror images; see [`Encoder`]."""
         return encode_images(
-            self.model,
+            self._towers,
             self.processor,
             images,
             keep_hidden_states=True,
             batch_size=self.batch_size,
-            dtype=self.dtype,
             hidden_states_dtype=torch.float32,
         )
 
     def encode_texts(self, texts: Sequence[str]) -> TextEncodings:
         """Encode texts; see [`Encoder`]."""
         return encode_texts(
-            self.model,
+            self._towers,
             self.processor,
             texts,
             keep_hidden_states=True,
             batch_size=self.batch_size,
-            dtype=self.dtype,
             hidden_states_dtype=torch.float32,
         )
 

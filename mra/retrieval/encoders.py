@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from mra.common.loading import load_model, load_processor
 from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts
 from mra.retrieval.matching import PairMatcher
+from mra.retrieval.precision import resolve_dtype
 from mra.retrieval.reranking import rerank
 from mra.retrieval.retrieval_choice import RetrievalChoice
 from mra.retrieval.towers import Towers, inner_model
@@ -78,7 +79,8 @@ class TorchEncoder:
     Args:
         model: folder or Hub id.
         device: device to run on; None for the GPU if there is one.
-        dtype: dtype of the forward passes; None for that of the weights.
+        dtype: dtype of the forward passes, "auto" for the faster one on this device (see [`resolve_dtype`]); None for that of
+            the weights.
         batch_size: images or texts per forward pass.
 
     Raises:
@@ -89,21 +91,21 @@ class TorchEncoder:
         self,
         model: str,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         batch_size: int = 32,
     ) -> None:
         self.name = str(model)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = dtype
         self.batch_size = batch_size
         self.model = load_model(self.name).to(self.device)  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
+        self.dtype = resolve_dtype(self.model, dtype)
         self.processor = load_processor(self.name)
         self.fingerprint = model_fingerprint(self.model, self.processor)
         config = self.model.config
         self.embedding_dim = config.projection_dim
         self.token_shape = (2, 1 + config.vision_config.num_patches, config.vision_config.hidden_size)
         self.temperature = self.model.temperature.item()
-        self._towers, self._matcher = Towers(self.model, dtype), PairMatcher(self.model, dtype)
+        self._towers, self._matcher = Towers(self.model, self.dtype), PairMatcher(self.model, self.dtype)
 
     @property
     def match_weight(self) -> float | None:

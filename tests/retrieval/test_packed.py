@@ -64,7 +64,9 @@ def test_vision_tower_in_bfloat16():
 
 @torch.no_grad()
 def test_windows_that_overhang_the_grid():
-    model = tiny_model(tiny_config(vision_config={**BLOCKS, "image_size": [96, 96], "window_size": [7, 7, 6, 3]})).eval()
+    model = tiny_model(
+        tiny_config(vision_config={**BLOCKS, "image_size": [96, 96], "window_size": [7, 7, 6, 3]})
+    ).eval()
     assert not can_pack(model.mra.vision_model)
     pixels = torch.randn(2, 3, 96, 96)
     assert torch.equal(Towers(model).image_hidden_states(pixels), model.get_image_hidden_states(pixels))

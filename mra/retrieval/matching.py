@@ -275,4 +275,4 @@ class _PackedLayer(PackedTextLayer):
             for some, images in zip(queries.split(step), image_index.split(step), strict=True)
         ]
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
-        return self.feed_forward(self.image_norm(self.image_output(context) + states))
+        return self.feed_forward(self.image_norm(self.image_output.added_to(states, context)))

@@ -46,7 +46,8 @@ def pack_linear(
         gelu: whether to apply an exact GELU to the result.
 
     Returns:
-        A function of `(..., in)` and, without GELU, of `(..., out)` to add to the result; or None if oneDNN or its operators are missing, or lack the dtype on this CPU.
+        A function of `(..., in)` and, without GELU, of `(..., out)` to add to the result; or None if oneDNN or its operators
+        are missing, or lack the dtype on this CPU.
     """
     operators = torch.ops.mkldnn
     if not torch.backends.mkldnn.is_available() or weight.dtype not in (torch.float32, torch.bfloat16):

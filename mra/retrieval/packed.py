@@ -53,17 +53,24 @@ class PackedLinear:
             isinstance(activation, nn.GELU | GELUActivation) and getattr(activation, "approximate", "none") == "none"
         )
         packed = pack_linear(weight, bias, ROWS_PER_PRODUCT, is_gelu) if weight.device.type == "cpu" else None
-        self.packed, self.plain = packed, None if packed else (weight, bias)
+        self._product = packed or (lambda states, added=None: _plain_product(states, weight, bias, added))
         self.activation = None if packed and is_gelu else activation
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """Map `(..., in)` to `(..., out)`."""
-        states = self.packed(states) if self.plain is None else F.linear(states, *self.plain)
+        states = self._product(states)
         return states if self.activation is None else self.activation(states)
 
     def added_to(self, residual: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """Map `(..., in)` to `(..., out)` of a layer without activation, and add that to `(..., out)`."""
-        return residual + self(states) if self.plain is not None else self.packed(states, residual)
+        return self._product(states, residual)
+
+
+def _plain_product(
+    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, added: torch.Tensor | None
+) -> torch.Tensor:
+    result = F.linear(states, weight, bias)
+    return result if added is None else result + added
 
 
 class PackedNorm:
@@ -271,8 +278,7 @@ class _PackedBlock:
             windows = projected.shape[1] // self.window
             mask = self.bias.expand(windows, -1, -1, -1)
             contexts = [
-                F.scaled_dot_product_attention(*some, attn_mask=mask, scale=1.0)
-                for some in parts.split(windows, 1)
+                F.scaled_dot_product_attention(*some, attn_mask=mask, scale=1.0) for some in parts.split(windows, 1)
             ]
             context = torch.cat(contexts)
         else:  # faster in bfloat16 on a CPU

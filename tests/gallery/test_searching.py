@@ -13,6 +13,16 @@ from mra.retrieval.encoders import TorchEncoder
 from tests.helpers.galleries import draw_picture, encoder_of, make_split, save_tiny_model, write_pictures
 
 
+@pytest.fixture
+def bounded(monkeypatch):
+    """A function that gives the encoder of a gallery a bound on log-odds by number of views."""
+
+    def give(gallery, bounds):
+        monkeypatch.setattr(type(gallery.encoder), "largest_log_odds", bounds)
+
+    return give
+
+
 @pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.parametrize("rerank", [0, 5, 12])
 def test_a_search_ranks_as_evaluation_does(open_new, model, rerank, views):
@@ -155,7 +165,11 @@ def test_ranking_takes_the_weight_chosen_for_the_model(tmp_path):
     assert TorchEncoder(model).match_weight is None
 
 
-def test_a_search_that_overlaps_a_removal_writes_nothing_back(gallery, tmp_path, monkeypatch):
+@pytest.mark.parametrize("in_rounds", [False, True])
+def test_a_search_that_overlaps_a_removal_writes_nothing_back(gallery, bounded, tmp_path, monkeypatch, in_rounds):
+    if in_rounds:
+        monkeypatch.setattr("mra.gallery.searching.ROUND_SIZES", {"cpu": 1})
+        bounded(gallery, {1: 1e9})
     keys = write_pictures(tmp_path / "people", 4)
     gallery.build(tmp_path / "people")
     content = next(record.content for record in gallery._state.store.records(keys=[keys[0]]))
@@ -168,7 +182,7 @@ def test_a_search_that_overlaps_a_removal_writes_nothing_back(gallery, tmp_path,
         return encode(images, **options)
 
     monkeypatch.setattr(gallery.encoder, "encode_images", encode_and_remove)
-    gallery.search("a red coat")
+    assert gallery.search("a red coat", top=1).matched == 4
     assert is_removed == [1] and content not in gallery._state.tokens and len(gallery._state.tokens) == 3
 
 
@@ -184,16 +198,6 @@ def test_a_query_embedding_that_is_not_finite_is_refused(gallery, tmp_path, monk
     monkeypatch.setattr(gallery.encoder, "encode_texts", encode_badly)
     with pytest.raises(ValueError, match="embedding of text 0, counted from 0, is not finite"):
         gallery.search("a red coat", rerank=0)
-
-
-@pytest.fixture
-def bounded(monkeypatch):
-    """A function that gives the encoder of a gallery a bound on log-odds by number of views."""
-
-    def give(gallery, bounds):
-        monkeypatch.setattr(type(gallery.encoder), "largest_log_odds", bounds)
-
-    return give
 
 
 @pytest.mark.parametrize("views", [1, 2])

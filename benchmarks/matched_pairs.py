@@ -10,6 +10,7 @@ model, else that of its validation split at `--bound_rerank`. The last line is o
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/matched_pairs.py`
@@ -27,7 +28,7 @@ from mra.gallery.gallery import Gallery
 from mra.gallery.searching import round_size
 from mra.gallery.types import DEFAULT_RERANK, TOKEN_DTYPES
 from mra.retrieval.early_stopping import match_in_rounds
-from mra.retrieval.encoders import TorchEncoder, match_nearest
+from mra.retrieval.encoders import Encoder, TorchEncoder, match_nearest
 from mra.retrieval.evaluation import evaluate_retrieval, read_captions
 from mra.retrieval.metrics import retrieval_metrics
 from mra.retrieval.reranking import similarity_matrix, top_k
@@ -78,8 +79,12 @@ class Scores:
     def fused(self, dtype: str, views: int) -> torch.Tensor:
         """Return the posterior `(captions, images)`."""
         log_odds = self.log_odds[dtype][:views]
-        options = {"temperature": self.temperature, "match_weight": self.weight}
-        return fuse_scores(self.similarity, self.nearest, log_odds, "posterior", **options)
+        return self.fuse(self.similarity, self.nearest, log_odds)
+
+    def fuse(self, similarity: torch.Tensor, matched: torch.Tensor, log_odds: torch.Tensor) -> torch.Tensor:
+        """Return the posterior of some captions, as from `fuse_scores`."""
+        temperature, weight = self.temperature, self.weight
+        return fuse_scores(similarity, matched, log_odds, "posterior", temperature=temperature, match_weight=weight)
 
     def first_hits(self, dtype: str, views: int, top: int) -> torch.Tensor:
         """Return the first images of the ranking in order, `(captions, top)`."""
@@ -164,9 +169,9 @@ def stop_early(scores: Scores, views: int, top: int, bound: float, encoder: Torc
             round_size=round_size(encoder),
         )
         matched.append(len(places))
-        options = {"temperature": scores.temperature, "match_weight": scores.weight}
-        of_row = scores.similarity[row : row + 1], nearest[None, places], torch.from_numpy(log_odds[:, None, places])
-        order = fuse_scores(*of_row, "posterior", **options)[0].argsort(descending=True, stable=True)
+        of_row = torch.from_numpy(log_odds[:, None, places])
+        fused = scores.fuse(scores.similarity[row : row + 1], nearest[None, places], of_row)
+        order = fused[0].argsort(descending=True, stable=True)
         same.append(torch.equal(order[:top], expected[row]))
     found = {"views": views, "top": top, "matched_mean": float(np.mean(matched))}
     found |= {"matched_90_percent": float(np.quantile(matched, 0.9)), "matched_most": max(matched)}
@@ -179,7 +184,7 @@ def search_gallery(encoder: TorchEncoder, split: Table, bounds: dict[int, float]
     captions = [captions[int(row)] for row in np.linspace(0, len(captions) - 1, min(args.searches, len(captions)))]
     rows = []
     for views in (1, 2):
-        with Gallery(":memory:", encoder=_Bounded(encoder, bounds), matched_views=views) as gallery:
+        with Gallery(":memory:", encoder=cast(Encoder, _Bounded(encoder, bounds)), matched_views=views) as gallery:
             gallery.build(split)  # pyright: ignore[reportArgumentType]  # a Dataset
             for top in args.tops:
                 seconds, matched, same = {True: 0.0, False: 0.0}, 0, 0

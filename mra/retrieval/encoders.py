@@ -117,7 +117,8 @@ class TorchEncoder:
         self.fingerprint = model_fingerprint(self.model, self.processor)
         config = self.model.config
         self.embedding_dim = config.projection_dim
-        self.token_shape = (2, 1 + config.vision_config.num_patches, config.vision_config.hidden_size)
+        vision = config.vision_config
+        self.token_shape: tuple[int, int, int] = (2, 1 + vision.num_patches, vision.hidden_size)
         self.temperature = self.model.temperature.item()
         self._matcher = PairMatcher(self.model, dtype)
 

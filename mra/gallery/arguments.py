@@ -37,7 +37,9 @@ class EncoderArguments:
     model: str | None = option(None, "model folder or Hub id; by default the one that built the gallery")
     backend: Literal["torch", "onnx"] = option("torch", "onnx expects --model to be an ONNX export")
     device: str | None = option(None, "cpu, cuda, ...; by default the GPU if there is one")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = option(None, "dtype of the forward passes")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = option(
+        None, "dtype of the forward passes; auto, the faster of float32 and bfloat16 on this device"
+    )
     token_cache: float = option(4.0, "maximum size of the token cache in GiB", metavar="GIB")
 
     def __post_init__(self) -> None:
@@ -146,8 +148,6 @@ def open_gallery(
     Raises:
         ValueError: as for `Gallery`, or if the ONNX export cannot be loaded.
     """
-    import torch
-
     from mra.gallery.gallery import Gallery
 
     encoder = encoder or EncoderArguments()
@@ -162,7 +162,7 @@ def open_gallery(
         collection=place.collection,
         token=place.token or os.environ.get(TOKEN_VARIABLE),
         device=encoder.device,
-        dtype=None if encoder.dtype is None else getattr(torch, encoder.dtype),
+        dtype=encoder.dtype,
         encoder=exported,
         files=place.files,
         token_cache=int(encoder.token_cache * GIB),

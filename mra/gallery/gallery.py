@@ -60,7 +60,7 @@ class Gallery:
         collection: name of the gallery at that location, which can hold several.
         token: token of a Milvus server, "user:password" or an API key.
         device: to run the model on; None for the GPU if there is one.
-        dtype: dtype of the forward passes; None for that of the weights.
+        dtype: dtype of the forward passes, "auto" for the faster one on this device; None for that of the weights.
         encoder: used instead of `model`; see `mra.retrieval.encoders.Encoder`.
         files: folder of copied images and cached tokens. None: inside the embedded gallery; for a server
             `~/.cache/mra_retrieval/<name>`; for ":memory:" a temporary one.
@@ -84,7 +84,7 @@ class Gallery:
         collection: str = DEFAULT_COLLECTION,
         token: str | None = None,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         encoder: Encoder | None = None,
         files: str | Path | None = None,
         token_cache: int = DEFAULT_TOKEN_CACHE,

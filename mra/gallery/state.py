@@ -41,7 +41,7 @@ class GalleryState:
         model: folder or Hub id of the model; None for the one that built the gallery.
         encoder: used instead of `model`.
         device: to run the model on; None for the GPU if there is one.
-        dtype: dtype of the forward passes; None for that of the weights.
+        dtype: dtype of the forward passes, "auto" for the faster one on this device; None for that of the weights.
         token_cache: maximum size of the token cache in bytes; 0 for none.
         token_dtype: dtype of the token cache of a new gallery; None for the default.
         matched_views: views that a new gallery caches and matches.
@@ -58,7 +58,7 @@ class GalleryState:
         model: str | None,
         encoder: Encoder | None,
         device: str | torch.device | None,
-        dtype: torch.dtype | None,
+        dtype: torch.dtype | str | None,
         token_cache: int,
         token_dtype: str | None,
         matched_views: int,

@@ -10,10 +10,12 @@ import torch
 from transformers import PreTrainedModel
 
 from mra.common.loading import load_model, load_processor
-from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts, inner_model
+from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts
 from mra.retrieval.matching import PairMatcher
+from mra.retrieval.precision import resolve_dtype
 from mra.retrieval.reranking import rerank
 from mra.retrieval.retrieval_choice import RetrievalChoice
+from mra.retrieval.towers import Towers, inner_model
 from processing_mra import MRAProcessor
 
 
@@ -94,7 +96,8 @@ class TorchEncoder:
     Args:
         model: folder or Hub id.
         device: device to run on; None for the GPU if there is one.
-        dtype: dtype of the forward passes; None for that of the weights.
+        dtype: dtype of the forward passes, "auto" for the faster one on this device (see [`resolve_dtype`]); None for that of
+            the weights.
         batch_size: images or texts per forward pass.
 
     Raises:
@@ -105,14 +108,14 @@ class TorchEncoder:
         self,
         model: str,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         batch_size: int = 32,
     ) -> None:
         self.name = str(model)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = dtype
         self.batch_size = batch_size
         self.model = load_model(self.name).to(self.device)  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
+        self.dtype = resolve_dtype(self.model, dtype)
         self.processor = load_processor(self.name)
         self.fingerprint = model_fingerprint(self.model, self.processor)
         config = self.model.config
@@ -120,7 +123,7 @@ class TorchEncoder:
         vision = config.vision_config
         self.token_shape: tuple[int, int, int] = (2, 1 + vision.num_patches, vision.hidden_size)
         self.temperature = self.model.temperature.item()
-        self._matcher = PairMatcher(self.model, dtype)
+        self._towers, self._matcher = Towers(self.model, self.dtype), PairMatcher(self.model, self.dtype)
 
     @property
     def match_weight(self) -> float | None:
@@ -135,25 +138,23 @@ class TorchEncoder:
     def encode_images(self, images: Sequence, flip: bool = True) -> ImageEncodings:
         """Encode images; see [`Encoder`]."""
         return encode_images(
-            self.model,
+            self._towers,
             self.processor,
             images,
             flip=flip,
             keep_hidden_states=True,
             batch_size=self.batch_size,
-            dtype=self.dtype,
             hidden_states_dtype=torch.float32,
         )
 
     def encode_texts(self, texts: Sequence[str]) -> TextEncodings:
         """Encode texts; see [`Encoder`]."""
         return encode_texts(
-            self.model,
+            self._towers,
             self.processor,
             texts,
             keep_hidden_states=True,
             batch_size=self.batch_size,
-            dtype=self.dtype,
             hidden_states_dtype=torch.float32,
         )
 

@@ -22,11 +22,12 @@ def match_in_rounds(
 ) -> tuple[list[int], np.ndarray]:
     """Match the most similar images in rounds until the first `top` of the "posterior" ranking are settled.
 
-    They are the same, in the same order, as after matching all `rerank` images, if no pair's log-odds (the mean over its
-    views) exceed `largest_log_odds`. Proof, with p the `top`-th best posterior of the matched images when the rounds stop:
+    They are the same, in the same order, as after matching all `rerank` images, if no log-odds left out (the mean over views)
+    exceed B, the largest of `largest_log_odds` and of the images matched so far. Proof, with p the `top`-th best posterior of
+    those when the rounds stop:
 
-    1. An image after them scores at most next similarity / temperature + weight x `largest_log_odds` <= p, matched or with the
-       lowest log-odds of the matched ones as in `fuse_scores`; of equal scores the earlier image comes first.
+    1. An image after them scores at most next similarity / temperature + weight x B <= p, matched or with the lowest log-odds
+       of the matched ones as in `fuse_scores`; of equal scores the earlier image comes first.
     2. An image among them that could not be matched scores below p, and more matches can only lower the lowest log-odds.
     3. So the first `top` are matched images in both rankings, each with the same score.
 
@@ -48,8 +49,9 @@ def match_in_rounds(
     end = rerank if largest_log_odds is None else min(rerank, -(-top // round_size) * round_size)
     matched, log_odds = match(range(end))
     while largest_log_odds is not None and end < rerank:
-        of_rest = scaled[end:].max() + weight * np.float32(largest_log_odds)
-        if _is_settled(scaled, matched, weight * log_odds.mean(axis=0), end, top, of_rest):
+        means = log_odds.mean(axis=0)
+        bound = max(np.float32(largest_log_odds), means.max(initial=-np.inf))
+        if _is_settled(scaled, matched, weight * means, end, top, scaled[end:].max() + weight * bound):
             break
         more, their_log_odds = match(range(end, min(rerank, end + round_size)))
         end = min(rerank, end + round_size)

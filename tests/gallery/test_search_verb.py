@@ -119,7 +119,8 @@ def test_names_that_are_not_utf_8_are_printed_and_drawn(run, place, tmp_path):
 
 def test_the_number_of_matched_images_is_printed(run, monkeypatch):
     monkeypatch.setattr("mra.gallery.searching.ROUND_SIZES", {"cpu": 2})
-    monkeypatch.setattr("mra.retrieval.encoders.TorchEncoder.largest_log_odds", {1: -1e6})
+    monkeypatch.setattr("mra.retrieval.encoders.TorchEncoder.largest_log_odds", {1: 1.0})
+    monkeypatch.setattr("mra.retrieval.encoders.TorchEncoder.match_weight", 0.0)
     assert run("a red coat", "--top", "1").splitlines()[1].endswith("; matched 2 of 6")
     result = json.loads(run("a red coat", "--top", "1", "--json"))
     assert (result["matched"], result["reranked"], len(result["hits"])) == (2, 6, 1)

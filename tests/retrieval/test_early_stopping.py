@@ -105,3 +105,12 @@ def test_an_unreadable_image_that_may_be_among_the_first_keeps_the_rounds_going(
     )
     drawn.readable[0] = True
     assert drawn.search(-1.0, **settings)[1] == 8
+
+
+def test_a_bound_that_a_match_exceeds_is_raised_to_it():
+    """Image 7 is far above the bound, and so is image 8, which then is the second hit."""
+    drawn = Drawn(0, 24, 1, 1, 0.0, True)
+    drawn.similarity, drawn.log_odds = -np.arange(24, dtype=np.float32), np.zeros((1, 24), np.float32)
+    drawn.log_odds[0, [7, 8]] = 9, 8.5
+    order, matched = drawn.search(-5.0, top=2, rerank=24, temperature=1.0, match_weight=1.0)
+    assert (order[:2], matched) == ([7, 8], 16)

@@ -170,7 +170,7 @@ class Indexer:
         records = []
         with self.parts.lock:
             for (item, data, _), embedding, tokens in zip(
-                batch, encodings.embeds.numpy(), encodings.hidden_states, strict=True
+                batch, encodings.embeds.numpy(), encodings.hidden_states[:, : self.parts.matched_views], strict=True
             ):
                 content = content_hash(data)
                 self.parts.tokens.write(content, tokens, replace=False)

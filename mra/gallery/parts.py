@@ -15,7 +15,7 @@ from mra.common.files import whole_file
 from mra.gallery.sources import content_hash
 from mra.gallery.store import Record, Store
 from mra.gallery.token_cache import TokenCache
-from mra.retrieval.encoders import Encoder
+from mra.retrieval.encoders import Encoder, encode_tokens
 
 
 # Folder of copied images.
@@ -98,6 +98,11 @@ class GalleryParts:
     roots: Sequence[Path]
     lock: threading.RLock = field(default_factory=threading.RLock)
 
+    @property
+    def matched_views(self) -> int:
+        """Return how many views of an image are cached and matched, the upright one first."""
+        return self.tokens.shape[0]
+
     def load_tokens(self, records: Sequence[Record]) -> tuple[torch.Tensor, dict[int, str], int]:
         """Load tokens of images from the cache, or encode the images again.
 
@@ -123,8 +128,7 @@ class GalleryParts:
                     failed[place] = str(error)
             if not images:
                 continue
-            encoded = self.encoder.encode_images(list(images.values())).hidden_states
-            assert encoded is not None, "encoders keep hidden states"
+            encoded = encode_tokens(self.encoder, list(images.values()), self.matched_views)
             with self.lock:
                 # Do not write back what a concurrent removal deleted.
                 keys = [records[place].key for place in images]

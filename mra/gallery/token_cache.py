@@ -15,11 +15,10 @@ from safetensors.torch import load, save
 
 from mra.common.command_line import find_full_disk
 from mra.common.files import clean_folder, is_unfinished, whole_file
+from mra.gallery.types import TOKEN_DTYPES
 
 
 logger = logging.getLogger(__name__)
-
-TOKEN_DTYPES = ("float32", "float16")
 
 # Maximum bytes of a file besides its tokens: the safetensors header and the checksum.
 HEADER_BYTES = 256
@@ -98,10 +97,14 @@ class TokenCache:
         return tokens.float()
 
     def write(self, content: str, tokens: torch.Tensor, replace: bool = True) -> None:
-        """Cache the tokens of an image; without `replace` only if the cache is not full."""
+        """Cache the tokens of an image; without `replace` only if the cache is not full.
+
+        Raises:
+            ValueError: as for `rounded`.
+        """
         if not self._is_caching or content in self._held or not self.capacity or (self.is_full and not replace):
             return
-        stored = tokens.to(self.dtype).contiguous()
+        stored = self._converted(tokens).contiguous()
         with self._caching():
             while self.is_full:
                 self.remove(next(iter(self._held)))
@@ -111,8 +114,21 @@ class TokenCache:
             self._held[content] = None
 
     def rounded(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Round tokens as the cache does, so that a score does not depend on whether they were cached."""
-        return tokens.to(self.dtype).float()
+        """Round tokens as the cache does, so that a score does not depend on whether they were cached.
+
+        Raises:
+            ValueError: if a finite token is too large for the dtype of the cache.
+        """
+        return self._converted(tokens).float()
+
+    def _converted(self, tokens: torch.Tensor) -> torch.Tensor:
+        stored = tokens.to(self.dtype)
+        if bool(stored.isinf().any()) and bool(tokens.isfinite().all()):
+            raise ValueError(
+                f"tokens of an image reach {tokens.abs().max().item():g}, more than {str(self.dtype).removeprefix('torch.')} "
+                "holds: build a new gallery with token_dtype float32"
+            )
+        return stored
 
     def remove(self, content: str) -> None:
         """Delete the tokens of an image.

@@ -1,6 +1,7 @@
 """Models behind a gallery: embeddings and tokens of images, encodings of texts, matching scores of pairs."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Sequence
 from typing import Protocol
@@ -40,8 +41,13 @@ class Encoder(Protocol):
         """Weight of the matching log-odds in fused rankings, chosen on validation; None if none was."""
         ...
 
-    def encode_images(self, images: Sequence) -> ImageEncodings:
-        """Encode PIL images, or rows with an "image", and their mirror images; keep hidden states of both views."""
+    @property
+    def largest_log_odds(self) -> dict[int, float]:
+        """Largest log-odds of a match seen on validation, by the number of views averaged; empty if unknown."""
+        ...
+
+    def encode_images(self, images: Sequence, flip: bool = True) -> ImageEncodings:
+        """Encode PIL images, or rows with an "image", and with `flip` their mirror images; keep hidden states of all."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> TextEncodings:
@@ -64,13 +70,24 @@ class Encoder(Protocol):
 def chosen_match_weight(model: str) -> float | None:
     """Return the weight of the matching log-odds chosen for a model on validation, or None.
 
-    A gallery ranks by the posterior of both views, so a choice without mirror images does not apply to it.
+    The embeddings of a gallery are those of both views, so a choice without mirror images does not apply to it. One with
+    them does, whether the gallery matches one view or two.
 
     Raises:
         ValueError: if the choice saved with the model cannot be read.
     """
     choice = RetrievalChoice.load(model)
     return choice.posterior_weight() if choice is not None and choice.flip else None
+
+
+def seen_log_odds(model: str) -> dict[int, float]:
+    """Return the largest log-odds of a match seen on validation by number of views; empty if none were recorded.
+
+    Raises:
+        ValueError: if the choice saved with the model cannot be read.
+    """
+    choice = RetrievalChoice.load(model)
+    return {} if choice is None else choice.largest_log_odds
 
 
 class TorchEncoder:
@@ -103,7 +120,8 @@ class TorchEncoder:
         self.fingerprint = model_fingerprint(self.model, self.processor)
         config = self.model.config
         self.embedding_dim = config.projection_dim
-        self.token_shape = (2, 1 + config.vision_config.num_patches, config.vision_config.hidden_size)
+        vision = config.vision_config
+        self.token_shape: tuple[int, int, int] = (2, 1 + vision.num_patches, vision.hidden_size)
         self.temperature = self.model.temperature.item()
         self._towers, self._matcher = Towers(self.model, self.dtype), PairMatcher(self.model, self.dtype)
 
@@ -112,12 +130,18 @@ class TorchEncoder:
         """Weight chosen on validation; read when used, since the first time hashes the weights."""
         return chosen_match_weight(self.name)
 
-    def encode_images(self, images: Sequence) -> ImageEncodings:
-        """Encode images and their mirror images; see [`Encoder`]."""
+    @property
+    def largest_log_odds(self) -> dict[int, float]:
+        """Bounds seen on validation; see [`Encoder`]."""
+        return seen_log_odds(self.name)
+
+    def encode_images(self, images: Sequence, flip: bool = True) -> ImageEncodings:
+        """Encode images; see [`Encoder`]."""
         return encode_images(
             self._towers,
             self.processor,
             images,
+            flip=flip,
             keep_hidden_states=True,
             batch_size=self.batch_size,
             hidden_states_dtype=torch.float32,
@@ -150,6 +174,17 @@ class TorchEncoder:
         return rerank(self.model, texts, images, nearest, dtype=self.dtype, log_odds=True)
 
 
+def encode_tokens(encoder: Encoder, images: Sequence, views: int) -> torch.Tensor:
+    """Encode PIL images to the tokens of their first views, `(images, views, 1 + patches, hidden)`.
+
+    An encoder whose `encode_images` has no `flip` encodes both views.
+    """
+    is_upright = views == 1 and "flip" in inspect.signature(encoder.encode_images).parameters
+    encoded = encoder.encode_images(images, flip=False) if is_upright else encoder.encode_images(images)
+    assert encoded.hidden_states is not None, "encoders keep hidden states"
+    return encoded.hidden_states[:, :views]
+
+
 def match_nearest(
     encoder: Encoder, texts: TextEncodings, images: ImageEncodings, nearest: torch.Tensor
 ) -> torch.Tensor:
@@ -173,7 +208,7 @@ def match_nearest(
         text = TextEncodings(
             texts.embeds[row : row + 1], texts.hidden_states[start : start + length], texts.lengths[row : row + 1]
         )
-        scores.append(encoder.match(text, images.hidden_states[rows])[:, 0])
+        scores.append(encoder.match(text, images.hidden_states[rows].float())[:, 0])
     return torch.stack(scores, dim=1)
 
 

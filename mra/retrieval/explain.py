@@ -154,7 +154,7 @@ def phrase_scores(
         image_hidden_states: its hidden states, `(1 + patches, hidden)` or `(views, 1 + patches, hidden)`.
 
     Returns:
-        The matching probability of each phrase in order, averaged over the views as in a search.
+        The matching probability of each phrase in order, averaged over the views.
 
     Raises:
         ValueError: if there are no phrases, one is empty, or not exactly one of `image` and `image_hidden_states` is given.

@@ -11,7 +11,7 @@ from mra.common.extras import extra_needed
 from mra.common.loading import load_processor
 from mra.common.sharding import cut_batches
 from mra.retrieval.encode import ImageEncodings, TextEncodings, read_row, undecoded
-from mra.retrieval.encoders import chosen_match_weight
+from mra.retrieval.encoders import chosen_match_weight, seen_log_odds
 
 
 FILES = {name: f"{name}.onnx" for name in ("image_encoder", "text_encoder", "matcher")}
@@ -54,6 +54,7 @@ class OnnxEncoder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         providers = _providers(onnxruntime, device)
+        self.device = torch.device("cpu" if len(providers) == 1 else "cuda")
         try:
             self._sessions = {
                 name: onnxruntime.InferenceSession(str(folder / file), options, providers=providers)
@@ -67,8 +68,13 @@ class OnnxEncoder:
         """Weight chosen on validation; see `TorchEncoder.match_weight`."""
         return chosen_match_weight(str(self.folder))
 
-    def encode_images(self, images: Sequence) -> ImageEncodings:
-        """Encode PIL images, or rows with an "image", and their mirror images; keep hidden states of both views.
+    @property
+    def largest_log_odds(self) -> dict[int, float]:
+        """Bounds seen on validation; see `TorchEncoder.largest_log_odds`."""
+        return seen_log_odds(str(self.folder))
+
+    def encode_images(self, images: Sequence, flip: bool = True) -> ImageEncodings:
+        """Encode PIL images, or rows with an "image", and with `flip` their mirror images; keep hidden states of all.
 
         Raises:
             ValueError: if there are no images, or one cannot be read (the message gives its row).
@@ -80,7 +86,8 @@ class OnnxEncoder:
         for batch in batches:
             pictures = [read_row(images, row) for row in batch]
             pixel_values = self.processor(images=pictures)["pixel_values"]
-            views = [self._run("image_encoder", pixel_values=view) for view in (pixel_values, pixel_values.flip(-1))]
+            pixels = (pixel_values, pixel_values.flip(-1)) if flip else (pixel_values,)
+            views = [self._run("image_encoder", pixel_values=view) for view in pixels]
             tokens.append(torch.stack([hidden_states for hidden_states, _ in views], dim=1))
             embeds.append(torch.stack([embedded for _, embedded in views]).mean(dim=0))
         return ImageEncodings(torch.cat(embeds), torch.cat(tokens), torch.arange(len(images)), batches)

@@ -7,6 +7,7 @@ import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+import torch
 from transformers.utils.hub import cached_file
 
 from mra.common.files import write_whole
@@ -14,7 +15,7 @@ from mra.common.weight_files import weights_digest
 from mra.retrieval.evaluation import RetrievalResult, below_similarity
 from mra.retrieval.metrics import retrieval_metrics
 from mra.retrieval.rerank_depth import COMPARED, TOLERANCE, choose_rerank_depth, compared
-from mra.retrieval.score_fusion import SCORE_FUSIONS, fusion_name
+from mra.retrieval.score_fusion import SCORE_FUSIONS, fusion_name, match_scores
 
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ class RetrievalChoice:
         dtype: dtype of the forward passes it was chosen with.
         model: folder or Hub id of the model if the choice is not saved with it.
         weights: [`weights_digest`] of the weights it was chosen with; None in files of versions that did not record it.
+        largest_log_odds: [`largest_log_odds`] of that data, the bound of early stopping in a gallery. Empty in files of
+            versions without early stopping.
     """
 
     rerank_k: int
@@ -100,6 +103,7 @@ class RetrievalChoice:
     dtype: str | None = None
     model: str | None = None
     weights: str | None = None
+    largest_log_odds: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in (("rerank_k", self.rerank_k), ("gallery_size", self.gallery_size)):
@@ -118,6 +122,8 @@ class RetrievalChoice:
         for name, values in (*self.tried.items(), *self.tried_fusions.items()):
             if set(values) != set(COMPARED) or not all(math.isfinite(value) for value in values.values()):
                 raise ValueError(f"{name!r} must have the percentages {' and '.join(COMPARED)}, got {values!r}")
+        if not all(views in (1, 2) and math.isfinite(value) for views, value in self.largest_log_odds.items()):
+            raise ValueError(f"largest_log_odds must be finite numbers by 1 or 2 views, got {self.largest_log_odds!r}")
 
     @property
     def fusion(self) -> str:
@@ -234,7 +240,12 @@ class RetrievalChoice:
             }
             if not required <= set(saved) <= {item.name for item in fields(cls)}:
                 raise ValueError(f"its keys are {', '.join(saved)}")
-            choice = cls(**saved | {"tried": {int(k): metrics for k, metrics in saved["tried"].items()}})
+            by_number = {
+                name: {int(number): value for number, value in saved[name].items()}
+                for name in ("tried", "largest_log_odds")
+                if name in saved
+            }
+            choice = cls(**saved | by_number)
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{FILE_NAME} of model {folder} is not a saved choice of fusion and rerank_k ({error}): remove it to choose "
@@ -255,6 +266,15 @@ def _warn_of_other_weights(path: str, model: str, found: str | None) -> None:
         f"{path} is not applied: it was chosen with other weights than the current ones of {model}; evaluate the model on a "
         "dataset with a validation split to choose again"
     )
+
+
+def largest_log_odds(log_odds: torch.Tensor) -> dict[int, float]:
+    """Return the largest log-odds of a match by the number of views averaged, the first one or all.
+
+    Args:
+        log_odds: `(views, queries, k)`, the upright image first.
+    """
+    return {views: log_odds[:views].mean(dim=0).max().item() for views in range(1, len(log_odds) + 1)}
 
 
 def choose_retrieval(
@@ -289,6 +309,7 @@ def choose_retrieval(
         tried_fusions[fusion_name(*fusion)] = compared(metrics)
     best = max(candidates, key=lambda fusion: choice_score(tried_fusions[fusion_name(*fusion)]))
     rerank_k, tried = choose_rerank_depth(result.with_fusion(*best), tolerance)
+    assert result.match_logits is not None, "checked by `fuse`"
     return RetrievalChoice(
         rerank_k=rerank_k,
         chosen_on=chosen_on,
@@ -301,4 +322,5 @@ def choose_retrieval(
         tried_fusions=tried_fusions,
         num_queries=len(result.captions),
         dtype=result.dtype,
+        largest_log_odds=largest_log_odds(match_scores(result.match_logits, log_odds=True)),
     )

@@ -317,7 +317,7 @@ class FusionRows:
 
     def longest(self, length: int) -> int:
         """Return how many of `length` positions hold a token of at least one text."""
-        return max(*(self.text_lengths or ()), *(self.pair_lengths or ())) if self.has_lengths else length
+        return max([*(self.text_lengths or ()), *(self.pair_lengths or ())]) if self.has_lengths else length
 
 
 def matching_rows(text: TextBatch, text_index: torch.Tensor, is_local: bool) -> TextRows:

@@ -59,7 +59,8 @@ class Mutant:
 def make_mutants(source: str) -> list[Mutant]:
     """Return every mutant of a module, in the order of its lines.
 
-    Docstrings, annotations, texts of errors and of log lines, and what `TYPE_CHECKING` guards are left alone.
+    Docstrings, annotations, overloads, texts of errors and of log lines, `strict` of `zip`, which is an assertion, and what
+    `TYPE_CHECKING` guards are left alone.
     """
     tree = ast.parse(source)
     mutants = []
@@ -111,6 +112,10 @@ def _is_text(node: ast.AST, field: str) -> bool:
 def _is_left_alone(node: ast.AST) -> bool:
     if isinstance(node, ast.Import | ast.ImportFrom | ast.Global | ast.Nonlocal):
         return True
+    if isinstance(node, ast.keyword):
+        return node.arg == "strict"
+    if isinstance(node, ast.FunctionDef):
+        return any(isinstance(decorator, ast.Name) and decorator.id == "overload" for decorator in node.decorator_list)
     if isinstance(node, ast.If):
         return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
     if isinstance(node, ast.Expr):
@@ -145,7 +150,7 @@ def _changes(node: ast.stmt | ast.expr) -> Iterator[ast.AST]:
             yield changed
         else:
             yield ast.copy_location(changed, node)
-    elif isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):
+    elif isinstance(node, ast.Return) and node.value is not None and not _is_none_or_bool(node.value):
         yield ast.copy_location(ast.Return(None), node)
     elif isinstance(node, ast.Name) and node.id in _NAMES and isinstance(node.ctx, ast.Load):
         yield ast.copy_location(ast.Name(_NAMES[node.id], node.ctx), node)
@@ -164,5 +169,5 @@ def _can_go(node: ast.AST) -> bool:
     return isinstance(node, ast.Assign) and all(isinstance(t, ast.Attribute | ast.Subscript) for t in node.targets)
 
 
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
+def _is_none_or_bool(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, bool))

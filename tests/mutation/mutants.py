@@ -10,6 +10,7 @@ original does is listed in equivalent.yaml, with the reason, and not counted.
 
 import argparse
 import contextlib
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 LIBRARIES = (
     "pytest",
+    "hypothesis.strategies",
     "torch",
     "torchvision.transforms.v2",
     "timm",
@@ -152,6 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     torch.set_num_threads(1)  # a fork copies no threads
+    gc.freeze()  # pytest collects garbage at the end: not that of the libraries each time
 
     too_low = []
     for module in args.modules or listed:

@@ -32,6 +32,7 @@ _SWAPPED = {
     ast.Continue: ast.Break,
 }
 _NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": "list"}
+_WITHOUT_RESULT = ("strict", "non_blocking")  # an assertion of `zip`, and the timing of copies to a device
 _LOGGED = ("debug", "info", "warning", "warning_once", "error")
 
 
@@ -59,8 +60,8 @@ class Mutant:
 def make_mutants(source: str) -> list[Mutant]:
     """Return every mutant of a module, in the order of its lines.
 
-    Docstrings, annotations, overloads, texts of errors and of log lines, `strict` of `zip`, which is an assertion, and what
-    `TYPE_CHECKING` guards are left alone.
+    Docstrings, annotations, overloads, texts of errors and of log lines, what `TYPE_CHECKING` guards, and arguments that change
+    no result (`_WITHOUT_RESULT`) are left alone.
     """
     tree = ast.parse(source)
     mutants = []
@@ -113,7 +114,7 @@ def _is_left_alone(node: ast.AST) -> bool:
     if isinstance(node, ast.Import | ast.ImportFrom | ast.Global | ast.Nonlocal):
         return True
     if isinstance(node, ast.keyword):
-        return node.arg == "strict"
+        return node.arg in _WITHOUT_RESULT
     if isinstance(node, ast.FunctionDef):
         return any(isinstance(decorator, ast.Name) and decorator.id == "overload" for decorator in node.decorator_list)
     if isinstance(node, ast.If):

@@ -60,8 +60,8 @@ class Mutant:
 def make_mutants(source: str) -> list[Mutant]:
     """Return every mutant of a module, in the order of its lines.
 
-    Docstrings, annotations, overloads, texts of errors and of log lines, what `TYPE_CHECKING` guards, and arguments that change
-    no result (`_WITHOUT_RESULT`) are left alone.
+    Docstrings, annotations, overloads, texts of errors and of log lines, what `TYPE_CHECKING` guards, and arguments that
+    change no result (`_WITHOUT_RESULT`) are left alone.
     """
     tree = ast.parse(source)
     mutants = []

@@ -27,6 +27,10 @@ ORIENTATION, RESOLUTION_UNIT, SHORT, ASCII, RATIONAL, FLOAT = 274, 296, 3, 2, 5,
 # (tag, type, count, value of four bytes): each entry is fine for a parser and stops one of Pillow's writers or readers
 STRANGE = {
     "resolution unit as a float": [(ORIENTATION, SHORT, 1, b"\6\0\0\0"), (RESOLUTION_UNIT, FLOAT, 1, b"\0\0\0\x40")],
+    "resolution unit as a float, upside down": [
+        (ORIENTATION, SHORT, 1, b"\3\0\0\0"),
+        (RESOLUTION_UNIT, FLOAT, 1, b"\0\0\0\x40"),
+    ],
     "offset behind the end": [(ORIENTATION, SHORT, 1, b"\6\0\0\0"), (282, RATIONAL, 1, b"\xff\xff\0\0")],
     "orientation as text": [(ORIENTATION, ASCII, 2, b"6\0\0\0")],
     "orientation of nothing": [(ORIENTATION, SHORT, 1, b"\x63\0\0\0")],
@@ -53,9 +57,10 @@ def exif(entries):
 @pytest.mark.parametrize("name", STRANGE)
 def test_strange_metadata_stop_nothing(pixels, name):
     content = jpeg(pixels, exif(STRANGE[name]))
-    is_turned = STRANGE[name][0][1] == SHORT and STRANGE[name][0][3][0] == 6
+    turn = STRANGE[name][0][3][0] if STRANGE[name][0][1] == SHORT else 1
     plain = Image.open(io.BytesIO(jpeg(pixels))).convert("RGB")
-    expected = np.asarray(plain.transpose(Image.Transpose.ROTATE_270) if is_turned else plain)
+    turns = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270}
+    expected = np.asarray(plain.transpose(turns[turn]) if turn in turns else plain)
     np.testing.assert_array_equal(np.asarray(read_picture(content)), expected)
     assert upright_size(open_picture(content)) == (expected.shape[1], expected.shape[0])
 
@@ -445,6 +450,8 @@ def test_fill_bytes_between_the_segments_of_a_jpeg(pixels):
     comment = segment(0xFE, b"a comment")
     content = plain[:2] + b"\xff\xff\xff" + comment + b"\xff" + comment + plain[2:]
     assert without_metadata(content) == plain
+    scan = b"\xff\xd8" + segment(0xDA, b"x" * 4) + b"\xff\0\0\4xx" + segment(0xE1, b"in the pixels")
+    assert without_metadata(scan) == scan  # behind its header a scan is no row of segments
     for length in range(2, 30):  # wherever it is cut
         assert without_metadata(content[:length]).startswith(b"\xff\xd8")
 

@@ -650,6 +650,21 @@ def test_the_place_in_the_run_must_be_whole(tmp_path, name, content, words):
         start(tmp_path, "latest")
 
 
+@pytest.mark.parametrize(("records", "log_lines"), [('{"step": 1}\n{"step": 2}\n', 2), ("", 0), (None, 2)])
+def test_records_that_fit_the_place_in_the_run(tmp_path, records, log_lines):
+    """As many as were written by then, or none where their file was taken away."""
+
+    def save_state(folder):
+        fake_accelerator().save_state(folder)
+        torch.save(TrainingState(step=4, log_lines=log_lines).state_dict(), f"{folder}/custom_checkpoint_1.pkl")
+
+    prepare_output_dir(tmp_path, None, False)
+    if records is not None:
+        (tmp_path / "metrics.jsonl").write_text(records)
+    saved = Checkpointer(fake_accelerator(save_state=save_state), tmp_path, {}).save(4)
+    assert start(tmp_path, "latest") == saved
+
+
 def test_checkpoints_from_before_manifests(two):
     for step in (2, 4):
         (two / "checkpoints" / f"checkpoint-{step}" / "manifest.json").unlink()

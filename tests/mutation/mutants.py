@@ -113,7 +113,8 @@ def _run_tests(finder: _MutantFinder, tests: Sequence[str], scratch: str) -> NoR
         import pytest
 
         sys.meta_path.insert(0, finder)
-        code = int(pytest.main(["-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+        options = ["-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-profile", "unshrunk"]
+        code = int(pytest.main([*options, *tests]))
     finally:
         sys.stdout.flush()
         os._exit(code)

@@ -189,7 +189,16 @@ def test_segments_that_keep_a_jpeg_from_being_opened_are_left_out(pixels, part):
 
 @pytest.mark.parametrize(
     "part",
-    [(b"iCCP", b"x\0\1zz"), (b"zTXt", b"x\0\1zz"), (b"pHYs", b"\0"), (b"gAMA", b"\0"), (b"eXIf", b"XX")],
+    [
+        (b"iCCP", b"x\0\1zz"),
+        (b"zTXt", b"x\0\1zz"),
+        (b"pHYs", b"\0"),
+        (b"gAMA", b"\0"),
+        (b"eXIf", b"XX"),
+        (b"cHRM", b"\0"),
+        (b"sRGB", b""),
+        (b"tRNS", b"\0"),
+    ],
     ids=lambda part: part[0].decode(),
 )
 @pytest.mark.parametrize("place", ["before the pixels", "behind the pixels"])

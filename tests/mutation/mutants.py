@@ -10,6 +10,7 @@ original does is listed in equivalent.yaml, with the reason, and not counted.
 
 import argparse
 import contextlib
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 LIBRARIES = (
     "pytest",
+    "hypothesis.strategies",
     "torch",
     "torchvision.transforms.v2",
     "timm",
@@ -111,7 +113,8 @@ def _run_tests(finder: _MutantFinder, tests: Sequence[str], scratch: str) -> NoR
         import pytest
 
         sys.meta_path.insert(0, finder)
-        code = int(pytest.main(["-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+        options = ["-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-profile", "unshrunk"]
+        code = int(pytest.main([*options, *tests]))
     finally:
         sys.stdout.flush()
         os._exit(code)
@@ -152,6 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     torch.set_num_threads(1)  # a fork copies no threads
+    gc.freeze()  # pytest collects garbage at the end: not that of the libraries each time
 
     too_low = []
     for module in args.modules or listed:

@@ -34,12 +34,15 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 LIBRARIES = (
     "pytest",
+    "hypothesis.strategies",
     "torch",
     "torchvision.transforms.v2",
     "timm",
     "datasets",
     "accelerate",
     "transformers.models.bert.modeling_bert",
+    "pymilvus",
+    "milvus_lite.db",
 )
 ENOUGH = 0.9
 OUTPUT = "output"

@@ -158,10 +158,10 @@ def test_query_without_match_is_named():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_score_that_is_not_finite_is_an_error(value):
-    scores = torch.zeros(3, 2)
-    scores[2, 1] = value
-    with pytest.raises(ValueError, match="scores of query 2 contain NaN or infinity"):
-        retrieval_metrics(scores, torch.tensor([4, 4, 4]), torch.tensor([4, 5]), chunk_size=2)
+    scores = torch.zeros(6, 2)
+    scores[4:, 1] = value
+    with pytest.raises(ValueError, match="scores of query 4 contain NaN or infinity"):
+        retrieval_metrics(scores, torch.tensor([4] * 6), torch.tensor([4, 5]), chunk_size=3)
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 2), (6,)])

@@ -16,6 +16,12 @@ hypothesis.settings.register_profile("quick", derandomize=True, database=None, m
 hypothesis.settings.register_profile(
     "thorough", database=None, print_blob=True, max_examples=50 * QUICK_EXAMPLES, **COMMON
 )
+# For tests.mutation, which needs to know that an example fails, but not the smallest one.
+hypothesis.settings.register_profile(
+    "unshrunk",
+    hypothesis.settings.get_profile("quick"),
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)
 hypothesis.settings.load_profile("quick")
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -50,12 +51,12 @@ def test_the_gallery_in_the_folder_is_no_picture(tmp_path):
 def test_links_may_stay_in_the_folder(tmp_path):
     touch(tmp_path, "in/a.png", "in/z.png", "out.png")
     (tmp_path / "in" / "b.png").symlink_to("a.png")
-    for name in ("y.png", "c.png"):
+    for name in ("y.png", "x.png", "w.png", "c.png"):
         (tmp_path / "in" / name).symlink_to(tmp_path / "out.png")
     source = open_source(tmp_path / "in")
     assert list(listed(source)) == ["a.png", "b.png", "z.png"]
     reason = "it is a link to a file outside the folder"
-    assert source.refused == [("c.png", reason), ("y.png", reason)]
+    assert source.refused == [(name, reason) for name in ("c.png", "w.png", "x.png", "y.png")]
     (tmp_path / "link").symlink_to(tmp_path / "in")
     assert (open_source(tmp_path / "link").root, len(open_source(tmp_path / "link").items)) == (tmp_path / "in", 3)
 
@@ -180,6 +181,7 @@ def test_what_is_no_source_is_refused(tmp_path):
         (no_images, "images data set must have an image column, got text, n"),
         (empty, "images data set has no images: expected at least one"),
         (7, r"must be a folder, a list of files or a datasets\.Dataset, got int"),
+        (SimpleNamespace(features={}), "must be a folder, a list of files"),
         ({"a": 1}, r"must be a folder, a list of files or a datasets\.Dataset, got dict"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -112,8 +112,10 @@ def test_settings_are_those_of_the_model_and_of_every_source(disk, tmp_path):
     state = disk.open()
     assert (state.info, state.exists, state.fields) == ({}, False, {"key": "text", "camera": "text", "time": "time"})
     assert state.roots == [disk.files / "images"] and state.calibration is None
-    for root, fields in ((tmp_path / "z", {}), (None, {}), (tmp_path / "a", {"speed": "number"})):
-        state.remember(ENCODER, Source("some", root, []), fields)
+    roots = [tmp_path / name for name in "zmaxk"]
+    for root in (*roots[:-1], None):
+        state.remember(ENCODER, Source("some", root, []), {})
+    state.remember(ENCODER, Source("some", roots[-1], []), {"speed": "number"})
     expected = {
         "format": 2,
         "model": "org/model",
@@ -121,15 +123,15 @@ def test_settings_are_those_of_the_model_and_of_every_source(disk, tmp_path):
         "embedding_dim": 4,
         "token_shape": [1, 2, 3],
         "token_dtype": "float32",
-        "roots": [str(tmp_path / "a"), str(tmp_path / "z")],
+        "roots": sorted(map(str, roots)),
         "fields": {"speed": "number"},
     }
     assert state.info == disk.store.read_info() == expected
-    assert disk.calls == ["write_info", "create", "write_info"]
+    assert disk.calls == ["write_info", "create", *["write_info"] * 4]
     again = disk.open()
     again.remember(ENCODER, Source("some", tmp_path / "z", []), {"speed": "number"})
-    assert again.info == expected and len(disk.calls) == 3  # nothing that has not changed is written
-    assert again.roots == [tmp_path / "a", tmp_path / "z", disk.files / "images"]
+    assert again.info == expected and len(disk.calls) == 6  # nothing that has not changed is written
+    assert again.roots == [*sorted(roots), disk.files / "images"]
     assert again.fields["speed"] == "number" and again.exists
     assert (again.tokens.shape, again.tokens.dtype) == (SHAPE, torch.float32)
 

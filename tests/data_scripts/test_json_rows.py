@@ -1,5 +1,6 @@
 """data_scripts/json_rows.py: the rows that `json` reads, whatever the blocks, and errors that name the row."""
 
+import io
 import json
 import os
 
@@ -148,12 +149,41 @@ def test_the_search_for_the_end_of_a_row_is_limited(tmp_path, monkeypatch, windo
     assert max(windows) < 120_000 + 2 * 10_000
 
 
+class ReadOn(Exception):
+    """The file was asked for more."""
+
+
+class Unread(io.StringIO):
+    """A file that must not be read any further."""
+
+    def read(self, size: int | None = -1) -> str:
+        raise ReadOn
+
+
+@pytest.mark.parametrize(
+    ("read", "first", "limit", "start"),
+    [
+        (json_rows._decode, '"', 1 << 26, 0),
+        (json_rows._decode, '"', 100, 70),
+        (json_rows._skip_nested, "[", 100, 70),
+    ],
+)
+def test_the_end_of_a_row_is_looked_for_up_to_the_limit(monkeypatch, read, first, limit, start):
+    if limit == 100:
+        monkeypatch.setattr(json_rows, "_LARGEST_ROW", limit)
+    text = json_rows._Text(Unread())
+    for length, error in ((limit, ReadOn), (limit + 1, json.JSONDecodeError)):
+        text.window, text.start = ", " * (start // 2) + first.ljust(length, "x"), start
+        with pytest.raises(error):
+            read(text)
+
+
 DEEP = 100_000
 NESTED = [
     "[" * DEEP + "]" * DEEP,
     '{"a": ' * DEEP + "1" + "}" * DEEP,
     '[{"a[": ' * DEEP + '"}]' + r"\"]" + '"' + "}]" * DEEP,
-    "[" * DEEP + '"' + "]" * (2 * DEEP) + '"' + "]" * DEEP,
+    "[" * DEEP + '"' + "]" * (3 * DEEP) + '"' + "]" * DEEP,
 ]
 
 

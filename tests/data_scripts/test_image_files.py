@@ -131,6 +131,10 @@ def test_the_rule_of_most_paths_is_chosen_and_the_simplest_among_equals(tmp_path
     assert chosen(root, "set/c.png").rule == PathRule()
     touch(root, "set/imgs/d.png", "imgs/d.png")
     assert chosen(root, "set/d.png").rule == PathRule("imgs", ("set",))
+    # Of rules for one path each, the simpler one wins, whichever row comes first.
+    touch(root, "x.png", "set/imgs/y.png")
+    assert chosen(root, "set/x.png", "b.png").rule == PathRule("imgs")
+    assert chosen(root, "y.png", "b.png").rule == PathRule("imgs")
 
 
 def test_links_do_not_hide_how_the_root_ends(tmp_path):

@@ -29,17 +29,23 @@ class FullDiskError(OSError):
 
 def find_full_disk(error: BaseException) -> str | None:
     """Return the part of an error, or of its causes, that reports a full disk; None if there is no such part."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
+    for current in _chain(error):
         if isinstance(current, OSError) and current.errno in _FULL:
             return current.strerror or os.strerror(current.errno)
         words = next((words for sign, words in _SIGNS.items() if sign in str(current)), None)
         if words is not None:
             return words
-        current = current.__cause__ or current.__context__
     return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and its causes, which may form a circle."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
 
 
 @contextlib.contextmanager
@@ -89,7 +95,14 @@ def plain_errors(
         is_plain = isinstance(error, errors) and (from_libraries or _is_raised_here(error))
         if not is_plain and not isinstance(error, FullDiskError):
             raise
+        _free_frames(error)
         raise SystemExit(f"{program}: {str(error) or repr(error)}") from None
+
+
+def _free_frames(error: BaseException) -> None:
+    """Free the local variables of an error and its causes, so that open progress bars end above the message."""
+    for part in _chain(error):
+        traceback.clear_frames(part.__traceback__)
 
 
 def try_folder(folder: str | Path, option: str) -> None:

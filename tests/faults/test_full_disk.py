@@ -8,8 +8,7 @@ from tests.helpers import faults
 from tests.helpers.faulty_commands import COMMANDS
 
 
-REASON = faults.why_no_disks()
-pytestmark = [pytest.mark.faults, pytest.mark.skipif(REASON is not None, reason=REASON or "")]
+pytestmark = pytest.mark.faults
 PAGE = 4096
 SIZES = {"start": 0.0, "middle": 0.5, "end": 0.9}  # of what an undisturbed run leaves
 MOMENTS = {"first": 0.0, "half": 0.5, "last": 0.9}  # of the changes that an undisturbed run makes
@@ -21,29 +20,27 @@ def name(request):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_disk_that_is_too_small(world, tmp_path, name, size):
+def test_disk_that_is_too_small(world, disk, name, size):
     undisturbed, _, _ = world.undisturbed(name)
-    with faults.small_disk(tmp_path / "disk") as disk:
-        world.begin(name, disk)
-        base = faults.used_bytes(disk)
-        room = max(_pages(undisturbed) - base, 32 * PAGE)
-        faults.remount(disk, f"size={base + PAGE + int(SIZES[size] * room) // PAGE * PAGE}")
-        outcome = world.run(name, disk)
-        check_refusal(world, name, disk, outcome)
-        faults.remount(disk, f"size={64 * faults.MIB}")
-        check_next_run(world, name, disk)
+    world.begin(name, disk)
+    base = faults.used_bytes(disk)
+    room = max(_pages(undisturbed) - base, 32 * PAGE)
+    faults.remount(disk, f"size={base + PAGE + int(SIZES[size] * room) // PAGE * PAGE}")
+    outcome = world.run(name, disk)
+    check_refusal(world, name, disk, outcome)
+    faults.remount(disk, f"size={64 * faults.MIB}")
+    check_next_run(world, name, disk)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_disk_that_fills_up(world, tmp_path, name, moment):
+def test_disk_that_fills_up(world, disk, name, moment):
     _, undisturbed, _ = world.undisturbed(name)
-    with faults.small_disk(tmp_path / "disk") as disk:
-        world.begin(name, disk)
-        at = 1 + int(MOMENTS[moment] * (undisturbed.events - 1))
-        outcome = world.run(name, disk, at=at, fault=functools.partial(faults.fill, disk))
-        check_refusal(world, name, disk, outcome)
-        (disk / faults.BALLAST).unlink(missing_ok=True)
-        check_next_run(world, name, disk)
+    world.begin(name, disk)
+    at = 1 + int(MOMENTS[moment] * (undisturbed.events - 1))
+    outcome = world.run(name, disk, at=at, fault=functools.partial(faults.fill, disk))
+    check_refusal(world, name, disk, outcome)
+    (disk / faults.BALLAST).unlink(missing_ok=True)
+    check_next_run(world, name, disk)
 
 
 def check_refusal(world, name, disk, outcome):

@@ -153,7 +153,9 @@ class MilvusStore:
             rows = self._client.query(self.collection, filter=wanted, output_fields=fields, limit=len(some))
             yield from map(_to_record, rows)
 
-    def search(self, embedding: np.ndarray, limit: int, where: Where | None = None) -> list[tuple[Record, float]]:
+    def search(
+        self, embedding: np.ndarray, limit: int, where: Where | None = None, embeddings: bool = False
+    ) -> list[tuple[Record, float]]:
         """Return the nearest records, best first, with their dot products."""
         limit = min(limit, MAX_HITS)
         parameters = dict(SEARCH_PARAMETERS[self._index])
@@ -165,7 +167,7 @@ class MilvusStore:
             anns_field="embedding",
             filter="" if where is None else where.to_milvus(),
             limit=limit,
-            output_fields=[*MAX_TEXT_BYTES, "metadata"],
+            output_fields=[*MAX_TEXT_BYTES, "metadata", *(["embedding"] if embeddings else [])],
             search_params={"metric_type": "IP", "params": parameters},
         )
         return [(_to_record(hit["entity"]), float(hit["distance"])) for hit in hits]

@@ -76,6 +76,7 @@ class GalleryState:
             self.info = place.store.read_info()
             self._refuse_format()
             self._refuse_loss(place.store)
+            self._warn_of_loss(place.store)
             if self.info.get("is_removing"):
                 self._resume_removal()
         except BaseException:
@@ -101,6 +102,15 @@ class GalleryState:
                 f"gallery {self.place.uri} has lost {lost}: a file of it is damaged: restore a backup, or delete the "
                 "folder and build the gallery again"
             )
+
+    def _warn_of_loss(self, store: Store) -> None:
+        """Warn if the index has fewer images than were written: the engine goes back to an earlier state by itself."""
+        written = self.info.get("images", 0)
+        if written and (held := store.count()) < written:
+            logger.warning(
+                "gallery %s has lost %d of its %d images: a file of its index is damaged; restore a backup, or build the "
+                "gallery again from their folders", self.place.uri, written - held, written,
+            )  # fmt: skip
 
     def close(self) -> None:
         """Release the gallery, so that a different process can open it."""

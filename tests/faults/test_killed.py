@@ -5,15 +5,15 @@ import random
 import pytest
 
 from tests.helpers import faults
-from tests.helpers.faulty_commands import COMMANDS
+from tests.helpers.faulty_commands import COMMANDS, cases
 
 
 pytestmark = pytest.mark.faults
-KILLS = {"factory": 6}
+KILLS = {"factory": 6, "export": 1}
 FEW = 3
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", cases(COMMANDS))
 def test_killed_again_and_again(world, tmp_path, name):
     _, undisturbed, expected = world.undisturbed(name)
     pick, kills, folder = random.Random(name), KILLS.get(name, FEW), tmp_path / "work"

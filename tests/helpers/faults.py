@@ -56,6 +56,10 @@ class Outcome:
         lines = [line for line in self.shown.splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
+    def names(self, output: str) -> bool:
+        """Return whether the sentence names a file or folder."""
+        return re.search(rf"(^|[\s/]){re.escape(output)}\b", self.sentence) is not None
+
 
 def run(
     arguments: list[str],

@@ -150,7 +150,12 @@ def try_output(output: str | Path, option: str) -> None:
     Raises:
         ValueError: if the folder that it is to be in cannot be written.
     """
-    _try_writing(Path(output).absolute().parent, output, option)
+    folder = Path(output).absolute().parent
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"{option} {output} cannot be written: {folder} is a file; expected a folder: choose another name"
+        )
+    _try_writing(folder, output, option)
 
 
 def _try_writing(folder: Path, output: str | Path, option: str) -> None:

@@ -132,6 +132,7 @@ COMMANDS = {
         ("out",),
         left_out=("manifest.json", "environment.json", "recipe.yaml", "index.html", "index.md"),
         resumes=True,
+        is_slow=True,
     ),
 }  # fmt: skip
 

@@ -79,11 +79,11 @@ READERS = {
     "search": Reader(
         "index_build", "people.db",
         _mra("search", "a red coat", "--gallery", "people.db", "--device", "cpu", "--json", "--top", "12"), _read_hits,
-        names=r"gallery people\.db|image \S+:",
+        names=r"gallery \S*people\.db|image \S+:",
     ),
     "verify": Reader(
         "index_build", "people.db", _mra("index", "verify", "--gallery", "people.db"), _read_problems,
-        names=r"gallery people\.db|[1-9]\d* problems",
+        names=r"gallery \S*people\.db|[1-9]\d* problems",
     ),
     "index_with_export": Reader(
         "export", "out",

@@ -1,11 +1,16 @@
 """What the system sets: the umask, and a /dev/shm that is too small."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import faults
 from tests.helpers.faulty_commands import COMMANDS, cases
+from tests.helpers.runs import ROOT
 
 
 pytestmark = pytest.mark.faults
@@ -36,3 +41,24 @@ def test_small_shared_memory(world, tmp_path, disk, name):
         outcome = world.run(name, folder, "--num_workers", "1")
     assert outcome.code in (1, 2) and "Traceback" not in outcome.shown, outcome.shown
     assert "/dev/shm" in outcome.sentence and "--num_workers 0" in outcome.sentence, outcome.shown
+
+
+KILLED = """
+import os, pathlib, signal
+from tests.helpers import faults
+faults.leave_mounts()
+with faults.small_disk(pathlib.Path("disk")):
+    print(any("/disk " in line for line in open("/proc/self/mounts")), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_no_disk_stays_mounted(tmp_path, mounts):
+    if mounts is not None:
+        pytest.skip(mounts)
+    command = [sys.executable, "-c", KILLED]
+    killed = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert killed.stdout == "True\n" and killed.returncode == -signal.SIGKILL, killed.stderr
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import torch
 
+from mra.common.digests import check_digests
 from mra.common.extras import extra_needed
 from mra.common.loading import load_processor
 from mra.common.sharding import cut_batches
@@ -42,6 +43,7 @@ class OnnxEncoder:
                 f"model {folder} is not an ONNX export, it lacks {', '.join(missing)}: make one with "
                 "`mra export --model MODEL --output FOLDER`"
             )
+        check_digests(folder)
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         self.folder = folder
         self.name = description["name"]

@@ -60,7 +60,7 @@ def score_split(encoder: Encoder, dataset: "Table", rerank: int) -> SplitScores:
     if most_of_one == len(gallery_ids):
         raise ValueError("dataset shows only one person, expected at least two: use a split with more people")
     images, texts = encoder.encode_images(cast(Sequence, dataset)), encoder.encode_texts(captions)
-    similarity = similarity_matrix(texts.embeds, images.embeds)
+    similarity = similarity_matrix(torch.as_tensor(texts.embeds), torch.as_tensor(images.embeds))
     top_indices = top_k(similarity, min(rerank + most_of_one, len(gallery_ids)))
     log_odds = match_nearest(encoder, texts, images, top_indices)
     is_own = gallery_ids[top_indices] == query_ids[:, None]

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 from PIL import Image
 
 from images_mra import open_picture, read_picture
@@ -15,7 +16,10 @@ from mra.common.files import whole_file
 from mra.gallery.sources import content_hash
 from mra.gallery.store import Record, Store
 from mra.gallery.token_cache import TokenCache
-from mra.retrieval.encoders import Encoder
+
+
+if TYPE_CHECKING:
+    from mra.retrieval.encoders import Encoder
 
 
 # Folder of copied images.
@@ -94,18 +98,18 @@ class GalleryParts:
     store: Store
     files: FileStore
     tokens: TokenCache
-    encoder: Encoder
+    encoder: "Encoder"
     roots: Sequence[Path]
     lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def load_tokens(self, records: Sequence[Record]) -> tuple[torch.Tensor, dict[int, str], int]:
+    def load_tokens(self, records: Sequence[Record]) -> tuple[np.ndarray, dict[int, str], int]:
         """Load tokens of images from the cache, or encode the images again.
 
         Returns:
             Tokens `(images, views, 1 + patches, hidden)`; the reason for each image that cannot be read, by position (its
             tokens are 0); the number of images encoded.
         """
-        tokens = torch.zeros(len(records), *self.tokens.shape)
+        tokens = np.zeros((len(records), *self.tokens.shape), np.float32)
         absent, failed = [], {}
         with self.lock:
             for place, record in enumerate(records):
@@ -123,8 +127,7 @@ class GalleryParts:
                     failed[place] = str(error)
             if not images:
                 continue
-            encoded = self.encoder.encode_images(list(images.values())).hidden_states
-            assert encoded is not None, "encoders keep hidden states"
+            encoded = np.asarray(self.encoder.encode_images(list(images.values())).hidden_states)
             with self.lock:
                 # Do not write back what a concurrent removal deleted.
                 keys = [records[place].key for place in images]
@@ -135,7 +138,7 @@ class GalleryParts:
                         self.tokens.write(records[place].content, of_image)
         return tokens, failed, len(absent) - len(failed)
 
-    def require_tokens(self, records: Sequence[Record]) -> torch.Tensor:
+    def require_tokens(self, records: Sequence[Record]) -> np.ndarray:
         """Load tokens `(images, views, 1 + patches, hidden)` of images, all of which must be readable.
 
         Raises:

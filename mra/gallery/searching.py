@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
 from PIL import Image
 
 from images_mra import read_picture
@@ -15,8 +16,7 @@ from mra.gallery.parts import GalleryParts
 from mra.gallery.store import Record
 from mra.gallery.types import Hit, SearchResult
 from mra.gallery.where import Where
-from mra.retrieval.encode import TextEncodings
-from mra.retrieval.score_fusion import fuse_scores, require_finite
+from mra.retrieval.score_fusion import posterior_scores, require_finite, sigmoid
 
 
 logger = logging.getLogger(__name__)
@@ -72,9 +72,9 @@ def answer(parts: GalleryParts, question: Question) -> SearchResult:
         texts, embedding = _encode(parts, question)
     rerank = question.rerank if texts is not None else 0
     with question.timed("search"), parts.lock:
-        found = parts.store.search(embedding.numpy(), max(question.top, rerank), question.where)
+        found = parts.store.search(embedding, max(question.top, rerank), question.where)
     records = [record for record, _ in found]
-    similarity = torch.tensor([value for _, value in found])
+    similarity = np.array([value for _, value in found], np.float32)
     scores: list[float | None] = [None] * len(found)
     order, encoded, matched = list(range(len(found))), 0, []
     if rerank and found:
@@ -85,17 +85,21 @@ def answer(parts: GalleryParts, question: Question) -> SearchResult:
         matched = [place for place in range(len(tokens)) if place not in failed]
     if matched and texts is not None:
         with question.timed("rerank"):
-            log_odds = parts.encoder.match(texts, tokens[matched])
+            log_odds = np.asarray(parts.encoder.match(texts, tokens[matched]))
             require_finite(log_odds, lambda _, place: f"the text and image {records[matched[place]].key}")
-            order = _fused_order(parts, question, similarity, torch.tensor(matched), log_odds)
-        for place, score in zip(matched, log_odds[:, 0].sigmoid().mean(dim=0).tolist(), strict=True):
+            require_finite(
+                similarity[None, None], lambda _, place: f"the text and image {records[place].key}", "similarity"
+            )
+            order = _fused_order(parts, question, similarity, np.array(matched), log_odds)
+        for place, score in zip(matched, sigmoid(log_odds[:, 0]).mean(axis=0).tolist(), strict=True):
             scores[place] = score
     hits = [
         _hit(parts, rank, records[place], scores[place], float(similarity[place]), question.threshold)
         for rank, place in enumerate(order[: question.top], start=1)
     ]
     weight = question.match_weight if matched else None
-    return SearchResult(hits, question.threshold, question.timings, len(matched), encoded, weight)
+    backend = getattr(parts.encoder, "backend", None)  # users' encoders may lack it
+    return SearchResult(hits, question.threshold, question.timings, len(matched), encoded, weight, backend)
 
 
 def open_query_image(image: Image.Image | str | Path) -> Image.Image:
@@ -112,30 +116,25 @@ def open_query_image(image: Image.Image | str | Path) -> Image.Image:
         raise ValueError(f"image {image}: {error}") from None
 
 
-def _encode(parts: GalleryParts, question: Question) -> tuple[TextEncodings | None, torch.Tensor]:
+def _encode(parts: GalleryParts, question: Question) -> tuple[Any, np.ndarray]:
     """Return the encoded text and the query embedding `(dim,)`, the mean of those of text and image if both are given."""
     embeddings, texts = [], None
     if question.text is not None:
         texts = parts.encoder.encode_texts([question.text])
-        embeddings.append(texts.embeds[0])
+        embeddings.append(np.asarray(texts.embeds)[0])
     if question.image is not None:
-        embeddings.append(parts.encoder.encode_images([question.image]).embeds[0])
-    return texts, torch.stack(embeddings).mean(dim=0)
+        embeddings.append(np.asarray(parts.encoder.encode_images([question.image]).embeds)[0])
+    return texts, np.mean(embeddings, axis=0)
 
 
 def _fused_order(
-    parts: GalleryParts, question: Question, similarity: torch.Tensor, matched: torch.Tensor, log_odds: torch.Tensor
+    parts: GalleryParts, question: Question, similarity: np.ndarray, matched: np.ndarray, log_odds: np.ndarray
 ) -> list[int]:
-    """Return the positions of the found images, best first, by the posterior of `fuse_scores`."""
-    fused = fuse_scores(
-        similarity[None],
-        matched[None],
-        log_odds,
-        "posterior",
-        temperature=parts.encoder.temperature,
-        match_weight=question.match_weight,
+    """Return the positions of the found images, best first, by `posterior_scores`."""
+    fused = posterior_scores(
+        similarity[None], matched[None], log_odds, parts.encoder.temperature, question.match_weight
     )
-    return fused[0].argsort(descending=True, stable=True).tolist()
+    return np.argsort(-fused[0], kind="stable").tolist()
 
 
 def _hit(

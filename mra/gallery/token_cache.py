@@ -9,9 +9,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
+import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.numpy import load, save
 
 from mra.common.command_line import find_full_disk
 from mra.common.files import clean_folder, is_unfinished, whole_file
@@ -54,7 +54,7 @@ class TokenCache:
         if dtype not in TOKEN_DTYPES:
             raise ValueError(f"token_dtype must be one of {', '.join(TOKEN_DTYPES)}, got {dtype!r}")
         self.shape = tuple(token_shape)
-        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.dtype = np.dtype(dtype)
         self.capacity = max(0, max_bytes // (math.prod(self.shape) * self.dtype.itemsize + HEADER_BYTES))
         self._held: dict[str, None] = {}  # least recently used first
         self._is_caching = path is not None
@@ -74,7 +74,7 @@ class TokenCache:
         """Return whether one more image would replace a cached one."""
         return len(self._held) >= self.capacity
 
-    def read(self, content: str) -> torch.Tensor | None:
+    def read(self, content: str) -> np.ndarray | None:
         """Return the tokens `(views, 1 + patches, hidden)` of an image in float32, or None on a cache miss."""
         if content not in self._held:
             return None
@@ -85,7 +85,7 @@ class TokenCache:
             is_whole = tokens.shape == self.shape and tokens.dtype == self.dtype
             is_whole = is_whole and stored["checksum"].item() == _checksum(tokens)
         except (OSError, SafetensorError, KeyError, RuntimeError, ValueError):
-            is_whole, tokens = False, torch.empty(0)
+            is_whole, tokens = False, np.empty(0)
         if not is_whole:  # truncated, damaged, unreadable, or removed by a different process
             with self._caching():
                 self.remove(content)
@@ -95,24 +95,24 @@ class TokenCache:
             os.utime(file)
         del self._held[content]
         self._held[content] = None
-        return tokens.float()
+        return tokens.astype(np.float32, copy=False)
 
-    def write(self, content: str, tokens: torch.Tensor, replace: bool = True) -> None:
+    def write(self, content: str, tokens: np.ndarray, replace: bool = True) -> None:
         """Cache the tokens of an image; without `replace` only if the cache is not full."""
         if not self._is_caching or content in self._held or not self.capacity or (self.is_full and not replace):
             return
-        stored = tokens.to(self.dtype).contiguous()
+        stored = np.ascontiguousarray(tokens, self.dtype)
         with self._caching():
             while self.is_full:
                 self.remove(next(iter(self._held)))
             # Unflushed: the checksum detects what a power failure leaves.
             with whole_file(self._file(content), flush=False) as unfinished:
-                unfinished.write_bytes(save({"tokens": stored, "checksum": torch.tensor(_checksum(stored))}))
+                unfinished.write_bytes(save({"tokens": stored, "checksum": np.array(_checksum(stored))}))
             self._held[content] = None
 
-    def rounded(self, tokens: torch.Tensor) -> torch.Tensor:
+    def rounded(self, tokens: np.ndarray) -> np.ndarray:
         """Round tokens as the cache does, so that a score does not depend on whether they were cached."""
-        return tokens.to(self.dtype).float()
+        return tokens.astype(self.dtype).astype(np.float32, copy=False)
 
     def remove(self, content: str) -> None:
         """Delete the tokens of an image.
@@ -182,8 +182,8 @@ class TokenCache:
                 )  # fmt: skip
 
 
-def _checksum(tokens: torch.Tensor) -> int:
-    return zlib.crc32(tokens.numpy().data)
+def _checksum(tokens: np.ndarray) -> int:
+    return zlib.crc32(tokens.data)
 
 
 def _delete(path: Path) -> None:

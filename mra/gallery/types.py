@@ -8,6 +8,9 @@ DEFAULT_COLLECTION = "people"
 DEFAULT_TOP = 20
 DEFAULT_RERANK = 128
 
+# Characters of a query over HTTP, of which the model reads about fifty words.
+MAX_TEXT = 1_000
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -47,6 +50,7 @@ class SearchResult:
         reranked: how many images were re-ranked.
         tokens_encoded: how many of them were encoded again because their tokens were not cached.
         match_weight: weight of the matching log-odds in their order; None if nothing was re-ranked.
+        backend: "torch" or "onnx", which ran the model; None if the encoder does not say.
     """
 
     hits: list[Hit]
@@ -55,6 +59,7 @@ class SearchResult:
     reranked: int = 0
     tokens_encoded: int = 0
     match_weight: float | None = None
+    backend: str | None = None
 
     @property
     def likely_in_gallery(self) -> bool | None:

@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -12,12 +13,27 @@ from mra.common.loading import load_model, load_processor
 from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts, inner_model
 from mra.retrieval.matching import PairMatcher
 from mra.retrieval.reranking import rerank
-from mra.retrieval.retrieval_choice import RetrievalChoice
+from mra.retrieval.retrieval_choice import chosen_match_weight
 from processing_mra import MRAProcessor
 
 
+class Encodings(Protocol):
+    """Encoded images or texts: arrays, or tensors on the CPU, which `numpy.asarray` reads without a copy.
+
+    Attributes:
+        embeds: features, `(images or texts, embedding_dim)` float32.
+        hidden_states: of images `(images, views, 1 + patches, hidden)`; of texts `(tokens of all texts, hidden)`, and
+            `lengths` holds the number of tokens of each.
+    """
+
+    embeds: Any
+    hidden_states: Any
+
+
 class Encoder(Protocol):
-    """A model behind a gallery. `TorchEncoder` implements it; other runtimes provide the same members.
+    """A model behind a gallery. `TorchEncoder` and `OnnxEncoder` implement it; other runtimes provide the same members.
+
+    A gallery works on NumPy arrays, and imports PyTorch only with an encoder that does.
 
     Attributes:
         name: folder or Hub id of the model, shown in messages and stored in galleries.
@@ -25,8 +41,10 @@ class Encoder(Protocol):
         embedding_dim: width of the embeddings.
         token_shape: shape of one image's tokens, `(views, 1 + patches, hidden)`.
         temperature: learned temperature of the contrastive loss, for fused rankings.
+        backend: name of the runtime, shown with results.
     """
 
+    backend: str
     name: str
     fingerprint: str
     embedding_dim: int
@@ -38,37 +56,25 @@ class Encoder(Protocol):
         """Weight of the matching log-odds in fused rankings, chosen on validation; None if none was."""
         ...
 
-    def encode_images(self, images: Sequence) -> ImageEncodings:
+    def encode_images(self, images: Sequence) -> Encodings:
         """Encode PIL images, or rows with an "image", and their mirror images; keep hidden states of both views."""
         ...
 
-    def encode_texts(self, texts: Sequence[str]) -> TextEncodings:
+    def encode_texts(self, texts: Sequence[str]) -> Encodings:
         """Encode texts, including hidden states."""
         ...
 
-    def match(self, texts: TextEncodings, image_tokens: torch.Tensor) -> torch.Tensor:
+    def match(self, texts: Any, image_tokens: np.ndarray) -> Any:
         """Match every text with every image.
 
         Args:
             texts: result of `encode_texts`.
-            image_tokens: hidden states, `(images, views, 1 + patches, hidden)`.
+            image_tokens: hidden states, `(images, views, 1 + patches, hidden)` float32.
 
         Returns:
             Log-odds of "match", `(views, texts, images)` float32.
         """
         ...
-
-
-def chosen_match_weight(model: str) -> float | None:
-    """Return the weight of the matching log-odds chosen for a model on validation, or None.
-
-    A gallery ranks by the posterior of both views, so a choice without mirror images does not apply to it.
-
-    Raises:
-        ValueError: if the choice saved with the model cannot be read.
-    """
-    choice = RetrievalChoice.load(model)
-    return choice.posterior_weight() if choice is not None and choice.flip else None
 
 
 class TorchEncoder:
@@ -77,23 +83,25 @@ class TorchEncoder:
     Args:
         model: folder or Hub id.
         device: device to run on; None for the GPU if there is one.
-        dtype: dtype of the forward passes; None for that of the weights.
+        dtype: dtype of the forward passes, or its name; None for that of the weights.
         batch_size: images or texts per forward pass.
 
     Raises:
         ValueError: if the model or its processor cannot be loaded, or it has no learned temperature.
     """
 
+    backend = "torch"
+
     def __init__(
         self,
         model: str,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         batch_size: int = 32,
     ) -> None:
         self.name = str(model)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = dtype
+        self.dtype: torch.dtype | None = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self.batch_size = batch_size
         self.model = load_model(self.name).to(self.device)  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
         self.processor = load_processor(self.name)
@@ -102,7 +110,7 @@ class TorchEncoder:
         self.embedding_dim = config.projection_dim
         self.token_shape = (2, 1 + config.vision_config.num_patches, config.vision_config.hidden_size)
         self.temperature = self.model.temperature.item()
-        self._matcher = PairMatcher(self.model, dtype)
+        self._matcher = PairMatcher(self.model, self.dtype)
 
     @property
     def match_weight(self) -> float | None:
@@ -133,8 +141,9 @@ class TorchEncoder:
             hidden_states_dtype=torch.float32,
         )
 
-    def match(self, texts: TextEncodings, image_tokens: torch.Tensor) -> torch.Tensor:
+    def match(self, texts: TextEncodings, image_tokens: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Match every text with every image; see [`Encoder`]."""
+        image_tokens = torch.as_tensor(image_tokens)
         num_texts, num_images = len(texts.lengths), len(image_tokens)
         by_length = texts.lengths.argsort(stable=True)
         pair_texts = by_length.repeat_interleave(num_images)
@@ -149,9 +158,7 @@ class TorchEncoder:
         return rerank(self.model, texts, images, nearest, dtype=self.dtype, log_odds=True)
 
 
-def match_nearest(
-    encoder: Encoder, texts: TextEncodings, images: ImageEncodings, nearest: torch.Tensor
-) -> torch.Tensor:
+def match_nearest(encoder: Encoder, texts: Any, images: Any, nearest: torch.Tensor) -> torch.Tensor:
     """Match every text with its own images, text by text if the encoder has no faster way.
 
     Args:
@@ -165,14 +172,11 @@ def match_nearest(
     """
     if isinstance(encoder, TorchEncoder):
         return encoder.match_nearest(texts, images, nearest)
-    assert texts.hidden_states is not None and images.hidden_states is not None, "an encoder keeps hidden states"
-    scores = []
-    for row, rows in enumerate(nearest):
-        start, length = int(texts.offsets[row]), int(texts.lengths[row])
-        text = TextEncodings(
-            texts.embeds[row : row + 1], texts.hidden_states[start : start + length], texts.lengths[row : row + 1]
-        )
-        scores.append(encoder.match(text, images.hidden_states[rows])[:, 0])
+    embeds, states, lengths = map(torch.as_tensor, (texts.embeds, texts.hidden_states, texts.lengths))
+    each = zip(embeds.split(1), states.split(lengths.tolist()), lengths.split(1), strict=True)
+    tokens, scores = np.asarray(images.hidden_states), []
+    for text, rows in zip(each, nearest.numpy(), strict=True):
+        scores.append(torch.as_tensor(encoder.match(TextEncodings(*text), tokens[rows]))[:, 0])
     return torch.stack(scores, dim=1)
 
 

@@ -33,7 +33,7 @@ def require_finite_rows(embeds: Any, kind: str) -> None:
     Raises:
         ValueError: naming the first such row.
     """
-    (broken,) = (~np.isfinite(np.asarray(embeds)).all(axis=1)).nonzero()
+    broken = np.flatnonzero(~np.isfinite(np.asarray(embeds)).all(axis=1))
     if len(broken):
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
         raise ValueError(

@@ -97,8 +97,14 @@ def fuse_scores(
     if method == "posterior":
         if temperature is None or not 0 < temperature < math.inf:
             raise ValueError(f'"posterior" needs the learned temperature, a finite number above 0, got {temperature}')
-        arrays = (tensor.cpu().numpy() for tensor in (similarity.float(), top_indices, match_scores.float()))
-        return torch.from_numpy(posterior_scores(*arrays, temperature, match_weight)).to(similarity.device)
+        fused = posterior_scores(
+            similarity.float().cpu().numpy(),
+            top_indices.cpu().numpy(),
+            match_scores.float().cpu().numpy(),
+            temperature,
+            match_weight,
+        )
+        return torch.from_numpy(fused).to(similarity.device)
     if method == "single":
         world_size = 1
     match_scores = match_scores.float()

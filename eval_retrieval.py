@@ -17,6 +17,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from mra.common.arguments import parse_arguments
 from mra.retrieval.arguments import RetrievalArguments
@@ -26,9 +27,8 @@ if __name__ == "__main__":
     # Answer --help and report typos before the imports below, which take seconds.
     parse_arguments([RetrievalArguments], description=__doc__)
 
-import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from datasets import Dataset
 from PIL import Image
 from safetensors.torch import save_file
@@ -47,6 +47,7 @@ from mra.retrieval import (
 )
 from mra.retrieval.encode import read_row, undecoded
 from mra.retrieval.evaluation import below_similarity
+from mra.retrieval.precision import resolve_dtype
 from mra.retrieval.ranking import Ranking, find_ranking
 from mra.retrieval.retrieval_choice import AUTO
 from mra.retrieval.score_fusion import fusion_name
@@ -68,16 +69,14 @@ def main(argv: list[str] | None = None, program: str = "eval_retrieval.py") -> N
         logging.basicConfig(format="%(message)s")
         logger.setLevel(logging.INFO)
 
-    options = {name: getattr(args, name) for name in PASSED_ON} | {
-        "dtype": getattr(torch, args.dtype),
-        "progress": True,
-    }
+    options: dict[str, Any] = {name: getattr(args, name) for name in PASSED_ON} | {"progress": True}
     with plain_errors(program, args.output_dir):
         if state.is_main_process:
             try_folder(args.output_dir, "--output_dir")
         with state.main_process_first():
             dataset = load_split(args.dataset, args.split, argument="--dataset")
         model = load_model(args.model, args.attn_implementation).to(state.device)  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
+        (options["dtype"],) = broadcast_object_list([resolve_dtype(model.eval(), args.dtype)])
         processor = load_processor(args.model)
         ranking = find_ranking(model, processor, args, options)
         weight = 1.0 if ranking.match_weight is None else ranking.match_weight

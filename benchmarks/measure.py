@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import platform
 import re
 import resource
 import sys
@@ -137,13 +136,6 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} thread(s)"
-
-
-def cpu_name() -> str:
-    """Return the model name of the CPU, or the name of its architecture where the system does not tell."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def show(results: dict, as_json: bool) -> None:

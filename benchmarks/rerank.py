@@ -31,8 +31,9 @@ from configuration_mra import MRAConfig
 from modeling_mra import MRAModel
 from mra.common.arguments import option, parse_arguments
 from mra.common.sharding import cut_batches
-from mra.retrieval.encode import ImageEncodings, TextEncodings, forward_context
+from mra.retrieval.encode import ImageEncodings, TextEncodings
 from mra.retrieval.reranking import rerank
+from mra.retrieval.towers import forward_context
 from tests.oracle.plain import plain_rerank
 
 

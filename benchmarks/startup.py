@@ -19,9 +19,10 @@ import resource
 import statistics
 import subprocess
 
-from benchmarks.measure import cpu_name, show
+from benchmarks.measure import show
 from mra.cli import VERBS
 from mra.common.arguments import option, parse_arguments
+from mra.common.environment import cpu_name
 
 
 ROOT = Path(__file__).resolve().parent.parent

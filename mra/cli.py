@@ -54,6 +54,7 @@ class Verb:
         description = f"{self.summary[0].upper()}{self.summary[1:]}.\n\n    {program} {self.example}"
         values = parse_arguments(self.themes, prog=program, description=description, argv=argv, config=False)
         logging.basicConfig(format="%(message)s")
+        logging.getLogger("mra_retrieval").setLevel(logging.INFO)
         module, _, function = self.run.partition(":")
         with plain_errors(program, self._find_output(values)):
             getattr(import_quickly(module), function)(*values)

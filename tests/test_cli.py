@@ -16,7 +16,7 @@ from mra.cli import VERBS, Verb, main
 from mra.common.arguments import parse_arguments
 from mra.gallery.arguments import NewGalleryArguments
 from mra.gallery.milvus import INDEXES
-from mra.gallery.token_cache import TOKEN_DTYPES
+from mra.gallery.types import TOKEN_DTYPES
 
 
 ROOT = Path(__file__).resolve().parents[1]

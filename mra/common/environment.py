@@ -46,6 +46,17 @@ def git_revision() -> str | None:
 
 
 @functools.cache
+def cpu_name() -> str:
+    """Return the name of the processor, as Linux gives it or else as Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+@functools.cache
 def describe_environment() -> dict[str, Any]:
     """Return the versions of Python and the installed libraries, the git revision and the device."""
     versions = {}

@@ -44,21 +44,23 @@ def pack_linear(
     """Return a linear layer with its weight in oneDNN's own layout, as TorchInductor does for frozen weights.
 
     Args:
-        weight: `(out, in)` float32 on the CPU.
+        weight: `(out, in)` float32 or bfloat16 on the CPU.
         bias: `(out,)`.
         rows: approximate number of tokens per product.
         gelu: whether to apply an exact GELU to the result.
 
     Returns:
-        A function of `(..., in)`, or None if oneDNN or its operators are missing.
+        A function of `(..., in)`, or None if oneDNN or its operators are missing, or lack the dtype on this CPU.
     """
     import torch
 
     operators = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available() or weight.dtype not in (torch.float32, torch.bfloat16):
         return None
     if not (hasattr(operators, "_reorder_linear_weight") and hasattr(operators, "_linear_pointwise")):
-        _warn("torch.ops.mkldnn", "matching scores on the CPU take a fifth longer")
+        _warn("torch.ops.mkldnn", "encoding and matching on the CPU take a fifth longer")
+        return None
+    if weight.dtype == torch.bfloat16 and not operators._is_mkldnn_bf16_supported():
         return None
     packed = operators._reorder_linear_weight(weight, rows)
     activation = ("gelu", [], "none") if gelu else ("none", [], "")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mra.common.arguments import option, require
-from mra.gallery.types import DEFAULT_COLLECTION, DEFAULT_RERANK, DEFAULT_TOP
+from mra.gallery.types import DEFAULT_COLLECTION, DEFAULT_MATCHED_VIEWS, DEFAULT_RERANK, DEFAULT_TOP
 
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ class EncoderArguments:
         "CPU if the export is of the gallery's model, and else uses PyTorch",
     )
     device: str | None = option(None, "cpu, cuda, ...; by default the GPU if there is one")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = option(None, "dtype of the forward passes")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = option(
+        None, "dtype of the forward passes; auto, the faster of float32 and bfloat16 on this device"
+    )
     token_cache: float = option(4.0, "maximum size of the token cache in GiB", metavar="GIB")
 
     def __post_init__(self) -> None:
@@ -62,7 +64,10 @@ class NewGalleryArguments:
 
     theme_name: ClassVar[str] = "new gallery"
 
-    token_dtype: Literal["float32", "float16"] | None = option(None, "dtype of cached tokens; float32 by default")
+    token_dtype: Literal["float32", "float16"] | None = option(None, "dtype of cached tokens; float16 by default")
+    matched_views: Literal[1, 2] = option(
+        DEFAULT_MATCHED_VIEWS, "views of an image that a search matches; 2 adds the mirror image, as in evaluation"
+    )
     index: Literal["flat", "hnsw", "ivf"] | None = option(
         None, "kind of index; flat is exact; by default flat, on a server hnsw"
     )
@@ -126,6 +131,7 @@ class SearchArguments:
     image: str | None = option(None, "image of the person; with a text, both have equal weight")
     top: int = option(DEFAULT_TOP, "number of hits")
     rerank: int = option(DEFAULT_RERANK, "number of nearest images to re-rank, 0 for none")
+    early_stop: bool = option(True, "stop re-ranking as soon as the first --top hits are settled")
     where: str | None = option(None, """filter, such as 'camera == "c3" and time > "2026-01-31"'""")
     threshold: float | None = option(
         None, "matching probability of a likely hit; by default the calibrated one, or 0.5"
@@ -180,5 +186,6 @@ def open_gallery(
         files=place.files,
         token_cache=int(encoder.token_cache * GIB),
         token_dtype=new and new.token_dtype,
+        matched_views=new.matched_views if new else DEFAULT_MATCHED_VIEWS,
         index=new and new.index,
     )

@@ -1,8 +1,8 @@
 """Calibration of the matching probability: false alarms and misses on a labelled split."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -43,8 +43,10 @@ class SplitScores:
     gallery_ids: torch.Tensor
 
 
-def score_split(encoder: Encoder, dataset: "Table", rerank: int) -> SplitScores:
-    """Match every caption of a split with its nearest images.
+def score_split(
+    encoder: Encoder, dataset: "Table", rerank: int, views: int = 2, token_dtype: str = "float32"
+) -> SplitScores:
+    """Match every caption of a split with its nearest images, in the views and the precision of a gallery.
 
     The number of images exceeds `rerank` by the largest number of images of a person, so that `rerank` images remain without
     the query's person.
@@ -60,6 +62,8 @@ def score_split(encoder: Encoder, dataset: "Table", rerank: int) -> SplitScores:
     if most_of_one == len(gallery_ids):
         raise ValueError("dataset shows only one person, expected at least two: use a split with more people")
     images, texts = encoder.encode_images(cast(Sequence, dataset)), encoder.encode_texts(captions)
+    tokens = torch.as_tensor(images.hidden_states)[:, :views].to(getattr(torch, token_dtype))
+    images = replace(cast(Any, images), hidden_states=tokens)
     similarity = similarity_matrix(torch.as_tensor(texts.embeds), torch.as_tensor(images.embeds))
     top_indices = top_k(similarity, min(rerank + most_of_one, len(gallery_ids)))
     log_odds = match_nearest(encoder, texts, images, top_indices)
@@ -115,16 +119,22 @@ def threshold_curve(
 
 
 def calibrate(
-    encoder: Encoder, dataset: "Table", rerank: int, max_false_alarms: float | None = None, name: str = ""
+    encoder: Encoder,
+    dataset: "Table",
+    rerank: int,
+    max_false_alarms: float | None = None,
+    name: str = "",
+    views: int = 2,
+    token_dtype: str = "float32",
 ) -> Calibration:
-    """Choose a threshold and a weight of the matching score; see `Gallery.calibrate`.
+    """Choose a threshold and a weight of the matching score, and measure its bound; see `Gallery.calibrate`.
 
     Raises:
         ValueError: as for `score_split`, or if `max_false_alarms` is not a share.
     """
     if max_false_alarms is not None and not 0 <= max_false_alarms < 1:
         raise ValueError(f"max_false_alarms must be at least 0 and below 1, got {max_false_alarms}")
-    scores = score_split(encoder, dataset, rerank)
+    scores = score_split(encoder, dataset, rerank, views, token_dtype)
     match_weight = choose_match_weight(scores, encoder.temperature, rerank)
     curve = threshold_curve(scores, encoder.temperature, match_weight, rerank)
     if max_false_alarms is None:
@@ -141,4 +151,5 @@ def calibrate(
         queries=len(scores.query_ids),
         split=name,
         curve=curve,
+        largest_log_odds=scores.log_odds.mean(dim=0).max().item(),
     )

@@ -19,8 +19,12 @@ from mra.gallery.sources import ImageSource, open_source
 from mra.gallery.state import BACKENDS, GalleryState
 from mra.gallery.types import (
     DEFAULT_COLLECTION,
+    DEFAULT_MATCHED_VIEWS,
     DEFAULT_RERANK,
+    DEFAULT_TOKEN_DTYPE,
     DEFAULT_TOP,
+    MATCHED_VIEWS,
+    TOKEN_DTYPES,
     BuildReport,
     Calibration,
     GalleryStats,
@@ -57,7 +61,8 @@ class Gallery:
         collection: name of the gallery at that location, which can hold several.
         token: token of a Milvus server, "user:password" or an API key.
         device: to run the model on; None for the GPU if there is one.
-        dtype: dtype of the forward passes, or its name; None for that of the weights.
+        dtype: dtype of the forward passes, or its name, or "auto" for the faster one on this device; None for that of the
+            weights.
         backend: "torch"; "onnx" for the model's ONNX export, `model` itself or its folder `onnx`; or "auto" for an export of
             the gallery's fingerprint if there is one and neither a GPU nor a dtype is asked for, which starts without
             PyTorch.
@@ -65,8 +70,10 @@ class Gallery:
         files: folder of copied images and cached tokens. None: inside the embedded gallery; for a server
             `~/.cache/mra_retrieval/<name>`; for ":memory:" a temporary one.
         token_cache: maximum size of the token cache in bytes; 0 for none.
-        token_dtype: dtype of the token cache of a new gallery: "float32" (the default) ranks exactly as evaluation does,
-            "float16" holds twice as many images.
+        token_dtype: dtype of the token cache of a new gallery: "float16" (the default) holds twice as many images as
+            "float32".
+        matched_views: views of an image that a new gallery caches and matches: 1 (the default) for the upright one, 2 for
+            its mirror image too, as in evaluation. Embeddings are the mean of both views in either case.
         index: index of a new gallery: "flat" (exact; the default when embedded), "hnsw" (the default on a server) or "ivf".
 
     Raises:
@@ -88,10 +95,17 @@ class Gallery:
         files: str | Path | None = None,
         token_cache: int = DEFAULT_TOKEN_CACHE,
         token_dtype: str | None = None,
+        matched_views: int = DEFAULT_MATCHED_VIEWS,
         index: str | None = None,
     ) -> None:
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        for name, value, choices in (
+            ("token_dtype", token_dtype or DEFAULT_TOKEN_DTYPE, TOKEN_DTYPES),
+            ("matched_views", matched_views, MATCHED_VIEWS),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
         with writing_to(uri):
             self._state = GalleryState(
                 Place(uri, collection, token, files, index),
@@ -102,6 +116,7 @@ class Gallery:
                 dtype=dtype,
                 token_cache=token_cache,
                 token_dtype=token_dtype,
+                matched_views=matched_views,
             )
 
     def __enter__(self) -> Self:
@@ -154,6 +169,15 @@ class Gallery:
             return self.calibration.match_weight
         chosen = getattr(self.encoder, "match_weight", None)  # users' encoders may lack it
         return DEFAULT_MATCH_WEIGHT if chosen is None else chosen
+
+    @property
+    def largest_log_odds(self) -> float | None:
+        """Return the largest log-odds of a match seen in calibration or on the model's validation data; None if unknown."""
+        self._state.require()
+        views = self._state.info["token_shape"][0]
+        seen = [getattr(self.encoder, "largest_log_odds", {}).get(views)]  # users' encoders may lack it
+        seen += [self.calibration.largest_log_odds] if self.calibration else []
+        return max((value for value in seen if value is not None), default=None)
 
     def build(
         self,
@@ -271,6 +295,7 @@ class Gallery:
         image: Image.Image | str | Path | None = None,
         top: int = DEFAULT_TOP,
         rerank: int = DEFAULT_RERANK,
+        early_stop: bool = True,
         where: str | None = None,
         threshold: float | None = None,
     ) -> SearchResult:
@@ -284,6 +309,8 @@ class Gallery:
             image: PIL image or its path; it need not be in the gallery.
             top: number of hits.
             rerank: number of nearest images to re-rank, 0 for none.
+            early_stop: match them in rounds, and stop as soon as the first `top` hits are settled: they and their order are
+                those of matching all, unless a log-odds exceeds `largest_log_odds`. If that is unknown, all are matched.
             where: filter: comparisons (== != < <= > >=, `in`) of fields with texts or numbers, joined by `and`, `or`, `not`
                 and parentheses, such as `camera == "c3" and time > "2026-01-31T08:00"`. If an image lacks a value, a
                 comparison with it is false, and so is its negation.
@@ -304,6 +331,7 @@ class Gallery:
             where=self._state.parse(where),
             threshold=self.threshold if threshold is None else threshold,
             match_weight=self.match_weight,
+            largest_log_odds=self.largest_log_odds if early_stop else None,
         )
         return answer(self._state.parts(), question)
 
@@ -329,7 +357,7 @@ class Gallery:
         return read_image(record, self._state.files, self.roots)
 
     def image_tokens(self, key: str) -> np.ndarray:
-        """Load tokens `(views, 1 + patches, hidden)` float32 of an image; the second view is its mirror image.
+        """Load tokens `(matched views, 1 + patches, hidden)` float32 of an image; the second view is its mirror image.
 
         Raises:
             ValueError: as for `image`.
@@ -340,6 +368,9 @@ class Gallery:
         self, dataset: "Table", *, rerank: int = DEFAULT_RERANK, max_false_alarms: float | None = None, name: str = ""
     ) -> Calibration:
         """Choose the threshold and the weight of the matching score on a labelled split, and save both in the gallery.
+
+        The largest log-odds of a match is saved too, for early stopping. All are measured in the gallery's matched views and
+        its precision of tokens.
 
         Args:
             dataset: `datasets.Dataset` with columns image, captions and image_id, as for `evaluate_retrieval`.
@@ -354,7 +385,10 @@ class Gallery:
         from mra.gallery import calibration as gallery_calibration  # imports PyTorch, as evaluation does
 
         self._state.require()
-        result = gallery_calibration.calibrate(self.encoder, dataset, rerank, max_false_alarms, name)
+        tokens = self._state.tokens
+        result = gallery_calibration.calibrate(
+            self.encoder, dataset, rerank, max_false_alarms, name, tokens.shape[0], tokens.dtype.name
+        )
         with self._state.lock, writing_to(self._state.place.uri):
             self._state.write_info(calibration=asdict(result))
         return result

@@ -107,7 +107,7 @@ def stats(options: StatsArguments, place: PlaceArguments) -> None:
         "fields": ", ".join(f"{name} ({kind})" for name, kind in result.fields.items()) or "none",
         "folders": ", ".join(result.roots) or "none",
         "model": f"{result.model}, fingerprint {(result.fingerprint or 'unknown')[:12]}, width {result.embedding_dim}",
-        "tokens": f"of {result.tokens:,} images",
+        "tokens": f"of {result.tokens:,} images in {result.token_dtype}; matched views: {result.matched_views}",
         "disk": ", ".join(
             f"{name} {size / 2**20:.1f} MiB" for name, size in result.disk_bytes.items() if size is not None
         ),

@@ -170,7 +170,10 @@ class Indexer:
         records = []
         with self.parts.lock:
             for (item, data, _), embedding, tokens in zip(
-                batch, np.asarray(encodings.embeds), np.asarray(encodings.hidden_states), strict=True
+                batch,
+                np.asarray(encodings.embeds),
+                np.asarray(encodings.hidden_states)[:, : self.parts.matched_views],
+                strict=True,
             ):
                 content = content_hash(data)
                 self.parts.tokens.write(content, tokens, replace=False)

@@ -47,6 +47,8 @@ def describe(state: GalleryState) -> GalleryStats:
             "images": state.files.size(),
         },
         calibration=state.calibration,
+        matched_views=state.tokens.shape[0],
+        token_dtype=info["token_dtype"],
     )
 
 

@@ -1,5 +1,6 @@
 """Parts shared by indexing and searching: copies of images, and loading of images and tokens."""
 
+import inspect
 import os
 import shutil
 import threading
@@ -102,6 +103,11 @@ class GalleryParts:
     roots: Sequence[Path]
     lock: threading.RLock = field(default_factory=threading.RLock)
 
+    @property
+    def matched_views(self) -> int:
+        """Return how many views of an image are cached and matched, the upright one first."""
+        return self.tokens.shape[0]
+
     def load_tokens(self, records: Sequence[Record]) -> tuple[np.ndarray, dict[int, str], int]:
         """Load tokens of images from the cache, or encode the images again.
 
@@ -127,7 +133,7 @@ class GalleryParts:
                     failed[place] = str(error)
             if not images:
                 continue
-            encoded = np.asarray(self.encoder.encode_images(list(images.values())).hidden_states)
+            encoded = self._encode_tokens(list(images.values()))
             with self.lock:
                 # Do not write back what a concurrent removal deleted.
                 keys = [records[place].key for place in images]
@@ -137,6 +143,13 @@ class GalleryParts:
                     if records[place].content in present:
                         self.tokens.write(records[place].content, of_image)
         return tokens, failed, len(absent) - len(failed)
+
+    def _encode_tokens(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Encode images to the tokens of the matched views; an encoder whose `encode_images` has no `flip` encodes both."""
+        encode = self.encoder.encode_images
+        is_upright = self.matched_views == 1 and "flip" in inspect.signature(encode).parameters
+        encoded = encode(images, flip=False) if is_upright else encode(images)
+        return np.asarray(encoded.hidden_states)[:, : self.matched_views]
 
     def require_tokens(self, records: Sequence[Record]) -> np.ndarray:
         """Load tokens `(images, views, 1 + patches, hidden)` of images, all of which must be readable.

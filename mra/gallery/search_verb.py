@@ -39,6 +39,7 @@ def _answer(gallery: Gallery, text: str | None, question: SearchArguments) -> Ra
         image=question.image,
         top=question.top,
         rerank=question.rerank,
+        early_stop=question.early_stop,
         where=question.where,
         threshold=question.threshold,
     )
@@ -61,6 +62,7 @@ def to_json(question: str, result: SearchResult, names: list[str], phrases: list
             "threshold": result.threshold,
             "likely_in_gallery": result.likely_in_gallery,
             "reranked": result.reranked,
+            "matched": result.matched,
             "match_weight": result.match_weight,
             "timings": result.timings,
             "backend": result.backend,
@@ -75,7 +77,8 @@ def to_table(question: str, result: SearchResult, names: list[str], phrases: lis
     seconds = ", ".join(f"{stage} {value:.2f}" for stage, value in result.timings.items())
     seconds += f" ({result.backend})" if result.backend else ""
     order = "" if result.match_weight is None else f" ({fusion_name('posterior', result.match_weight)})"
-    lines = [question, f"{len(result.hits)} hits, {result.reranked} re-ranked{order}; seconds: {seconds}"]
+    matched = f"; matched {result.matched} of {result.reranked}" if result.reranked else ""
+    lines = [question, f"{len(result.hits)} hits, {result.reranked} re-ranked{order}; seconds: {seconds}{matched}"]
     if result.likely_in_gallery is False:
         lines.append(f"{NOT_IN_GALLERY}: the first hit does not reach {result.threshold:.3f}")
     if not result.hits:

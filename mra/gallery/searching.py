@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -16,10 +16,19 @@ from mra.gallery.parts import GalleryParts
 from mra.gallery.store import Record
 from mra.gallery.types import Hit, SearchResult
 from mra.gallery.where import Where
+from mra.retrieval.early_stopping import match_in_rounds
 from mra.retrieval.score_fusion import posterior_scores, require_finite, sigmoid
 
 
+if TYPE_CHECKING:
+    from mra.retrieval.encoders import Encoder
+
+
 logger = logging.getLogger(__name__)
+
+# Images matched at a time: few on a CPU, where each costs time; enough to keep an accelerator busy.
+ROUND_SIZES = {"cpu": 8}
+DEFAULT_ROUND_SIZE = 64
 
 
 @dataclass
@@ -34,6 +43,7 @@ class Question:
         where: filter, or None.
         threshold: matching probability of a likely hit.
         match_weight: weight of the matching log-odds in the ranking.
+        largest_log_odds: bound by which re-ranking stops early; None to match all images to re-rank.
         timings: seconds of each stage, filled by `answer`.
 
     Raises:
@@ -47,6 +57,7 @@ class Question:
     where: Where | None
     threshold: float
     match_weight: float
+    largest_log_odds: float | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,10 +71,44 @@ class Question:
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Save the duration of the block in the timings."""
+        """Add the duration of the block to the timings."""
         start = time.perf_counter()
         yield
-        self.timings[stage] = time.perf_counter() - start
+        self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
+
+
+class _PairMatching:
+    """Matches found images with the text of a question, and counts what it did.
+
+    Attributes:
+        encoded: images encoded again because their tokens were not cached.
+        failed: images that cannot be read.
+    """
+
+    def __init__(self, parts: GalleryParts, question: Question, texts: Any, records: list[Record]) -> None:
+        self._parts, self._question, self._texts, self._records = parts, question, texts, records
+        self.encoded = self.failed = 0
+
+    def match(self, places: range) -> tuple[list[int], np.ndarray]:
+        """Match some of the images: the positions of those that can be read, and their log-odds `(views, images)`.
+
+        Raises:
+            ValueError: if a log-odds is not finite.
+        """
+        records = self._records[places.start : places.stop]
+        with self._question.timed("tokens"):
+            tokens, failed, encoded = self._parts.load_tokens(records)
+        for reason in failed.values():
+            logger.warning("not re-ranked: %s", reason)
+        self.encoded += encoded
+        self.failed += len(failed)
+        kept = [place for place in range(len(records)) if place not in failed]
+        if not kept:
+            return [], np.empty((tokens.shape[1], 0), np.float32)
+        with self._question.timed("rerank"):
+            log_odds = np.asarray(self._parts.encoder.match(self._texts, tokens[kept]))
+            require_finite(log_odds, lambda _, place: f"the text and image {records[kept[place]].key}")
+        return [places[place] for place in kept], log_odds[:, 0]
 
 
 def answer(parts: GalleryParts, question: Question) -> SearchResult:
@@ -76,22 +121,26 @@ def answer(parts: GalleryParts, question: Question) -> SearchResult:
     records = [record for record, _ in found]
     similarity = np.array([value for _, value in found], np.float32)
     scores: list[float | None] = [None] * len(found)
-    order, encoded, matched = list(range(len(found))), 0, []
-    if rerank and found:
-        with question.timed("tokens"):
-            tokens, failed, encoded = parts.load_tokens(records[:rerank])
-        for reason in failed.values():
-            logger.warning("not re-ranked: %s", reason)
-        matched = [place for place in range(len(tokens)) if place not in failed]
-    if matched and texts is not None:
-        with question.timed("rerank"):
-            log_odds = np.asarray(parts.encoder.match(texts, tokens[matched]))
-            require_finite(log_odds, lambda _, place: f"the text and image {records[matched[place]].key}")
-            require_finite(
-                similarity[None, None], lambda _, place: f"the text and image {records[place].key}", "similarity"
-            )
-            order = _fused_order(parts, question, similarity, np.array(matched), log_odds)
-        for place, score in zip(matched, sigmoid(log_odds[:, 0]).mean(axis=0).tolist(), strict=True):
+    order, encoded, reranked, matched = list(range(len(found))), 0, 0, []
+    if rerank and found and texts is not None:
+        require_finite(
+            similarity[None, None], lambda _, place: f"the text and image {records[place].key}", "similarity"
+        )
+        pairs = _PairMatching(parts, question, texts, records)
+        matched, log_odds = match_in_rounds(
+            similarity,
+            pairs.match,
+            top=question.top,
+            rerank=rerank,
+            temperature=parts.encoder.temperature,
+            match_weight=question.match_weight,
+            largest_log_odds=question.largest_log_odds,
+            round_size=round_size(parts.encoder),
+        )
+        encoded, reranked = pairs.encoded, min(rerank, len(found)) - pairs.failed
+    if matched:
+        order = _fused_order(parts, question, similarity, np.array(matched), log_odds[:, None])
+        for place, score in zip(matched, sigmoid(log_odds).mean(axis=0).tolist(), strict=True):
             scores[place] = score
     hits = [
         _hit(parts, rank, records[place], scores[place], float(similarity[place]), question.threshold)
@@ -99,7 +148,13 @@ def answer(parts: GalleryParts, question: Question) -> SearchResult:
     ]
     weight = question.match_weight if matched else None
     backend = getattr(parts.encoder, "backend", None)  # users' encoders may lack it
-    return SearchResult(hits, question.threshold, question.timings, len(matched), encoded, weight, backend)
+    return SearchResult(hits, question.threshold, question.timings, reranked, encoded, weight, len(matched), backend)
+
+
+def round_size(encoder: "Encoder") -> int:
+    """Return how many images to match at a time before looking whether the first hits are settled."""
+    device = str(getattr(encoder, "device", "cpu")).partition(":")[0]  # users' encoders may lack it
+    return ROUND_SIZES.get(device, DEFAULT_ROUND_SIZE)
 
 
 def open_query_image(image: Image.Image | str | Path) -> Image.Image:

@@ -11,8 +11,8 @@ from mra.gallery.parts import FileStore, GalleryParts
 from mra.gallery.place import Place
 from mra.gallery.sources import Source, content_hash
 from mra.gallery.store import Record, Store
-from mra.gallery.token_cache import TOKEN_DTYPES, TokenCache
-from mra.gallery.types import DEFAULT_COLLECTION, Calibration
+from mra.gallery.token_cache import TokenCache
+from mra.gallery.types import DEFAULT_COLLECTION, DEFAULT_TOKEN_DTYPE, Calibration
 from mra.gallery.where import RECORD_FIELDS, Where, parse_where
 
 
@@ -48,9 +48,10 @@ class GalleryState:
         encoder: used instead of `model`.
         backend: one of `BACKENDS`; see `Gallery`.
         device: to run the model on; None for the GPU if there is one.
-        dtype: dtype of the forward passes; None for that of the weights.
+        dtype: dtype of the forward passes, "auto" for the faster one on this device; None for that of the weights.
         token_cache: maximum size of the token cache in bytes; 0 for none.
         token_dtype: dtype of the token cache of a new gallery; None for the default.
+        matched_views: views that a new gallery caches and matches.
 
     Raises:
         ValueError: if the gallery has a different format or has lost its index or its settings.
@@ -68,6 +69,7 @@ class GalleryState:
         dtype: Any,
         token_cache: int,
         token_dtype: str | None,
+        matched_views: int,
     ) -> None:
         self.place = place
         self.files = FileStore(place.files)
@@ -75,7 +77,7 @@ class GalleryState:
         self.lock = threading.RLock()
         self._model, self._encoder = model, encoder
         self._backend, self._device, self._dtype = backend, device, dtype
-        self._token_cache, self._token_dtype = token_cache, token_dtype
+        self._token_cache, self._token_dtype, self._matched_views = token_cache, token_dtype, matched_views
         self._tokens: TokenCache | None = None
         if place.store is None:
             return
@@ -250,7 +252,14 @@ class GalleryState:
     # ---------------------------------------------------------------- writing
 
     def remember(self, encoder: "Encoder", source: Source, fields: dict[str, str]) -> None:
-        """Save the settings, which must precede the first record, and create the index if there is none."""
+        """Save the settings, which must precede the first record, and create the index if there is none.
+
+        Raises:
+            ValueError: if a new gallery is to match more views than the encoder gives.
+        """
+        views, *of_view = encoder.token_shape
+        if not self.info and views < self._matched_views:
+            raise ValueError(f"matched_views must be {views} with model {encoder.name}, got {self._matched_views}")
         with self.lock:
             store = self.place.make()
             name = str(Path(encoder.name).resolve()) if Path(encoder.name).exists() else encoder.name
@@ -258,8 +267,8 @@ class GalleryState:
                 "format": FORMAT,
                 "fingerprint": encoder.fingerprint,
                 "embedding_dim": encoder.embedding_dim,
-                "token_shape": list(encoder.token_shape),
-                "token_dtype": self._token_dtype or TOKEN_DTYPES[0],
+                "token_shape": [self._matched_views, *of_view],
+                "token_dtype": self._token_dtype or DEFAULT_TOKEN_DTYPE,
                 "roots": [],
             }
             roots = [*info["roots"], *([str(source.root)] if source.root else [])]

@@ -15,11 +15,10 @@ from safetensors.numpy import load, save
 
 from mra.common.command_line import find_full_disk
 from mra.common.files import clean_folder, is_unfinished, whole_file
+from mra.gallery.types import TOKEN_DTYPES
 
 
 logger = logging.getLogger(__name__)
-
-TOKEN_DTYPES = ("float32", "float16")
 
 # Maximum bytes of a file besides its tokens: the safetensors header and the checksum.
 HEADER_BYTES = 256
@@ -98,10 +97,14 @@ class TokenCache:
         return tokens.astype(np.float32, copy=False)
 
     def write(self, content: str, tokens: np.ndarray, replace: bool = True) -> None:
-        """Cache the tokens of an image; without `replace` only if the cache is not full."""
+        """Cache the tokens of an image; without `replace` only if the cache is not full.
+
+        Raises:
+            ValueError: as for `rounded`.
+        """
         if not self._is_caching or content in self._held or not self.capacity or (self.is_full and not replace):
             return
-        stored = np.ascontiguousarray(tokens, self.dtype)
+        stored = np.ascontiguousarray(self._converted(tokens))
         with self._caching():
             while self.is_full:
                 self.remove(next(iter(self._held)))
@@ -111,8 +114,22 @@ class TokenCache:
             self._held[content] = None
 
     def rounded(self, tokens: np.ndarray) -> np.ndarray:
-        """Round tokens as the cache does, so that a score does not depend on whether they were cached."""
-        return tokens.astype(self.dtype).astype(np.float32, copy=False)
+        """Round tokens as the cache does, so that a score does not depend on whether they were cached.
+
+        Raises:
+            ValueError: if a finite token is too large for the dtype of the cache.
+        """
+        return self._converted(tokens).astype(np.float32, copy=False)
+
+    def _converted(self, tokens: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):  # reported below
+            stored = tokens.astype(self.dtype, copy=False)
+        if np.isinf(stored).any() and np.isfinite(tokens).all():
+            raise ValueError(
+                f"tokens of an image reach {np.abs(tokens).max():g}, more than {self.dtype.name} holds: build a new gallery "
+                "with token_dtype float32"
+            )
+        return stored
 
     def remove(self, content: str) -> None:
         """Delete the tokens of an image.

@@ -10,6 +10,13 @@ DEFAULT_RERANK = 128
 
 # Characters of a query over HTTP, of which the model reads about fifty words.
 MAX_TEXT = 1_000
+# Views of an image that a gallery can match: the upright one, or its mirror image too.
+MATCHED_VIEWS = (1, 2)
+DEFAULT_MATCHED_VIEWS = 1
+
+# Precision of the token cache of a new gallery.
+TOKEN_DTYPES = ("float32", "float16")
+DEFAULT_TOKEN_DTYPE = "float16"
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class Hit:
         rank: 1 = best.
         key: unique name of the image in the gallery.
         path: image file, the user's own or the gallery's copy.
-        score: matching probability, 0 to 1, averaged over both views; None if the image was not re-ranked.
+        score: matching probability, 0 to 1, averaged over the gallery's matched views; None if the image was not matched.
         similarity: dot product of query and image embeddings.
         likely: whether the score reaches the threshold; False means "probably not in the gallery", None means no score.
         camera: camera, or None if unknown.
@@ -48,8 +55,9 @@ class SearchResult:
         threshold: matching probability from which a hit counts as likely.
         timings: seconds of each stage: encode, search, tokens, rerank.
         reranked: how many images were re-ranked.
-        tokens_encoded: how many of them were encoded again because their tokens were not cached.
+        tokens_encoded: how many images were encoded again because their tokens were not cached.
         match_weight: weight of the matching log-odds in their order; None if nothing was re-ranked.
+        matched: how many of the re-ranked images were matched with the text; the first hits were settled by then.
         backend: "torch" or "onnx", which ran the model; None if the encoder does not say.
     """
 
@@ -59,6 +67,7 @@ class SearchResult:
     reranked: int = 0
     tokens_encoded: int = 0
     match_weight: float | None = None
+    matched: int = 0
     backend: str | None = None
 
     @property
@@ -117,6 +126,7 @@ class Calibration:
         queries: number of captions.
         split: name of the split.
         curve: (threshold, false_alarms, misses) for thresholds from 0 to 1.
+        largest_log_odds: largest log-odds of a match, the bound of early stopping; None if saved by a version without it.
     """
 
     threshold: float
@@ -127,6 +137,7 @@ class Calibration:
     queries: int
     split: str
     curve: list[tuple[float, float, float]] = field(repr=False)
+    largest_log_odds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +160,8 @@ class GalleryStats:
         tokens: number of images with cached tokens.
         disk_bytes: bytes of the index (None if a server keeps it), the tokens and the images.
         calibration: saved calibration, or None.
+        matched_views: views of an image that a search matches: 1, or 2 with the mirror image.
+        token_dtype: dtype of cached tokens.
     """
 
     uri: str
@@ -166,6 +179,8 @@ class GalleryStats:
     tokens: int
     disk_bytes: dict[str, int | None]
     calibration: Calibration | None
+    matched_views: int = DEFAULT_MATCHED_VIEWS
+    token_dtype: str = DEFAULT_TOKEN_DTYPE
 
 
 @dataclass

@@ -39,8 +39,9 @@ class RetrievalArguments:
         None, "most pairs per forward pass of re-ranking; chosen for the device when left out"
     )
     num_workers: int = option(2, "worker processes that decode and resize images")
-    dtype: Literal["float32", "bfloat16", "float16"] = option(
-        "float32", "precision of the forward passes; the weights stay float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "float32",
+        "precision of the forward passes; the weights stay float32; auto, the faster of float32 and bfloat16 on this device",
     )
     attn_implementation: Literal["sdpa", "eager"] = option("sdpa", "attention implementation")
     num_queries_in_picture: int = option(8, "queries shown in ranking.png, evenly spaced over all; 0 for no picture")

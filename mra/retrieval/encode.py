@@ -1,10 +1,9 @@
 """Encoding of images and captions into features for ranking and hidden states for re-ranking."""
 
-import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from PIL import Image as PILImage
@@ -13,10 +12,10 @@ from tqdm.auto import tqdm
 from transformers import BatchFeature, PreTrainedModel
 
 from images_mra import read_picture
-from modeling_mra import MRAModel
 from mra.common.sharding import Shard, cut_batches, gather_in_order, without_lone_row
 from mra.common.workers import leave_process_group
 from mra.retrieval.input_checks import require_finite_rows, require_words
+from mra.retrieval.towers import Towers, forward_context
 from processing_mra import MRAProcessor
 
 
@@ -81,13 +80,8 @@ class Rows(Protocol):
     def __getitem__(self, row: int, /) -> Any: ...
 
 
-def inner_model(model: PreTrainedModel) -> MRAModel:
-    """Return the `.mra` of a model with a head, or the MRAModel itself."""
-    return cast(MRAModel, getattr(model, "mra", model))
-
-
 def encode_images(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Towers,
     processor: MRAProcessor,
     images: Rows,
     *,
@@ -103,7 +97,8 @@ def encode_images(
     """Encode images, with their mirror images if `flip` is set.
 
     Args:
-        model: an MRAModel, or a model with one as `.mra`, in eval mode, on the device to use.
+        model: an MRAModel, or a model with one as `.mra`, in eval mode, on the device to use; or its [`Towers`], which keep
+            the copy of weights that every call on a CPU makes otherwise.
         processor: the model's MRAProcessor.
         images: a sequence of PIL images, or rows with an "image" (a `datasets.Dataset`).
         flip: average the features of each image and its mirror image, and keep the hidden states of both.
@@ -119,8 +114,8 @@ def encode_images(
         ValueError: if there are no images, or one cannot be read (the message gives its row).
     """
     shard = shard or Shard()
-    model = inner_model(model)
-    device, dtype = _device_and_dtype(model, dtype)
+    towers = Towers.of(model, dtype)
+    model, device, dtype = towers.model, towers.device, towers.dtype
     if len(images) == 0:
         raise ValueError("images is empty: expected at least one image")
     batches = cut_batches(len(images), batch_size)
@@ -144,7 +139,7 @@ def encode_images(
         features, hidden_states = [], []
         with forward_context(model, dtype):
             for view in views:
-                hidden_states.append(model.get_image_hidden_states(view))
+                hidden_states.append(towers.image_hidden_states(view))
                 embedded = without_lone_row(model.get_image_features, image_hidden_states=hidden_states[-1])
                 features.append(embedded.float())
         embeds.append(torch.stack(features).mean(dim=0).cpu())
@@ -166,7 +161,7 @@ def encode_images(
 
 
 def encode_texts(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Towers,
     processor: MRAProcessor,
     texts: Sequence[str],
     *,
@@ -185,8 +180,8 @@ def encode_texts(
         ValueError: if there are no captions, or one is empty (the message gives its position).
     """
     shard = shard or Shard()
-    model = inner_model(model)
-    device, dtype = _device_and_dtype(model, dtype)
+    towers = Towers.of(model, dtype)
+    model, device, dtype = towers.model, towers.device, towers.dtype
     if len(texts) == 0:
         raise ValueError("texts is empty: expected at least one caption")
     batches = cut_batches(len(texts), batch_size)
@@ -195,7 +190,7 @@ def encode_texts(
         inputs = _tokenize(processor, [texts[row] for row in range(batch.start, batch.stop)], batch.start)
         attention_mask = inputs["attention_mask"].bool()
         with forward_context(model, dtype):
-            hidden_states = model.get_text_hidden_states(
+            hidden_states = towers.text_hidden_states(
                 inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
             )
             features = without_lone_row(model.get_text_features, text_hidden_states=hidden_states)
@@ -206,20 +201,6 @@ def encode_texts(
     results = list(gather_in_order(results, len(batches), shard))
     merged = {name: torch.cat([result[name] for result in results]) for name in results[0]}
     return TextEncodings(merged["embeds"], merged.get("hidden_states"), merged["lengths"])
-
-
-@contextlib.contextmanager
-def forward_context(model: torch.nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Run forward passes without gradient, under autocast if `dtype` differs from the dtype of the weights."""
-    device, dtype = _device_and_dtype(model, dtype)
-    weights_dtype = next(model.parameters()).dtype
-    with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != weights_dtype):
-        yield
-
-
-def _device_and_dtype(model: torch.nn.Module, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
-    parameter = next(model.parameters())
-    return parameter.device, dtype or parameter.dtype
 
 
 def _tokenize(processor: MRAProcessor, texts: list[str], first: int) -> BatchFeature:

@@ -10,10 +10,12 @@ import torch
 from transformers import PreTrainedModel
 
 from mra.common.loading import load_model, load_processor
-from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts, inner_model
+from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts
 from mra.retrieval.matching import PairMatcher
+from mra.retrieval.precision import resolve_dtype
 from mra.retrieval.reranking import rerank
-from mra.retrieval.retrieval_choice import chosen_match_weight
+from mra.retrieval.retrieval_choice import chosen_match_weight, seen_log_odds
+from mra.retrieval.towers import Towers, inner_model
 from processing_mra import MRAProcessor
 
 
@@ -56,8 +58,13 @@ class Encoder(Protocol):
         """Weight of the matching log-odds in fused rankings, chosen on validation; None if none was."""
         ...
 
-    def encode_images(self, images: Sequence) -> Encodings:
-        """Encode PIL images, or rows with an "image", and their mirror images; keep hidden states of both views."""
+    @property
+    def largest_log_odds(self) -> dict[int, float]:
+        """Largest log-odds of a match seen on validation, by the number of views averaged; empty if unknown."""
+        ...
+
+    def encode_images(self, images: Sequence, flip: bool = True) -> Encodings:
+        """Encode PIL images, or rows with an "image", and with `flip` their mirror images; keep hidden states of all."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> Encodings:
@@ -83,7 +90,8 @@ class TorchEncoder:
     Args:
         model: folder or Hub id.
         device: device to run on; None for the GPU if there is one.
-        dtype: dtype of the forward passes, or its name; None for that of the weights.
+        dtype: dtype of the forward passes, "auto" for the faster one on this device (see [`resolve_dtype`]); None for that of
+            the weights.
         batch_size: images or texts per forward pass.
 
     Raises:
@@ -101,43 +109,48 @@ class TorchEncoder:
     ) -> None:
         self.name = str(model)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype: torch.dtype | None = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self.batch_size = batch_size
         self.model = load_model(self.name).to(self.device)  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
+        self.dtype = resolve_dtype(self.model, dtype)
         self.processor = load_processor(self.name)
         self.fingerprint = model_fingerprint(self.model, self.processor)
         config = self.model.config
         self.embedding_dim = config.projection_dim
-        self.token_shape = (2, 1 + config.vision_config.num_patches, config.vision_config.hidden_size)
+        vision = config.vision_config
+        self.token_shape: tuple[int, int, int] = (2, 1 + vision.num_patches, vision.hidden_size)
         self.temperature = self.model.temperature.item()
-        self._matcher = PairMatcher(self.model, self.dtype)
+        self._towers, self._matcher = Towers(self.model, self.dtype), PairMatcher(self.model, self.dtype)
 
     @property
     def match_weight(self) -> float | None:
         """Weight chosen on validation; read when used, since the first time hashes the weights."""
         return chosen_match_weight(self.name)
 
-    def encode_images(self, images: Sequence) -> ImageEncodings:
-        """Encode images and their mirror images; see [`Encoder`]."""
+    @property
+    def largest_log_odds(self) -> dict[int, float]:
+        """Bounds seen on validation; see [`Encoder`]."""
+        return seen_log_odds(self.name)
+
+    def encode_images(self, images: Sequence, flip: bool = True) -> ImageEncodings:
+        """Encode images; see [`Encoder`]."""
         return encode_images(
-            self.model,
+            self._towers,
             self.processor,
             images,
+            flip=flip,
             keep_hidden_states=True,
             batch_size=self.batch_size,
-            dtype=self.dtype,
             hidden_states_dtype=torch.float32,
         )
 
     def encode_texts(self, texts: Sequence[str]) -> TextEncodings:
         """Encode texts; see [`Encoder`]."""
         return encode_texts(
-            self.model,
+            self._towers,
             self.processor,
             texts,
             keep_hidden_states=True,
             batch_size=self.batch_size,
-            dtype=self.dtype,
             hidden_states_dtype=torch.float32,
         )
 
@@ -176,7 +189,8 @@ def match_nearest(encoder: Encoder, texts: Any, images: Any, nearest: torch.Tens
     each = zip(embeds.split(1), states.split(lengths.tolist()), lengths.split(1), strict=True)
     tokens, scores = np.asarray(images.hidden_states), []
     for text, rows in zip(each, nearest.numpy(), strict=True):
-        scores.append(torch.as_tensor(encoder.match(TextEncodings(*text), tokens[rows]))[:, 0])
+        matched = encoder.match(TextEncodings(*text), tokens[rows].astype(np.float32, copy=False))
+        scores.append(torch.as_tensor(matched)[:, 0])
     return torch.stack(scores, dim=1)
 
 

@@ -17,10 +17,11 @@ from mra.common.command_line import try_file
 from mra.common.drawing import PICTURE_SUFFIXES, save_picture
 from mra.common.loading import load_model, load_processor
 from mra.retrieval.arguments import ExplanationArguments
-from mra.retrieval.encode import encode_images, encode_texts, forward_context, inner_model
+from mra.retrieval.encode import encode_images, encode_texts
 from mra.retrieval.matching import match_pairs
 from mra.retrieval.overlay import HeatmapTile, draw_tiles
 from mra.retrieval.score_fusion import require_finite
+from mra.retrieval.towers import forward_context, inner_model
 from processing_mra import MRAProcessor
 
 
@@ -153,7 +154,7 @@ def phrase_scores(
         image_hidden_states: its hidden states, `(1 + patches, hidden)` or `(views, 1 + patches, hidden)`.
 
     Returns:
-        The matching probability of each phrase in order, averaged over the views as in a search.
+        The matching probability of each phrase in order, averaged over the views.
 
     Raises:
         ValueError: if there are no phrases, one is empty, or not exactly one of `image` and `image_hidden_states` is given.

@@ -1,19 +1,17 @@
 """Fast matching scores of (text, image) pairs for inference, without repeated or unused computations."""
 
-from functools import partial
+import contextlib
 from typing import cast
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 from transformers import PreTrainedModel
-from transformers.activations import GELUActivation
 
 from layers_mra import MRAFusionLayer, mix_values, visibility_mask
-from mra.common.private_interfaces import pack_linear
 from mra.common.sharding import without_lone_row
-from mra.retrieval.encode import TextEncodings, forward_context, inner_model
+from mra.retrieval.encode import TextEncodings
+from mra.retrieval.packed import PackedLinear, PackedNorm, PackedTextLayer
 from mra.retrieval.score_fusion import match_scores
+from mra.retrieval.towers import forward_context, inner_model
 
 
 # Pairs per forward pass: small enough for a CPU's cache, large enough to keep an accelerator busy.
@@ -22,9 +20,6 @@ DEFAULT_BATCH_SIZE = 512
 
 # Pairs for which image keys and values are gathered at a time on a CPU: 5 MB at full size, to fit the cache.
 PAIRS_PER_GATHER = 8
-
-# Approximate tokens per forward pass, for which oneDNN optimises the layout of weights.
-ROWS_PER_PRODUCT = 1024
 
 KeysValues = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -45,7 +40,10 @@ class PairMatcher:
 
     Args:
         model: an MRAModel, or a model with one as `.mra`, in eval mode.
-        dtype: dtype of the forward passes (autocast); None for that of the weights.
+        dtype: dtype of the forward passes (autocast on an accelerator); None for that of the weights.
+
+    Raises:
+        ValueError: if a linear layer is not a plain one, such as one with an adapter.
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
@@ -90,7 +88,7 @@ class PairMatcher:
         batches = cut_by_length(texts.lengths[pair_texts], batch_size)
         num_views = image_hidden_states.shape[1]
         scores = torch.empty(num_views, len(pair_texts), 2)
-        with forward_context(self.model, self.dtype):
+        with self._context():
             for view in range(num_views):
                 keys_values = self.project_images(image_hidden_states[:, view].to(self.device, self.dtype))
                 for batch in batches:
@@ -114,6 +112,10 @@ class PairMatcher:
                     scores[view, pairs] = without_lone_row(logits, **of_pairs).float().cpu()
         return scores
 
+    def _context(self) -> contextlib.AbstractContextManager:
+        """Packed layers compute in their own dtype; PyTorch's autocast does not know their products."""
+        return torch.no_grad() if self.device.type == "cpu" else forward_context(self.model, self.dtype)
+
     def project_images(self, image_hidden_states: torch.Tensor) -> KeysValues:
         """Project `(images, 1 + patches, hidden)` to each layer's keys and values, `(images, heads, tokens, width)`."""
         keys_values = []
@@ -130,7 +132,7 @@ class PairMatcher:
         text_index: torch.Tensor,
         image_index: torch.Tensor,
     ) -> torch.Tensor:
-        """Compute the logits of pairs; call this under `forward_context`.
+        """Compute the logits of pairs; call this without gradient, on an accelerator under `forward_context`.
 
         Args:
             text_hidden_states: output of the text-only layers, `(texts, length, hidden)`.
@@ -160,7 +162,7 @@ class PairMatcher:
             else:
                 states = layer.read_text(states, mask)
             states = layer.read_images(states, layer.image_queries(states), keys_values, image_index)
-        return self.model.match_head(states[:, 0])
+        return self.model.match_head(states[:, 0].to(self.model.dtype))
 
 
 def match_pairs(
@@ -221,49 +223,37 @@ def cut_by_length(lengths: torch.Tensor, batch_size: int) -> list[range]:
     return batches
 
 
-class _PackedLayer:
+class _PackedLayer(PackedTextLayer):
     """An `MRAFusionLayer` in eval mode, with projections of the same input merged into one product."""
 
     def __init__(self, layer: MRAFusionLayer, dtype: torch.dtype) -> None:
-        self.layer = layer
-        self.attention, self.crossattention = layer.attention, layer.crossattention
+        super().__init__(layer, dtype)
+        self.crossattention = layer.crossattention
         own, cross = layer.attention.self, layer.crossattention.self
-        self.num_heads, self.head_size = own.num_attention_heads, own.attention_head_size
-        self.query, self.key, self.value = (
-            linear.weight.to(dtype).unflatten(0, (self.num_heads, self.head_size))
-            for linear in (own.query, own.key, own.value)
+        self.scaling = own.scaling
+        self.key, self.value = (
+            linear.weight.to(dtype).unflatten(0, (self.num_heads, self.head_size)) for linear in (own.key, own.value)
         )
-        self.queries_keys_values = _PackedLinear([own.query, own.key, own.value], dtype)
-        self.text_output = _PackedLinear([layer.attention.output.dense], dtype)
-        self.image_queries = _PackedLinear([cross.query], dtype)
-        self.image_keys_values = _PackedLinear([cross.key, cross.value], dtype)
-        self.image_output = _PackedLinear([layer.crossattention.output.dense], dtype)
-        self.widen = _PackedLinear([layer.intermediate.dense], dtype, layer.intermediate.intermediate_act_fn)
-        self.narrow = _PackedLinear([layer.output.dense], dtype)
-
-    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """Reshape `(batch, length, width)` to `(batch, heads, length, head width)`."""
-        return states.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
-
-    def read_text(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Apply self-attention to states `(batch, length, width)`."""
-        queries, keys, values = self.queries_keys_values(states).chunk(3, dim=-1)
-        context = mix_values(self.attention, queries, self.split_heads(keys), self.split_heads(values), mask)
-        return self.attention.output.LayerNorm(self.text_output(context) + states)
+        self.value_bias = own.value.bias.to(dtype)
+        self.query = PackedLinear([own.query], dtype)
+        self.image_queries = PackedLinear([cross.query], dtype)
+        self.image_keys_values = PackedLinear([cross.key, cross.value], dtype)
+        self.image_output = PackedLinear([layer.crossattention.output.dense], dtype)
+        self.image_norm = PackedNorm(layer.crossattention.output.LayerNorm, self.norm_dtype)
 
     def read_text_for_first(self, states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Apply self-attention to the first of the states `(batch, length, width)`; return `(batch, 1, width)`."""
-        own, first = self.attention.self, states[:, :1]
+        first = states[:, :1]
         states = states.to(self.value.dtype)
-        queries = self.split_heads(own.query(first)).transpose(0, 2)[0]  # heads, batch, width of a head
+        queries = self.split_heads(self.query(first)).transpose(0, 2)[0]  # heads, batch, width of a head
         # The key bias adds a constant to all scores of a head, which the softmax cancels.
         queries = (queries @ self.key).transpose(0, 1)  # batch, heads, width
-        scores = (queries @ states.transpose(1, 2)).float() * own.scaling  # batch, heads, length
+        scores = (queries @ states.transpose(1, 2)).float() * self.scaling  # batch, heads, length
         if attention_mask is not None:
             scores = scores.masked_fill(attention_mask[:, None] == 0, -torch.inf)
         means = scores.softmax(dim=-1).to(states.dtype) @ states  # batch, heads, width
-        context = (means.transpose(0, 1) @ self.value.transpose(1, 2)).transpose(0, 1).flatten(1) + own.value.bias
-        return self.attention.output.LayerNorm(self.attention.output.dense(context)[:, None] + first)
+        context = (means.transpose(0, 1) @ self.value.transpose(1, 2)).transpose(0, 1).flatten(1) + self.value_bias
+        return self.text_norm(self.text_output(context)[:, None] + first)
 
     def read_images(
         self,
@@ -285,26 +275,4 @@ class _PackedLayer:
             for some, images in zip(queries.split(step), image_index.split(step), strict=True)
         ]
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
-        states = self.crossattention.output.LayerNorm(self.image_output(context) + states)
-        return self.layer.output.LayerNorm(self.narrow(self.widen(states)) + states)
-
-
-class _PackedLinear:
-    """Linear layers with the same input, merged into one with concatenated outputs and an activation.
-
-    On a CPU in float32 oneDNN uses its own weight layout, as in TorchInductor with frozen weights. That is a fifth faster at
-    these sizes: the layout is computed once, and bias and GELU are fused into the product.
-    """
-
-    def __init__(self, linears: list[nn.Linear], dtype: torch.dtype, activation: nn.Module | None = None) -> None:
-        weight = torch.cat([linear.weight for linear in linears]).to(dtype)
-        bias = torch.cat([linear.bias for linear in linears]).to(dtype)
-        is_plain_cpu = weight.device.type == "cpu" and dtype == torch.float32
-        is_gelu = isinstance(activation, GELUActivation)
-        packed = pack_linear(weight, bias, ROWS_PER_PRODUCT, is_gelu) if is_plain_cpu else None
-        self.product = packed or partial(F.linear, weight=weight, bias=bias)
-        self.activation = None if packed and is_gelu else activation
-
-    def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        states = self.product(states)
-        return states if self.activation is None else self.activation(states)
+        return self.feed_forward(self.image_norm(self.image_output(context) + states))

@@ -20,7 +20,7 @@ import numpy as np
 from captions_mra import normalize_caption
 from mra.common.extras import extra_needed
 from mra.retrieval.input_checks import require_finite_rows, require_words
-from mra.retrieval.retrieval_choice import FILE_NAME, chosen_match_weight
+from mra.retrieval.retrieval_choice import FILE_NAME, chosen_match_weight, seen_log_odds
 
 
 if TYPE_CHECKING:
@@ -159,6 +159,7 @@ class OnnxEncoder:
         threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
         self._options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0
         self._providers = _providers(onnxruntime, device)
+        self.device = "cpu" if len(self._providers) == 1 else "cuda"
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -166,6 +167,11 @@ class OnnxEncoder:
     def match_weight(self) -> float | None:
         """Weight chosen on validation; see `TorchEncoder.match_weight`."""
         return chosen_match_weight(str(self._choice_folder))
+
+    @property
+    def largest_log_odds(self) -> dict[int, float]:
+        """Bounds seen on validation; see `TorchEncoder.largest_log_odds`."""
+        return seen_log_odds(str(self._choice_folder))
 
     @property
     def _choice_folder(self) -> Path:
@@ -180,8 +186,8 @@ class OnnxEncoder:
 
         return load_processor(str(self.folder))
 
-    def encode_images(self, images: Sequence) -> ImageArrays:
-        """Encode PIL images, or rows with an "image", and their mirror images; keep hidden states of both views.
+    def encode_images(self, images: Sequence, flip: bool = True) -> ImageArrays:
+        """Encode PIL images, or rows with an "image", and with `flip` their mirror images; keep hidden states of all.
 
         Raises:
             ValueError: if there are no images, one cannot be read (the message gives its row), or the graph cannot be loaded.
@@ -194,10 +200,10 @@ class OnnxEncoder:
         for start in range(0, len(images), self.batch_size):
             pictures = [read_row(images, row) for row in range(start, min(start + self.batch_size, len(images)))]
             pixels = self.processor(images=pictures)["pixel_values"].numpy()
-            mirrored = np.ascontiguousarray(pixels[..., ::-1])
-            views = [self._run("image_encoder", pixel_values=view) for view in (pixels, mirrored)]
-            tokens.append(np.stack([hidden_states for hidden_states, _ in views], axis=1))
-            embeds.append(np.stack([embedded for _, embedded in views]).mean(axis=0))
+            views = [pixels, np.ascontiguousarray(pixels[..., ::-1])] if flip else [pixels]
+            encoded = [self._run("image_encoder", pixel_values=view) for view in views]
+            tokens.append(np.stack([hidden_states for hidden_states, _ in encoded], axis=1))
+            embeds.append(np.stack([embedded for _, embedded in encoded]).mean(axis=0))
         return ImageArrays(np.concatenate(embeds), np.concatenate(tokens))
 
     def encode_texts(self, texts: Sequence[str]) -> TextArrays:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from mra.common.files import write_whole
 from mra.common.weight_files import find_model_file, weights_digest
 from mra.retrieval.rerank_depth import COMPARED, TOLERANCE, choose_rerank_depth, compared
-from mra.retrieval.score_fusion import SCORE_FUSIONS, fusion_name
+from mra.retrieval.score_fusion import SCORE_FUSIONS, fusion_name, match_scores
 
 
 if TYPE_CHECKING:
+    import torch
+
     from mra.retrieval.evaluation import RetrievalResult
 
 
@@ -86,6 +88,8 @@ class RetrievalChoice:
         dtype: dtype of the forward passes it was chosen with.
         model: folder or Hub id of the model if the choice is not saved with it.
         weights: [`weights_digest`] of the weights it was chosen with; None in files of versions that did not record it.
+        largest_log_odds: [`largest_log_odds`] of that data, the bound of early stopping in a gallery. Empty in files of
+            versions without early stopping.
     """
 
     rerank_k: int
@@ -101,6 +105,7 @@ class RetrievalChoice:
     dtype: str | None = None
     model: str | None = None
     weights: str | None = None
+    largest_log_odds: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in (("rerank_k", self.rerank_k), ("gallery_size", self.gallery_size)):
@@ -119,6 +124,8 @@ class RetrievalChoice:
         for name, values in (*self.tried.items(), *self.tried_fusions.items()):
             if set(values) != set(COMPARED) or not all(math.isfinite(value) for value in values.values()):
                 raise ValueError(f"{name!r} must have the percentages {' and '.join(COMPARED)}, got {values!r}")
+        if not all(views in (1, 2) and math.isfinite(value) for views, value in self.largest_log_odds.items()):
+            raise ValueError(f"largest_log_odds must be finite numbers by 1 or 2 views, got {self.largest_log_odds!r}")
 
     @property
     def fusion(self) -> str:
@@ -231,7 +238,12 @@ class RetrievalChoice:
             }
             if not required <= set(saved) <= {item.name for item in fields(cls)}:
                 raise ValueError(f"its keys are {', '.join(saved)}")
-            choice = cls(**saved | {"tried": {int(k): metrics for k, metrics in saved["tried"].items()}})
+            by_number = {
+                name: {int(number): value for number, value in saved[name].items()}
+                for name in ("tried", "largest_log_odds")
+                if name in saved
+            }
+            choice = cls(**saved | by_number)
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{FILE_NAME} of model {folder} is not a saved choice of fusion and rerank_k ({error}): remove it to choose "
@@ -257,13 +269,33 @@ def _warn_of_other_weights(path: str, model: str, found: str | None) -> None:
 def chosen_match_weight(model: str) -> float | None:
     """Return the weight of the matching log-odds chosen for a model on validation, or None.
 
-    A gallery ranks by the posterior of both views, so a choice without mirror images does not apply to it.
+    The embeddings of a gallery are those of both views, so a choice without mirror images does not apply to it. One with
+    them does, whether the gallery matches one view or two.
 
     Raises:
         ValueError: if the choice saved with the model cannot be read.
     """
     choice = RetrievalChoice.load(model)
     return choice.posterior_weight() if choice is not None and choice.flip else None
+
+
+def seen_log_odds(model: str) -> dict[int, float]:
+    """Return the largest log-odds of a match seen on validation by number of views; empty if none were recorded.
+
+    Raises:
+        ValueError: if the choice saved with the model cannot be read.
+    """
+    choice = RetrievalChoice.load(model)
+    return {} if choice is None else choice.largest_log_odds
+
+
+def largest_log_odds(log_odds: "torch.Tensor") -> dict[int, float]:
+    """Return the largest log-odds of a match by the number of views averaged, the first one or all.
+
+    Args:
+        log_odds: `(views, queries, k)`, the upright image first.
+    """
+    return {views: log_odds[:views].mean(dim=0).max().item() for views in range(1, len(log_odds) + 1)}
 
 
 def choose_retrieval(
@@ -300,6 +332,7 @@ def choose_retrieval(
         tried_fusions[fusion_name(*fusion)] = compared(metrics)
     best = max(candidates, key=lambda fusion: choice_score(tried_fusions[fusion_name(*fusion)]))
     rerank_k, tried = choose_rerank_depth(result.with_fusion(*best), tolerance)
+    assert result.match_logits is not None, "checked by `fuse`"
     return RetrievalChoice(
         rerank_k=rerank_k,
         chosen_on=chosen_on,
@@ -312,4 +345,5 @@ def choose_retrieval(
         tried_fusions=tried_fusions,
         num_queries=len(result.captions),
         dtype=result.dtype,
+        largest_log_odds=largest_log_odds(match_scores(result.match_logits, log_odds=True)),
     )

@@ -109,8 +109,11 @@ def show_status(result: SearchResult) -> str:
         return show_message("No image matches the filters.", "warning")
     seconds = sum(result.timings.values())
     done = f"{_images(len(result.hits))} in {seconds:.2f} s"
+    matched = f" ({result.matched} matched)" if 0 < result.matched < result.reranked else ""
     done += (
-        f", {result.reranked} re-ranked." if result.reranked else ", ranked by similarity only, without probabilities."
+        f", {result.reranked} re-ranked{matched}."
+        if result.reranked
+        else ", ranked by similarity only, without probabilities."
     )
     if result.likely_in_gallery is False:
         least = f"{result.threshold:.0%}"

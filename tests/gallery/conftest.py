@@ -1,5 +1,6 @@
 """Fixtures of the tests of galleries."""
 
+import contextlib
 import uuid
 
 import pytest
@@ -19,15 +20,21 @@ def other_model(tmp_path_factory):
 
 
 @pytest.fixture(params=["memory", "milvus", pytest.param("server", marks=pytest.mark.server)])
-def gallery(request, model, tmp_path):
+def open_new(request, model, tmp_path):
+    """A function that opens a new gallery with the given settings."""
     if request.param == "server":
         server = request.getfixturevalue("milvus_server")
         name = f"test_{uuid.uuid4().hex}"
         options = {"uri": server.uri, "token": server.token, "collection": name, "files": tmp_path / "files"}
     else:
         options = {"uri": ":memory:" if request.param == "memory" else tmp_path / "gallery.db"}
-    with Gallery(encoder=encoder_of(model), **options) as gallery:
-        yield gallery
+    with contextlib.ExitStack() as opened:
+        yield lambda **settings: opened.enter_context(Gallery(encoder=encoder_of(model), **options, **settings))
+
+
+@pytest.fixture
+def gallery(open_new):
+    return open_new()
 
 
 @pytest.fixture

@@ -44,6 +44,8 @@ def test_the_life_of_a_gallery(run, model, tmp_path):
     assert "2 added" in text and "8 images" in text
     stats = json.loads(run("stats", *place, "--json"))
     assert (stats["images"], stats["copies"], stats["tokens"]) == (8, 2, 8)
+    assert (stats["matched_views"], stats["token_dtype"]) == (1, "float16")
+    assert "tokens     of 8 images in float16; matched views: 1\n" in run("stats", *place)
     assert stats["cameras"] == {"": 2, "cam_0": 2, "cam_1": 2, "cam_2": 2}
     assert "threshold  0.5, not calibrated" in run("stats", *place)
     assert "8 images, 0 problems, 0 without cached tokens" in run("verify", *place)
@@ -163,7 +165,7 @@ def state_of(place: Path, model: str) -> dict:
         info = {name: value for name, value in gallery._state.info.items() if name != "is_removing"}
         return {
             "records": contents(gallery),
-            "tokens": {hit.key: gallery.image_tokens(hit.key).tobytes() for hit in hits},
+            "tokens": {hit.key: gallery.image_tokens(hit.key).astype("float16").tobytes() for hit in hits},
             "files": sorted(
                 path.relative_to(place).as_posix() for path in (place / "files").rglob("*") if path.is_file()
             ),

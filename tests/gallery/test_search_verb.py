@@ -39,6 +39,8 @@ def test_a_table_of_hits(run, place):
     rows = [line.split() for line in lines[3:7]]
     assert [row[0] for row in rows] == ["1", "2", "3", "4"]
     assert {row[3] for row in rows} <= set(place[1]) and rows[3][1] == "-"
+    assert lines[1].endswith("; matched 3 of 3")
+    assert "matched" not in run("a red coat", "--rerank", "0")
 
 
 def test_hits_below_the_threshold_are_marked(run):
@@ -114,3 +116,13 @@ def test_names_that_are_not_utf_8_are_printed_and_drawn(run, place, tmp_path):
     assert r"caf\udce9.jpg" in run("a red coat", "--image", image, "--save", saved)
     assert os.path.getsize(saved)
     assert json.loads(run("--image", image, "--json"))["query"].endswith("caf\udce9.jpg")
+
+
+def test_the_number_of_matched_images_is_printed(run, monkeypatch):
+    monkeypatch.setattr("mra.gallery.searching.ROUND_SIZES", {"cpu": 2})
+    monkeypatch.setattr("mra.retrieval.encoders.TorchEncoder.largest_log_odds", {1: 1.0})
+    monkeypatch.setattr("mra.retrieval.encoders.TorchEncoder.match_weight", 0.0)
+    assert run("a red coat", "--top", "1").splitlines()[1].endswith("; matched 2 of 6")
+    result = json.loads(run("a red coat", "--top", "1", "--json"))
+    assert (result["matched"], result["reranked"], len(result["hits"])) == (2, 6, 1)
+    assert json.loads(run("a red coat", "--top", "1", "--json", "--early_stop", "false"))["matched"] == 6

@@ -13,10 +13,25 @@ from mra.retrieval.encoders import TorchEncoder
 from tests.helpers.galleries import draw_picture, encoder_of, make_split, save_tiny_model, write_pictures
 
 
+@pytest.fixture
+def bounded(monkeypatch):
+    """A function that gives the encoder of a gallery a bound on log-odds by number of views."""
+
+    def give(gallery, bounds):
+        monkeypatch.setattr(type(gallery.encoder), "largest_log_odds", bounds)
+
+    return give
+
+
+@pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.parametrize("rerank", [0, 5, 12])
-def test_a_search_ranks_as_evaluation_does(gallery, model, rerank):
+def test_a_search_ranks_as_evaluation_does(open_new, model, rerank, views):
+    """With one matched view, embeddings are still those of both."""
     split, encoder = make_split(), encoder_of(model)
+    gallery = open_new(matched_views=views, token_dtype="float32")
     expected = evaluate_retrieval(encoder.model, encoder.processor, split, rerank_k=rerank, score_fusion="posterior")
+    if rerank:
+        expected = dataclasses.replace(expected, match_logits=expected.match_logits[:views]).with_fusion("posterior")
     gallery.build(split)
     for row in range(6):
         hits = gallery.search(split[row]["captions"][0], top=12, rerank=rerank).hits
@@ -50,13 +65,14 @@ def test_an_image_finds_itself_and_words_move_the_answer(gallery, tmp_path):
 def test_scores_do_not_depend_on_the_cache(model, tmp_path):
     keys = write_pictures(tmp_path / "people", 10)
     scores = []
-    for token_cache in (2**30, 0, 3 * (HEADER_BYTES + 4 * 2 * 3 * 64)):
-        with Gallery(tmp_path / f"{token_cache}.db", encoder=encoder_of(model), token_cache=token_cache) as gallery:
+    settings = {"encoder": encoder_of(model), "token_dtype": "float32"}
+    for token_cache in (2**30, 0, 3 * (HEADER_BYTES + 4 * 3 * 64)):
+        with Gallery(tmp_path / f"{token_cache}.db", token_cache=token_cache, **settings) as gallery:
             gallery.build(tmp_path / "people", batch_size=5)
             for _ in range(2):
                 result = gallery.search("a red coat")
                 scores.append({hit.key: hit.score for hit in result.hits})
-            assert gallery.image_tokens(keys[0]).shape == (2, *gallery.encoder.token_shape[1:])
+            assert gallery.image_tokens(keys[0]).shape == (1, *gallery.encoder.token_shape[1:])
         assert (result.tokens_encoded == 0) == (token_cache == 2**30)
     for other in scores[1:]:
         assert other == {key: pytest.approx(score, abs=1e-5) for key, score in scores[0].items()}
@@ -149,20 +165,24 @@ def test_ranking_takes_the_weight_chosen_for_the_model(tmp_path):
     assert TorchEncoder(model).match_weight is None
 
 
-def test_a_search_that_overlaps_a_removal_writes_nothing_back(gallery, tmp_path, monkeypatch):
+@pytest.mark.parametrize("in_rounds", [False, True])
+def test_a_search_that_overlaps_a_removal_writes_nothing_back(gallery, bounded, tmp_path, monkeypatch, in_rounds):
+    if in_rounds:
+        monkeypatch.setattr("mra.gallery.searching.ROUND_SIZES", {"cpu": 1})
+        bounded(gallery, {1: 1e9})
     keys = write_pictures(tmp_path / "people", 4)
     gallery.build(tmp_path / "people")
     content = next(record.content for record in gallery._state.store.records(keys=[keys[0]]))
     gallery._state.tokens.keep_only(set())
     encode, is_removed = gallery.encoder.encode_images, []
 
-    def encode_and_remove(images):
+    def encode_and_remove(images, **options):
         if not is_removed:
             is_removed.append(gallery.remove(keys=[keys[0]]))
-        return encode(images)
+        return encode(images, **options)
 
     monkeypatch.setattr(gallery.encoder, "encode_images", encode_and_remove)
-    gallery.search("a red coat")
+    assert gallery.search("a red coat", top=1).matched == 4
     assert is_removed == [1] and content not in gallery._state.tokens and len(gallery._state.tokens) == 3
 
 
@@ -178,3 +198,104 @@ def test_a_query_embedding_that_is_not_finite_is_refused(gallery, tmp_path, monk
     monkeypatch.setattr(gallery.encoder, "encode_texts", encode_badly)
     with pytest.raises(ValueError, match="embedding of text 0, counted from 0, is not finite"):
         gallery.search("a red coat", rerank=0)
+
+
+@pytest.mark.parametrize("views, token_cache", [(1, 0), (2, 2**30)])
+def test_early_stopping_finds_what_full_reranking_finds(model, bounded, tmp_path, views, token_cache):
+    write_pictures(tmp_path / "people", 40)
+    gallery = Gallery(":memory:", encoder=encoder_of(model), matched_views=views, token_cache=token_cache)
+    gallery.build(tmp_path / "people")
+    texts = ["a red coat and white shoes", "a blue coat and black shoes"]
+    full = [gallery.search(text, top=5) for text in texts]
+    assert {result.matched for result in full} == {40} and gallery.largest_log_odds is None
+    log_odds = [hit.score for text in texts for hit in gallery.search(text, top=40).hits]
+    bound = torch.tensor(log_odds, dtype=torch.float64).logit().max().item() + 0.1
+    bounded(gallery, {views: bound, 3 - views: 1e9})
+    fewer = []
+    for text, expected in zip(texts, full, strict=True):
+        result = gallery.search(text, top=5)
+        fewer.append(result.matched < 40)
+        assert [(hit.key, hit.score) for hit in result.hits] == [
+            (hit.key, pytest.approx(hit.score, abs=1e-5)) for hit in expected.hits
+        ]
+        assert result.matched in range(8, 41, 8) and result.reranked == 40
+        assert result.tokens_encoded == (0 if token_cache else result.matched)
+        assert set(result.timings) == {"encode", "search", "tokens", "rerank"}
+        assert gallery.search(text, top=5, early_stop=False).matched == 40
+    assert any(fewer)
+
+
+def test_a_calibrated_gallery_stops_by_the_larger_bound(open_new, bounded, tmp_path):
+    write_pictures(tmp_path / "people", 4)
+    gallery = open_new()
+    gallery.build(tmp_path / "people")
+    calibrated = gallery.calibrate(make_split(), rerank=4).largest_log_odds
+    assert gallery.largest_log_odds == calibrated
+    bounded(gallery, {1: calibrated - 1, 2: calibrated + 9})
+    assert gallery.largest_log_odds == calibrated
+    bounded(gallery, {1: calibrated + 1})
+    assert gallery.largest_log_odds == calibrated + 1
+
+
+def test_old_galleries_open_as_they_are(model, tmp_path):
+    """Built before one view and half precision were the default, and calibrated before the bound was measured."""
+    write_pictures(tmp_path / "people", 12)
+    settings = {"encoder": encoder_of(model)}
+    with Gallery(tmp_path / "g.db", matched_views=2, token_dtype="float32", **settings) as gallery:
+        gallery.build(tmp_path / "people")
+        gallery.calibrate(make_split(), rerank=4)
+        before = gallery.search("a red coat", top=3, early_stop=False)
+        saved = gallery._state.info["calibration"]
+        gallery._state.write_info(calibration={name: saved[name] for name in saved if name != "largest_log_odds"})
+    with Gallery(tmp_path / "g.db", **settings) as gallery:
+        assert gallery.calibration.largest_log_odds is None and gallery.largest_log_odds is None
+        after = gallery.search("a red coat", top=3)
+        assert (after.hits, after.matched, after.tokens_encoded) == (before.hits, 12, 0)
+        write_pictures(tmp_path / "more", 2, first=20)
+        gallery.add(tmp_path / "more", prefix="more/")
+        assert gallery.image_tokens("more/cam_2/020.jpg").shape[0] == gallery.stats().matched_views == 2
+        assert gallery.stats().token_dtype == "float32"
+
+
+def test_one_view_is_that_of_the_upright_image(open_new, tmp_path):
+    keys = write_pictures(tmp_path / "people", 3)
+    for cached in (True, False):
+        gallery = open_new(token_dtype="float32", collection=f"cached_{cached}", token_cache=2**30 if cached else 0)
+        gallery.build(tmp_path / "people")
+        upright = gallery.encoder.encode_images([gallery.image(key) for key in keys]).hidden_states[:, :1]
+        for key, expected in zip(keys, upright.numpy(), strict=True):
+            assert gallery.image_tokens(key) == pytest.approx(expected, rel=0, abs=1e-5)
+        assert gallery.stats().matched_views == 1
+
+
+def test_encoders_that_always_encode_both_views_are_used(model, tmp_path):
+    class Older(TorchEncoder):
+        def encode_images(self, images):
+            return super().encode_images(images)
+
+    write_pictures(tmp_path / "people", 3)
+    with Gallery(":memory:", encoder=Older(model, device="cpu"), token_cache=0) as gallery:
+        gallery.build(tmp_path / "people")
+        assert gallery.search("a red coat").tokens_encoded == 3
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"matched_views": 3}, "matched_views must be one of 1, 2, got 3"),
+        ({"token_dtype": "int8"}, "token_dtype must be one of float32, float16, got 'int8'"),
+    ],
+)
+def test_wrong_settings_of_a_new_gallery_are_refused(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        Gallery(tmp_path / "g.db", **settings)
+    assert not (tmp_path / "g.db").exists()
+
+
+def test_an_encoder_of_one_view_cannot_match_two(model, tmp_path, monkeypatch):
+    encoder = TorchEncoder(model, device="cpu")
+    monkeypatch.setattr(encoder, "token_shape", (1, *encoder.token_shape[1:]))
+    write_pictures(tmp_path / "people", 2)
+    message = r"matched_views must be 1 with model .*, got 2"
+    with Gallery(":memory:", encoder=encoder, matched_views=2) as gallery, pytest.raises(ValueError, match=message):
+        gallery.build(tmp_path / "people")

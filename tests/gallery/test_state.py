@@ -28,7 +28,7 @@ def test_remove_leaves_nothing_behind(model, tmp_path):
             "key": gone.encode(),
             "content": record.content.encode(),
             "vector": record.embedding.tobytes(),
-            "tokens": gallery.image_tokens(gone).tobytes(),
+            "tokens": gallery.image_tokens(gone).astype("float16").tobytes(),
             "picture": (people / gone).read_bytes(),
         }
     before = everything_on_disk(place)

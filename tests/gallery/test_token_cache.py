@@ -92,6 +92,14 @@ def test_half_precision_rounds_as_it_says(tmp_path):
         open_cache(tmp_path / "u", dtype="int8")
 
 
+def test_tokens_beyond_half_precision_are_refused(tmp_path):
+    cache = open_cache(tmp_path / "t", dtype="float16")
+    for convert in (cache.rounded, lambda tokens: cache.write(NAMES[0], tokens)):
+        with pytest.raises(ValueError, match="tokens of an image reach 70000, more than float16 holds"):
+            convert(np.full(SHAPE, -7e4, np.float32))
+    assert files(tmp_path) == []
+
+
 def test_only_what_is_kept_stays_on_the_disk(tmp_path):
     """What another process wrote meanwhile, and what a killed one left unfinished, goes too."""
     cache = open_cache(tmp_path / "t")

@@ -265,3 +265,19 @@ def test_damaged_file_is_named(tmp_path, text):
     (tmp_path / "retrieval.json").write_text(text)
     with pytest.raises(ValueError, match=r"retrieval\.json of model .* is not a saved choice .*: remove it"):
         RetrievalChoice.load(str(tmp_path))
+
+
+def test_largest_log_odds_are_measured_for_one_view_and_for_the_mean_of_two(world, tmp_path):
+    result = evaluate_retrieval(*world, rerank_k=6)
+    no, yes = result.match_logits.unbind(-1)
+    log_odds = yes - no
+    expected = {1: log_odds[0].max().item(), 2: ((log_odds[0] + log_odds[1]) / 2).max().item()}
+    choice = choose_retrieval(result, "tiny")
+    assert choice.largest_log_odds == expected
+    choice.save(tmp_path)
+    assert RetrievalChoice.load(str(tmp_path)).largest_log_odds == expected
+    upright = evaluate_retrieval(*world, rerank_k=6, flip=False)
+    assert choose_retrieval(upright, "tiny").largest_log_odds.keys() == {1}
+    for wrong in ({3: 1.0}, {1: float("nan")}):
+        with pytest.raises(ValueError, match="largest_log_odds must be finite numbers by 1 or 2 views"):
+            dataclasses.replace(CHOICE, largest_log_odds=wrong)

@@ -70,6 +70,8 @@ def test_the_status_tells_the_likely_from_the_unlikely():
     assert (
         "Probably not in the gallery: no image reaches the threshold of 50%" in unlikely and "mra-warning" in unlikely
     )
+    early = app_view.show_status(SearchResult([make_hit()], 0.5, timings, reranked=128, matched=24))
+    assert "128 re-ranked (24 matched)." in early
     assert "similarity only" in app_view.show_status(SearchResult([make_hit(score=None, likely=None)], 0.5, timings))
     assert "No image matches the filters" in app_view.show_status(SearchResult([], 0.5, timings))
 

@@ -159,7 +159,8 @@ def multiply_adds(config: MRAConfig, lengths: torch.Tensor, gallery: int, k: int
     text, tokens = config.text_config, 1 + config.vision_config.num_patches
     width, layers = text.hidden_size, text.num_fusion_layers
     square, feed_forward = width * width, 2 * width * text.intermediate_size
-    keys_values = 2 * tokens * config.vision_config.hidden_size * width
+    image_width = config.vision_config.hidden_size
+    keys_values = 2 * tokens * image_width * width
 
     def self_attention(length: int) -> int:
         return 4 * length * square + 2 * length**2 * width
@@ -171,12 +172,13 @@ def multiply_adds(config: MRAConfig, lengths: torch.Tensor, gallery: int, k: int
     plain = layers * (self_attention(padded) + cross_attention(padded) + padded * feed_forward + keys_values)
     length, square_length = lengths.double().mean().item(), lengths.double().square().mean().item()
     middle = (6 * square + feed_forward + 2 * tokens * width) * length + 2 * width * square_length
-    last = 4 * square + 2 * length * text.num_attention_heads * width + cross_attention(1) + feed_forward
+    of_first_to_image = 2 * square + 2 * image_width * width + 2 * tokens * text.num_attention_heads * image_width
+    last = 4 * square + 2 * length * text.num_attention_heads * width + of_first_to_image + feed_forward
     once_a_text = (
         5 * square * length + 2 * width * square_length
     ) / k  # self-attention and queries of the first layer
     first = (square + feed_forward + 2 * tokens * width) * length
-    once_an_image = layers * keys_values * gallery / (len(lengths) * k)
+    once_an_image = (layers - 1) * keys_values * gallery / (len(lengths) * k)
     return float(plain), first + (layers - 2) * middle + last + once_a_text + once_an_image
 
 

@@ -15,12 +15,12 @@ if __name__ == "__main__" and not __package__:  # run as `python benchmarks/star
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import os
+import re
 import resource
 import statistics
 import subprocess
 
 from benchmarks.measure import show
-from mra.cli import VERBS
 from mra.common.arguments import option, parse_arguments
 from mra.common.environment import cpu_name
 
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse_arguments([StartupBenchmark], description=__doc__, argv=argv, config=False)
     commands = {name: ["-c", f"import {modules}"] for name, modules in IMPORTS.items()}
     commands |= {
-        f"mra {name} --help".replace("  ", " "): ["-m", "mra", *name.split(), "--help"] for name in ["", *VERBS]
+        f"mra {name} --help".replace("  ", " "): ["-m", "mra", *name.split(), "--help"] for name in ["", *verbs()]
     }
     commands |= {f"{name} --help": [name, "--help"] for name in SCRIPTS}
     if args.gallery:
@@ -70,6 +70,14 @@ def main(argv: list[str] | None = None) -> None:
             seconds[name].append(cpu_seconds(command, args.threads))
     results = {"cpu": cpu_name(), "repeats": args.repeats}
     show(results | {name: statistics.median(values) for name, values in seconds.items()}, args.json)
+
+
+def verbs() -> list[str]:
+    """Return the verbs that `mra --help` lists."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "mra", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return re.findall(r"^  (\S+(?: \S+)?) {2,}", shown.stdout, re.MULTILINE)
 
 
 def cpu_seconds(command: list[str], threads: int) -> float:

@@ -40,7 +40,7 @@ def new_shared_float32(shape: Sequence[int]) -> "torch.Tensor":
 
 def pack_linear(
     weight: "torch.Tensor", bias: "torch.Tensor | None", rows: int, gelu: bool = False
-) -> "Callable[[torch.Tensor], torch.Tensor] | None":
+) -> "Callable[..., torch.Tensor] | None":
     """Return a linear layer with its weight in oneDNN's own layout, as TorchInductor does for frozen weights.
 
     Args:
@@ -50,7 +50,8 @@ def pack_linear(
         gelu: whether to apply an exact GELU to the result.
 
     Returns:
-        A function of `(..., in)`, or None if oneDNN or its operators are missing, or lack the dtype on this CPU.
+        A function of `(..., in)` and, without GELU, of `(..., out)` to add to the result; or None if oneDNN or its operators
+        are missing, or lack the dtype on this CPU.
     """
     import torch
 
@@ -64,7 +65,13 @@ def pack_linear(
         return None
     packed = operators._reorder_linear_weight(weight, rows)
     activation = ("gelu", [], "none") if gelu else ("none", [], "")
-    return lambda states: operators._linear_pointwise(states, packed, bias, *activation)
+
+    def product(states: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
+        if added is None:
+            return operators._linear_pointwise(states, packed, bias, *activation)
+        return operators._linear_pointwise.binary(states, added, packed, bias, "add")
+
+    return product
 
 
 def raise_recompile_limit(limit: int) -> None:

@@ -1,7 +1,8 @@
 """Fast matching scores of (text, image) pairs for inference, without repeated or unused computations."""
 
 import contextlib
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -21,7 +22,7 @@ DEFAULT_BATCH_SIZE = 512
 # Pairs for which image keys and values are gathered at a time on a CPU: 5 MB at full size, to fit the cache.
 PAIRS_PER_GATHER = 8
 
-KeysValues = list[tuple[torch.Tensor, torch.Tensor]]
+KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 class PairMatcher:
@@ -29,11 +30,11 @@ class PairMatcher:
 
     Computes the scores of `MRAModel.match_logits` with fewer multiply-adds than a training step:
 
-    - keys and values of an image are computed once;
+    - keys and values of an image are computed once, and for the last layer not at all (see below);
     - the first fusion layer, up to the queries of its cross-attention, is independent of the image and computed once per
       text and forward pass;
     - texts are padded only to the longest of their forward pass, because the fusion layers mask padding;
-    - the last layer runs only for [CLS], and its self-attention does not project the other tokens: the key projection
+    - the last layer runs only for [CLS], and neither of its attentions projects the tokens that it reads: the key projection
       is applied to the single query, and the value projection to the single weighted mean.
 
     Weights are copied, in a layout and precision suited to the device: create a new matcher after the model has changed.
@@ -51,9 +52,9 @@ class PairMatcher:
         parameter = next(self.model.parameters())
         self.device, self.dtype = parameter.device, dtype or parameter.dtype
         with torch.no_grad():
-            self.layers = [
-                _PackedLayer(layer, self.dtype) for layer in cast(list[MRAFusionLayer], list(self.model.fusion_layers))
-            ]
+            *others, last = cast(list[MRAFusionLayer], list(self.model.fusion_layers))
+            self.layers = [_PackedLayer(layer, self.dtype, is_last=False) for layer in others]
+            self.layers.append(_PackedLayer(last, self.dtype, is_last=True))
 
     def match(
         self,
@@ -90,7 +91,7 @@ class PairMatcher:
         scores = torch.empty(num_views, len(pair_texts), 2)
         with self._context():
             for view in range(num_views):
-                keys_values = self.project_images(image_hidden_states[:, view].to(self.device, self.dtype))
+                images = self.project_images(image_hidden_states[:, view].to(self.device, self.dtype))
                 for batch in batches:
                     pairs = slice(batch.start, batch.stop)
                     rows, text_index = pair_texts[pairs].unique(return_inverse=True)
@@ -103,7 +104,7 @@ class PairMatcher:
                         image_index: torch.Tensor,
                         texts: torch.Tensor = hidden_states,
                         mask: torch.Tensor | None = attention_mask,
-                        images: KeysValues = keys_values,
+                        images: ImageStates = images,
                     ) -> torch.Tensor:
                         return self.match_logits(texts, mask, images, text_index, image_index)
 
@@ -116,19 +117,19 @@ class PairMatcher:
         """Packed layers compute in their own dtype; PyTorch's autocast does not know their products."""
         return torch.no_grad() if self.device.type == "cpu" else forward_context(self.model, self.dtype)
 
-    def project_images(self, image_hidden_states: torch.Tensor) -> KeysValues:
-        """Project `(images, 1 + patches, hidden)` to each layer's keys and values, `(images, heads, tokens, width)`."""
+    def project_images(self, image_hidden_states: torch.Tensor) -> "ImageStates":
+        """Project `(images, 1 + patches, hidden)` to the keys and values of each layer but the last."""
         keys_values = []
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             projected = layer.image_keys_values(image_hidden_states)
             keys_values.append(tuple(layer.split_heads(states) for states in projected.chunk(2, dim=-1)))
-        return keys_values
+        return ImageStates(keys_values, image_hidden_states)
 
     def match_logits(
         self,
         text_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        image_keys_values: KeysValues,
+        images: "ImageStates",
         text_index: torch.Tensor,
         image_index: torch.Tensor,
     ) -> torch.Tensor:
@@ -137,7 +138,7 @@ class PairMatcher:
         Args:
             text_hidden_states: output of the text-only layers, `(texts, length, hidden)`.
             attention_mask: `(texts, length)`, 1 for tokens, 0 for padding; None without padding.
-            image_keys_values: result of `project_images`.
+            images: result of `project_images`.
             text_index: text of each pair, `(pairs,)`.
             image_index: image of each pair, `(pairs,)`.
 
@@ -146,22 +147,24 @@ class PairMatcher:
         """
         implementation = cast(str, self.model.config.text_config._attn_implementation)
         mask = visibility_mask(attention_mask, text_hidden_states.dtype, implementation)
-        first, *others = self.layers
+        first, last = self.layers[0], self.layers[-1]
         states = first.read_text(text_hidden_states, mask)
-        if not others:
-            states = states[:, :1]
+        if first is last:
+            states = last.read_image_for_first(
+                states[:, :1].index_select(0, text_index), images.hidden_states, image_index
+            )
+            return self.model.match_head(states[:, 0].to(self.model.dtype))
         queries = first.image_queries(states).index_select(0, text_index)
-        states = first.read_images(states.index_select(0, text_index), queries, image_keys_values[0], image_index)
+        states = first.read_images(states.index_select(0, text_index), queries, images.keys_values[0], image_index)
         if attention_mask is not None:
             attention_mask = attention_mask.index_select(0, text_index)
         if mask is not None:
             mask = mask.index_select(0, text_index)
-        for layer, keys_values in zip(others, image_keys_values[1:], strict=True):
-            if layer is others[-1]:
-                states = layer.read_text_for_first(states, attention_mask)
-            else:
-                states = layer.read_text(states, mask)
+        for layer, keys_values in zip(self.layers[1:-1], images.keys_values[1:], strict=True):
+            states = layer.read_text(states, mask)
             states = layer.read_images(states, layer.image_queries(states), keys_values, image_index)
+        states = last.read_text_for_first(states, attention_mask)
+        states = last.read_image_for_first(states, images.hidden_states, image_index)
         return self.model.match_head(states[:, 0].to(self.model.dtype))
 
 
@@ -223,47 +226,106 @@ def cut_by_length(lengths: torch.Tensor, batch_size: int) -> list[range]:
     return batches
 
 
+@dataclass(frozen=True)
+class ImageStates:
+    """Images as the fusion layers read them.
+
+    Attributes:
+        keys_values: keys and values `(images, heads, tokens, head width)` of each layer but the last.
+        hidden_states: `(images, tokens, hidden)`, for the last layer.
+    """
+
+    keys_values: list[KeysValues]
+    hidden_states: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _OneQuery:
+    """Attention of a single query for each row, which reads states without projecting them.
+
+    Attributes:
+        query: projection of the query.
+        key: weights of the keys, `(heads, head width, width)`.
+        value: weights of the values, of the same shape.
+        value_bias: bias of the values, `(heads * head width,)`. That of the keys adds a constant to all scores of a head,
+            which the softmax cancels.
+        scaling: factor on the scores.
+    """
+
+    query: PackedLinear
+    key: torch.Tensor
+    value: torch.Tensor
+    value_bias: torch.Tensor
+    scaling: float
+
+    @classmethod
+    def of(cls, attention: Any, dtype: torch.dtype) -> "_OneQuery":
+        """Take the weights of a `BertSelfAttention`."""
+        heads = (attention.num_attention_heads, attention.attention_head_size)
+        key, value = (
+            linear.weight.detach().to(dtype).unflatten(0, heads) for linear in (attention.key, attention.value)
+        )
+        bias = attention.value.bias.detach().to(dtype)
+        return cls(PackedLinear([attention.query], dtype), key, value, bias, attention.scaling)
+
+    def read(self, first: torch.Tensor, states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the context `(batch, width)` of the queries `(batch, width)` over states `(batch, length, any width)`.
+
+        Args:
+            first: the queries before their projection.
+            states: what they attend to.
+            mask: `(batch, length)`, 1 for tokens, 0 for padding; None without padding.
+        """
+        states = states.to(self.value.dtype)
+        heads, head_size, _ = self.key.shape
+        queries = self.query(first).unflatten(-1, (heads, head_size)).transpose(0, 1)  # heads, batch, width of a head
+        queries = (queries @ self.key).transpose(0, 1)  # batch, heads, width of the states
+        scores = (queries @ states.transpose(1, 2)).float() * self.scaling  # batch, heads, length
+        if mask is not None:
+            scores = scores.masked_fill(mask[:, None] == 0, -torch.inf)
+        means = scores.softmax(dim=-1).to(states.dtype) @ states
+        return (means.transpose(0, 1) @ self.value.transpose(1, 2)).transpose(0, 1).flatten(1) + self.value_bias
+
+
 class _PackedLayer(PackedTextLayer):
     """An `MRAFusionLayer` in eval mode, with projections of the same input merged into one product."""
 
-    def __init__(self, layer: MRAFusionLayer, dtype: torch.dtype) -> None:
+    def __init__(self, layer: MRAFusionLayer, dtype: torch.dtype, is_last: bool) -> None:
         super().__init__(layer, dtype)
-        self.crossattention = layer.crossattention
-        own, cross = layer.attention.self, layer.crossattention.self
-        self.scaling = own.scaling
-        self.key, self.value = (
-            linear.weight.to(dtype).unflatten(0, (self.num_heads, self.head_size)) for linear in (own.key, own.value)
-        )
-        self.value_bias = own.value.bias.to(dtype)
-        self.query = PackedLinear([own.query], dtype)
-        self.image_queries = PackedLinear([cross.query], dtype)
-        self.image_keys_values = PackedLinear([cross.key, cross.value], dtype)
+        self.crossattention, cross = layer.crossattention, layer.crossattention.self
         self.image_output = PackedLinear([layer.crossattention.output.dense], dtype)
         self.image_norm = PackedNorm(layer.crossattention.output.LayerNorm, self.norm_dtype)
+        if is_last:
+            self.first_to_text, self.first_to_image = (
+                _OneQuery.of(layer.attention.self, dtype),
+                _OneQuery.of(cross, dtype),
+            )
+        else:
+            self.image_queries = PackedLinear([cross.query], dtype)
+            self.image_keys_values = PackedLinear([cross.key, cross.value], dtype)
 
     def read_text_for_first(self, states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Apply self-attention to the first of the states `(batch, length, width)`; return `(batch, 1, width)`."""
-        first = states[:, :1]
-        states = states.to(self.value.dtype)
-        queries = self.split_heads(self.query(first)).transpose(0, 2)[0]  # heads, batch, width of a head
-        # The key bias adds a constant to all scores of a head, which the softmax cancels.
-        queries = (queries @ self.key).transpose(0, 1)  # batch, heads, width
-        scores = (queries @ states.transpose(1, 2)).float() * self.scaling  # batch, heads, length
-        if attention_mask is not None:
-            scores = scores.masked_fill(attention_mask[:, None] == 0, -torch.inf)
-        means = scores.softmax(dim=-1).to(states.dtype) @ states  # batch, heads, width
-        context = (means.transpose(0, 1) @ self.value.transpose(1, 2)).transpose(0, 1).flatten(1) + self.value_bias
-        return self.text_norm(self.text_output(context)[:, None] + first)
+        context = self.first_to_text.read(states[:, 0], states, attention_mask)
+        return self.text_norm(self.text_output(context)[:, None] + states[:, :1])
+
+    def read_image_for_first(
+        self, states: torch.Tensor, image_hidden_states: torch.Tensor, image_index: torch.Tensor
+    ) -> torch.Tensor:
+        """Apply cross-attention to the image of each pair, and the feed-forward part, to `(pairs, 1, width)` states."""
+        first = states[:, 0]
+        step = _pairs_per_gather(states)
+        contexts = [
+            self.first_to_image.read(some, image_hidden_states.index_select(0, images))
+            for some, images in zip(first.split(step), image_index.split(step), strict=True)
+        ]
+        return self.feed_forward(self.image_norm(self.image_output(torch.cat(contexts))[:, None] + states))
 
     def read_images(
-        self,
-        states: torch.Tensor,
-        queries: torch.Tensor,
-        keys_values: tuple[torch.Tensor, torch.Tensor],
-        image_index: torch.Tensor,
+        self, states: torch.Tensor, queries: torch.Tensor, keys_values: KeysValues, image_index: torch.Tensor
     ) -> torch.Tensor:
         """Apply cross-attention to the image of each pair, and the feed-forward part, to `(pairs, length, width)` states."""
-        step = PAIRS_PER_GATHER if queries.device.type == "cpu" else len(queries)
+        step = _pairs_per_gather(queries)
         contexts = [
             mix_values(
                 self.crossattention,
@@ -275,4 +337,8 @@ class _PackedLayer(PackedTextLayer):
             for some, images in zip(queries.split(step), image_index.split(step), strict=True)
         ]
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
-        return self.feed_forward(self.image_norm(self.image_output(context) + states))
+        return self.feed_forward(self.image_norm(self.image_output.added_to(states, context)))
+
+
+def _pairs_per_gather(states: torch.Tensor) -> int:
+    return PAIRS_PER_GATHER if states.device.type == "cpu" else len(states)

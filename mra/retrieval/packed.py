@@ -1,7 +1,7 @@
 """Layers of a model in eval mode with weights in the layout and precision that suit a CPU, for inference."""
 
+import copy
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,8 +18,8 @@ from mra.common.private_interfaces import pack_linear
 # Approximate tokens per product, for which oneDNN optimises the layout of weights.
 ROWS_PER_PRODUCT = 1024
 
-# Images per pass: enough rows for the products of the last stages, few enough for a CPU's cache.
-IMAGES_PER_PASS = 2
+# Tokens of the first stage per pass: enough rows for the products of the last stages, few enough for a CPU's cache.
+TOKENS_PER_PASS = 12288
 
 
 class PackedLinear:
@@ -53,13 +53,24 @@ class PackedLinear:
             isinstance(activation, nn.GELU | GELUActivation) and getattr(activation, "approximate", "none") == "none"
         )
         packed = pack_linear(weight, bias, ROWS_PER_PRODUCT, is_gelu) if weight.device.type == "cpu" else None
-        self.product: Callable[[torch.Tensor], torch.Tensor] = packed or partial(F.linear, weight=weight, bias=bias)
+        self._product = packed or (lambda states, added=None: _plain_product(states, weight, bias, added))
         self.activation = None if packed and is_gelu else activation
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """Map `(..., in)` to `(..., out)`."""
-        states = self.product(states)
+        states = self._product(states)
         return states if self.activation is None else self.activation(states)
+
+    def added_to(self, residual: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """Map `(..., in)` to `(..., out)` of a layer without activation, and add that to `(..., out)`."""
+        return self._product(states, residual)
+
+
+def _plain_product(
+    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, added: torch.Tensor | None
+) -> torch.Tensor:
+    result = F.linear(states, weight, bias)
+    return result if added is None else result + added
 
 
 class PackedNorm:
@@ -112,11 +123,11 @@ class PackedTextLayer:
         """Apply self-attention to states `(batch, length, width)`; the mask comes from [`visibility_mask`]."""
         queries, keys, values = self.queries_keys_values(states).chunk(3, dim=-1)
         context = mix_values(self.attention, queries, self.split_heads(keys), self.split_heads(values), mask)
-        return self.text_norm(self.text_output(context) + states)
+        return self.text_norm(self.text_output.added_to(states, context))
 
     def feed_forward(self, states: torch.Tensor) -> torch.Tensor:
         """Apply the feed-forward part to states `(batch, length, width)`."""
-        return self.norm(self.narrow(self.widen(states)) + states)
+        return self.norm(self.narrow.added_to(states, self.widen(states)))
 
 
 class PackedText:
@@ -190,7 +201,8 @@ class PackedVision:
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Map `(batch, 3, height, width)` to `(batch, 1 + patches, hidden_size)` float32; token 0 is the mean."""
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            return torch.cat([self._encode(some) for some in pixel_values.split(IMAGES_PER_PASS)])
+            images = max(1, TOKENS_PER_PASS // self.patch_embed.num_patches)
+            return torch.cat([self._encode(some) for some in pixel_values.split(images)])
 
     def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         embed = self.patch_embed
@@ -240,7 +252,7 @@ class _PackedBlock:
     def __init__(self, block: SwinTransformerBlock, dtype: torch.dtype) -> None:
         attention, mlp = cast(Any, block.attn), cast(Any, block.mlp)
         self.heads, self.window = attention.num_heads, cast(int, block.window_area)
-        self.scale, self.is_fused = attention.scale, dtype == torch.float32
+        self.is_fused = dtype == torch.float32
         bias = attention._get_rel_pos_bias().detach().float()  # 1, heads, tokens of a window, the same
         if block.attn_mask is not None:
             bias = bias + cast(torch.Tensor, block.attn_mask).float()[:, None]
@@ -249,14 +261,14 @@ class _PackedBlock:
             PackedNorm(cast(nn.LayerNorm, block.norm1), dtype),
             PackedNorm(cast(nn.LayerNorm, block.norm2), dtype),
         )
-        self.queries_keys_values = PackedLinear([attention.qkv], dtype)
+        self.queries_keys_values = PackedLinear([_with_scaled_queries(attention)], dtype)
         self.output = PackedLinear([attention.proj], dtype)
         self.widen = PackedLinear([mlp.fc1], dtype, mlp.act)
         self.narrow = PackedLinear([mlp.fc2], dtype)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        states = states + self.output(self._attend(self.queries_keys_values(self.norm1(states))))
-        return states + self.narrow(self.widen(self.norm2(states)))
+        states = self.output.added_to(states, self._attend(self.queries_keys_values(self.norm1(states))))
+        return self.narrow.added_to(states, self.widen(self.norm2(states)))
 
     def _attend(self, projected: torch.Tensor) -> torch.Tensor:
         """Return the attention's result `(batch, tokens, width)` for projected `(batch, tokens, 3 width)`."""
@@ -266,15 +278,24 @@ class _PackedBlock:
             windows = projected.shape[1] // self.window
             mask = self.bias.expand(windows, -1, -1, -1)
             contexts = [
-                F.scaled_dot_product_attention(*some, attn_mask=mask, scale=self.scale)
-                for some in parts.split(windows, 1)
+                F.scaled_dot_product_attention(*some, attn_mask=mask, scale=1.0) for some in parts.split(windows, 1)
             ]
             context = torch.cat(contexts)
         else:  # faster in bfloat16 on a CPU
             queries, keys, values = parts.contiguous()
-            scores = (queries.mul_(self.scale) @ keys.transpose(-1, -2)).unflatten(0, (batch, -1)).add_(self.bias)
+            scores = (queries @ keys.transpose(-1, -2)).unflatten(0, (batch, -1)).add_(self.bias)
             context = scores.softmax(dim=-1).flatten(0, 1) @ values
         return context.transpose(1, 2).reshape(batch, -1, width)
+
+
+def _with_scaled_queries(attention: Any) -> nn.Linear:
+    """Return the projection to queries, keys and values of a window's attention, its scale applied to the queries."""
+    if type(attention.qkv) is not nn.Linear:
+        return attention.qkv
+    scaled = copy.deepcopy(attention.qkv)
+    for parameter in scaled.parameters():
+        parameter.data[: len(parameter) // 3] *= attention.scale
+    return scaled
 
 
 def _window_order(block: SwinTransformerBlock) -> torch.Tensor:

@@ -1,16 +1,22 @@
 """Early stopping: the first hits of matching all, in order, with no more pairs, for any scores below the bound."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 from mra.retrieval.early_stopping import match_in_rounds
 from mra.retrieval.score_fusion import fuse_scores
 from tests.helpers.properties import examples
+
+
+# Scores of the model of `make demo` on the sample set, with the bound of its validation split; see the file's metadata.
+SAMPLE_SCORES = Path(__file__).with_name("sample_scores.safetensors")
 
 
 class Drawn:
@@ -114,3 +120,18 @@ def test_a_bound_that_a_match_exceeds_is_raised_to_it():
     drawn.log_odds[0, [7, 8]] = 9, 8.5
     order, matched = drawn.search(-5.0, top=2, rerank=24, temperature=1.0, match_weight=1.0)
     assert (order[:2], matched) == ([7, 8], 16)
+
+
+@pytest.mark.parametrize("top, most_pairs", [(10, 30), (20, 55)])
+def test_first_hits_on_the_sample_set_are_those_of_matching_all(top, most_pairs):
+    with safe_open(SAMPLE_SCORES, "numpy") as file:
+        facts, similarity, log_odds = file.metadata(), file.get_tensor("similarity"), file.get_tensor("log_odds")
+    settings = {name: float(facts[name]) for name in ("temperature", "match_weight")} | {"top": top, "rerank": 128}
+    pairs = 0
+    for of_query, odds in zip(similarity, log_odds, strict=True):
+        query = Drawn(0, 128, 1, 1, 0.0, True)
+        query.similarity, query.log_odds = of_query, odds[None].astype(np.float32)
+        order, matched = query.search(float(facts["largest_log_odds"]), **settings)
+        assert order[:top] == query.search(None, **settings)[0][:top]
+        pairs += matched
+    assert pairs <= most_pairs * len(similarity)

@@ -80,7 +80,7 @@ def test_an_explanation_reads_the_cached_tokens(page):
     image, found = page.explain("a red coat", "cam_0/000.jpg")
     encoder = page.gallery.encoder
     expected = explain_pair(encoder.model, encoder.processor, "a red coat", image)
-    assert found.match_probability == pytest.approx(expected.match_probability, abs=1e-3)  # float16 tokens
+    assert found.match_probability == pytest.approx(expected.match_probability, abs=1e-3)  # cached in float16
     assert page.explain("", "cam_0/000.jpg")[1] is None
     with pytest.raises(ValueError, match="no image of the gallery has the key '/etc/passwd'"):
         page.explain("a red coat", "/etc/passwd")

@@ -317,7 +317,7 @@ class FusionRows:
 
     def longest(self, length: int) -> int:
         """Return how many of `length` positions hold a token of at least one text."""
-        return max(*(self.text_lengths or ()), *(self.pair_lengths or ())) if self.has_lengths else length
+        return max([*(self.text_lengths or ()), *(self.pair_lengths or ())]) if self.has_lengths else length
 
 
 def matching_rows(text: TextBatch, text_index: torch.Tensor, is_local: bool) -> TextRows:
@@ -346,7 +346,7 @@ def masked_rows(text: TextBatch, text_index: torch.Tensor, image_index: torch.Te
     lengths = text.counts()
     labels = text.labels[:, : max(lengths)]
     # Labelled positions first, then the others in order: those behind a text's end come last and are not counted.
-    positions = (labels != -100).int().argsort(dim=1, descending=True, stable=True)[:, : text.max_masked]
+    positions = (labels == -100).int().argsort(dim=1, stable=True)[:, : text.max_masked]
     counts = [min(positions.shape[1], length) for length in lengths]
     return TextRows(text_index, image_index, positions, lengths, counts)
 

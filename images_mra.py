@@ -249,7 +249,7 @@ def _white_level(image: Image.Image) -> float | None:
     """Return the value of white that the file format defines, or None."""
     if image.mode.startswith("I;16"):
         bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, (16,))[0]
-        return float(2 ** min(max(bits, 8), 16) - 1)
+        return 2.0**bits - 1
     # Pillow stretches a grey map (PGM) of more than 8 bits to 16.
     return 65535.0 if image.mode == "I" and image.format == "PPM" else None
 

@@ -17,6 +17,7 @@ from data_scripts.text_files import SAVE_AS_UTF8, UnreadableFile, name_bad_byte,
 _BLOCK = 1 << 20  # characters
 _LARGEST_ROW = 1 << 26
 _MOST_DIGITS = 1000  # Python refuses to parse integers of several thousand digits
+_SHORTEST_EXPONENT = len("e+1")  # a number is read without the beginning of one
 _SPACE = re.compile(r"[ \t\r\n]*")
 _TEXT_OR_BRACKET = re.compile(
     r'"(?:[^"\\]|\\.)*"|["[\]{}]', re.DOTALL
@@ -48,16 +49,14 @@ class _Text:
         self.file = file
         self.window = ""
         self.start = 0
-        self.ended = False
         self.is_utf8 = True
 
     def more(self) -> bool:
         block = self.file.read(_BLOCK)
-        self.ended = not block
         self.is_utf8 = self.is_utf8 and name_bad_byte(block) is None
         self.window = self.window[self.start :] + block
         self.start = 0
-        return not self.ended
+        return bool(block)
 
     def next_character(self) -> str:
         while True:
@@ -130,7 +129,10 @@ def _decode(text: _Text) -> tuple[Any, str]:
     while True:
         try:
             value, end = _DECODER.raw_decode(text.window, text.start)
-            source, text.start = text.window[text.start : end], end
+            source = text.window[text.start : end]
+            if len(text.window) - end < _SHORTEST_EXPONENT and text.more():
+                continue  # a number may continue after the window
+            text.start += len(source)
             return value, source
         except json.JSONDecodeError:  # it may continue after the window
             if len(text.window) - text.start > _LARGEST_ROW or not text.more():

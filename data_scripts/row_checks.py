@@ -7,7 +7,7 @@ from typing import Any, cast
 
 
 ROUNDING = 1e-3  # a coordinate at most this far outside 0..1 is treated as rounded and clipped
-LARGEST = 3.4028234e38  # of float32
+LARGEST = 3.4028234663852886e38  # of float32
 OVERHANG = (
     0.02  # detectors place edges a few pixels outside the image; further out, the box must belong to another image
 )

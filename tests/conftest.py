@@ -16,6 +16,13 @@ hypothesis.settings.register_profile("quick", derandomize=True, database=None, m
 hypothesis.settings.register_profile(
     "thorough", database=None, print_blob=True, max_examples=50 * QUICK_EXAMPLES, **COMMON
 )
+# Mutants are only to be noticed; a small example of what they do would take most of the time.
+hypothesis.settings.register_profile(
+    "unshrunk",
+    hypothesis.settings.get_profile("quick"),
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    report_multiple_bugs=False,
+)
 hypothesis.settings.load_profile("quick")
 
 

@@ -198,7 +198,7 @@ def run(config: FactoryConfig) -> None:
     scheduler = LambdaLR(optimizer, schedule)
     state = TrainingState()
     accelerator.register_for_checkpointing(scheduler, state)
-    window, log = LossWindow(accelerator, run.output_dir), MetricsLog(accelerator, run.output_dir, state)
+    window, log = LossWindow(accelerator, controlnet, run.output_dir), MetricsLog(accelerator, run.output_dir, state)
     checkpointer = Checkpointer(accelerator, run.output_dir, recipe, run.save_steps, None, run.save_total_limit)
     validation = Validation(accelerator, base, config, stage.folder / "validation", denoising_errors)
     start_trackers(accelerator, run.project_name, recipe)

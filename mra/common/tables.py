@@ -97,7 +97,7 @@ def load_split(
                 f"{argument} {name} has the splits {', '.join(splits) or 'none'}: choose one with `split`"
             )
         (split,) = splits
-    elif not {*split_names(split)} <= {*splits, "all"}:
+    elif {*split_names(split)} - {*splits, "all"}:
         if optional:
             return None
         raise ValueError(f"{argument} {name} has no split {split}: expected one of {', '.join(splits)}")

@@ -78,14 +78,8 @@ class TokenCache:
         if content not in self._held:
             return None
         file = self._file(content)
-        try:
-            stored = load(file.read_bytes())
-            tokens = stored["tokens"]
-            is_whole = tokens.shape == self.shape and tokens.dtype == self.dtype
-            is_whole = is_whole and stored["checksum"].item() == _checksum(tokens)
-        except (OSError, SafetensorError, KeyError, RuntimeError, ValueError):
-            is_whole, tokens = False, np.empty(0)
-        if not is_whole:  # truncated, damaged, unreadable, or removed by a different process
+        tokens = self._load(file)
+        if tokens is None:
             with self._caching():
                 self.remove(content)
             self._held.pop(content, None)
@@ -95,6 +89,16 @@ class TokenCache:
         del self._held[content]
         self._held[content] = None
         return tokens.astype(np.float32, copy=False)
+
+    def _load(self, file: Path) -> np.ndarray | None:
+        """Return the tokens in a file; None if it is damaged, unreadable, or removed by a different process."""
+        try:
+            stored = load(file.read_bytes())
+            tokens, checksum = stored["tokens"], stored["checksum"].item()
+        except (OSError, SafetensorError, KeyError, RuntimeError, ValueError):
+            return None
+        is_whole = tokens.shape == self.shape and tokens.dtype == self.dtype and checksum == _checksum(tokens)
+        return tokens if is_whole else None
 
     def write(self, content: str, tokens: np.ndarray, replace: bool = True) -> None:
         """Cache the tokens of an image; without `replace` only if the cache is not full.

@@ -184,7 +184,7 @@ class _ConditionReader:
             return value
         if isinstance(value, float) and math.isfinite(value):
             return sign * value
-        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+        if isinstance(value, int) and not isinstance(value, bool) and value < 2**63:
             return sign * value
         raise self.error(node, "is neither a text nor a number", f"write a constant, as in {EXAMPLE}")
 

@@ -5,6 +5,7 @@ import random
 import re
 import warnings
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 
@@ -159,13 +160,8 @@ class CaptionAugmenter:
     def _synonym_replacement(self, words: list[str], rng: random.Random) -> list[str]:
         candidates = _content_words(words)
         rng.shuffle(candidates)
-        replacements, wanted = {}, _count(self.synonym_strength, words)
-        for word in candidates:
-            if len(replacements) == wanted:
-                break
-            synonyms = self._synonyms(word)
-            if synonyms:
-                replacements[word] = rng.choice(synonyms)
+        found = islice(filter(self._synonyms, candidates), _count(self.synonym_strength, words))
+        replacements = {word: rng.choice(self._synonyms(word)) for word in found}
         return [replacements.get(word, word) for word in words]
 
     def _random_insertion(self, words: list[str], rng: random.Random) -> list[str]:
@@ -299,10 +295,7 @@ def _open_wordnet(root: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The multilingual functions are not available")
-            reader = EnglishWordNet(root, None)
-        for part_of_speech in PARTS_OF_SPEECH:  # otherwise opened on first use
-            reader.open(f"data.{part_of_speech}").close()
-        return reader
+            return EnglishWordNet(root, None)
     except (LookupError, OSError) as error:
         raise _incomplete(root, error) from error
 

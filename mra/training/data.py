@@ -16,7 +16,7 @@ from mra.common.tables import Table
 from mra.training.augmentation import CaptionAugmenter
 from mra.training.crops import open_image, upright_size
 from mra.training.order import Key, key_to_seed
-from mra.training.regions import WHOLE_IMAGE, Box, box_to_pixels, region_attention_mask
+from mra.training.regions import WHOLE_IMAGE, Box, box_to_pixels, check_grid, region_attention_mask
 from mra.training.transforms import TrainingImageTransform
 from processing_mra import MRAProcessor
 
@@ -210,7 +210,7 @@ def build_pretraining_dataset(
         ValueError: if the columns do not match a prepared set, or an argument is out of range.
     """
     single = _check_columns(dataset, ("caption", "captions"))
-    if regions and single and not {"boxes", "phrases"} <= set(dataset.column_names):
+    if regions and single and {"boxes", "phrases"} - set(dataset.column_names):
         raise ValueError(
             f"region terms need the columns boxes and phrases, but the dataset has {', '.join(dataset.column_names)}; "
             "prepare it with `mra prepare sda`, or set `region_weight: 0`"
@@ -218,10 +218,8 @@ def build_pretraining_dataset(
     if not 0 < data_fraction <= 1:
         raise ValueError(f"`data_fraction` must lie above 0 and not above 1, got {data_fraction}")
     transform = _training_transform(processor, flip_probability, erasing_probability, image_backend)
-    region_attention_mask((0, 0, 1, 1), transform.image_size, grid_size)  # raise if the grid does not fit
-    image_rows, caption_indices = np.arange(len(dataset)), None
-    if data_fraction < 1:
-        image_rows = _draw(len(dataset), max(1, round(data_fraction * len(dataset))), seed)
+    check_grid(transform.image_size, grid_size)
+    image_rows, caption_indices = _draw(len(dataset), max(1, round(data_fraction * len(dataset))), seed), None
     if not single:
         image_rows, caption_indices = _caption_pairs(dataset, image_rows)
     if num_pairs is not None:

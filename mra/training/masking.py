@@ -111,12 +111,13 @@ class TokenMasker:
         wanted = self._wanted(allowed)
         allowed[:, 0] = False
         chosen = self._choose(input_ids, allowed, wanted, order, skip, skip_length)
-        chosen &= _rank(np.where(chosen, keep, 2.0)) < wanted[:, None]
+        chosen &= _rank(np.where(chosen, keep, np.inf)) < wanted[:, None]
 
         masked = np.array(input_ids, dtype=np.int64)
         labels = np.where(chosen, masked, IGNORED_LABEL)
-        at_random = chosen & (fate >= REPLACED_BY_MASK) & (fate < REPLACED_BY_MASK + REPLACED_AT_RANDOM)
-        masked[chosen & (fate < REPLACED_BY_MASK)] = self.mask_token_id
+        replaced = chosen & (fate < REPLACED_BY_MASK + REPLACED_AT_RANDOM)
+        at_random = replaced & (fate >= REPLACED_BY_MASK)
+        masked[replaced] = self.mask_token_id
         picks = (replacement[at_random] * len(self._replacements)).astype(np.int64)
         masked[at_random] = self._replacements[picks]
         return masked, labels
@@ -152,12 +153,11 @@ class TokenMasker:
             ends = np.take_along_axis(following, ends, axis=1)
 
         chosen = np.zeros((batch, length), dtype=bool)
-        # Every round adds a token to each unfinished row, so `max_masked` rounds are enough.
-        for _ in range(int(wanted.max(initial=0))):
+        for _ in range(self.max_masked):  # every round adds a token to each unfinished row
             unfinished = chosen.sum(axis=1) < wanted
             if not unfinished.any():
                 break
-            position = np.where(allowed & ~chosen, order, 2.0).argmin(axis=1)[:, None]
+            position = np.where(allowed & ~chosen, order, np.inf).argmin(axis=1)[:, None]
             start, end = np.take_along_axis(starts, position, 1), np.take_along_axis(ends, position, 1)
             chosen |= (positions >= start) & (positions < end) & allowed & unfinished[:, None]
         return chosen

@@ -110,6 +110,24 @@ def move_box(box: Box, crop: Crop, flip: bool, height: int, width: int) -> Box:
     return scale_x * left, scale_y * top, scale_x * box_width, scale_y * box_height
 
 
+def check_grid(image_size: tuple[int, int], grid_size: tuple[int, int]) -> None:
+    """Check that a grid of image tokens fits an image.
+
+    Args:
+        image_size: height and width of the model's input, in pixels.
+        grid_size: rows and columns of the image tokens.
+
+    Raises:
+        ValueError: if the grid does not divide the image.
+    """
+    (image_height, image_width), (rows, columns) = image_size, grid_size
+    if image_height % rows or image_width % columns:
+        raise ValueError(
+            f"`grid_size` {tuple(grid_size)} does not divide `image_size` {tuple(image_size)} (height, width); "
+            "pass `config.vision_config.grid_size` of the model and a processor of the same image size"
+        )
+
+
 def region_attention_mask(box: Box, image_size: tuple[int, int], grid_size: tuple[int, int]) -> torch.Tensor:
     """Mark the image tokens that a box overlaps: 1 inside, 0 outside, and 1 for the global token at index 0.
 
@@ -125,12 +143,8 @@ def region_attention_mask(box: Box, image_size: tuple[int, int], grid_size: tupl
     Raises:
         ValueError: if the grid does not divide the image.
     """
+    check_grid(image_size, grid_size)
     (image_height, image_width), (rows, columns) = image_size, grid_size
-    if image_height % rows or image_width % columns:
-        raise ValueError(
-            f"`grid_size` {tuple(grid_size)} does not divide `image_size` {tuple(image_size)} (height, width); "
-            "pass `config.vision_config.grid_size` of the model and a processor of the same image size"
-        )
     left, top, box_width, box_height = box
     first_column, last_column = _token_range(left, box_width, image_width // columns, columns)
     first_row, last_row = _token_range(top, box_height, image_height // rows, rows)

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from benchmarks import rerank, train_step
+from benchmarks import cpu, rerank, train_step
+from mra.retrieval import precision
 
 
 def last_line(capsys) -> dict:
@@ -34,9 +35,22 @@ def test_train_step(capsys, checkpointing):
     train_step.main(["--json", "--batch_size", "4", "--steps", "1", "--checkpointing", checkpointing])
     result = last_line(capsys)
     assert result["max_abs_difference"] < 1e-4
-    for kind in ("", "fusion_"):
-        ratio = result[f"plain_{kind}cpu_seconds"] / result[f"ours_{kind}cpu_seconds"]
-        assert result[f"{kind}cpu_ratio"] == pytest.approx(ratio)
-    assert result["peak_memory_ratio"] == pytest.approx(
-        result["plain_peak_memory_mib"] / result["ours_peak_memory_mib"]
-    )
+    for end in ("", "_without_checkpointing"):
+        for kind in ("", "fusion_"):
+            ratio = result[f"plain_{kind}cpu_seconds"] / result[f"ours{end}_{kind}cpu_seconds"]
+            assert result[f"{kind}cpu_ratio{end}"] == pytest.approx(ratio)
+        memory = result["plain_peak_memory_mib"] / result[f"ours{end}_peak_memory_mib"]
+        assert result[f"peak_memory_ratio{end}"] == pytest.approx(memory)
+
+
+def test_cpu(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(precision, "CACHE", tmp_path / "precision.json")
+    monkeypatch.setattr(precision, "PROBE_SECONDS", 0.0)
+    cpu.main(["--json", "--images", "2", "--pairs", "3", "--repeats", "1"])
+    result = last_line(capsys)
+    assert result["encoder_ratio"] == pytest.approx(result["image_seconds_plain"] / result["image_seconds"])
+    assert result["matcher_ratio"] == pytest.approx(result["pair_seconds_plain"] / result["pair_seconds"])
+    assert result["pair_seconds"] == pytest.approx(result["query_seconds_128_without_early_stopping"] / 128)
+    assert result["query_seconds_128"] > 0 and result["cpu"] and result["dtype"] in ("float32", "bfloat16")
+    assert 0.99 < result["embedding_cosine_min"] < 1.00001
+    assert result["largest_difference_of_logits"] < 0.2

@@ -149,6 +149,9 @@ def test_streams_from_the_hub(folder, rows, hub_server, tmp_path):
 def test_files_that_cannot_be_streamed(folder, tmp_path):
     with pytest.raises(ValueError, match=r"`streaming` reads Parquet files, got .*rows\.json"):
         StreamedTable([str(tmp_path / "rows.json")], Streaming(1, 1, 1))
+    one_among_others = [str(folder / "train-00000-of-00002.parquet"), str(tmp_path / "rows.json")]
+    with pytest.raises(ValueError, match=r"`streaming` reads Parquet files, got .*rows\.json"):
+        StreamedTable(one_among_others, Streaming(1, 1, 1))
     with pytest.raises(ValueError, match="`streaming` reads Parquet files, got none"):
         StreamedTable([], Streaming(1, 1, 1))
     make_pedes(4).to_parquet(folder / "train-00002-of-00002.parquet")

@@ -3,15 +3,18 @@
 import errno
 import json
 import os
+import re
+import shutil
 
 import datasets
 import pytest
 from accelerate import PartialState
+from datasets.exceptions import DatasetNotFoundError
 from PIL import Image
 
 from mra.common.command_line import FullDiskError
 from mra.common.streaming import Streaming
-from mra.common.tables import cache_folder, load_split, open_builder, split_names
+from mra.common.tables import cache_folder, files_digest, load_split, open_builder, split_names
 from mra.gallery.sources import open_source
 
 
@@ -136,6 +139,60 @@ def test_what_is_not_there_is_named(tmp_path):
         load_split(f"{tmp_path}/two")
 
 
+def test_a_name_that_no_folder_has_is_looked_for_on_the_hub(tmp_path, monkeypatch):
+    asked = []
+
+    def fail(name, **options):
+        asked.append(name)
+        raise {"user/none": DatasetNotFoundError, "user/far": ConnectionError}[name]("the library's words")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", fail)
+    with pytest.raises(
+        ValueError, match=r"^dataset user/none is neither a folder nor a dataset on the Hub; expected "
+    ):
+        load_split("user/none")
+    with pytest.raises(ValueError, match=r"^dataset user/far is not a folder, and the Hub cannot be reached; "):
+        load_split("user/far")
+    for name in ("user/set/part", f"{tmp_path}/none", "a set"):  # not names that the Hub gives
+        with pytest.raises(ValueError, match=f"^dataset {name} does not exist"):
+            load_split(name)
+    assert asked == ["user/none", "user/far"]
+
+
+def test_a_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    """Its name may be one that the Hub gives."""
+    write_rows(tmp_path / "user" / "set", [1, 2])
+    monkeypatch.chdir(tmp_path)
+    assert list(load_split("user/set")["image_id"]) == [1, 2]
+
+
+def test_several_splits_are_joined(tmp_path):
+    for split, ids in {"test": [3], "train": [1, 2]}.items():
+        datasets.Dataset.from_dict({"image_id": ids}).to_parquet(tmp_path / f"set/{split}.parquet")
+    for split, ids in {"all": [1, 2, 3], "train+test": [1, 2, 3], "test": [3]}.items():
+        assert sorted(load_split(f"{tmp_path}/set", split)["image_id"]) == ids
+    assert load_split(f"{tmp_path}/set", "train+other", optional=True) is None
+    with pytest.raises(ValueError, match=r"has no split train\+other: expected one of train, test$"):
+        load_split(f"{tmp_path}/set", "train+other")
+
+
+def test_a_digest_tells_sets_apart_wherever_they_lie(tmp_path):
+    name = write_rows(tmp_path / "set", [1, 2, 3])
+    digest = files_digest(name)
+    assert digest is not None and re.fullmatch("[0-9a-f]{16}", digest)
+    shutil.copytree(name, tmp_path / "copy")
+    assert files_digest(str(tmp_path / "copy")) == digest
+    shard = tmp_path / "copy/data/train-00000-of-00001.parquet"
+    shard.rename(shard.with_name("train-00000-of-00002.parquet"))
+    assert files_digest(str(tmp_path / "copy")) != digest
+    write_rows(tmp_path / "set", list(range(1000)))
+    assert files_digest(name) not in (digest, files_digest(str(tmp_path / "copy")))
+
+
+def test_what_holds_no_rows_has_no_digest(tmp_path):
+    assert files_digest("user/set") is files_digest(str(tmp_path / "none")) is files_digest(str(tmp_path)) is None
+
+
 @pytest.mark.parametrize("damage", ["cut off", "zeros inside", "another file"])
 def test_a_damaged_file_is_named(tmp_path, damage):
     name = write_rows(tmp_path / "set", list(range(2000)), None)
@@ -143,6 +200,7 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     whole = (tmp_path / "set/data/train-00000-of-00001.parquet").read_bytes()
     contents = {"cut off": whole[:-50], "zeros inside": whole[:40] + bytes(1000) + whole[1040:], "another file": b"x"}
     shard.write_bytes(contents[damage])
+    shard.with_name("train-00002-of-00002.parquet").write_bytes(b"damaged too")
     with pytest.raises(ValueError, match=rf"^dataset {name} cannot be read: {shard}: "):
         load_split(name, "train")
 

@@ -97,18 +97,17 @@ def everything_on_disk(folder: Path) -> bytes:
         if not path.is_file():
             continue
         try:
-            parts.append(path.read_bytes())
+            data = path.read_bytes()
         except FileNotFoundError:  # the engine deletes its logs in the background
             continue
-        parts.append(str(path).encode())
+        parts += [data, str(path).encode()]
         if path.suffix == ".parquet":
-            table = pq.read_table(path)
+            table = pq.read_table(pa.BufferReader(data))
             parts += [
                 str(table.drop_columns([n for n in table.column_names if n == "embedding"]).to_pylist()).encode()
             ]
             if "embedding" in table.column_names:
                 parts += [np.asarray(row, np.float32).tobytes() for row in table["embedding"].to_pylist()]
         elif path.suffix == ".arrow":
-            with pa.memory_map(str(path)) as source:
-                parts.append(str(list(pa.ipc.open_stream(source))).encode())
+            parts.append(str(list(pa.ipc.open_stream(data))).encode())
     return b"".join(parts)

@@ -89,6 +89,8 @@ def test_masked_language_loss():
     logits, labels = torch.randn(4, 9), torch.tensor([1, 8, 0, 3])
     oracle = sum(logits[i].logsumexp(0) - logits[i, labels[i]] for i in range(4)) / 4
     torch.testing.assert_close(masked_language_loss(logits, labels), oracle)
+    labels[[0, 2, 3]] = -100  # tokens that were not masked do not count
+    torch.testing.assert_close(masked_language_loss(logits, labels), logits[1].logsumexp(0) - logits[1, 8])
     empty = masked_language_loss(torch.zeros(0, 9, requires_grad=True), torch.zeros(0, dtype=torch.long))
     assert empty.item() == 0 and empty.requires_grad
 

@@ -10,12 +10,14 @@ original does is listed in equivalent.yaml, with the reason, and not counted.
 
 import argparse
 import contextlib
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
 import random
+import resource
 import signal
 import sys
 import tempfile
@@ -34,12 +36,15 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 LIBRARIES = (
     "pytest",
+    "hypothesis.strategies",
     "torch",
     "torchvision.transforms.v2",
     "timm",
     "datasets",
     "accelerate",
     "transformers.models.bert.modeling_bert",
+    "pymilvus",
+    "milvus_lite.db",
 )
 ENOUGH = 0.9
 OUTPUT = "output"
@@ -70,22 +75,33 @@ class Run:
         source: to load in its place.
         tests: files.
         timeout: seconds after which the run is killed; None for no limit.
+        cpu_limit: the same in seconds of processor time, so that an endless loop ends early on a busy machine too.
 
     Attributes:
         code: exit code of pytest once it has ended, None where it was killed.
+        cpu: seconds of processor time that it took.
     """
 
-    def __init__(self, module: str, source: str, tests: Sequence[str], timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        module: str,
+        source: str,
+        tests: Sequence[str],
+        timeout: float | None = None,
+        cpu_limit: int = resource.RLIM_INFINITY,
+    ) -> None:
         self.code: int | None = None
+        self.cpu = 0.0
         self._scratch = tempfile.TemporaryDirectory(prefix="mutant-")
         self._end = None if timeout is None else time.monotonic() + timeout
         self._child = os.fork()
         if self._child == 0:
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu_limit, cpu_limit))
             _run_tests(_MutantFinder(module, _path(module), source), tests, self._scratch.name)
 
     def has_ended(self) -> bool:
         """Return whether the run has ended, and end it after its time."""
-        done, status = os.waitpid(self._child, os.WNOHANG)
+        done, status, usage = os.wait4(self._child, os.WNOHANG)
         if not done:
             if self._end is None or time.monotonic() < self._end:
                 return False
@@ -93,6 +109,7 @@ class Run:
             os.waitpid(self._child, 0)
         elif os.WIFEXITED(status):
             self.code = os.waitstatus_to_exitcode(status)
+        self.cpu = usage.ru_utime + usage.ru_stime
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child, signal.SIGKILL)  # what its tests started ends with it
         self.output = (Path(self._scratch.name) / OUTPUT).read_text(errors="replace")
@@ -111,7 +128,8 @@ def _run_tests(finder: _MutantFinder, tests: Sequence[str], scratch: str) -> NoR
         import pytest
 
         sys.meta_path.insert(0, finder)
-        code = int(pytest.main(["-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+        options = ["-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-profile", "unshrunk"]
+        code = int(pytest.main([*options, *tests]))
     finally:
         sys.stdout.flush()
         os._exit(code)
@@ -152,6 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     torch.set_num_threads(1)  # a fork copies no threads
+    gc.freeze()  # pytest collects garbage at the end: not that of the libraries each time
 
     too_low = []
     for module in args.modules or listed:
@@ -160,9 +179,9 @@ def main(argv: list[str] | None = None) -> None:
         (unchanged,) = run_all([partial(Run, module, _path(module).read_text(), tests)], 1)
         if unchanged.code != 0:
             sys.exit(f"{module}: its tests fail without any change:\n{unchanged.output}")
-        patience = 30 + 10 * (time.monotonic() - start)
+        patience = 30 + 10 * (time.monotonic() - start), int(10 + 2 * unchanged.cpu)
         mutants = choose(module, args.sample, args.seed, equivalent.get(module, {}))
-        runs = run_all([partial(Run, module, mutant.source, tests, patience) for mutant in mutants], args.jobs)
+        runs = run_all([partial(Run, module, mutant.source, tests, *patience) for mutant in mutants], args.jobs)
         missed = [mutant for mutant, run in zip(mutants, runs, strict=True) if run.code == 0]
         share = 1 - len(missed) / max(1, len(mutants))
         print(f"{module:36} {len(mutants) - len(missed):3} of {len(mutants):3} noticed, {share:4.0%}", flush=True)

@@ -32,6 +32,7 @@ _SWAPPED = {
     ast.Continue: ast.Break,
 }
 _NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": "list"}
+_WITHOUT_RESULT = ("strict", "non_blocking")  # an assertion of `zip`, and the timing of copies to a device
 _LOGGED = ("debug", "info", "warning", "warning_once", "error")
 
 
@@ -59,7 +60,8 @@ class Mutant:
 def make_mutants(source: str) -> list[Mutant]:
     """Return every mutant of a module, in the order of its lines.
 
-    Docstrings, annotations, texts of errors and of log lines, and what `TYPE_CHECKING` guards are left alone.
+    Docstrings, annotations, overloads, texts of errors and of log lines, what `TYPE_CHECKING` guards, and arguments that
+    change no result (`_WITHOUT_RESULT`) are left alone.
     """
     tree = ast.parse(source)
     mutants = []
@@ -111,6 +113,10 @@ def _is_text(node: ast.AST, field: str) -> bool:
 def _is_left_alone(node: ast.AST) -> bool:
     if isinstance(node, ast.Import | ast.ImportFrom | ast.Global | ast.Nonlocal):
         return True
+    if isinstance(node, ast.keyword):
+        return node.arg in _WITHOUT_RESULT
+    if isinstance(node, ast.FunctionDef):
+        return any(isinstance(decorator, ast.Name) and decorator.id == "overload" for decorator in node.decorator_list)
     if isinstance(node, ast.If):
         return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
     if isinstance(node, ast.Expr):
@@ -145,7 +151,7 @@ def _changes(node: ast.stmt | ast.expr) -> Iterator[ast.AST]:
             yield changed
         else:
             yield ast.copy_location(changed, node)
-    elif isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):
+    elif isinstance(node, ast.Return) and node.value is not None and not _is_none_or_bool(node.value):
         yield ast.copy_location(ast.Return(None), node)
     elif isinstance(node, ast.Name) and node.id in _NAMES and isinstance(node.ctx, ast.Load):
         yield ast.copy_location(ast.Name(_NAMES[node.id], node.ctx), node)
@@ -164,5 +170,5 @@ def _can_go(node: ast.AST) -> bool:
     return isinstance(node, ast.Assign) and all(isinstance(t, ast.Attribute | ast.Subscript) for t in node.targets)
 
 
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
+def _is_none_or_bool(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, bool))

@@ -52,6 +52,9 @@ def test_every_change_of_a_small_module():
         ("x += 0.5", ["x -= 0.5", "pass", "x += 2.0"]),
         ("x = y", []),
         ("call(x)", ["pass"]),
+        ("def f():\n    return False", ["def f():\n    return True"]),
+        ("x = zip(y, strict=True)", []),
+        ("@overload\ndef f(x=False):\n    ...", []),
     ],
 )
 def test_operators(source, changed):

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mra.retrieval.metrics import METRIC_NAMES, match_ranks, retrieval_metrics
+from mra.retrieval import metrics
+from mra.retrieval.metrics import METRIC_NAMES, SCORES_PER_CHUNK, match_ranks, retrieval_metrics
 
 
 CASES = json.loads((Path(__file__).parents[1] / "reference" / "metrics.json").read_text())["cases"]
@@ -55,6 +58,40 @@ def test_metrics_equal_naive_oracle(chunk_size, decimals):
     assert retrieval_metrics(scores, query_ids, gallery_ids, chunk_size) == pytest.approx(expected, abs=1e-9)
 
 
+@st.composite
+def rankings(draw):
+    """Scores with many ties, identities of queries and gallery, and a chunk size."""
+    identities = draw(st.lists(st.integers(0, 4), min_size=1, max_size=25))
+    queries = draw(st.lists(st.sampled_from(identities), min_size=1, max_size=6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    scores = torch.randn(len(queries), len(identities), generator=generator).round(decimals=draw(st.integers(0, 6)))
+    chunk_size = draw(st.none() | st.integers(1, 7))
+    return scores, torch.tensor(queries), torch.tensor(identities), chunk_size
+
+
+@given(ranking=rankings())
+def test_any_ranking_equals_the_naive_oracle(ranking):
+    scores, query_ids, gallery_ids, chunk_size = ranking
+    measured = retrieval_metrics(scores, query_ids, gallery_ids, chunk_size)
+    assert measured == pytest.approx(naive_metrics(scores, query_ids, gallery_ids), abs=1e-9)
+    assert measured["R1"] <= measured["R5"] <= measured["R10"] <= 100
+
+
+def test_a_hand_computed_ranking():
+    """Right images at ranks 2 and 11 of the first query and 5 and 10 of the second."""
+    scores = torch.arange(12.0, 0, -1).expand(2, -1)
+    gallery_ids = torch.tensor([0, 1, 0, 0, 2, 0, 0, 0, 0, 2, 1, 0])
+    assert retrieval_metrics(scores, torch.tensor([1, 2]), gallery_ids) == pytest.approx(
+        {
+            "R1": 0,
+            "R5": 100,
+            "R10": 100,
+            "mAP": 100 * ((1 / 2 + 2 / 11) / 2 + (1 / 5 + 2 / 10) / 2) / 2,
+            "mINP": 100 * (2 / 11 + 2 / 10) / 2,
+        }
+    )
+
+
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 def test_fidelity_metrics_vectors(case):
     scores, query_ids, gallery_ids = draw_case(case)
@@ -84,6 +121,36 @@ def test_ranks_of_equal_scores_follow_gallery_order():
     assert counts.tolist() == [2, 2]
 
 
+@pytest.mark.parametrize(("limit", "rows"), [(20, [4, 4, 1]), (5, [1] * 9), (3, [1] * 9), (1000, [9])])
+def test_no_more_scores_are_sorted_at_a_time_than_fit_in_memory(monkeypatch, limit, rows):
+    assert 1e8 < SCORES_PER_CHUNK * (4 + 8) < 3e8  # bytes of the scores and of their order
+    sorted_rows, argsort = [], torch.Tensor.argsort
+
+    def counting(scores, **options):
+        sorted_rows.append(len(scores))
+        return argsort(scores, **options)
+
+    monkeypatch.setattr(torch.Tensor, "argsort", counting)
+    monkeypatch.setattr(metrics, "SCORES_PER_CHUNK", limit)
+    match_ranks(torch.zeros(9, 5), torch.zeros(9), torch.zeros(5))
+    assert sorted_rows == rows
+
+
+@pytest.mark.parametrize("compute", [match_ranks, retrieval_metrics])
+@pytest.mark.parametrize(("options", "stable"), [({}, True), ({"stable": False}, False)])
+def test_the_sort_is_stable_unless_that_of_the_published_code_is_asked_for(monkeypatch, compute, options, stable):
+    """Which order an unstable sort gives equal scores depends on torch and the processor: the argument is what counts."""
+    asked, argsort = [], torch.Tensor.argsort
+
+    def recording(scores, **options):
+        asked.append(options["stable"])
+        return argsort(scores, **options)
+
+    monkeypatch.setattr(torch.Tensor, "argsort", recording)
+    compute(torch.zeros(1, 2), torch.tensor([4]), torch.tensor([4, 5]), **options)
+    assert asked == [stable]
+
+
 def test_query_without_match_is_named():
     with pytest.raises(ValueError, match=r"query 1 \(identity 9\) has no image.*nor have 1 more"):
         retrieval_metrics(torch.zeros(3, 2), torch.tensor([4, 9, 8]), torch.tensor([4, 5]))
@@ -91,10 +158,10 @@ def test_query_without_match_is_named():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_score_that_is_not_finite_is_an_error(value):
-    scores = torch.zeros(3, 2)
-    scores[2, 1] = value
-    with pytest.raises(ValueError, match="scores of query 2 contain NaN or infinity"):
-        retrieval_metrics(scores, torch.tensor([4, 4, 4]), torch.tensor([4, 5]), chunk_size=2)
+    scores = torch.zeros(6, 2)
+    scores[4:, 1] = value
+    with pytest.raises(ValueError, match="scores of query 4 contain NaN or infinity"):
+        retrieval_metrics(scores, torch.tensor([4] * 6), torch.tensor([4, 5]), chunk_size=3)
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 2), (6,)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mra.retrieval import choose_rerank_depth, evaluate_retrieval
-from mra.retrieval.rerank_depth import depths_to_try
+from mra.retrieval.rerank_depth import LARGEST_K, TOLERANCE, depths_to_try
 from tests.helpers.retrieval import tiny_dataset, tiny_model, tiny_processor
 
 
@@ -44,6 +44,7 @@ def test_powers_of_two_and_the_largest_are_tried():
     assert depths_to_try(1) == [1]
     assert depths_to_try(8) == [1, 2, 4, 8]
     assert depths_to_try(12) == [1, 2, 4, 8, 12]
+    assert depths_to_try(LARGEST_K) == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]  # 512 as published
 
 
 def test_least_depth_that_reaches_every_right_image_is_chosen(result):
@@ -60,11 +61,14 @@ def test_matching_that_changes_nothing_needs_no_depth(result):
 def test_a_loss_within_the_tolerance_is_taken(result):
     hand_made = similar_in_this_order(result, [0] * 9 + [11], True)
     assert choose_rerank_depth(hand_made)[0] == 12
-    assert choose_rerank_depth(hand_made, tolerance=10.01)[0] == 1
+    assert choose_rerank_depth(hand_made, tolerance=10)[0] == 1  # nine of ten are first without matching
+    assert choose_rerank_depth(hand_made, tolerance=9.99)[0] == 12
+    assert choose_rerank_depth(similar_in_this_order(result, [0, 3, 1], True), tolerance=0)[0] == 4
 
 
 def test_a_point_of_loss_is_too_much_unless_asked_for(result):
     hand_made = similar_in_this_order(result, [0] * 99 + [11], True)
+    assert TOLERANCE < 0.5  # of a percentage point
     assert choose_rerank_depth(hand_made)[0] == 12
 
 
@@ -76,6 +80,10 @@ def test_depth_at_which_only_one_of_the_two_metrics_holds_is_too_small(result):
     rerank_k, tried = choose_rerank_depth(hand_made)
     assert tried[1]["R1"] == 100 and tried[1]["mAP"] < tried[4]["mAP"]
     assert rerank_k == 4
+    hand_made = similar_in_this_order(result, [0] * 9 + [1], True)  # at k = 1, R@1 loses 10 points and mAP 5
+    rerank_k, tried = choose_rerank_depth(hand_made, tolerance=7)
+    assert (tried[1]["R1"], tried[1]["mAP"]) == (pytest.approx(90), pytest.approx(95))
+    assert rerank_k == 2
 
 
 def test_every_depth_gives_what_an_evaluation_at_that_depth_gives(result):

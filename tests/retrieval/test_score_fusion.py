@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from mra.retrieval import score_fusion
 from mra.retrieval.metrics import retrieval_metrics
-from mra.retrieval.score_fusion import fuse_scores
+from mra.retrieval.score_fusion import fuse_scores, fusion_name, require_finite
 
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -38,6 +40,75 @@ def test_fidelity_fused_scores(flip, method, world_size):
     assert retrieval_metrics(fused, *ids) == pytest.approx(EVALUATION["runs"][name]["metrics"], abs=1e-4)
     expected = EVALUATION["runs"][f"sims_only_hflip{flip}"]
     assert retrieval_metrics(similarity, *ids) == pytest.approx(expected, abs=1e-4)
+
+
+def scaled(matrix: torch.Tensor) -> torch.Tensor:
+    """Scale a whole matrix to 0..1; one of equal values gives 0."""
+    low, high = matrix.min(), matrix.max()
+    return (matrix - low) / (high - low) if high > low else torch.zeros_like(matrix)
+
+
+def fused_by_processes(similarity, top_indices, views, world_size, weight):
+    """Do what every process of the published evaluation does with the whole matrix, in float64; add up the results."""
+    count = len(similarity)
+    step = count // world_size + 1
+    total = torch.zeros_like(similarity)
+    for process in range(world_size):
+        own = range(min(count, process * step), min(count, (process + 1) * step))
+        total += weight * scaled(similarity)
+        if not own:
+            total += 1  # in place of 0 / 0
+            continue
+        for scores in views:
+            matrix = torch.full_like(similarity, 1000)
+            for query in own:
+                matrix[query] = scores[query].min()
+                for image, score in zip(top_indices[query], scores[query], strict=True):
+                    matrix[query, image] = score
+            total += scaled(matrix) / len(views)
+    return total
+
+
+def fused_by_odds(similarity, top_indices, views, temperature, weight):
+    """Add the logarithms of the likelihoods pair by pair."""
+    log_odds = views.mean(dim=0)
+    total = similarity / temperature + weight * log_odds.min(dim=1).values[:, None]
+    for query, images in enumerate(top_indices.tolist()):
+        for image, odds in zip(images, log_odds[query], strict=True):
+            total[query, image] = similarity[query, image] / temperature + weight * odds
+    return total
+
+
+@st.composite
+def evaluations(draw):
+    """Similarities, top k and matching scores of one or two views, with ties."""
+    queries, images, views = draw(st.integers(1, 9)), draw(st.integers(1, 6)), draw(st.integers(1, 2))
+    k = draw(st.integers(1, images))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    decimals = draw(st.integers(0, 6))  # few of them make ties
+    similarity = torch.randn(queries, images, generator=generator, dtype=torch.float64).round(decimals=decimals)
+    scores = 5 * torch.randn(views, queries, k, generator=generator, dtype=torch.float64).round(decimals=decimals)
+    return similarity, similarity.topk(k, dim=1).indices, scores
+
+
+@given(evaluation=evaluations(), world_size=st.integers(1, 6), weight=st.sampled_from([0.0, 0.002, 0.5]))
+def test_any_published_fusion_is_the_sum_over_the_processes(evaluation, world_size, weight):
+    fused = fuse_scores(*evaluation, "published", world_size, weight)
+    expected = fused_by_processes(*evaluation, world_size, weight)
+    assert fused.dtype == torch.float32
+    torch.testing.assert_close(fused.double(), expected, rtol=0, atol=1e-5)
+    single = fuse_scores(*evaluation, "single", world_size, weight)
+    torch.testing.assert_close(single.double(), fused_by_processes(*evaluation, 1, weight), rtol=0, atol=1e-5)
+
+
+@given(evaluation=evaluations(), temperature=st.floats(0.01, 2), weight=st.floats(0, 3))
+def test_any_posterior_adds_logarithms_of_likelihoods(evaluation, temperature, weight):
+    fused = fuse_scores(*evaluation, "posterior", temperature=temperature, match_weight=weight)
+    assert fused.dtype == torch.float32
+    torch.testing.assert_close(fused.double(), fused_by_odds(*evaluation, temperature, weight), rtol=1e-5, atol=1e-4)
+    # Without a weight of their own, log-odds count as much as the similarity.
+    plain = fuse_scores(*evaluation, "posterior", temperature=temperature)
+    torch.testing.assert_close(plain.double(), fused_by_odds(*evaluation, temperature, 1), rtol=1e-5, atol=1e-4)
 
 
 def test_published_is_what_four_processes_give():
@@ -115,12 +186,59 @@ def test_a_score_that_is_not_finite_is_named(method, value):
 
 
 def test_arguments_are_checked():
-    similarity, top_indices, match_scores, _ = reference_case(0)
-    with pytest.raises(ValueError, match="match_weight must be finite and at least 0, got -1"):
-        fuse_scores(similarity, top_indices, match_scores, "posterior", temperature=0.1, match_weight=-1)
+    similarity, top_indices, scores, _ = reference_case(0)
+    for weight in (-1, -1e-9, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"match_weight must be finite and at least 0, got {weight}"):
+            fuse_scores(similarity, top_indices, scores, "posterior", temperature=0.1, match_weight=weight)
+    for temperature in (0, -0.1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"needs the learned temperature, .* got {temperature}"):
+            fuse_scores(similarity, top_indices, scores, "posterior", temperature=temperature)
     with pytest.raises(ValueError, match="score_fusion must be one of single, published, posterior, got 'both'"):
-        fuse_scores(similarity, top_indices, match_scores, "both")
-    with pytest.raises(ValueError, match=r"match_scores must be \(views, 20, k\)"):
-        fuse_scores(similarity, top_indices, match_scores[0])
+        fuse_scores(similarity, top_indices, scores, "both")
     with pytest.raises(ValueError, match="world_size must be at least 1, got 0"):
-        fuse_scores(similarity, top_indices, match_scores, "published", world_size=0)
+        fuse_scores(similarity, top_indices, scores, "published", world_size=0)
+
+
+def test_shapes_must_agree():
+    similarity, top_indices, scores, _ = reference_case(1)
+    more = torch.cat([similarity, similarity[:1]])
+    for wrong in (
+        (similarity, top_indices, scores[0]),
+        (similarity, top_indices, scores[None]),
+        (similarity, top_indices[:, 1:], scores),
+        (similarity, top_indices, scores[:, :, 1:]),
+        (similarity, top_indices, scores[:, 1:]),
+        (similarity[1:], top_indices, scores),
+        (more, top_indices, scores),  # one query was not matched with any image
+    ):
+        queries = len(wrong[0])
+        message = (
+            rf"match_scores must be \(views, {queries}, k\) and top_indices \({queries}, k\), got \({len(wrong[2])}"
+        )
+        for method in ("single", "published", "posterior"):
+            with pytest.raises(ValueError, match=message):
+                fuse_scores(*wrong, method, temperature=0.1)
+
+
+def test_the_first_broken_pair_is_named_in_any_number_of_dimensions():
+    logits = torch.zeros(2, 3, 4, 2)
+    require_finite(logits, lambda text, image: "none")
+    logits[1, 2, 3, 1] = float("inf")
+    logits[1, 2, 1, 1] = float("-inf")
+    message = r"the logit of text 2, image 1 \(mirrored\) is -inf, as are 1 more"
+    with pytest.raises(ValueError, match=message):
+        require_finite(logits, lambda text, image: f"text {text}, image {image}", "logit")
+    logits[0, 1, 0] = float("nan")
+    with pytest.raises(ValueError, match="the matching score of text 1, image 0 is nan, as are 3 more"):
+        require_finite(logits, lambda text, image: f"text {text}, image {image}")
+
+
+def test_the_logits_of_the_head_are_reduced():
+    logits = torch.tensor([[[1.0, 3.0], [2.0, -4.0]]])
+    assert score_fusion.match_scores(logits, log_odds=False).tolist() == [[3.0, -4.0]]
+    assert score_fusion.match_scores(logits, log_odds=True).tolist() == [[2.0, -6.0]]
+
+
+def test_a_fusion_is_named_with_its_weight():
+    assert fusion_name("posterior", 0.25) == "posterior 0.25"
+    assert (fusion_name("published", 0.25), fusion_name("single")) == ("published", "single")

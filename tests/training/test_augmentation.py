@@ -4,9 +4,12 @@ import collections
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import nltk
 import pytest
@@ -18,6 +21,7 @@ from mra.training.augmentation import (
     CaptionAugmenter,
     PublishedCaptionAugmenter,
     WordNetSynonyms,
+    create_augmenter,
     split_words,
 )
 
@@ -28,7 +32,12 @@ ROOT = Path(__file__).parents[2]
 
 # Part of speech -> synsets: number of the lexicographer file and the words that share the meaning.
 SYNSETS = {
-    "noun": [("06", ["backpack", "back_pack", "knapsack", "packsack"]), ("06", ["shoe"]), ("06", ["trainer", "shoe"])],
+    "noun": [
+        ("06", ["backpack", "back_pack", "knapsack", "packsack"]),
+        ("06", ["shoe"]),
+        ("06", ["trainer", "shoe"]),
+        ("06", ["t", "tee"]),
+    ],
     "verb": [("29", ["wear", "bear", "have_on"])],
     "adj": [("00", ["red", "reddish", "ruby-red"]), ("00", ["large", "big"]), ("00", ["two", "2", "ii", "T.V."])],
     "adv": [("02", ["quickly", "rapidly"])],
@@ -53,7 +62,7 @@ def write_wordnet(folder):
             for word in words:
                 index.setdefault(word, []).append(offset)
         lines = [
-            f"{word} {TYPES[part]} {len(places)} 0 {len(places)} 0 {' '.join(f'{place:08d}' for place in places)}  \n"
+            f"{word} {TYPES[part]} {len(places)} 2 @ ~ {len(places)} 0 {' '.join(f'{place:08d}' for place in places)}  \n"
             for word, places in sorted(index.items())
         ]
         (folder / f"data.{part}").write_text(data)
@@ -103,6 +112,14 @@ def test_synonym_replacement(installed):
     for words in augment("synonym_replacement", "a red backpack"):
         assert words[0] == "a"
         assert (words[1:] == ["red", *words[2:]]) != (words[-1] == "backpack")
+    texts = {" ".join(words) for words in augment("synonym_replacement", "a red backpack")}
+    assert texts == {
+        "a reddish backpack",
+        "a ruby red backpack",
+        "a red back pack",
+        "a red knapsack",
+        "a red packsack",
+    }
     replaced = augment("synonym_replacement", "red red shoes", synonym_strength=1.0)
     assert {tuple(words) for words in replaced} == {
         (*red, *red, shoe) for red in (["reddish"], ["ruby", "red"]) for shoe in ("shoe", "trainer")
@@ -119,6 +136,61 @@ def test_random_insertion(installed):
         places.add(words.index("a"))
     assert {0, 1} <= places
     assert {len(words) for words in augment("random_insertion", "big big big", insertion_strength=1.0)} == {6}
+
+
+def test_each_word_is_as_likely_to_be_replaced(installed):
+    """Not the first one of the alphabet, nor of the caption; of five words with synonyms two are replaced."""
+    words = ["shoes", "red", "quickly", "big", "backpack"]
+    counts = collections.Counter()
+    for text in augment("synonym_replacement", " ".join(words), seeds=1000, synonym_strength=0.4):
+        left = " ".join(text).replace("ruby red", "").split()
+        replaced = [word for word in words if word not in left]
+        assert len(replaced) == 2
+        counts.update(replaced)
+    assert all(abs(counts[word] - 400) < 5 * 15.5 for word in words), counts
+
+
+def test_augmented_captions_are_the_same_on_every_machine(installed):
+    """Fixed values: a checkpoint must go on with the same texts, whatever order the sets of a process have."""
+    augmenters = [CaptionAugmenter(1.0, (operation,), 0.4, 0.4) for operation in OPERATIONS[:2]]
+    texts = [augmenter("big red shoes a backpack", random.Random(seed)) for seed in (7, 8) for augmenter in augmenters]
+    assert texts == [
+        "large red shoes a packsack",
+        "shoe big red shoes knapsack a backpack",
+        "big reddish shoe a backpack",
+        "big back pack red shoes a backpack large",
+    ]
+
+
+class FixedDraws(random.Random):
+    """A generator whose numbers in [0, 1) are all the same."""
+
+    def __init__(self, value):
+        super().__init__(0)
+        self.value = value
+
+    def random(self):
+        return self.value
+
+
+def test_a_draw_at_the_border_leaves_the_caption_and_its_words():
+    """A probability of p is that of a draw below p."""
+    options = {"operations": ("random_deletion",), "deletion_probability": 0.25}
+    for probability, draw, expected in (
+        (0.5, 0.5, "2 red shoes"),
+        (0.5, 0.25, "red shoes"),
+        (0.0, 0.0, "2 red shoes"),
+    ):
+        assert CaptionAugmenter(probability, **options)("2 red shoes", FixedDraws(draw)) == expected
+
+
+def test_augmenter_of_a_recipe(installed):
+    args = {"eda_style": "published", "eda_probability": 0.9, "eda_operations": ["random_swap"]}
+    args |= {"eda_synonym_strength": 0.2, "eda_insertion_strength": 0.3, "eda_swap_strength": 0.4}
+    augmenter = create_augmenter(SimpleNamespace(**args, eda_deletion_probability=0.5))
+    assert type(augmenter) is PublishedCaptionAugmenter and augmenter.operations == ("random_swap",)
+    numbers = (augmenter.probability, augmenter.synonym_strength, augmenter.insertion_strength)
+    assert (*numbers, augmenter.swap_strength, augmenter.deletion_probability) == (0.9, 0.2, 0.3, 0.4, 0.5)
 
 
 def test_no_synonyms(installed):
@@ -271,12 +343,13 @@ def test_published_operations_are_equally_likely(installed):
 def test_text_of_an_augmented_caption(installed, style):
     caption = "  A MAN'S  t-shirt,\t2 red\nshoes (size 9½) – Adidas® & ’90s BIG bag!  人"
     clean = "a mans t shirt red shoes size adidas s big bag"
+    augmenter = AUGMENTERS[style](probability=1.0)
     for seed in range(300):
-        text = AUGMENTERS[style](probability=1.0)(caption, random.Random(seed))
+        text = augmenter(caption, random.Random(seed))
         assert text == " ".join(split_words(text)) and text
     unchanged = AUGMENTERS[style](1.0, ("random_deletion",), deletion_probability=0.0)(caption, random.Random(0))
     assert unchanged == clean
-    assert AUGMENTERS[style](probability=1.0)("2 人", random.Random(0)) == "2 人"
+    assert augmenter("2 人", random.Random(0)) == "2 人"
 
 
 def test_same_generator_same_caption(installed):
@@ -310,7 +383,17 @@ def test_wordnet_missing(tmp_path, monkeypatch):
     CaptionAugmenter(operations=("random_swap", "random_deletion"))
 
 
-@pytest.mark.parametrize("missing", ["data.verb", "index.noun"])
+def test_wordnet_as_it_is_downloaded(wordnet, tmp_path, monkeypatch):
+    """nltk leaves it in an archive; without tables for other languages it warns of their absence."""
+    (tmp_path / "corpora").mkdir()
+    shutil.make_archive(str(tmp_path / "corpora" / "wordnet"), "zip", wordnet / "corpora", "wordnet")
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert WordNetSynonyms()("big") == ["large"]
+
+
+@pytest.mark.parametrize("missing", ["data.verb", "index.noun", "verb.exc", "lexnames"])
 def test_wordnet_incomplete(tmp_path, monkeypatch, missing):
     folder = write_wordnet(tmp_path / "corpora" / "wordnet")
     (folder / missing).unlink()
@@ -331,6 +414,7 @@ def test_nltk_data_variable(wordnet, tmp_path):
     ("options", "message"),
     [
         ({"operations": ("random_swap", "backtranslation")}, "`operations` must be some of .*got backtranslation"),
+        ({"operations": ("zip", "swap", "add", "cut", "random_swap")}, "got add, cut, swap, zip$"),
         ({"operations": ()}, "got none"),
         ({"probability": 1.5, "operations": OPERATIONS[2:]}, "`probability` must"),
         ({"swap_strength": -1, "operations": OPERATIONS[2:]}, "`swap_strength` must"),
@@ -350,4 +434,15 @@ def test_damaged_wordnet_is_refused_before_training(tmp_path, monkeypatch, name,
     damaged = {"cut": content[:-3], "zeroed": content[:-12] + bytes(12), "empty": b""}[damage]
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"WordNet in .* is (damaged|incomplete).*nltk.downloader"):
+        WordNetSynonyms()
+
+
+@pytest.mark.parametrize("line", [b"a\n", b"a n 1\n", b"a n 1 x 1 0 00000123\n"])
+def test_a_damaged_line_of_an_index_is_found(tmp_path, monkeypatch, line):
+    path = write_wordnet(tmp_path / "corpora" / "wordnet") / "index.noun"
+    monkeypatch.setattr("nltk.data.path", [str(tmp_path)])
+    path.write_bytes(path.read_bytes() + line)
+    with pytest.raises(
+        ValueError, match=r"WordNet in .* is damaged: 1 synsets are not in both of index.noun and data.noun"
+    ):
         WordNetSynonyms()

@@ -96,6 +96,15 @@ def test_published_masking(processor):
     assert (chosen.sum(1) == 10).all() and (chosen & (batch["attention_mask"] == 0)).any()
 
 
+def test_a_quarter_of_the_tokens_is_masked_and_ten_at_most(processor):
+    """Unless the recipe says otherwise; [CLS] and [SEP] are not counted."""
+    example = make_examples(processor)[0]
+    captions = [" ".join(["man"] * count) for count in (1, 4, 12, 26, 40, 50)]
+    batch = TrainingCollator(processor.tokenizer, 56)([example | {"caption": caption} for caption in captions])
+    assert (batch["labels"] != -100).sum(1).tolist() == [1, 1, 3, 6, 10, 10]
+    assert batch["lengths"].masked == [3, 6, 14, 28, 42, 52]
+
+
 def test_masks_do_not_depend_on_the_batch(processor):
     collate, examples = TrainingCollator(processor.tokenizer, 56), make_examples(processor)
     whole = collate(examples)

@@ -4,13 +4,16 @@ import datasets
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mra.common.streaming import StreamedTable, Streaming
 from mra.training.augmentation import CaptionAugmenter
 from mra.training.collator import TrainingCollator
 from mra.training.data import build_finetuning_dataset, build_pretraining_dataset, phrase_to_id
 from mra.training.order import make_sampler
-from tests.helpers.training import GRID, make_pedes, make_processor, make_sda
+from tests.helpers.properties import examples
+from tests.helpers.training import GRID, SIZE, make_pedes, make_processor, make_sda
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,28 @@ def test_equal_phrases_share_an_identity():
 
 
 # Determinism
+
+
+def test_images_of_a_batch_lie_in_one_tensor(sda, processor):
+    """In a worker in shared memory, so that they are not copied to the main process."""
+    dataset = pretraining(sda, processor)
+    batch = dataset.__getitems__([(0, 3), (1, 2)])
+    assert len(batch) == 2 and batch.pixel_values.shape == (2, 3, *SIZE) and not batch.pixel_values.is_shared()
+    for item, key, pixels in zip(batch, [(0, 3), (1, 2)], batch.pixel_values, strict=True):
+        assert_same(item, dataset[key])
+        assert item["pixel_values"].data_ptr() == pixels.data_ptr()
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=2, sampler=[(0, 0), (0, 1)], num_workers=1, collate_fn=lambda b: b.pixel_values.is_shared()
+    )
+    assert list(loader) == [True]
+
+
+def test_images_of_fine_tuning_are_whole(pedes, processor):
+    """Neither cropped nor padded: what the processor makes of them, but for mirroring and erasing."""
+    dataset = finetuning(pedes, processor, flip_probability=0.0, erasing_probability=0.0)
+    for pair in (0, 7):
+        expected = processor(images=pedes[pair // 2]["image"])["pixel_values"][0]
+        torch.testing.assert_close(dataset[(3, pair)]["pixel_values"], expected, rtol=0, atol=0.05)
 
 
 def test_same_key_same_example(sda, pedes, processor):
@@ -154,8 +179,9 @@ def test_streamed_examples_are_those_of_the_table(sda, pedes, processor, tmp_pat
         expected = build(table, processor)
         found = build(stream(table, tmp_path / build.__name__), processor)
         assert len(found) == len(expected) and found.num_identities == expected.num_identities
-        for pair in range(len(expected)):
-            assert_same(found[(1, pair)], expected[(1, pair)])
+        keys = [(1, pair) for pair in reversed(range(len(expected)))]  # through the row groups and back
+        for first, second in zip(found.__getitems__(keys), expected.__getitems__(keys), strict=True):
+            assert_same(first, second)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -176,6 +202,30 @@ def test_streamed_processes_share_the_batches_and_resume(sda, processor, tmp_pat
 
 
 # Pretraining rows
+
+
+@examples(30)
+@given(
+    counts=st.lists(st.integers(1, 4), min_size=1, max_size=8),
+    fraction=st.floats(0.01, 1),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_pairs_are_drawn_once_and_in_order(processor, counts, fraction, seed, data):
+    """Of a share of the images every caption is a pair; a number of pairs is drawn from those."""
+    rows = make_pedes(len(counts), captions=4)
+    table = rows.to_dict() | {"captions": [row[:count] for row, count in zip(rows["captions"], counts, strict=True)]}
+    table["image"] = rows.cast_column("image", datasets.Image(decode=False))["image"][:]
+    uneven = datasets.Dataset.from_dict(table, features=rows.features)
+    whole = pretraining(uneven, processor, data_fraction=fraction, seed=seed)
+    images = sorted(set(whole.image_rows.tolist()))
+    assert len(images) == max(1, round(fraction * len(counts)))
+    pairs = list(zip(whole.image_rows.tolist(), whole.caption_indices.tolist(), strict=True))
+    assert pairs == [(image, caption) for image in images for caption in range(counts[image])]
+    number = data.draw(st.integers(1, len(pairs)))
+    part = pretraining(uneven, processor, data_fraction=fraction, seed=seed, num_pairs=number)
+    drawn = list(zip(part.image_rows.tolist(), part.caption_indices.tolist(), strict=True))
+    assert len(drawn) == number and drawn == sorted(set(drawn)) and set(drawn) <= set(pairs)
 
 
 def test_region_draws(sda, processor):
@@ -313,6 +363,55 @@ def test_wrong_tables(sda, pedes, processor):
         build_pretraining_dataset(sda, processor, grid_size=(3, 1), seed=0)
 
 
+@pytest.mark.parametrize(
+    ("column", "feature"),
+    [
+        ("image", datasets.Value("string")),
+        ("image_id", datasets.Value("float32")),
+        ("image_id", datasets.List(datasets.Value("int64"))),
+        ("caption", datasets.Value("int64")),
+        ("caption", datasets.List(datasets.Value("string"))),
+        ("captions", datasets.List(datasets.Value("int64"))),
+        ("captions", datasets.Value("string")),
+        ("boxes", datasets.List(datasets.Value("float32"))),
+        ("boxes", datasets.Value("float32")),
+        ("phrases", datasets.List(datasets.Value("int64"))),
+        ("phrases", datasets.Value("string")),
+    ],
+    ids=str,
+)
+def test_columns_of_another_type_are_named(sda, pedes, processor, column, feature):
+    known = pedes.features if column == "captions" else sda.features
+    rows = datasets.Dataset.from_dict(
+        {name: [None] for name in known}, features=datasets.Features(known | {column: feature})
+    )
+    with pytest.raises(ValueError, match=rf"^the dataset has {column} \(.*; expected the columns .*boxes \(list"):
+        pretraining(rows, processor)
+
+
+@pytest.mark.parametrize("list_of", [datasets.List, datasets.LargeList])
+@pytest.mark.parametrize("text", ["string", "large_string"])
+def test_columns_of_long_lists_and_texts_fit(pedes, processor, list_of, text):
+    large = pedes.cast_column("captions", list_of(datasets.Value(text)))
+    assert len(finetuning(large, processor)) == len(pretraining(large, processor)) == 20
+    assert finetuning(large, processor)[(0, 3)]["caption"] == pedes[1]["captions"][1]
+
+
+def test_every_problem_of_the_columns_is_named_at_once(pedes, processor):
+    wrong = pedes.remove_columns("image_id").cast_column("captions", datasets.List(datasets.Value("binary")))
+    with pytest.raises(
+        ValueError, match=r"lacks image_id and has captions \(.*; expected the columns image .Image., "
+    ) as e:
+        finetuning(wrong, processor)
+    assert "boxes" not in str(e.value)
+
+
+@pytest.mark.parametrize("key", [3, (1,), (1, 2, 3), [1, 2]])
+def test_keys_are_an_epoch_and_a_row(pedes, processor, key):
+    with pytest.raises(ValueError, match=r"\(epoch, row\), got .*; use the sampler of `make_sampler`"):
+        finetuning(pedes, processor)[key]
+
+
 def test_wrong_rows(sda, pedes, processor):
     broken = sda.map(lambda row: {"phrases": row["phrases"][:-1], "caption": ""})
     with pytest.raises(ValueError, match=r"row 0 \(image_id 1000\).*caption. is empty"):
@@ -326,5 +425,3 @@ def test_wrong_rows(sda, pedes, processor):
         finetuning(broken.cast_column("image", datasets.Image()), processor)[(0, 2)]
     with pytest.raises(ValueError, match="row 1 of the training set has no caption"):
         finetuning(pedes.map(lambda _, index: {"captions": [] if index == 1 else ["a"]}, with_indices=True), processor)
-    with pytest.raises(ValueError, match=r"\(epoch, row\), got 3; use the sampler of `make_sampler`"):
-        finetuning(pedes, processor)[3]

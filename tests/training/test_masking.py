@@ -1,11 +1,17 @@
 """Masking: statistics of the published masker over 20,000 captions, hand-made oracles, and arguments."""
 
 import json
+from itertools import takewhile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mra.training import masking
 from mra.training.masking import IGNORED_LABEL, TokenMasker, keyed_uniform
 from tests.helpers.training import make_tokenizer
 
@@ -14,6 +20,90 @@ STATISTICS = json.loads((Path(__file__).parents[1] / "reference" / "masking_stat
 LENGTHS = {"len_20_45": (20, 45), "len_8_20": (8, 20), "len_56_full": (56, 56)}
 PAD, UNK, CLS, SEP, MASK = 0, 100, 101, 102, 103
 FIRST_PIECE, VOCABULARY = 24694, 30522
+
+
+class SmallTokenizer:
+    """Fourteen entries, pieces from 9 on, an unused number among them."""
+
+    mask_token_id = 4
+    all_special_ids = (0, 1, 2, 3, 4)
+
+    def get_vocab(self):
+        return {("##" if index >= 9 else "") + f"t{index}": index for index in (*range(8), *range(9, 15))}
+
+
+def plain_masking(ids, draws, probability, max_masked, mask_padding, whole_words, skipgram_probability, longest):
+    """One row as the class describes it, in loops."""
+    order, skip, skip_length, keep, fate, replacement = draws
+    special = SmallTokenizer.all_special_ids
+    counted = [place for place, token in enumerate(ids) if mask_padding or token not in special]
+    wanted = min(max(round(probability * len(counted)), 1), max_masked, len(counted))
+    allowed = [place for place in counted if place > 0]
+    chosen = set()
+    for place in sorted(allowed, key=order.__getitem__):
+        if place in chosen or len(chosen) >= wanted:
+            continue
+        tokens = 2 + int(skip_length[place] * (longest - 1)) if skip[place] < skipgram_probability else 1
+        span = [*range(place, min(place + tokens, len(ids)))]
+        if whole_words:
+            before = takewhile(lambda other: ids[other + 1] >= 9, range(place - 1, -1, -1))
+            after = takewhile(lambda other: ids[other] >= 9, range(span[-1] + 1, len(ids)))
+            span = [*before, *span, *after]
+        chosen.update(set(span) & set(allowed))
+    known = [token for token in SmallTokenizer().get_vocab().values() if mask_padding or token not in special]
+    masked, labels = list(ids), [-100] * len(ids)
+    for place in sorted(chosen, key=keep.__getitem__)[:wanted]:
+        labels[place] = ids[place]
+        if fate[place] < 0.8:
+            masked[place] = SmallTokenizer.mask_token_id
+        elif fate[place] < 0.9:
+            masked[place] = known[int(replacement[place] * len(known))]
+    return masked, labels
+
+
+JUST_BELOW = [float(np.nextafter(border, 0)) for border in (0.2, 0.5, 0.8, 0.9, 1)]
+DRAWS = st.sampled_from([0.0, 0.2, 0.5, 0.8, 0.9, *JUST_BELOW]) | st.floats(0, 1, exclude_max=True)
+
+
+@given(
+    ids=st.integers(1, 12).flatmap(
+        lambda length: st.lists(
+            st.lists(st.sampled_from([0, 1, 3, 5, 6, 7, *range(9, 15)]), min_size=length, max_size=length),
+            min_size=1,
+            max_size=3,
+        )
+    ),
+    probability=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    max_masked=st.integers(1, 12),
+    mask_padding=st.booleans(),
+    whole_words=st.booleans(),
+    skipgram_probability=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
+    longest=st.integers(2, 4),
+    data=st.data(),
+)
+def test_masks_are_those_of_the_plain_loops(
+    ids, probability, max_masked, mask_padding, whole_words, skipgram_probability, longest, data
+):
+    """Of any row, any options, and draws that lie exactly at a border."""
+    ids = [[2, *row] for row in ids]
+    batch, length = len(ids), len(ids[0])
+    draws = np.array(data.draw(st.lists(DRAWS, min_size=6 * length * batch, max_size=6 * length * batch)))
+    draws = draws.reshape(batch, 6, length)
+    for kind in (0, 3):  # what orders must not be equal
+        draws[:, kind] = np.array(data.draw(st.permutations(range(batch * length)))).reshape(batch, length)
+        draws[:, kind] /= batch * length
+    options = (probability, max_masked, mask_padding, whole_words, skipgram_probability, longest)
+    masker = TokenMasker(SmallTokenizer(), *options)
+    with mock.patch.object(masking, "keyed_uniform", return_value=draws.reshape(batch, -1)) as drawn:
+        masked, labels = masker(np.array(ids), np.arange(batch))
+    assert drawn.call_args.args[1] == 6 * length
+    expected = [plain_masking(row, drawn, *options) for row, drawn in zip(ids, draws, strict=True)]
+    assert (masked.tolist(), labels.tolist()) == ([row for row, _ in expected], [row for _, row in expected])
+
+
+def test_unmasked_tokens_have_the_label_that_losses_ignore():
+    logits, labels = torch.randn(1, 5), torch.tensor([IGNORED_LABEL])
+    assert torch.nn.functional.cross_entropy(logits, labels, reduction="sum") == 0
 
 
 class WideTokenizer:
@@ -179,13 +269,35 @@ def test_keyed_uniform():
     histogram = np.histogram(draws, bins=50, range=(0, 1))[0]
     assert np.square(histogram - 4000).sum() / 4000 < 49 + 5 * np.sqrt(2 * 49)
     assert np.abs(np.corrcoef(draws[:, :20].T) - np.eye(20)).max() < 5 / np.sqrt(1000)
-    # SplitMix64 started at 0 gives 0xE220A8397B1DCDAF first.
+    # SplitMix64 started at 0 gives 0xE220A8397B1DCDAF first (its authors' file splitmix64.c).
     assert keyed_uniform(np.array([0]), 1)[0, 0] == (0xE220A8397B1DCDAF >> 11) * 2.0**-53
+
+
+def splitmix64(state, count):
+    """The generator as its authors wrote it, in plain integers."""
+    for _ in range(count):
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        z = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        yield ((z ^ (z >> 31)) >> 11) * 2.0**-53
+
+
+@given(seeds=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=3), count=st.integers(1, 5))
+def test_keyed_uniform_is_splitmix64(seeds, count):
+    draws = keyed_uniform(np.array(seeds, dtype=np.uint64), count)
+    assert draws.tolist() == [list(splitmix64(seed, count)) for seed in seeds]
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("probability", 1.2), ("skipgram_probability", -1), ("max_masked", 0), ("skipgram_max_length", 1)],
+    [
+        ("probability", 1.2),
+        ("probability", -0.1),
+        ("skipgram_probability", -1),
+        ("skipgram_probability", 1.1),
+        ("max_masked", 0),
+        ("skipgram_max_length", 1),
+    ],
 )
 def test_bad_options(option, value):
     with pytest.raises(ValueError, match=f"`{option}` must"):

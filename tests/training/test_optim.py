@@ -4,9 +4,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from modeling_mra import MRAForPreTraining
-from mra.training.optim import PARTS, create_optimizer, is_decayed, is_in_part, learning_rate_factor, parameter_groups
+from mra.training.optim import (
+    PARTS,
+    create_optimizer,
+    create_schedule,
+    is_decayed,
+    is_in_part,
+    learning_rate_factor,
+    parameter_groups,
+)
 from mra.training.published_layout import to_mra_name
 from tests.helpers.retrieval import tiny_config
 
@@ -73,6 +82,54 @@ def test_linear_schedule_ends_at_the_final_factor():
         learning_rate_factor(0, schedule="cosine", total_steps=1, warmup_steps=0)
 
 
+@pytest.mark.parametrize(
+    ("step", "total", "warmup", "factor"),
+    [
+        (0, 10, 0, 1.0),  # without a warm-up the first step is at the peak
+        (3, 4, 2, 0.5),
+        (10, 10, 2, 0.0),
+        (12, 10, 2, 0.0),  # steps behind the end are at its factor
+        (2, 2, 2, 0.0),  # a warm-up may take the whole run
+    ],
+)
+def test_linear_schedule(step, total, warmup, factor):
+    options = {"total_steps": total, "warmup_steps": warmup}
+    assert learning_rate_factor(step, schedule="linear", **options) == factor
+    final = learning_rate_factor(step, schedule="linear", final_factor=0.5, **options)
+    assert final == pytest.approx(0.5 + factor / 2)
+
+
+def test_drops_of_short_runs():
+    options = {"schedule": "step", "warmup_steps": 0}
+    assert learning_rate_factor(1, total_steps=2, **options) == 0.5 * 0.5  # a drop lies at step 0.8
+    assert (
+        learning_rate_factor(1, total_steps=2, schedule_drops="warmup", **options) == 0.5
+    )  # and none without a warm-up
+
+
+@pytest.mark.parametrize(
+    ("warmup", "expected"),
+    [
+        (0.25, {0: 0.0, 1: 0.5, 2: 1.0, 10: 0.1}),  # a share: the first 2 of 10 steps, rounded down
+        (1, {0: 0.0, 1: 1.0, 10: 0.1}),  # one step
+        (5, {1: 0.2, 5: 1.0, 10: 0.1}),
+        (0, {0: 1.0, 10: 0.1}),
+    ],
+)
+def test_schedule_of_a_recipe(warmup, expected):
+    args = {"num_warmup_steps": warmup, "schedule": "linear", "schedule_drops": "run", "learning_rate": 1e-3}
+    schedule = create_schedule(SimpleNamespace(**args, final_learning_rate=1e-4), 10)
+    assert {step: schedule(step) for step in expected} == pytest.approx(expected)
+
+
+def test_drops_of_a_recipe():
+    args = {"num_warmup_steps": 1, "schedule": "step", "learning_rate": 1e-3, "final_learning_rate": 0}
+    factors = [create_schedule(SimpleNamespace(**args, schedule_drops=drops), 11)(5) for drops in ("run", "warmup")]
+    assert factors == pytest.approx([0.5 * 0.6, 0.5 * 0.6])  # behind 40% of the run, and 4 times the warm-up
+    factors = [create_schedule(SimpleNamespace(**args, schedule_drops=drops), 11)(7) for drops in ("run", "warmup")]
+    assert factors == pytest.approx([0.5 * 0.4, 0.2 * 0.4])
+
+
 def test_every_parameter_is_in_one_group():
     model = MRAForPreTraining(tiny_config())
     groups = parameter_groups(model, 1e-3, 0.01, 2.0, FINETUNING)
@@ -86,6 +143,32 @@ def test_every_parameter_is_in_one_group():
     ]
     embedding = id(model.get_input_embeddings().weight)
     assert any(embedding == id(parameter) for parameter in groups[0]["params"])
+
+
+class Heads(nn.Module):
+    """Parameters of a few names, the first neither decayed nor at the plain rate."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = tiny_config()
+        self.match_head, self.mlm_head = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.match_head.weight.requires_grad_(False)
+
+
+def test_groups_have_one_order_whatever_comes_first():
+    model = Heads()
+    groups = parameter_groups(model, 1.0, 0.5, 3.0, ["match_head", "cross_attention"])
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1.0, 0.5), (1.0, 0.0), (3.0, 0.0)]
+    parameters = [model.mlm_head.weight, model.mlm_head.bias, model.match_head.bias]  # frozen ones have no group
+    assert all(len(group["params"]) == 1 for group in groups)
+    assert all(group["params"][0] is parameter for group, parameter in zip(groups, parameters, strict=True))
+
+
+def test_rates_are_multiplied_on_request():
+    for arguments in ((), (3.0,), (1.0, ["match_head"])):
+        groups = parameter_groups(Heads(), 1.0, 0.5, *arguments)
+        assert {group["lr"] for group in groups} == {1.0}
+    assert {group["lr"] for group in parameter_groups(Heads(), 1.0, 0.5, multiplied_parts=["match_head"])} == {1.0}
 
 
 def test_every_part_names_parameters_of_the_model():
@@ -110,3 +193,6 @@ def test_optimizer_takes_its_arguments():
     assert isinstance(optimizer, torch.optim.AdamW)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-4, 1e-4, 3e-4, 3e-4])
     assert all((group["betas"], group["eps"]) == ((0.8, 0.9), 1e-7) for group in optimizer.param_groups)
+    assert all(group["fused"] is None for group in optimizer.param_groups)  # PyTorch chooses
+    fused = create_optimizer(MRAForPreTraining(tiny_config()), args, fused=True)
+    assert all(group["fused"] for group in fused.param_groups)

@@ -1,9 +1,15 @@
 """Order of the training rows: seeds, any permutation, and lanes that follow the row groups of files."""
 
+from types import SimpleNamespace
+
+import datasets
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mra.training.order import KeyedSampler, LaneSampler, key_to_seed
+from mra.common.streaming import StreamedTable, Streaming
+from mra.training.order import KeyedSampler, LaneSampler, key_to_seed, make_sampler
 
 
 def test_seeds_are_stable():
@@ -21,7 +27,14 @@ def test_sampler_order():
     assert {epoch for epoch, _ in second} == {1} and [row for _, row in second] != [row for _, row in first]
     sampler.set_position(1, 17)
     assert list(sampler) == second[17:] and len(sampler) == 33
-    assert list(KeyedSampler(50, seed=2)) != first
+    assert list(KeyedSampler(50, seed=2)) != first and {epoch for epoch, _ in first} == {0}
+    sampler.set_position(0)
+    assert list(sampler) == first  # an epoch starts at its first row
+
+
+def test_a_single_row_has_one_order():
+    for sampler in (KeyedSampler(1, seed=1), LaneSampler(np.array([0]), 1, 1, 1, 1)):
+        assert list(sampler) == [(0, 0)]
 
 
 @pytest.mark.parametrize(("epoch", "start"), [(-1, 0), (0, -1), (0, 51)])
@@ -83,17 +96,18 @@ def test_lanes_shuffle_groups_and_rows():
     assert np.abs(np.corrcoef(order, np.arange(300))[0, 1]) < 0.3
 
 
-def plain_lanes(sampler, epoch):
+def plain_lanes(sampler, epoch, buffer):
     """Lanes, runs and turns as the class describes them, in loops."""
     generator = np.random.default_rng(key_to_seed("order", sampler.seed, epoch))
     ranks = generator.permutation(sampler.row_groups.max() + 1)
     count, lanes = sampler.num_rows, [[] for _ in range(sampler.lanes)]
+    run_length = max(buffer // sampler.lanes, 1)
     rows = sorted(range(count), key=lambda row: (ranks[sampler.row_groups[row]], row))
     for place, (draw, row) in enumerate(zip(generator.random(count), rows, strict=True)):
         lanes[place * sampler.lanes // count].append((draw, row))
     turns, rest = [], []
     for number, lane in enumerate(lanes):
-        runs = [lane[start : start + sampler.run_length] for start in range(0, len(lane), sampler.run_length)]
+        runs = [lane[start : start + run_length] for start in range(0, len(lane), run_length)]
         shuffled = [row for run in runs for _, row in sorted(run)]
         whole = len(lane) // sampler.batch_size * sampler.batch_size
         turns += [
@@ -104,13 +118,44 @@ def plain_lanes(sampler, epoch):
     return [row for *_, batch in sorted(turns) for row in batch] + rest
 
 
-@pytest.mark.parametrize("changes", [{}, {"lanes": 7}, {"batch_size": 9, "buffer": 100}, {"lanes": 1, "buffer": 1}])
-def test_lanes_are_those_of_the_plain_order(changes):
-    sampler = lane_sampler(np.arange(309) // 10, **changes)
-    assert sampler.order(2).tolist() == plain_lanes(sampler, 2)
+@given(
+    groups=st.lists(st.integers(1, 12), min_size=1, max_size=12),
+    lanes=st.integers(1, 9),
+    batch_size=st.integers(1, 9),
+    buffer=st.integers(1, 50),
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 99),
+    data=st.data(),
+)
+def test_lanes_are_those_of_the_plain_order(groups, lanes, batch_size, buffer, seed, epoch, data):
+    """Every row once, in the order of the plain loops, wherever it is entered."""
+    sampler = LaneSampler(np.repeat(np.arange(len(groups)), groups), seed, batch_size, lanes, buffer)
+    order = sampler.order(epoch).tolist()
+    assert order == plain_lanes(sampler, epoch, buffer) and sorted(order) == list(range(sum(groups)))
+    start = data.draw(st.integers(0, sum(groups)), label="start")
+    sampler.set_position(epoch, start)
+    assert list(sampler) == [(epoch, row) for row in order[start:]] and len(sampler) == sum(groups) - start
 
 
 @pytest.mark.parametrize("name", ["batch_size", "lanes", "buffer"])
 def test_lane_numbers_must_be_positive(name):
     with pytest.raises(ValueError, match=f"`{name}` must be 1 or more"):
         lane_sampler(**{name: 0})
+
+
+@pytest.mark.parametrize("rows", [list(range(12)), [11, 3, 3, 4]])
+def test_samplers_of_tables_and_streams(tmp_path, rows):
+    """A stream is read row group by row group, also where the training set draws some of its rows or one twice."""
+    table = datasets.Dataset.from_dict({"image_id": list(range(12))})
+    table.to_parquet(tmp_path / "train.parquet", batch_size=4)
+    streamed = StreamedTable([str(tmp_path / "train.parquet")], Streaming(lanes=2, buffer=6, num_readers=1))
+
+    class Drawn(SimpleNamespace):
+        def __len__(self):
+            return len(self.image_rows)
+
+    plain = make_sampler(Drawn(dataset=table, image_rows=np.array(rows)), seed=7, batch_size=2)
+    lanes = make_sampler(Drawn(dataset=streamed, image_rows=np.array(rows)), seed=7, batch_size=2)
+    assert list(plain) == list(KeyedSampler(len(rows), seed=7))
+    expected = LaneSampler(np.array(rows) // 4, seed=7, batch_size=2, lanes=2, buffer=6)
+    assert type(plain) is KeyedSampler and list(lanes) == list(expected)

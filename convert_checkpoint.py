@@ -31,7 +31,8 @@ from transformers import AutoTokenizer
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
-from mra.common.command_line import plain_errors, try_folder, writing_to
+from mra.common.command_line import plain_errors, try_output, writing_to
+from mra.common.digests import write_digests
 from mra.common.files import whole_file, whole_folder
 from mra.common.pretrained import load_pretrained
 from mra.common.weight_files import load_tensors
@@ -106,7 +107,7 @@ def convert_to_folder(
     """
     checkpoint, output = Path(checkpoint), Path(output)
     _check_folder(output, overwrite)
-    try_folder(output.parent, "`output`")
+    try_output(output, "`output`")
     with writing_to(output), whole_folder(output) as folder:
         state_dict, stored = read_checkpoint(checkpoint)
         try:
@@ -126,6 +127,7 @@ def convert_to_folder(
             repository or output.name, checkpoint.name, describe_architecture(config), processor is not None
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
+        write_digests(folder)
     return config
 
 
@@ -283,7 +285,7 @@ def convert_to_published(folder: str | Path, output: str | Path, overwrite: bool
         raise ValueError(f"`output`: {str(output)!r} exists: {fix}")
     if not (folder / "config.json").is_file():
         raise ValueError(f"`checkpoint`: {str(folder)!r} is not a folder with a config.json")
-    try_folder(output.parent, "`output`")
+    try_output(output, "`output`")
     with writing_to(output), whole_file(output) as unfinished:
         config = load_pretrained(MRAConfig, str(folder), "`checkpoint`")
         published = folder / PUBLISHED_CONFIG

@@ -22,7 +22,7 @@ if __name__ == "__main__" and not __package__:  # run as `python data_scripts/ma
 from data_scripts.sample.plan import PEDES_FOLDER, PlannedPicture, SampleConfig, plan_pedes, plan_sda, shard_name
 from data_scripts.sample.scenes import render
 from mra.common.arguments import option, parse_arguments, require
-from mra.common.command_line import plain_errors, try_folder
+from mra.common.command_line import plain_errors, try_folder, try_output
 from mra.common.files import whole_folder
 
 
@@ -185,7 +185,7 @@ def make_sample(
     """
     config = config or SampleConfig()
     output = Path(output).absolute()
-    try_folder(output.parent, "--output")
+    try_output(output, "--output")
     if num_proc < 1:
         raise ValueError(f"`num_proc` must be 1 or more, got {num_proc}")
     if output.exists() and not overwrite:

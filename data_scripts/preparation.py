@@ -18,7 +18,8 @@ from data_scripts.annotation_builder import ESCAPED, AnnotationBuilder, Rejected
 from data_scripts.arguments import REJECTED, PreparationArguments
 from data_scripts.dataset_card import TITLES, write_card
 from data_scripts.published_sizes import PUBLISHED, Size, compare_with_published
-from mra.common.command_line import plain_errors, try_folder
+from mra.common.command_line import plain_errors, try_output
+from mra.common.digests import write_digests
 from mra.common.files import whole_folder
 from mra.common.streaming import list_lengths
 
@@ -71,6 +72,7 @@ def prepare(
         repository = options.push_to_hub or options.output
         digests = {split: builder.digest(split) for split in splits}
         write_card(folder, dataset, builder.FEATURES, splits, sizes, repository, digests, sum(counts.values()))
+        write_digests(folder, _SHARDS)
         shutil.rmtree(work)
     _report(dataset, options, sizes, counts, builder.notes, seconds)
     if options.push_to_hub:
@@ -91,7 +93,7 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
                 f"--output {output} exists and is not a prepared dataset, so --overwrite does not replace it; "
                 "choose another folder, or remove it yourself"
             )
-    try_folder(output.parent, "--output")
+    try_output(output, "--output")
     output.parent.mkdir(parents=True, exist_ok=True)
     lock_path = output.with_name(f".{output.name}.lock")
     with open(lock_path, "w") as lock:

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 from data_scripts.dad.config import FactoryConfig
 from mra.common.cards import fill_card
 from mra.common.command_line import writing_to
+from mra.common.digests import write_digests
 from mra.common.files import whole_folder
 
 
@@ -66,5 +67,6 @@ def save_controlnet(accelerator: Accelerator, controlnet: Any, folder: str | Pat
         with writing_to(folder), whole_folder(folder) as unfinished:
             unwrapped: Any = accelerator.unwrap_model(controlnet)
             unwrapped.save_pretrained(unfinished)
+            write_digests(unfinished)
             (unfinished / "README.md").write_text(card, encoding="utf-8")
     accelerator.wait_for_everyone()

@@ -45,7 +45,9 @@ def whole_file(path: str | Path, flush: bool = True) -> Iterator[Path]:
     with _in_use(unfinished, unfinished.touch):
         try:
             with writing_to(path):
+                mode = unfinished.stat().st_mode & 0o666
                 yield unfinished
+                _allow(unfinished, mode)
                 if flush:
                     _flush(unfinished)
                 os.replace(unfinished, path)
@@ -91,6 +93,9 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 def replace_folder(source: str | Path, target: str | Path) -> None:
     """Flush a finished folder to disk and rename it to its target, replacing an older folder or file."""
     source, target = Path(source), Path(target)
+    for path in source.rglob("*"):
+        if path.is_file():
+            _allow(path, source.stat().st_mode & 0o666)
     flush_tree(source)
     replaced = target.with_name(f"{_REPLACED}{secrets.token_hex(4)}-{target.name}")
     if os.path.lexists(target):
@@ -200,6 +205,13 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _allow(path: Path, mode: int) -> None:
+    """Add the permissions that the umask allows: safetensors writes files that only their owner can read."""
+    now = path.stat().st_mode
+    if now | mode != now:
+        path.chmod(now | mode)
 
 
 # ---------------------------------------------------------------- flushing

@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForImageTextRetrieval
+from mra.common.digests import check_digests
 from processing_mra import MRAImageProcessor, MRAProcessor
 
 
@@ -22,8 +23,9 @@ def load_model(
     """Load a model in eval mode from any MRA folder or Hub id, including pretraining models.
 
     Raises:
-        ValueError: if there is no such model, it is not an MRA model, or weights are missing.
+        ValueError: if there is no such model, it is not an MRA model, a file of it is damaged, or weights are missing.
     """
+    check_digests(path)
     try:
         config, _ = PreTrainedConfig.get_config_dict(path)
     except (OSError, ValueError) as error:
@@ -58,6 +60,7 @@ def load_processor(path: str) -> MRAProcessor:
     Raises:
         ValueError: if there is none, it cannot be loaded, or its tokenizer is not the model's.
     """
+    check_digests(path)
     try:
         processor = MRAProcessor.from_pretrained(path)
         config = MRAConfig.from_pretrained(path)

@@ -5,6 +5,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from mra.common.digests import check_digests
 from mra.common.weight_files import first_line
 
 
@@ -35,6 +36,7 @@ def load_pretrained(cls: Any, name: str, argument: str, **options: Any) -> Any:
     Raises:
         ValueError: if loading fails; the message names the argument, and the library's error is its cause.
     """
+    check_digests(name, argument)
     try:
         return cls.from_pretrained(name, **options)
     except _UNREADABLE as error:

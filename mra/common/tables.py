@@ -13,10 +13,12 @@ import datasets.config
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
 from mra.common.command_line import FullDiskError, writing_to
+from mra.common.digests import check_digests
 from mra.common.streaming import StreamedTable, Streaming
 
 
@@ -103,6 +105,8 @@ def load_split(
         raise ValueError(f"{argument} {name} has no split {split}: expected one of {', '.join(splits)}")
     if streaming is not None:
         return _open_streamed(builder, split, streaming)
+    if not os.path.isdir(builder.cache_dir):  # else its table was made from these very files
+        check_digests(name, argument)
     with _readable(name, argument, expected), writing_to(datasets.config.HF_DATASETS_CACHE):
         return datasets.load_dataset(name, split=split, cache_dir=cache_folder(name))
 
@@ -202,7 +206,10 @@ def _readable(name: str, argument: str, expected: str) -> Iterator[None]:
             f"{argument} {name} is not a folder, and the Hub cannot be reached; check the path or the connection ({error})"
         ) from error
     except Exception as error:
+        check_digests(name, argument)
         damage = _find_damaged_file(name) or f"{type(error).__name__}: {error.__cause__ or error}"
+        if isinstance(error, yaml.YAMLError):
+            damage = f"{Path(name, 'README.md')} has settings that are not YAML: {' '.join(str(error).split())}"
         raise ValueError(f"{argument} {name} cannot be read: {damage}; expected {expected}") from error
 
 

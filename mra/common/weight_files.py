@@ -113,10 +113,7 @@ def weights_digest(model: str | Path) -> str | None:
         files = sorted(map(str, Path(model).glob("*.onnx")))
     if not files:
         return None
-    digests = []
-    for file in files:
-        state = Path(file).stat()
-        digests.append(_hash_file(file, state.st_size, state.st_mtime_ns))
+    digests = [file_digest(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -134,6 +131,12 @@ def find_model_file(model: str | Path, name: str) -> str | None:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
+
+
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits; a file is hashed once per process unless it changes."""
+    state = Path(path).stat()
+    return _hash_file(str(path), state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=64)

@@ -127,7 +127,10 @@ def refuse_locked(path: Path) -> None:
         raise ValueError(f"gallery {path} cannot be opened ({lock} is a folder, expected a file): delete that folder")
     if not lock.exists():
         return
-    descriptor = os.open(lock, os.O_RDWR)
+    try:
+        descriptor = os.open(lock, os.O_RDWR)
+    except OSError as error:
+        raise readable(error, str(path)) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -254,7 +254,7 @@ class Gallery:
         """Remove images permanently: delete vectors, tokens and copies, and rewrite an embedded index without them.
 
         The user's own files stay unless `delete_files`; the next `build` of their folder would index them again. Identical
-        images under different keys stay too, with a warning.
+        images under different keys stay too, with a warning. After an interruption, call it again with the same arguments.
 
         Args:
             where: condition on the images, as in `search`.
@@ -273,9 +273,14 @@ class Gallery:
         if (where is None) == (keys is None):
             raise ValueError("exactly one of where and keys must be given, to choose the images")
         with state.lock, writing_to(state.place.uri):
-            records = list(state.store.records(state.parse(where))) if keys is None else state.find(keys)
-            if records:
-                state.remove(records, delete_files)
+            if keys is None:
+                records = list(state.store.records(state.parse(where)))
+                keys = [record.key for record in records]
+            else:
+                keys = list(dict.fromkeys(keys))
+                records = state.find(keys, may_be_removed=True)
+            if records or state.info.get("is_removing"):
+                state.remove(records, delete_files, keys)
         return len(records)
 
     def stats(self) -> GalleryStats:

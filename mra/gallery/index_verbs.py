@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from mra.common.command_line import try_folder
+from mra.common.command_line import try_folder, try_output
 from mra.common.tables import load_split
 from mra.gallery.arguments import (
     CalibrationArguments,
@@ -52,7 +52,7 @@ def _index(
     if place.files:
         try_folder(place.files, "--files")
     if not is_server(place.gallery) and Path(place.gallery).parent.is_dir():
-        try_folder(Path(place.gallery).parent, "--gallery")
+        try_output(place.gallery, "--gallery")
     with open_gallery(place, encoder, new) as gallery:
         verb = gallery.add if must_exist else gallery.build
         options: dict[str, Any] = vars(source) | {"copy_images": source.copy_images or None}

@@ -7,12 +7,8 @@ import numpy as np
 
 from mra.gallery.parts import read_image
 from mra.gallery.state import GalleryState
-from mra.gallery.store import embedding_checksum
+from mra.gallery.store import find_damage
 from mra.gallery.types import GalleryStats, Skipped, Verification
-
-
-# Tolerance of a float32 dot product of unit vectors, whose terms a store may add in any order.
-PRODUCT_TOLERANCE = 1e-4
 
 
 def describe(state: GalleryState) -> GalleryStats:
@@ -60,15 +56,8 @@ def examine(state: GalleryState, progress: Callable[[int, int], None] | None) ->
     indexed = {record.key: value for record, value in state.store.search(probe, max(total, 1))}
     for record in state.store.records(embeddings=True):
         result.images += 1
-        embedding = record.embedding
-        assert embedding is not None, "requested above"
-        if embedding.shape != (state.info["embedding_dim"],) or not np.isfinite(embedding).all():
-            reason = "the embedding is not a finite vector of the right width"
+        if (reason := find_damage(record, probe, indexed.get(record.key))) is not None:
             result.problems.append(Skipped(record.key, reason))
-        elif record.checksum != embedding_checksum(record.content, embedding):
-            result.problems.append(Skipped(record.key, "the embedding differs from the one that was written"))
-        elif not abs(indexed.get(record.key, float(embedding @ probe)) - embedding @ probe) <= PRODUCT_TOLERANCE:
-            result.problems.append(Skipped(record.key, "the index has a different embedding than the record"))
         try:
             read_image(record, state.files, state.roots)
         except ValueError as error:

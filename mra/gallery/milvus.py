@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -152,7 +154,9 @@ class MilvusStore:
             rows = self._client.query(self.collection, filter=wanted, output_fields=fields, limit=len(some))
             yield from map(_to_record, rows)
 
-    def search(self, embedding: np.ndarray, limit: int, where: Where | None = None) -> list[tuple[Record, float]]:
+    def search(
+        self, embedding: np.ndarray, limit: int, where: Where | None = None, embeddings: bool = False
+    ) -> list[tuple[Record, float]]:
         """Return the nearest records, best first, with their dot products."""
         limit = min(limit, MAX_HITS)
         parameters = dict(SEARCH_PARAMETERS[self._index])
@@ -164,7 +168,7 @@ class MilvusStore:
             anns_field="embedding",
             filter="" if where is None else where.to_milvus(),
             limit=limit,
-            output_fields=[*MAX_TEXT_BYTES, "metadata"],
+            output_fields=[*MAX_TEXT_BYTES, "metadata", *(["embedding"] if embeddings else [])],
             search_params={"metric_type": "IP", "params": parameters},
         )
         return [(_to_record(hit["entity"]), float(hit["distance"])) for hit in hits]
@@ -314,11 +318,25 @@ class EmbeddedStore(MilvusStore):
                 return
 
     def _drop_leftovers(self) -> None:
-        """Drop what an interrupted `create` or `purge` left: our collections without the alias."""
+        """Drop what an interrupted `create` or `purge` left: our collections without the alias.
+
+        milvus-lite neither lists nor overwrites the folder of a collection without its schema, which a kill leaves while it
+        creates or drops the collection. Such a folder is deleted if it is empty or another collection has taken its place.
+        """
         named = self._client.describe_alias(self.collection)["collection_name"] if self._exists else None
         for name in self._generations():
             if name != named:
                 self._client.drop_collection(name)
+        for folder in Path(self._path, "collections").glob(f"{self.collection}_*"):
+            if folder.name == named or (folder / "schema.json").exists():
+                continue
+            is_replaced = named is not None and folder.name != self.info_collection
+            holds_data = any(path.is_file() and path.name != "schema.json.tmp" for path in folder.rglob("*"))
+            if self._is_ours(folder.name) and (is_replaced or not holds_data):
+                shutil.rmtree(folder)
+
+    def _is_ours(self, name: str) -> bool:
+        return re.fullmatch(rf"{self.collection}_(\d+|info)", name) is not None
 
     def _generations(self) -> list[str]:
         """Return the names of all collections of records, oldest first."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from images_mra import read_picture
 from mra.gallery.parts import GalleryParts
-from mra.gallery.store import Record
+from mra.gallery.store import Record, find_damage
 from mra.gallery.types import Hit, SearchResult
 from mra.gallery.where import Where
 from mra.retrieval.early_stopping import match_in_rounds
@@ -112,12 +112,22 @@ class _PairMatching:
 
 
 def answer(parts: GalleryParts, question: Question) -> SearchResult:
-    """Rank the images of a gallery; see `Gallery.search`."""
+    """Rank the images of a gallery; see `Gallery.search`.
+
+    Raises:
+        ValueError: if the embedding of a found image is damaged, or a matching score is not finite.
+    """
     with question.timed("encode"):
         texts, embedding = _encode(parts, question)
     rerank = question.rerank if texts is not None else 0
     with question.timed("search"), parts.lock:
-        found = parts.store.search(embedding, max(question.top, rerank), question.where)
+        found = parts.store.search(embedding, max(question.top, rerank), question.where, embeddings=True)
+    for record, product in found:
+        if (reason := find_damage(record, embedding, product)) is not None:
+            raise ValueError(
+                f"image {record.key}: {reason}: a file of the index is damaged: find all such images with `mra index verify`; "
+                "restore a backup, or delete the gallery and build it again"
+            )
     records = [record for record, _ in found]
     similarity = np.array([value for _, value in found], np.float32)
     scores: list[float | None] = [None] * len(found)

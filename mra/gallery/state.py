@@ -1,5 +1,7 @@
 """Parts and settings of an open gallery: its place, files, tokens and model."""
 
+import hashlib
+import json
 import logging
 import threading
 from collections.abc import Iterable, Sequence
@@ -85,6 +87,7 @@ class GalleryState:
             self.info = place.store.read_info()
             self._refuse_format()
             self._refuse_loss(place.store)
+            self._warn_of_loss(place.store)
             if self.info.get("is_removing"):
                 self._resume_removal()
         except BaseException:
@@ -110,6 +113,15 @@ class GalleryState:
                 f"gallery {self.place.uri} has lost {lost}: a file of it is damaged: restore a backup, or delete the "
                 "folder and build the gallery again"
             )
+
+    def _warn_of_loss(self, store: Store) -> None:
+        """Warn if the index has fewer images than were written: the engine goes back to an earlier state by itself."""
+        written = self.info.get("images", 0)
+        if written and (held := store.count()) < written:
+            logger.warning(
+                "gallery %s has lost %d of its %d images: a file of its index is damaged; restore a backup, or build the "
+                "gallery again from their folders", self.place.uri, written - held, written,
+            )  # fmt: skip
 
     def close(self) -> None:
         """Release the gallery, so that a different process can open it."""
@@ -213,8 +225,13 @@ class GalleryState:
         """
         return None if where is None or not where.strip() else parse_where(where, self.fields)
 
-    def find(self, keys: Iterable[str]) -> list[Record]:
+    def find(self, keys: Iterable[str], may_be_removed: bool = False) -> list[Record]:
         """Return the records of keys in their order, without duplicates.
+
+        Args:
+            keys: keys of the images.
+            may_be_removed: leave out, with a warning, those that the latest removal of exactly these keys has removed: the
+                same command finishes a removal that was interrupted.
 
         Raises:
             ValueError: if there is no gallery or a key is unknown.
@@ -223,11 +240,13 @@ class GalleryState:
         keys = list(dict.fromkeys(keys))
         found = {record.key: record for record in self.store.records(keys=keys)}
         unknown = [key for key in keys if key not in found]
-        if unknown:
+        if unknown and may_be_removed and self.info.get("removed") == _digest(keys):
+            logger.warning("already removed: %d of %d images", len(unknown), len(keys))
+        elif unknown:
             raise ValueError(
                 f"no image of the gallery has the key {unknown[0]!r} ({len(unknown)} of {len(keys)} keys are unknown)"
             )
-        return [found[key] for key in keys]
+        return [found[key] for key in keys if key in found]
 
     @property
     def tokens(self) -> TokenCache:
@@ -294,18 +313,19 @@ class GalleryState:
         self.tokens.keep_only(contents)
         self.files.keep_only(paths)
 
-    def remove(self, records: Sequence[Record], delete_files: bool) -> None:
+    def remove(self, records: Sequence[Record], delete_files: bool, keys: Sequence[str]) -> None:
         """Remove images permanently and warn about identical images that stay; see `Gallery.remove`.
 
         Args:
             records: records of the images; the caller holds the lock.
             delete_files: delete the user's own files too, unless a different image has taken the name.
+            keys: keys that the removal was asked for. A digest of them is saved, by which its repetition is recognised.
 
         Raises:
             FullDiskError: if the index cannot be rewritten.
         """
         # On a full disk this fails before any file is deleted.
-        self.write_info(is_removing=True, images=self.store.count() - len(records))
+        self.write_info(is_removing=True, images=self.store.count() - len(records), removed=_digest(keys))
         if delete_files:
             for record in records:
                 path = Path(record.path)
@@ -348,3 +368,8 @@ class GalleryState:
                 self._finish_removal()
         except FullDiskError as error:  # the remaining images can be searched
             logger.warning("%s", error)
+
+
+def _digest(keys: Iterable[str]) -> str:
+    """Return a digest of a set of keys: the settings have no room for the keys, and removed names are not to stay."""
+    return hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()

@@ -10,6 +10,10 @@ import numpy as np
 from mra.gallery.where import Where
 
 
+# Tolerance of a float32 dot product of unit vectors, whose terms a store may add in any order.
+PRODUCT_TOLERANCE = 1e-4
+
+
 @dataclass(frozen=True)
 class Record:
     """One image of a gallery.
@@ -46,6 +50,28 @@ class Record:
 def embedding_checksum(content: str, embedding: np.ndarray) -> str:
     """Return the CRC-32 of a content and its embedding, by which `verify` detects damaged vectors."""
     return f"{zlib.crc32(np.asarray(embedding, np.float32).tobytes(), zlib.crc32(content.encode())):08x}"
+
+
+def find_damage(record: Record, query: np.ndarray, product: float | None) -> str | None:
+    """Compare a record with its checksum and with the index.
+
+    Args:
+        record: a record with its embedding `(dim,)`.
+        query: another embedding.
+        product: their dot product, as a search of the index gives it; None if it is not known.
+
+    Returns:
+        What is wrong with the embedding, or None.
+    """
+    embedding = record.embedding
+    assert embedding is not None, "read with its embedding"
+    if embedding.shape != query.shape or not np.isfinite(embedding).all():
+        return "the embedding is not a finite vector of the right width"
+    if record.checksum != embedding_checksum(record.content, embedding):
+        return "the embedding differs from the one that was written"
+    if product is not None and not abs(product - embedding @ query) <= PRODUCT_TOLERANCE:
+        return "the index has a different embedding than the record"
+    return None
 
 
 class Store(Protocol):
@@ -98,7 +124,9 @@ class Store(Protocol):
         """Yield records in any order: all, those that match, or those with some keys."""
         ...
 
-    def search(self, embedding: np.ndarray, limit: int, where: Where | None = None) -> list[tuple[Record, float]]:
+    def search(
+        self, embedding: np.ndarray, limit: int, where: Where | None = None, embeddings: bool = False
+    ) -> list[tuple[Record, float]]:
         """Return the records with the largest dot products with an embedding `(dim,)`, best first, and the products."""
         ...
 
@@ -179,7 +207,9 @@ class MemoryStore:
             if where is None or where.matches(record.value):
                 yield replace(record, embedding=self._embeddings[row].copy()) if embeddings else record
 
-    def search(self, embedding: np.ndarray, limit: int, where: Where | None = None) -> list[tuple[Record, float]]:
+    def search(
+        self, embedding: np.ndarray, limit: int, where: Where | None = None, embeddings: bool = False
+    ) -> list[tuple[Record, float]]:
         """Return the nearest records, best first, with their dot products."""
         rows = np.array(
             [row for row, record in enumerate(self._records) if where is None or where.matches(record.value)],
@@ -187,7 +217,10 @@ class MemoryStore:
         )
         similarity = (self._embeddings if where is None else self._embeddings[rows]) @ embedding
         order = np.argsort(-similarity, kind="stable")[:limit]
-        return [(self._records[rows[place]], float(similarity[place])) for place in order]
+        found = [(rows[place], float(similarity[place])) for place in order]
+        if not embeddings:
+            return [(self._records[row], value) for row, value in found]
+        return [(replace(self._records[row], embedding=self._embeddings[row]), value) for row, value in found]
 
     def close(self) -> None:
         """Do nothing: the memory is freed with the object."""

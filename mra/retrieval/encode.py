@@ -13,7 +13,7 @@ from transformers import BatchFeature, PreTrainedModel
 
 from images_mra import read_picture
 from mra.common.sharding import Shard, cut_batches, gather_in_order, without_lone_row
-from mra.common.workers import leave_process_group
+from mra.common.workers import leave_process_group, share_batch
 from mra.retrieval.input_checks import require_finite_rows, require_words
 from mra.retrieval.towers import Towers, forward_context
 from processing_mra import MRAProcessor
@@ -269,4 +269,4 @@ class _ImageCollator:
         broken = next((image for image in images if isinstance(image, ValueError)), None)
         if broken is not None:
             return broken
-        return self.processor(images=images)["pixel_values"]
+        return share_batch(self.processor(images=images)["pixel_values"])

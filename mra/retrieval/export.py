@@ -13,7 +13,8 @@ from torch import nn
 
 from batching_mra import FusionRows
 from modeling_mra import MRAModel
-from mra.common.command_line import try_folder
+from mra.common.command_line import try_output
+from mra.common.digests import write_digests
 from mra.common.files import whole_folder
 from mra.common.loading import load_model, load_processor
 from mra.retrieval.arguments import ExportArguments
@@ -142,6 +143,7 @@ def export_model(
         if (choice := RetrievalChoice.load(str(model))) is not None:
             replace(choice, model=None).save(folder)  # tied to the graphs, not to the original weights
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        write_digests(folder)
     return differences
 
 
@@ -281,7 +283,7 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
         raise ValueError(f"--output {output} exists: pass --overwrite, or another folder")
     if exists and not (output / DESCRIPTION).is_file():
         raise ValueError(f"--output {output} is not an earlier export, so it is not replaced: give another folder")
-    try_folder(output.parent, "--output")
+    try_output(output, "--output")
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(output) as folder:
         yield folder

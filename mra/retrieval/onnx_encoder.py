@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from captions_mra import normalize_caption
+from mra.common.digests import check_digests
 from mra.common.extras import extra_needed
 from mra.retrieval.input_checks import require_finite_rows, require_words
 from mra.retrieval.retrieval_choice import FILE_NAME, chosen_match_weight, seen_log_odds
@@ -146,6 +147,7 @@ class OnnxEncoder:
                 f"model {folder} is not an ONNX export, it lacks {', '.join(missing)}: make one with "
                 "`mra export --model MODEL`"
             )
+        check_digests(folder)
         description = read_description(folder)
         self.folder = folder
         self.name = description["name"]

@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from mra.common.command_line import try_folder, writing_to
+from mra.common.digests import write_digests
 from mra.common.environment import write_environment
 from mra.common.files import clean_folder, flush_tree, replace_folder, unfinished_path, whole_folder, write_whole
 from mra.common.recipes import format_recipe, read_mapping
@@ -501,6 +502,7 @@ def save_model(
                 (unfinished / "README.md").write_text(card, encoding="utf-8")
             if choice is not None:
                 choice.save(unfinished)
+            write_digests(unfinished)
     accelerator.wait_for_everyone()
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from batching_mra import TEXT_ARGUMENTS, TextLengths
+from mra.common.workers import share_batch
 from mra.training.data import ExampleBatch
 from mra.training.masking import TokenMasker
 
@@ -101,7 +102,7 @@ class TrainingCollator:
         if "phrase" in fields:
             batch["region_attention_mask"] = torch.stack([example["region_attention_mask"] for example in examples])
             batch["phrase_ids"] = torch.tensor([example["phrase_id"] for example in examples])
-        return batch
+        return share_batch(batch)
 
     def _encode(self, texts: list[str], kind: str) -> tuple[dict[str, torch.Tensor], list[int]]:
         """Tokenise one kind of text; return its arguments of `forward` and the number of tokens of each row."""

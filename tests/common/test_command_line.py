@@ -3,9 +3,11 @@
 import errno
 import itertools
 import os
+import sys
 from pathlib import Path
 
 import pytest
+from tqdm.auto import tqdm
 
 from mra.common import command_line
 from mra.common.command_line import FullDiskError, find_full_disk, plain_errors, try_file, try_folder, writing_to
@@ -227,3 +229,38 @@ def test_files_that_cannot_be_written(tmp_path, name, message):
 def test_a_full_disk_is_noticed_for_a_file(tmp_path, full_disk):
     with pytest.raises(ValueError, match=r"^--figure .*No space left on device"):
         try_file(tmp_path / "a.png", "--figure")
+
+
+# what a command ends with
+
+
+def test_a_progress_bar_ends_above_the_message(capfd):
+    def work():
+        bar = tqdm(total=2, desc="steps")
+        bar.update()
+        raise ValueError("wrong")
+
+    with pytest.raises(SystemExit) as caught, plain_errors("train"):
+        try:
+            work()
+        except ValueError as error:
+            error.__cause__ = KeyError("a circle of causes")
+            error.__cause__.__cause__ = error
+            raise
+    print(caught.value, file=sys.stderr)
+    assert capfd.readouterr().err.splitlines()[-1] == "train: wrong"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+        "shared memory. Please try to raise your shared memory limit.",
+        "unable to write to file </torch_7_1_0>: No space left on device (28)",
+        "unable to allocate shared memory(shm) for file </torch_7_1_0>: No space left on device (28)",
+    ],
+)
+def test_full_shared_memory_is_not_blamed_on_the_output(tmp_path, message):
+    refused = pytest.raises(SystemExit, match=r"^train: .* /dev/shm .*--num_workers 0")
+    with refused, plain_errors("train", tmp_path, (ValueError,), from_libraries=False):
+        raise RuntimeError(message)

@@ -326,3 +326,19 @@ def test_folders_that_cannot_be_flushed(tmp_path, monkeypatch, number, is_fatal)
     else:
         write_whole(tmp_path / "a", b"x")
     assert (tmp_path / "a").read_bytes() == b"x"
+
+
+def test_permissions_are_those_of_the_umask_whoever_made_the_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with whole_file(tmp_path / "file") as unfinished:
+            unfinished.unlink()
+            os.close(os.open(unfinished, os.O_CREAT, 0o600))
+        with whole_folder(tmp_path / "folder") as unfinished:
+            (unfinished / "inner").mkdir()
+            os.close(os.open(unfinished / "inner" / "private", os.O_CREAT, 0o600))
+            os.close(os.open(unfinished / "program", os.O_CREAT, 0o700))
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*")}
+    assert modes == {"file": "0o640", "folder": "0o750", "inner": "0o750", "private": "0o640", "program": "0o740"}

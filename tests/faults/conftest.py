@@ -1,11 +1,31 @@
-"""The sources and undisturbed runs that the fault suite compares with."""
+"""The sources and undisturbed runs that the fault suite compares with, and small disks."""
 
 import pytest
 
+from tests.helpers import faults
 from tests.helpers.faulty_commands import World
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    """Sources of all commands, and the results of undisturbed runs."""
+def mounts():
+    """Mounts of this process alone; the reason where it may mount nothing."""
+    try:
+        faults.leave_mounts()
+    except OSError as error:
+        return f"needs root to mount a small disk: {error}"
+    return faults.why_no_disks()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, mounts):
+    """Sources of all commands, and the results of undisturbed runs; its processes see the disks of `disk`."""
     return World(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture
+def disk(tmp_path, mounts):
+    """A small disk."""
+    if mounts is not None:
+        pytest.skip(mounts)
+    with faults.small_disk(tmp_path / "disk") as folder:
+        yield folder

@@ -2,13 +2,13 @@
 
 import pytest
 
-from tests.helpers.faulty_commands import COMMANDS
+from tests.helpers.faulty_commands import COMMANDS, cases
 
 
 pytestmark = pytest.mark.faults
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", cases(COMMANDS))
 def test_two_undisturbed_runs_are_equal(world, tmp_path, name):
     _, outcome, expected = world.undisturbed(name)
     world.begin(name, tmp_path / "again")

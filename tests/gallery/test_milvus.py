@@ -9,7 +9,7 @@ from mra.gallery.connection import is_server
 from mra.gallery.milvus import EmbeddedStore, MilvusStore
 from mra.gallery.store import Record
 from mra.gallery.where import RECORD_FIELDS, parse_where
-from tests.helpers.galleries import encoder_of
+from tests.helpers.galleries import encoder_of, write_pictures
 
 
 class Client:
@@ -141,3 +141,20 @@ def test_an_index_without_its_alias_is_named_again(model, damaged, caplog):
     with Gallery(place, encoder=encoder_of(model)) as gallery:
         assert len(gallery) == 4 and gallery.verify().problems == []
     assert "had lost the alias of its index: restored" in caplog.text
+
+
+def test_folders_of_collections_that_a_kill_left_without_a_schema_are_removed(model, tmp_path):
+    people, place = tmp_path / "people", tmp_path / "g.db"
+    first, *_ = write_pictures(people, 3)
+    (place / "collections" / "people_info").mkdir(parents=True)  # while it was created
+    (place / "collections" / "people_000001").mkdir()
+    (place / "collections" / "people_000001" / "schema.json.tmp").touch()
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        gallery.build(people)
+    (place / "collections" / "people_000002").mkdir()
+    (dropped := place / "collections" / "people_000000" / "partitions").mkdir(parents=True)
+    (dropped / "data.parquet").write_bytes(b"of removed people")
+    with Gallery(place, encoder=encoder_of(model)) as gallery:
+        assert gallery.remove(keys=[first]) == 1
+        assert gallery.verify().problems == [] and len(gallery) == 2
+    assert {path.name for path in (place / "collections").iterdir()} == {"people_000002", "people_info"}

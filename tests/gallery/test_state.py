@@ -335,6 +335,10 @@ def test_an_error_of_a_removal_that_is_not_a_full_disk_is_not_hidden(people, dis
 # ---------------------------------------------------------------- on the disk, with a model
 
 
+def interrupt(*arguments, **options):
+    raise KeyboardInterrupt
+
+
 def test_remove_leaves_nothing_behind(model, tmp_path):
     people = tmp_path / "people"
     keys = write_pictures(people, 9)
@@ -393,16 +397,37 @@ def test_an_interrupted_removal_is_finished_by_the_next_process(model, tmp_path,
         gallery.build(tmp_path / "people")
         vector = next(r for r in gallery._state.store.records(embeddings=True) if r.key == keys[0]).embedding.tobytes()
 
-        def stop(*arguments):
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(gallery._state.store, "purge", stop)
+        monkeypatch.setattr(gallery._state.store, "purge", interrupt)
         with pytest.raises(KeyboardInterrupt):
             gallery.remove(keys=[keys[0]])
     assert vector in everything_on_disk(tmp_path / "g.db")
     with Gallery(tmp_path / "g.db", encoder=encoder_of(model)) as gallery:
         assert len(gallery) == 3
     assert vector not in everything_on_disk(tmp_path / "g.db")
+
+
+@pytest.mark.parametrize("deleted", [1, 2])
+def test_an_interrupted_removal_can_be_repeated(model, tmp_path, caplog, deleted):
+    first, second, other, *_ = write_pictures(tmp_path / "people", 4)
+    with Gallery(tmp_path / "g.db", encoder=encoder_of(model)) as gallery:
+        gallery.build(tmp_path / "people")
+        store = gallery._state.store
+
+        def delete_some(keys):
+            EmbeddedStore.delete(store, keys[:deleted])
+            interrupt()
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(store, "delete", delete_some)
+            gallery.remove(keys=[first, second])
+        assert gallery.remove(keys=[second, first]) == 2 - deleted
+        assert f"already removed: {deleted} of 2 images" in caplog.text
+        assert not gallery._state.info["is_removing"]
+        with pytest.raises(ValueError, match="1 of 1 keys are unknown"):
+            gallery.remove(keys=[first])
+        with pytest.raises(ValueError, match="1 of 2 keys are unknown"):
+            gallery.remove(keys=[first, other])
+        assert len(gallery) == 2 and gallery.verify().problems == []
 
 
 def test_a_removal_without_room_to_rewrite_the_index_leaves_the_gallery_searchable(model, tmp_path, caplog):

@@ -3,11 +3,11 @@
 import contextlib
 import ctypes
 import hashlib
-import importlib
 import json
 import multiprocessing
 import os
 import re
+import runpy
 import shutil
 import signal
 import sys
@@ -27,6 +27,9 @@ _PRELOADED = [*PRELOADED, "mra.cli", "mra.gallery.index", "mra.gallery.search", 
 _PRELOADED += ["eval_retrieval", "convert_checkpoint", "data_scripts.make_sample", "data_scripts.prepare_sda"]
 _PRELOADED += ["data_scripts.prepare_pedes", "mra.retrieval.export", "onnxruntime", "onnxscript", "torch.onnx"]
 _PRELOADED += ["data_scripts.dad.augment_captions", "data_scripts.dad.report", "transformers.models.bert"]
+_LIBRARY = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNS, _MNT_DETACH = 0x20000, 2
+_MS_RDONLY, _MS_REMOUNT, _MS_REC, _MS_PRIVATE = 1, 32, 0x4000, 0x40000
 _EVENTS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")  # and what opens a file to write
 
 
@@ -53,6 +56,10 @@ class Outcome:
         lines = [line for line in self.shown.splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
+    def names(self, output: str) -> bool:
+        """Return whether the sentence names a file or folder."""
+        return re.search(rf"(^|[\s/]){re.escape(output)}\b", self.sentence) is not None
+
 
 def run(
     arguments: list[str],
@@ -66,7 +73,7 @@ def run(
     """Run a command in a process forked from one that has imported everything, as if it were started in `folder`.
 
     Args:
-        arguments: the name of the module whose `main` is called, and its command line.
+        arguments: the name of the module, run as a script, and its command line.
         folder: the working folder, and the one whose changes are counted.
         at: number of a change, from 1.
         fault: what happens before that change; it can be pickled.
@@ -112,7 +119,8 @@ def _work(arguments, folder, log, counter, at, fault, umask, variables):
     _watch(os.path.realpath(folder), counter, at, fault)
     module, *argv = arguments
     sys.argv = [module, *argv]
-    importlib.import_module(module).main(argv)
+    sys.modules.pop(module, None)  # what is run as a script is not imported before
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _watch(folder: str, counter: str, at: int | None, fault: Callable[[], object] | None) -> None:
@@ -160,10 +168,18 @@ BALLAST = "ballast"
 # ---------------------------------------------------------------- disks
 
 
+def leave_mounts() -> None:
+    """Give this process, and those it starts, mounts of its own, which end with the last of them, however that ends.
+
+    Raises:
+        OSError: if the system does not allow it.
+    """
+    _check(_LIBRARY.unshare(_CLONE_NEWNS))
+    _check(_LIBRARY.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None))
+
+
 def why_no_disks() -> str | None:
     """Return why this process cannot mount a disk; None where it can."""
-    if os.geteuid() != 0:
-        return "needs root to mount a small disk"
     with tempfile.TemporaryDirectory() as folder:
         try:
             _mount(Path(folder), "size=64k")
@@ -175,13 +191,13 @@ def why_no_disks() -> str | None:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int = 64 * MIB) -> Iterator[Path]:
-    """Mount a disk of some bytes, in memory; it is gone afterwards whatever happens.
+    """Mount a disk of some bytes, in memory, after `leave_mounts`.
 
     Args:
         folder: to mount it on.
         size: in bytes.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     _mount(folder, f"size={size}")
     try:
         yield folder
@@ -191,7 +207,7 @@ def small_disk(folder: Path, size: int = 64 * MIB) -> Iterator[Path]:
 
 def remount(folder: Path, options: str) -> None:
     """Change the size of a disk (`size=BYTES`), or make it read-only (`ro`) or writable (`rw`)."""
-    _mount(folder, options, 32)  # MS_REMOUNT
+    _mount(folder, options, _MS_REMOUNT)
 
 
 def used_bytes(folder: Path) -> int:
@@ -202,15 +218,18 @@ def used_bytes(folder: Path) -> int:
 
 def _mount(folder: Path, options: str, flags: int = 0) -> None:
     words = options.split(",")
-    flags |= 1 if "ro" in words else 0  # MS_RDONLY
+    flags |= _MS_RDONLY if "ro" in words else 0
     data = ",".join(word for word in words if word not in ("ro", "rw"))
-    library = ctypes.CDLL(None, use_errno=True)
-    if library.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", ctypes.c_ulong(flags), data.encode()) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+    _check(_LIBRARY.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", ctypes.c_ulong(flags), data.encode()))
 
 
 def _unmount(folder: Path) -> None:
-    ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(folder), 2)  # MNT_DETACH: also where a process lies in it
+    _LIBRARY.umount2(os.fsencode(folder), _MNT_DETACH)  # also where a process lies in it
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 # ---------------------------------------------------------------- results

@@ -2,15 +2,19 @@
 
 import functools
 import os
+import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets.config
+import pytest
 
 from data_scripts.dad.tiny.make_readers import make_readers
 from modeling_mra import MRAForPreTraining
 from tests.helpers import dad, faults, runs
+from tests.helpers.faulty_readers import READERS
 from tests.helpers.galleries import draw_picture, write_pictures
 from tests.helpers.sources import draw, write_sda
 from tests.helpers.tiny import tiny_model, tiny_processor
@@ -31,6 +35,7 @@ class Command:
         again: options that the next run gets besides.
         is_gallery: whether the output is compared as a gallery.
         resumes: whether what an interrupted run wrote is kept for the next one.
+        is_slow: whether it takes so long that it meets one fault of each kind only.
     """
 
     arguments: tuple[str, ...]
@@ -40,6 +45,7 @@ class Command:
     again: tuple[str, ...] = ()
     is_gallery: bool = False
     resumes: bool = False
+    is_slow: bool = False
 
 
 def _mra(*arguments: str) -> tuple[str, ...]:
@@ -88,7 +94,8 @@ COMMANDS = {
         before="model",
     ),
     "export": Command(
-        _mra("export", "--model", "{world}/model", "--output", "out", "--overwrite"), ("out",), left_out=("mra.json",)
+        _mra("export", "--model", "{world}/model", "--output", "out", "--overwrite"), ("out",), left_out=("mra.json",),
+        is_slow=True,
     ),
     "convert_back": Command(
         _mra("convert", "--to_published", "--checkpoint", "{world}/model", "--output", "out.pth", "--overwrite"),
@@ -125,8 +132,19 @@ COMMANDS = {
         ("out",),
         left_out=("manifest.json", "environment.json", "recipe.yaml", "index.html", "index.md"),
         resumes=True,
+        is_slow=True,
     ),
 }  # fmt: skip
+
+
+def cases(names: Iterable[str], *values: object, for_slow: object = None) -> list:
+    """Return parameters of a test: each command with each value, those of one command in one process of pytest-xdist."""
+    return [
+        pytest.param(name, *([value] if values else []), marks=pytest.mark.xdist_group(name))
+        for name in names
+        for value in values or [None]
+        if for_slow is None or value == for_slow or not COMMANDS[name].is_slow
+    ]
 
 
 class World:
@@ -174,6 +192,39 @@ class World:
         assert outcome.code == 0, outcome.shown
         assert not faults.unfinished(folder), faults.unfinished(folder)
         return folder, outcome, self.result(name, folder)
+
+    # ---------------------------------------------------------------- reading
+
+    def begin_reading(self, name: str, folder: Path) -> None:
+        """Put what a reader reads into its working folder."""
+        reader = READERS[name]
+        shutil.copytree(self.undisturbed(reader.made_by)[0] / reader.folder, folder / reader.folder)
+
+    def files_read(self, name: str) -> list[str]:
+        """Return the files that a reader may read, relative to their folder, one of each kind."""
+        reader = READERS[name]
+        folder = self.undisturbed(reader.made_by)[0] / reader.folder
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        kinds = {
+            re.sub(r"\d[\da-f]+|[\da-f]{2,}", "*", file): file for file in files if re.fullmatch(reader.pattern, file)
+        }
+        return list(kinds.values())
+
+    def read(self, name: str, folder: Path) -> faults.Outcome:
+        """Run a reader."""
+        arguments = [word.replace("{world}", str(self.place)) for word in READERS[name].arguments]
+        return faults.run(arguments, folder)
+
+    @functools.cache  # noqa: B019
+    def undamaged(self, name: str) -> object:
+        """What a reader gives if nothing is damaged."""
+        folder = self.root / f"undamaged-{name}"
+        self.begin_reading(name, folder)
+        outcome = self.read(name, folder)
+        assert outcome.code == 0, outcome.shown
+        return READERS[name].result(folder, outcome.shown)
+
+    # ---------------------------------------------------------------- comparing
 
     def result(self, name: str, folder: Path) -> object:
         """What a command gave, to be compared."""

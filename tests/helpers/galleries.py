@@ -97,17 +97,17 @@ def everything_on_disk(folder: Path) -> bytes:
         if not path.is_file():
             continue
         try:
-            data = path.read_bytes()
-        except FileNotFoundError:  # the engine deletes its logs in the background
+            content = path.read_bytes()
+        except FileNotFoundError:  # the engine deletes its logs and old shards in the background
             continue
-        parts += [data, str(path).encode()]
+        parts += [content, str(path).encode()]
         if path.suffix == ".parquet":
-            table = pq.read_table(pa.BufferReader(data))
+            table = pq.read_table(pa.BufferReader(content))
             parts += [
                 str(table.drop_columns([n for n in table.column_names if n == "embedding"]).to_pylist()).encode()
             ]
             if "embedding" in table.column_names:
                 parts += [np.asarray(row, np.float32).tobytes() for row in table["embedding"].to_pylist()]
         elif path.suffix == ".arrow":
-            parts.append(str(list(pa.ipc.open_stream(data))).encode())
+            parts.append(str(list(pa.ipc.open_stream(pa.BufferReader(content)))).encode())
     return b"".join(parts)

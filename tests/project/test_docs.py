@@ -229,7 +229,7 @@ def test_tests_in_the_text_exist():
 
 
 def test_faults_are_shown_by_tests():
-    shown = re.findall(r"`(tests/\S+\.py) -k (?:\"([^\"]+)\"|(\w+))`", read("docs/faults.md"))
+    shown = re.findall(r"`(tests/\S+\.py)(?: -m faults)? -k (?:\"([^\"]+)\"|(\w+))`", read("docs/faults.md"))
     rows = [line for line in read("docs/faults.md").splitlines() if line.startswith("| ") and "---" not in line]
     assert len(shown) > 60 and all("`tests/" in row for row in rows if not row.endswith("| test |"))
     for path, several, one in shown:

@@ -276,7 +276,7 @@ def test_a_removal_is_announced_finished_and_leaves_the_files_of_the_user(people
     announced, delete = [], disk.store.delete
     monkeypatch.setattr(disk.store, "delete", lambda keys: (announced.append(disk.store.read_info()), delete(keys))[1])
     with caplog.at_level("WARNING"):
-        people.remove(people.find(["b", "d"]), delete_files=False)
+        people.remove(people.find(["b", "d"]), delete_files=False, keys=["b", "d"])
     assert (announced[0]["is_removing"], announced[0]["images"]) == (True, 3)
     assert disk.calls == ["write_info", "delete", "purge", "write_info"] and caplog.text == ""
     assert (people.info["is_removing"], people.info["images"]) == (False, 3) and disk.store.read_info() == people.info
@@ -290,7 +290,7 @@ def test_a_removal_is_announced_finished_and_leaves_the_files_of_the_user(people
 def test_a_removal_with_the_files_spares_those_that_took_the_name(people, disk, tmp_path):
     (tmp_path / "people" / "a.png").write_bytes(b"someone else")
     (tmp_path / "people" / "c.png").unlink()
-    people.remove(people.find(["a", "b", "c", "d"]), delete_files=True)
+    people.remove(people.find(["a", "b", "c", "d"]), delete_files=True, keys=["a", "b", "c", "d"])
     assert on_disk(tmp_path / "people") == ["a"] and on_disk(disk.files / "images") == ["e"]
 
 
@@ -300,7 +300,7 @@ def test_identical_images_that_stay_are_named(people, caplog):
         [dataclasses.replace(record, key=key, embedding=np.zeros(4, np.float32)) for key in ("z", "y")]
     )
     with caplog.at_level("WARNING"):
-        people.remove([record], delete_files=False)
+        people.remove([record], delete_files=False, keys=[record.key])
     assert "identical images stay under 2 other keys, such as y: remove them too" in caplog.text
 
 
@@ -314,7 +314,7 @@ def test_a_removal_without_room_is_finished_by_the_next_opening(people, disk, mo
 
     monkeypatch.setattr(disk.store, step, fill)
     with pytest.raises(FullDiskError, match=r"cannot be rewritten .*the disk is full \(No space left on device\)"):
-        people.remove(people.find(["b"]), delete_files=False)
+        people.remove(people.find(["b"]), delete_files=False, keys=["b"])
     with caplog.at_level("WARNING"):
         state = disk.open()
     assert "cannot be rewritten" in caplog.text and state.info["is_removing"] and len(state.find("acde")) == 4
@@ -327,7 +327,7 @@ def test_a_removal_without_room_is_finished_by_the_next_opening(people, disk, mo
 def test_an_error_of_a_removal_that_is_not_a_full_disk_is_not_hidden(people, disk, monkeypatch):
     monkeypatch.setattr(disk.store, "purge", broken)
     with pytest.raises(RuntimeError, match="the engine is gone"):
-        people.remove(people.find(["b"]), delete_files=False)
+        people.remove(people.find(["b"]), delete_files=False, keys=["b"])
     with pytest.raises(RuntimeError, match="the engine is gone"):
         disk.open()
 

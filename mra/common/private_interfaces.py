@@ -58,7 +58,8 @@ def pack_linear(
     operators = torch.ops.mkldnn
     if not torch.backends.mkldnn.is_available() or weight.dtype not in (torch.float32, torch.bfloat16):
         return None
-    if not (hasattr(operators, "_reorder_linear_weight") and hasattr(operators, "_linear_pointwise")):
+    needed = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    if not all(hasattr(operators, name) for name in needed):
         _warn("torch.ops.mkldnn", "encoding and matching on the CPU take a fifth longer")
         return None
     if weight.dtype == torch.bfloat16 and not operators._is_mkldnn_bf16_supported():

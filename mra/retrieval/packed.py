@@ -253,7 +253,9 @@ class _PackedBlock:
         attention, mlp = cast(Any, block.attn), cast(Any, block.mlp)
         self.heads, self.window = attention.num_heads, cast(int, block.window_area)
         self.is_fused = dtype == torch.float32
-        bias = attention._get_rel_pos_bias().detach().float()  # 1, heads, tokens of a window, the same
+        table = attention.relative_position_bias_table.detach().float()
+        pairs = table[attention.relative_position_index]  # tokens of a window, the same, heads
+        bias = pairs.permute(2, 0, 1)[None]
         if block.attn_mask is not None:
             bias = bias + cast(torch.Tensor, block.attn_mask).float()[:, None]
         self.bias = bias.to(dtype)

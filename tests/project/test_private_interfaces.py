@@ -29,6 +29,7 @@ INTERFACES = {
     "torch:UntypedStorage._new_shared": "new_shared_float32",
     "torch:ops.mkldnn._reorder_linear_weight": "pack_linear",
     "torch:ops.mkldnn._linear_pointwise": "pack_linear",
+    "torch:ops.mkldnn._is_mkldnn_bf16_supported": "pack_linear",
     "torch._dynamo:config.recompile_limit": "raise_recompile_limit",
     "milvus_lite.server_manager:server_manager_instance.release_server": "release_milvus_lite",
     "torch._subclasses.fake_tensor:FakeTensorMode": "benchmarks/memory.py counts nothing",

@@ -23,6 +23,7 @@ from mra.gallery.arguments import (
     PlaceArguments,
     RemovalArguments,
     SearchArguments,
+    ServeArguments,
     SourceArguments,
     StatsArguments,
 )
@@ -138,6 +139,13 @@ VERBS: dict[str, Verb | Script] = {
         (SearchArguments, PlaceArguments, EncoderArguments),
         _WRITTEN,
     ),
+    "serve": Verb(
+        "answer searches of programs on this machine over HTTP, with the model loaded once",
+        "--gallery gallery.db",
+        "mra.gallery.serve_verb:serve",
+        (ServeArguments, PlaceArguments, EncoderArguments),
+        _WRITTEN,
+    ),
     "explain": Verb(
         "show where in an image each word looks and how well phrases match",
         '--model outputs/finetune/best --image crop.jpg --text "a red coat" --output explanation.png',
@@ -147,7 +155,7 @@ VERBS: dict[str, Verb | Script] = {
     ),
     "export": Verb(
         "export a model to ONNX, checked against PyTorch",
-        "--model outputs/finetune/best --output models/mra-onnx",
+        "--model outputs/finetune/best",
         "mra.retrieval.export:export",
         (ExportArguments,),
         _WRITTEN,

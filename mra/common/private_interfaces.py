@@ -8,9 +8,11 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 logger = logging.getLogger(__name__)
@@ -22,11 +24,13 @@ def _warn(name: str, consequence: str) -> None:
     logger.warning(f"{name} is missing in the installed version: {consequence}")
 
 
-def new_shared_float32(shape: Sequence[int]) -> torch.Tensor:
+def new_shared_float32(shape: Sequence[int]) -> "torch.Tensor":
     """Return an uninitialised float32 tensor in shared memory, which another process can use without a copy.
 
     `torch.UntypedStorage._new_shared` (used by `default_collate`) allocates it there directly; the public way copies.
     """
+    import torch
+
     if not hasattr(torch.UntypedStorage, "_new_shared"):
         _warn("torch.UntypedStorage._new_shared", "batches are copied to shared memory")
         return torch.empty(tuple(shape)).share_memory_()
@@ -35,8 +39,8 @@ def new_shared_float32(shape: Sequence[int]) -> torch.Tensor:
 
 
 def pack_linear(
-    weight: torch.Tensor, bias: torch.Tensor | None, rows: int, gelu: bool = False
-) -> Callable[..., torch.Tensor] | None:
+    weight: "torch.Tensor", bias: "torch.Tensor | None", rows: int, gelu: bool = False
+) -> "Callable[..., torch.Tensor] | None":
     """Return a linear layer with its weight in oneDNN's own layout, as TorchInductor does for frozen weights.
 
     Args:
@@ -49,6 +53,8 @@ def pack_linear(
         A function of `(..., in)` and, without GELU, of `(..., out)` to add to the result; or None if oneDNN or its operators
         are missing, or lack the dtype on this CPU.
     """
+    import torch
+
     operators = torch.ops.mkldnn
     if not torch.backends.mkldnn.is_available() or weight.dtype not in (torch.float32, torch.bfloat16):
         return None

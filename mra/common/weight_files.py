@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
-from transformers.utils.hub import cached_file
 
+
+# In the search order of `from_pretrained`; literal, because transformers takes seconds to import.
+WEIGHTS_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 # Globals in pickled NumPy numbers and arrays, under the names of NumPy 1 and 2; none of them runs code.
 NUMPY_GLOBALS = [
@@ -62,6 +67,8 @@ def load_tensors(path: Path, argument: str) -> Any:
         raise ValueError(
             f"{path} cannot be read: its {path.stat().st_size} bytes are truncated, the end of the archive is missing; {again}"
         )
+    import torch  # only here: `weights_digest` is used without
+
     try:
         with torch.serialization.safe_globals(NUMPY_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
@@ -94,14 +101,13 @@ def weights_digest(model: str | Path) -> str | None:
         64 hexadecimal digits, or None if there are no weights.
     """
     files: list[str] = []
-    # In the search order of `from_pretrained`.
-    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
-        path = _find(model, name)
+    for name in WEIGHTS_NAMES:
+        path = find_model_file(model, name)
         if path is not None:
             files = [path]
-            if name in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
+            if name.endswith(".index.json"):
                 shards = sorted(set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values()))
-                files = [found for shard in shards if (found := _find(model, shard)) is not None]
+                files = [found for shard in shards if (found := find_model_file(model, shard)) is not None]
             break
     else:
         files = sorted(map(str, Path(model).glob("*.onnx")))
@@ -111,7 +117,13 @@ def weights_digest(model: str | Path) -> str | None:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _find(model: str | Path, name: str) -> str | None:
+def find_model_file(model: str | Path, name: str) -> str | None:
+    """Return the path of a file in a model's folder or Hub repository, or None if it is not there."""
+    if Path(model).is_dir():
+        path = Path(model) / name
+        return str(path) if path.is_file() else None
+    from transformers.utils.hub import cached_file
+
     return cached_file(
         str(model),
         name,

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from mra.common.arguments import option
+from mra.common.arguments import option, require
 from mra.gallery.types import DEFAULT_COLLECTION, DEFAULT_MATCHED_VIEWS, DEFAULT_RERANK, DEFAULT_TOP
 
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE = "MILVUS_TOKEN"
 GIB = 2**30
+
+# Address that only this machine can connect to.
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass
@@ -35,7 +38,11 @@ class EncoderArguments:
     theme_name: ClassVar[str] = "model"
 
     model: str | None = option(None, "model folder or Hub id; by default the one that built the gallery")
-    backend: Literal["torch", "onnx"] = option("torch", "onnx expects --model to be an ONNX export")
+    backend: Literal["auto", "torch", "onnx"] = option(
+        "auto",
+        "onnx runs the ONNX export that --model is, or that its folder `onnx` holds; auto does so to search and serve on a "
+        "CPU if the export is of the gallery's model, and else uses PyTorch",
+    )
     device: str | None = option(None, "cpu, cuda, ...; by default the GPU if there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = option(
         None, "dtype of the forward passes; auto, the faster of float32 and bfloat16 on this device"
@@ -45,8 +52,6 @@ class EncoderArguments:
     def __post_init__(self) -> None:
         if self.token_cache < 0:
             raise ValueError(f"--token_cache must be at least 0 GiB, got {self.token_cache}")
-        if self.backend == "onnx" and self.model is None:
-            raise ValueError("--backend onnx needs --model: pass the folder that `mra export` wrote")
         if self.backend == "onnx" and self.dtype is not None:
             raise ValueError(
                 "--dtype cannot be used with --backend onnx, which runs in the precision of the export: omit it"
@@ -140,22 +145,36 @@ class SearchArguments:
             raise ValueError("TEXT or --image must be given, or both")
 
 
+@dataclass
+class ServeArguments:
+    """Address to listen on."""
+
+    port: int = option(8765, f"port of {LOOPBACK}, to which only this machine can connect; 0 for any free one")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.port < 2**16, "port", "from 0 to 65535", self.port)
+
+
 def open_gallery(
-    place: PlaceArguments, encoder: EncoderArguments | None = None, new: NewGalleryArguments | None = None
+    place: PlaceArguments,
+    encoder: EncoderArguments | None = None,
+    new: NewGalleryArguments | None = None,
+    auto: Literal["auto", "torch"] = "torch",
 ) -> "Gallery":
     """Open the gallery named by the arguments.
 
+    Args:
+        place: its location.
+        encoder: its model; None for a command that needs none.
+        new: settings of a new gallery.
+        auto: what `--backend auto` stands for in the command.
+
     Raises:
-        ValueError: as for `Gallery`, or if the ONNX export cannot be loaded.
+        ValueError: as for `Gallery`.
     """
     from mra.gallery.gallery import Gallery
 
     encoder = encoder or EncoderArguments()
-    exported = None
-    if encoder.backend == "onnx" and encoder.model is not None:
-        from mra.retrieval.onnx_encoder import OnnxEncoder
-
-        exported = OnnxEncoder(encoder.model, encoder.device)
     return Gallery(
         place.gallery,
         encoder.model,
@@ -163,7 +182,7 @@ def open_gallery(
         token=place.token or os.environ.get(TOKEN_VARIABLE),
         device=encoder.device,
         dtype=encoder.dtype,
-        encoder=exported,
+        backend=auto if encoder.backend == "auto" else encoder.backend,
         files=place.files,
         token_cache=int(encoder.token_cache * GIB),
         token_dtype=new and new.token_dtype,

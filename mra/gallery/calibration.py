@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -44,7 +44,7 @@ class SplitScores:
 
 
 def score_split(
-    encoder: Encoder, dataset: "Table", rerank: int, views: int = 2, token_dtype: torch.dtype = torch.float32
+    encoder: Encoder, dataset: "Table", rerank: int, views: int = 2, token_dtype: str = "float32"
 ) -> SplitScores:
     """Match every caption of a split with its nearest images, in the views and the precision of a gallery.
 
@@ -62,9 +62,9 @@ def score_split(
     if most_of_one == len(gallery_ids):
         raise ValueError("dataset shows only one person, expected at least two: use a split with more people")
     images, texts = encoder.encode_images(cast(Sequence, dataset)), encoder.encode_texts(captions)
-    assert images.hidden_states is not None, "encoders keep hidden states"
-    images = replace(images, hidden_states=images.hidden_states[:, :views].to(token_dtype))
-    similarity = similarity_matrix(texts.embeds, images.embeds)
+    tokens = torch.as_tensor(images.hidden_states)[:, :views].to(getattr(torch, token_dtype))
+    images = replace(cast(Any, images), hidden_states=tokens)
+    similarity = similarity_matrix(torch.as_tensor(texts.embeds), torch.as_tensor(images.embeds))
     top_indices = top_k(similarity, min(rerank + most_of_one, len(gallery_ids)))
     log_odds = match_nearest(encoder, texts, images, top_indices)
     is_own = gallery_ids[top_indices] == query_ids[:, None]
@@ -125,7 +125,7 @@ def calibrate(
     max_false_alarms: float | None = None,
     name: str = "",
     views: int = 2,
-    token_dtype: torch.dtype = torch.float32,
+    token_dtype: str = "float32",
 ) -> Calibration:
     """Choose a threshold and a weight of the matching score, and measure its bound; see `Gallery.calibrate`.
 

@@ -5,11 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
+import numpy as np
 from PIL import Image
 
 from mra.common.command_line import writing_to
-from mra.gallery import calibration as gallery_calibration
 from mra.gallery.indexing import Indexer
 from mra.gallery.inspection import describe, examine
 from mra.gallery.metadata import MetadataSource, read_metadata
@@ -17,7 +16,7 @@ from mra.gallery.parts import read_image
 from mra.gallery.place import Place
 from mra.gallery.searching import Question, answer, open_query_image
 from mra.gallery.sources import ImageSource, open_source
-from mra.gallery.state import GalleryState
+from mra.gallery.state import BACKENDS, GalleryState
 from mra.gallery.types import (
     DEFAULT_COLLECTION,
     DEFAULT_MATCHED_VIEWS,
@@ -34,12 +33,14 @@ from mra.gallery.types import (
     Skipped,
     Verification,
 )
-from mra.retrieval.encoders import Encoder
-from mra.retrieval.score_fusion import require_finite
+from mra.retrieval.score_fusion import require_finite, sigmoid
 
 
 if TYPE_CHECKING:
+    import torch
+
     from mra.common.tables import Table
+    from mra.retrieval.encoders import Encoder
 
 
 __all__ = ["BuildReport", "Calibration", "Gallery", "GalleryStats", "Hit", "SearchResult", "Skipped", "Verification"]
@@ -60,7 +61,11 @@ class Gallery:
         collection: name of the gallery at that location, which can hold several.
         token: token of a Milvus server, "user:password" or an API key.
         device: to run the model on; None for the GPU if there is one.
-        dtype: dtype of the forward passes, "auto" for the faster one on this device; None for that of the weights.
+        dtype: dtype of the forward passes, or its name, or "auto" for the faster one on this device; None for that of the
+            weights.
+        backend: "torch"; "onnx" for the model's ONNX export, `model` itself or its folder `onnx`; or "auto" for an export of
+            the gallery's fingerprint if there is one and neither a GPU nor a dtype is asked for, which starts without
+            PyTorch.
         encoder: used instead of `model`; see `mra.retrieval.encoders.Encoder`.
         files: folder of copied images and cached tokens. None: inside the embedded gallery; for a server
             `~/.cache/mra_retrieval/<name>`; for ":memory:" a temporary one.
@@ -83,15 +88,18 @@ class Gallery:
         *,
         collection: str = DEFAULT_COLLECTION,
         token: str | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | str | None = None,
-        encoder: Encoder | None = None,
+        device: "str | torch.device | None" = None,
+        dtype: "str | torch.dtype | None" = None,
+        backend: str = "torch",
+        encoder: "Encoder | None" = None,
         files: str | Path | None = None,
         token_cache: int = DEFAULT_TOKEN_CACHE,
         token_dtype: str | None = None,
         matched_views: int = DEFAULT_MATCHED_VIEWS,
         index: str | None = None,
     ) -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         for name, value, choices in (
             ("token_dtype", token_dtype or DEFAULT_TOKEN_DTYPE, TOKEN_DTYPES),
             ("matched_views", matched_views, MATCHED_VIEWS),
@@ -103,6 +111,7 @@ class Gallery:
                 Place(uri, collection, token, files, index),
                 model=model,
                 encoder=encoder,
+                backend=backend,
                 device=device,
                 dtype=dtype,
                 token_cache=token_cache,
@@ -125,7 +134,7 @@ class Gallery:
         self._state.close()
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> "Encoder":
         """Return the model, loaded on first use; a `TorchEncoder` has `model` and `processor`.
 
         Raises:
@@ -331,7 +340,7 @@ class Gallery:
         )
         return answer(self._state.parts(), question)
 
-    def match(self, texts: Sequence[str], keys: Sequence[str]) -> torch.Tensor:
+    def match(self, texts: Sequence[str], keys: Sequence[str]) -> np.ndarray:
         """Return matching probabilities `(texts, keys)` of texts or phrases with images of the gallery.
 
         Raises:
@@ -339,9 +348,9 @@ class Gallery:
         """
         parts = self._state.parts()
         records = self._state.find(keys)
-        log_odds = parts.encoder.match(parts.encoder.encode_texts(texts), parts.require_tokens(records))
+        log_odds = np.asarray(parts.encoder.match(parts.encoder.encode_texts(texts), parts.require_tokens(records)))
         require_finite(log_odds, lambda text, image: f"the text {texts[text]!r} and image {keys[image]}")
-        return log_odds.sigmoid().mean(dim=0)
+        return sigmoid(log_odds).mean(axis=0)
 
     def image(self, key: str) -> Image.Image:
         """Read an image as it was encoded: upright and RGB.
@@ -352,8 +361,8 @@ class Gallery:
         (record,) = self._state.find([key])
         return read_image(record, self._state.files, self.roots)
 
-    def image_tokens(self, key: str) -> torch.Tensor:
-        """Load tokens `(matched views, 1 + patches, hidden)` of an image; the second view is its mirror image.
+    def image_tokens(self, key: str) -> np.ndarray:
+        """Load tokens `(matched views, 1 + patches, hidden)` float32 of an image; the second view is its mirror image.
 
         Raises:
             ValueError: as for `image`.
@@ -378,10 +387,12 @@ class Gallery:
         Raises:
             ValueError: if the dataset is not as described.
         """
+        from mra.gallery import calibration as gallery_calibration  # imports PyTorch, as evaluation does
+
         self._state.require()
         tokens = self._state.tokens
         result = gallery_calibration.calibrate(
-            self.encoder, dataset, rerank, max_false_alarms, name, tokens.shape[0], tokens.dtype
+            self.encoder, dataset, rerank, max_false_alarms, name, tokens.shape[0], tokens.dtype.name
         )
         with self._state.lock, writing_to(self._state.place.uri):
             self._state.write_info(calibration=asdict(result))

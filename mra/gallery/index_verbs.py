@@ -1,6 +1,8 @@
 """Manage a gallery of your own images: `mra index build`, `add`, `remove`, `stats`, `verify`, `calibrate`."""
 
 import json
+import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +27,9 @@ from mra.gallery.types import BuildReport
 
 
 NAMES_SHOWN = 10
+
+# Of a progress bar; the forecast is the postfix.
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit}{postfix}"
 
 
 def build(source: SourceArguments, place: PlaceArguments, encoder: EncoderArguments, new: NewGalleryArguments) -> None:
@@ -143,14 +148,29 @@ def calibrate(calibration: CalibrationArguments, place: PlaceArguments, encoder:
 
 
 def progress_bar(unit: str) -> Callable[[int, int], None]:
-    """Return a function that shows the number of images done and the total as a progress bar."""
-    bars = []
+    """Return a function that shows the number of images done and the total as a progress bar with a forecast.
+
+    The forecast counts from the first call, after which every image takes its time: unchanged images are done at once.
+    """
+    bars: list[tuple[Any, int, float]] = []
 
     def update(done: int, total: int) -> None:
         if not bars:  # at the first image, below the output of loading the model
-            bars.append(tqdm(total=total, unit=f" {unit}", leave=False))
-        bars[0].update(done - bars[0].n)
+            bars.append((tqdm(total=total, unit=f" {unit}", leave=False, bar_format=BAR), done, time.monotonic()))
+        bar, first, start = bars[0]
+        if done > first:
+            bar.set_postfix_str(forecast((time.monotonic() - start) / (done - first), total - done), refresh=False)
+        bar.update(done - bar.n)
         if done == total:
-            bars[0].close()
+            bar.close()
 
     return update
+
+
+def forecast(seconds_per_image: float, left: int) -> str:
+    """Format a rate and the time left: "1,250 ms an image, 3 h 28 min left"."""
+    minutes, seconds = divmod(math.ceil(seconds_per_image * left), 60)
+    hours, minutes = divmod(minutes, 60)
+    time_left = f"{hours:,} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
+    rate = f"{1e3 * seconds_per_image:,.{0 if seconds_per_image >= 0.1 else 1}f}"
+    return f"{rate} ms an image, {time_left} left"

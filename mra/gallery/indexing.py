@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from images_mra import read_picture
@@ -166,11 +167,13 @@ class Indexer:
 
     def _write(self, batch: list[tuple[Item, bytes, Image.Image]]) -> None:
         encodings = self.parts.encoder.encode_images([image for _, _, image in batch])
-        assert encodings.hidden_states is not None, "encoders keep hidden states"
         records = []
         with self.parts.lock:
             for (item, data, _), embedding, tokens in zip(
-                batch, encodings.embeds.numpy(), encodings.hidden_states[:, : self.parts.matched_views], strict=True
+                batch,
+                np.asarray(encodings.embeds),
+                np.asarray(encodings.hidden_states)[:, : self.parts.matched_views],
+                strict=True,
             ):
                 content = content_hash(data)
                 self.parts.tokens.write(content, tokens, replace=False)

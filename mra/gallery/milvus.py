@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mra.common.private_interfaces import release_milvus_lite
 from mra.gallery.connection import connect, readable, readable_errors, refuse_locked
 from mra.gallery.store import Record
 from mra.gallery.where import Where, is_unicode, quote
@@ -294,8 +295,6 @@ class EmbeddedStore(MilvusStore):
 
     def close(self) -> None:
         """Release the store."""
-        from mra.common.private_interfaces import release_milvus_lite  # imports torch, which opening does not need
-
         super().close()
         if self._is_counted:  # not if opening failed
             self._open_folders[self._path] -= 1

@@ -1,13 +1,15 @@
 """Parts shared by indexing and searching: copies of images, and loading of images and tokens."""
 
+import inspect
 import os
 import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 from PIL import Image
 
 from images_mra import open_picture, read_picture
@@ -15,7 +17,10 @@ from mra.common.files import whole_file
 from mra.gallery.sources import content_hash
 from mra.gallery.store import Record, Store
 from mra.gallery.token_cache import TokenCache
-from mra.retrieval.encoders import Encoder, encode_tokens
+
+
+if TYPE_CHECKING:
+    from mra.retrieval.encoders import Encoder
 
 
 # Folder of copied images.
@@ -94,7 +99,7 @@ class GalleryParts:
     store: Store
     files: FileStore
     tokens: TokenCache
-    encoder: Encoder
+    encoder: "Encoder"
     roots: Sequence[Path]
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -103,14 +108,14 @@ class GalleryParts:
         """Return how many views of an image are cached and matched, the upright one first."""
         return self.tokens.shape[0]
 
-    def load_tokens(self, records: Sequence[Record]) -> tuple[torch.Tensor, dict[int, str], int]:
+    def load_tokens(self, records: Sequence[Record]) -> tuple[np.ndarray, dict[int, str], int]:
         """Load tokens of images from the cache, or encode the images again.
 
         Returns:
             Tokens `(images, views, 1 + patches, hidden)`; the reason for each image that cannot be read, by position (its
             tokens are 0); the number of images encoded.
         """
-        tokens = torch.zeros(len(records), *self.tokens.shape)
+        tokens = np.zeros((len(records), *self.tokens.shape), np.float32)
         absent, failed = [], {}
         with self.lock:
             for place, record in enumerate(records):
@@ -128,7 +133,7 @@ class GalleryParts:
                     failed[place] = str(error)
             if not images:
                 continue
-            encoded = encode_tokens(self.encoder, list(images.values()), self.matched_views)
+            encoded = self._encode_tokens(list(images.values()))
             with self.lock:
                 # Do not write back what a concurrent removal deleted.
                 keys = [records[place].key for place in images]
@@ -139,7 +144,14 @@ class GalleryParts:
                         self.tokens.write(records[place].content, of_image)
         return tokens, failed, len(absent) - len(failed)
 
-    def require_tokens(self, records: Sequence[Record]) -> torch.Tensor:
+    def _encode_tokens(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Encode images to the tokens of the matched views; an encoder whose `encode_images` has no `flip` encodes both."""
+        encode = self.encoder.encode_images
+        is_upright = self.matched_views == 1 and "flip" in inspect.signature(encode).parameters
+        encoded = encode(images, flip=False) if is_upright else encode(images)
+        return np.asarray(encoded.hidden_states)[:, : self.matched_views]
+
+    def require_tokens(self, records: Sequence[Record]) -> np.ndarray:
         """Load tokens `(images, views, 1 + patches, hidden)` of images, all of which must be readable.
 
         Raises:

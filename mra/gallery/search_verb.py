@@ -21,7 +21,7 @@ def search(question: SearchArguments, place: PlaceArguments, encoder: EncoderArg
     """Search for each text, or by the image alone, print the hits and save them as an image."""
     if question.save:
         try_file(question.save, "--save", PICTURE_SUFFIXES)
-    with open_gallery(place, encoder) as gallery:
+    with open_gallery(place, encoder, auto="auto") as gallery:
         answers = [_answer(gallery, text, question) for text in question.texts or [None]]
     rows = [row for row in answers if row is not None]
     if question.save:
@@ -65,6 +65,7 @@ def to_json(question: str, result: SearchResult, names: list[str], phrases: list
             "matched": result.matched,
             "match_weight": result.match_weight,
             "timings": result.timings,
+            "backend": result.backend,
             "hits": hits,
         },
         ensure_ascii=False,
@@ -74,6 +75,7 @@ def to_json(question: str, result: SearchResult, names: list[str], phrases: list
 def to_table(question: str, result: SearchResult, names: list[str], phrases: list[list[float]]) -> str:
     """Format the hits as a text table below the query."""
     seconds = ", ".join(f"{stage} {value:.2f}" for stage, value in result.timings.items())
+    seconds += f" ({result.backend})" if result.backend else ""
     order = "" if result.match_weight is None else f" ({fusion_name('posterior', result.match_weight)})"
     matched = f"; matched {result.matched} of {result.reranked}" if result.reranked else ""
     lines = [question, f"{len(result.hits)} hits, {result.reranked} re-ranked{order}; seconds: {seconds}{matched}"]

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from images_mra import read_picture
@@ -17,9 +17,11 @@ from mra.gallery.store import Record, find_damage
 from mra.gallery.types import Hit, SearchResult
 from mra.gallery.where import Where
 from mra.retrieval.early_stopping import match_in_rounds
-from mra.retrieval.encode import TextEncodings
-from mra.retrieval.encoders import Encoder
-from mra.retrieval.score_fusion import fuse_scores, require_finite
+from mra.retrieval.score_fusion import posterior_scores, require_finite, sigmoid
+
+
+if TYPE_CHECKING:
+    from mra.retrieval.encoders import Encoder
 
 
 logger = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ class _PairMatching:
         failed: images that cannot be read.
     """
 
-    def __init__(self, parts: GalleryParts, question: Question, texts: TextEncodings, records: list[Record]) -> None:
+    def __init__(self, parts: GalleryParts, question: Question, texts: Any, records: list[Record]) -> None:
         self._parts, self._question, self._texts, self._records = parts, question, texts, records
         self.encoded = self.failed = 0
 
@@ -104,9 +106,9 @@ class _PairMatching:
         if not kept:
             return [], np.empty((tokens.shape[1], 0), np.float32)
         with self._question.timed("rerank"):
-            log_odds = self._parts.encoder.match(self._texts, tokens[kept])
+            log_odds = np.asarray(self._parts.encoder.match(self._texts, tokens[kept]))
             require_finite(log_odds, lambda _, place: f"the text and image {records[kept[place]].key}")
-        return [places[place] for place in kept], log_odds[:, 0].numpy()
+        return [places[place] for place in kept], log_odds[:, 0]
 
 
 def answer(parts: GalleryParts, question: Question) -> SearchResult:
@@ -119,21 +121,24 @@ def answer(parts: GalleryParts, question: Question) -> SearchResult:
         texts, embedding = _encode(parts, question)
     rerank = question.rerank if texts is not None else 0
     with question.timed("search"), parts.lock:
-        found = parts.store.search(embedding.numpy(), max(question.top, rerank), question.where, embeddings=True)
+        found = parts.store.search(embedding, max(question.top, rerank), question.where, embeddings=True)
     for record, product in found:
-        if (reason := find_damage(record, embedding.numpy(), product)) is not None:
+        if (reason := find_damage(record, embedding, product)) is not None:
             raise ValueError(
                 f"image {record.key}: {reason}: a file of the index is damaged: find all such images with `mra index verify`; "
                 "restore a backup, or delete the gallery and build it again"
             )
     records = [record for record, _ in found]
-    similarity = torch.tensor([value for _, value in found])
+    similarity = np.array([value for _, value in found], np.float32)
     scores: list[float | None] = [None] * len(found)
     order, encoded, reranked, matched = list(range(len(found))), 0, 0, []
     if rerank and found and texts is not None:
+        require_finite(
+            similarity[None, None], lambda _, place: f"the text and image {records[place].key}", "similarity"
+        )
         pairs = _PairMatching(parts, question, texts, records)
-        matched, values = match_in_rounds(
-            similarity.numpy(),
+        matched, log_odds = match_in_rounds(
+            similarity,
             pairs.match,
             top=question.top,
             rerank=rerank,
@@ -144,22 +149,22 @@ def answer(parts: GalleryParts, question: Question) -> SearchResult:
         )
         encoded, reranked = pairs.encoded, min(rerank, len(found)) - pairs.failed
     if matched:
-        log_odds = torch.from_numpy(values)
-        order = _fused_order(parts, question, similarity, torch.tensor(matched), log_odds[:, None])
-        for place, score in zip(matched, log_odds.sigmoid().mean(dim=0).tolist(), strict=True):
+        order = _fused_order(parts, question, similarity, np.array(matched), log_odds[:, None])
+        for place, score in zip(matched, sigmoid(log_odds).mean(axis=0).tolist(), strict=True):
             scores[place] = score
     hits = [
         _hit(parts, rank, records[place], scores[place], float(similarity[place]), question.threshold)
         for rank, place in enumerate(order[: question.top], start=1)
     ]
     weight = question.match_weight if matched else None
-    return SearchResult(hits, question.threshold, question.timings, reranked, encoded, weight, len(matched))
+    backend = getattr(parts.encoder, "backend", None)  # users' encoders may lack it
+    return SearchResult(hits, question.threshold, question.timings, reranked, encoded, weight, len(matched), backend)
 
 
-def round_size(encoder: Encoder) -> int:
+def round_size(encoder: "Encoder") -> int:
     """Return how many images to match at a time before looking whether the first hits are settled."""
-    device = torch.device(getattr(encoder, "device", "cpu"))  # users' encoders may lack it
-    return ROUND_SIZES.get(device.type, DEFAULT_ROUND_SIZE)
+    device = str(getattr(encoder, "device", "cpu")).partition(":")[0]  # users' encoders may lack it
+    return ROUND_SIZES.get(device, DEFAULT_ROUND_SIZE)
 
 
 def open_query_image(image: Image.Image | str | Path) -> Image.Image:
@@ -176,30 +181,25 @@ def open_query_image(image: Image.Image | str | Path) -> Image.Image:
         raise ValueError(f"image {image}: {error}") from None
 
 
-def _encode(parts: GalleryParts, question: Question) -> tuple[TextEncodings | None, torch.Tensor]:
+def _encode(parts: GalleryParts, question: Question) -> tuple[Any, np.ndarray]:
     """Return the encoded text and the query embedding `(dim,)`, the mean of those of text and image if both are given."""
     embeddings, texts = [], None
     if question.text is not None:
         texts = parts.encoder.encode_texts([question.text])
-        embeddings.append(texts.embeds[0])
+        embeddings.append(np.asarray(texts.embeds)[0])
     if question.image is not None:
-        embeddings.append(parts.encoder.encode_images([question.image]).embeds[0])
-    return texts, torch.stack(embeddings).mean(dim=0)
+        embeddings.append(np.asarray(parts.encoder.encode_images([question.image]).embeds)[0])
+    return texts, np.mean(embeddings, axis=0)
 
 
 def _fused_order(
-    parts: GalleryParts, question: Question, similarity: torch.Tensor, matched: torch.Tensor, log_odds: torch.Tensor
+    parts: GalleryParts, question: Question, similarity: np.ndarray, matched: np.ndarray, log_odds: np.ndarray
 ) -> list[int]:
-    """Return the positions of the found images, best first, by the posterior of `fuse_scores`."""
-    fused = fuse_scores(
-        similarity[None],
-        matched[None],
-        log_odds,
-        "posterior",
-        temperature=parts.encoder.temperature,
-        match_weight=question.match_weight,
+    """Return the positions of the found images, best first, by `posterior_scores`."""
+    fused = posterior_scores(
+        similarity[None], matched[None], log_odds, parts.encoder.temperature, question.match_weight
     )
-    return fused[0].argsort(descending=True, stable=True).tolist()
+    return np.argsort(-fused[0], kind="stable").tolist()
 
 
 def _hit(

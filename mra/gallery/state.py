@@ -6,9 +6,7 @@ import logging
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import cast
-
-import torch
+from typing import TYPE_CHECKING, Any, cast
 
 from mra.common.command_line import FullDiskError, find_full_disk
 from mra.gallery.parts import FileStore, GalleryParts
@@ -18,10 +16,18 @@ from mra.gallery.store import Record, Store
 from mra.gallery.token_cache import TokenCache
 from mra.gallery.types import DEFAULT_COLLECTION, DEFAULT_TOKEN_DTYPE, Calibration
 from mra.gallery.where import RECORD_FIELDS, Where, parse_where
-from mra.retrieval.encoders import Encoder, TorchEncoder
+
+
+if TYPE_CHECKING:
+    from mra.retrieval.encoders import Encoder
 
 
 logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "torch", "onnx")
+
+# Devices of the drivers of NVIDIA and AMD: looked up without PyTorch.
+_GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 
 # Saved in each gallery; a gallery of a different format is refused.
 FORMAT = 2
@@ -42,6 +48,7 @@ class GalleryState:
         place: location of the gallery; closed with the state.
         model: folder or Hub id of the model; None for the one that built the gallery.
         encoder: used instead of `model`.
+        backend: one of `BACKENDS`; see `Gallery`.
         device: to run the model on; None for the GPU if there is one.
         dtype: dtype of the forward passes, "auto" for the faster one on this device; None for that of the weights.
         token_cache: maximum size of the token cache in bytes; 0 for none.
@@ -58,9 +65,10 @@ class GalleryState:
         place: Place,
         *,
         model: str | None,
-        encoder: Encoder | None,
-        device: str | torch.device | None,
-        dtype: torch.dtype | str | None,
+        encoder: "Encoder | None",
+        backend: str,
+        device: Any,
+        dtype: Any,
         token_cache: int,
         token_dtype: str | None,
         matched_views: int,
@@ -69,7 +77,8 @@ class GalleryState:
         self.files = FileStore(place.files)
         self.info: dict = {}
         self.lock = threading.RLock()
-        self._model, self._encoder, self._device, self._dtype = model, encoder, device, dtype
+        self._model, self._encoder = model, encoder
+        self._backend, self._device, self._dtype = backend, device, dtype
         self._token_cache, self._token_dtype, self._matched_views = token_cache, token_dtype, matched_views
         self._tokens: TokenCache | None = None
         if place.store is None:
@@ -134,7 +143,7 @@ class GalleryState:
         return bool(self.info) and self.store.exists()
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> "Encoder":
         """Load the model on first use and check it against the gallery's.
 
         Raises:
@@ -145,7 +154,7 @@ class GalleryState:
                 name = self._model or self.info.get("model")
                 if name is None:
                     raise ValueError(f"gallery {self.place.uri} is new: pass the model to build it with")
-                self._encoder = cast(Encoder, TorchEncoder(name, self._device, self._dtype))
+                self._encoder = self._load_encoder(name)
             known = self.info.get("fingerprint", self._encoder.fingerprint)
             if known != self._encoder.fingerprint:
                 raise ValueError(
@@ -154,6 +163,29 @@ class GalleryState:
                     "compared; use that model, or build a new gallery"
                 )
             return self._encoder
+
+    def _load_encoder(self, model: str) -> "Encoder":
+        if self._backend != "torch" and (export := self._find_export(model)) is not None:
+            from mra.retrieval.onnx_encoder import OnnxEncoder
+
+            return cast("Encoder", OnnxEncoder(export, self._device))
+        from mra.retrieval.encoders import TorchEncoder
+
+        return cast("Encoder", TorchEncoder(model, self._device, self._dtype))
+
+    def _find_export(self, model: str) -> Path | None:
+        """Return the folder of the export to run; None for PyTorch, if `auto` has none that does the same."""
+        from mra.retrieval.onnx_encoder import find_export, read_description
+
+        export = find_export(model)
+        if self._backend == "onnx":
+            if export is None:
+                raise ValueError(f"model {model} has no ONNX export: make one with `mra export --model {model}`")
+            return export
+        is_on_cpu = str(self._device or "cpu") == "cpu" and (self._device or not any(map(Path.exists, _GPU_DRIVERS)))
+        if export is None or not is_on_cpu or self._dtype is not None:
+            return None
+        return export if read_description(export)["fingerprint"] == self.info.get("fingerprint") else None
 
     @property
     def roots(self) -> list[Path]:
@@ -238,7 +270,7 @@ class GalleryState:
 
     # ---------------------------------------------------------------- writing
 
-    def remember(self, encoder: Encoder, source: Source, fields: dict[str, str]) -> None:
+    def remember(self, encoder: "Encoder", source: Source, fields: dict[str, str]) -> None:
         """Save the settings, which must precede the first record, and create the index if there is none.
 
         Raises:

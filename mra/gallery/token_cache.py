@@ -9,9 +9,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
+import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.numpy import load, save
 
 from mra.common.command_line import find_full_disk
 from mra.common.files import clean_folder, is_unfinished, whole_file
@@ -53,7 +53,7 @@ class TokenCache:
         if dtype not in TOKEN_DTYPES:
             raise ValueError(f"token_dtype must be one of {', '.join(TOKEN_DTYPES)}, got {dtype!r}")
         self.shape = tuple(token_shape)
-        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.dtype = np.dtype(dtype)
         self.capacity = max(0, max_bytes // (math.prod(self.shape) * self.dtype.itemsize + HEADER_BYTES))
         self._held: dict[str, None] = {}  # least recently used first
         self._is_caching = path is not None
@@ -73,7 +73,7 @@ class TokenCache:
         """Return whether one more image would replace a cached one."""
         return len(self._held) >= self.capacity
 
-    def read(self, content: str) -> torch.Tensor | None:
+    def read(self, content: str) -> np.ndarray | None:
         """Return the tokens `(views, 1 + patches, hidden)` of an image in float32, or None on a cache miss."""
         if content not in self._held:
             return None
@@ -88,9 +88,9 @@ class TokenCache:
             os.utime(file)
         del self._held[content]
         self._held[content] = None
-        return tokens.float()
+        return tokens.astype(np.float32, copy=False)
 
-    def _load(self, file: Path) -> torch.Tensor | None:
+    def _load(self, file: Path) -> np.ndarray | None:
         """Return the tokens in a file; None if it is damaged, unreadable, or removed by a different process."""
         try:
             stored = load(file.read_bytes())
@@ -100,7 +100,7 @@ class TokenCache:
         is_whole = tokens.shape == self.shape and tokens.dtype == self.dtype and checksum == _checksum(tokens)
         return tokens if is_whole else None
 
-    def write(self, content: str, tokens: torch.Tensor, replace: bool = True) -> None:
+    def write(self, content: str, tokens: np.ndarray, replace: bool = True) -> None:
         """Cache the tokens of an image; without `replace` only if the cache is not full.
 
         Raises:
@@ -108,29 +108,30 @@ class TokenCache:
         """
         if not self._is_caching or content in self._held or not self.capacity or (self.is_full and not replace):
             return
-        stored = self._converted(tokens).contiguous()
+        stored = np.ascontiguousarray(self._converted(tokens))
         with self._caching():
             while self.is_full:
                 self.remove(next(iter(self._held)))
             # Unflushed: the checksum detects what a power failure leaves.
             with whole_file(self._file(content), flush=False) as unfinished:
-                unfinished.write_bytes(save({"tokens": stored, "checksum": torch.tensor(_checksum(stored))}))
+                unfinished.write_bytes(save({"tokens": stored, "checksum": np.array(_checksum(stored))}))
             self._held[content] = None
 
-    def rounded(self, tokens: torch.Tensor) -> torch.Tensor:
+    def rounded(self, tokens: np.ndarray) -> np.ndarray:
         """Round tokens as the cache does, so that a score does not depend on whether they were cached.
 
         Raises:
             ValueError: if a finite token is too large for the dtype of the cache.
         """
-        return self._converted(tokens).float()
+        return self._converted(tokens).astype(np.float32, copy=False)
 
-    def _converted(self, tokens: torch.Tensor) -> torch.Tensor:
-        stored = tokens.to(self.dtype)
-        if bool(stored.isinf().any()) and bool(tokens.isfinite().all()):
+    def _converted(self, tokens: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):  # reported below
+            stored = tokens.astype(self.dtype, copy=False)
+        if np.isinf(stored).any() and np.isfinite(tokens).all():
             raise ValueError(
-                f"tokens of an image reach {tokens.abs().max().item():g}, more than {str(self.dtype).removeprefix('torch.')} "
-                "holds: build a new gallery with token_dtype float32"
+                f"tokens of an image reach {np.abs(tokens).max():g}, more than {self.dtype.name} holds: build a new gallery "
+                "with token_dtype float32"
             )
         return stored
 
@@ -202,8 +203,8 @@ class TokenCache:
                 )  # fmt: skip
 
 
-def _checksum(tokens: torch.Tensor) -> int:
-    return zlib.crc32(tokens.numpy().data)
+def _checksum(tokens: np.ndarray) -> int:
+    return zlib.crc32(tokens.data)
 
 
 def _delete(path: Path) -> None:

@@ -8,6 +8,8 @@ DEFAULT_COLLECTION = "people"
 DEFAULT_TOP = 20
 DEFAULT_RERANK = 128
 
+# Characters of a query over HTTP, of which the model reads about fifty words.
+MAX_TEXT = 1_000
 # Views of an image that a gallery can match: the upright one, or its mirror image too.
 MATCHED_VIEWS = (1, 2)
 DEFAULT_MATCHED_VIEWS = 1
@@ -56,6 +58,7 @@ class SearchResult:
         tokens_encoded: how many images were encoded again because their tokens were not cached.
         match_weight: weight of the matching log-odds in their order; None if nothing was re-ranked.
         matched: how many of the re-ranked images were matched with the text; the first hits were settled by then.
+        backend: "torch" or "onnx", which ran the model; None if the encoder does not say.
     """
 
     hits: list[Hit]
@@ -65,6 +68,7 @@ class SearchResult:
     tokens_encoded: int = 0
     match_weight: float | None = None
     matched: int = 0
+    backend: str | None = None
 
     @property
     def likely_in_gallery(self) -> bool | None:

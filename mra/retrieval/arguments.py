@@ -97,6 +97,8 @@ class ExportArguments:
     """Model to export, and the output."""
 
     model: str = option(help="model folder or Hub id")
-    output: str = option(help="folder to write")
+    output: str | None = option(
+        None, "folder to write; by default `onnx` in the model's folder, where searches find it"
+    )
     opset: int | None = option(None, "version of the ONNX operators; PyTorch's default when left out")
     overwrite: bool = option(False, "replace an earlier export at --output")

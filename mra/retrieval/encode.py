@@ -14,6 +14,7 @@ from transformers import BatchFeature, PreTrainedModel
 from images_mra import read_picture
 from mra.common.sharding import Shard, cut_batches, gather_in_order, without_lone_row
 from mra.common.workers import leave_process_group, share_batch
+from mra.retrieval.input_checks import require_finite_rows, require_words
 from mra.retrieval.towers import Towers, forward_context
 from processing_mra import MRAProcessor
 
@@ -69,21 +70,6 @@ class TextEncodings:
         tokens = (self.offsets[texts][:, None] + positions).where(attention_mask, 0)
         assert self.hidden_states is not None, "encoded without keep_hidden_states"
         return self.hidden_states[tokens] * attention_mask[..., None], attention_mask.long()
-
-
-def require_finite_rows(embeds: torch.Tensor, kind: str) -> None:
-    """Check that no embedding of `(rows, width)` holds NaN or infinity, which would spoil every ranking it is in.
-
-    Raises:
-        ValueError: naming the first such row.
-    """
-    broken = (~embeds.isfinite().all(dim=1)).nonzero()
-    if len(broken):
-        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        raise ValueError(
-            f"the embedding of {kind} {int(broken[0])}{more}, counted from 0, is not finite: "
-            "compute in float32 if this was float16, and look for weights that are not finite"
-        )
 
 
 class Rows(Protocol):
@@ -218,13 +204,7 @@ def encode_texts(
 
 
 def _tokenize(processor: MRAProcessor, texts: list[str], first: int) -> BatchFeature:
-    for offset, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"caption {first + offset} must be a text with at least one word, got {text!r}")
-        if any("\ud800" <= character <= "\udfff" for character in text):  # tokenizers raises a TypeError
-            raise ValueError(
-                f"caption {first + offset} must be valid Unicode, got {text!r}: remove the lone surrogates"
-            )
+    require_words(texts, first)
     try:
         return processor(text=texts)
     except ValueError as error:

@@ -1,11 +1,11 @@
 """Models behind a gallery: embeddings and tokens of images, encodings of texts, matching scores of pairs."""
 
 import hashlib
-import inspect
 import json
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -14,13 +14,28 @@ from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, e
 from mra.retrieval.matching import PairMatcher
 from mra.retrieval.precision import resolve_dtype
 from mra.retrieval.reranking import rerank
-from mra.retrieval.retrieval_choice import RetrievalChoice
+from mra.retrieval.retrieval_choice import chosen_match_weight, seen_log_odds
 from mra.retrieval.towers import Towers, inner_model
 from processing_mra import MRAProcessor
 
 
+class Encodings(Protocol):
+    """Encoded images or texts: arrays, or tensors on the CPU, which `numpy.asarray` reads without a copy.
+
+    Attributes:
+        embeds: features, `(images or texts, embedding_dim)` float32.
+        hidden_states: of images `(images, views, 1 + patches, hidden)`; of texts `(tokens of all texts, hidden)`, and
+            `lengths` holds the number of tokens of each.
+    """
+
+    embeds: Any
+    hidden_states: Any
+
+
 class Encoder(Protocol):
-    """A model behind a gallery. `TorchEncoder` implements it; other runtimes provide the same members.
+    """A model behind a gallery. `TorchEncoder` and `OnnxEncoder` implement it; other runtimes provide the same members.
+
+    A gallery works on NumPy arrays, and imports PyTorch only with an encoder that does.
 
     Attributes:
         name: folder or Hub id of the model, shown in messages and stored in galleries.
@@ -28,8 +43,10 @@ class Encoder(Protocol):
         embedding_dim: width of the embeddings.
         token_shape: shape of one image's tokens, `(views, 1 + patches, hidden)`.
         temperature: learned temperature of the contrastive loss, for fused rankings.
+        backend: name of the runtime, shown with results.
     """
 
+    backend: str
     name: str
     fingerprint: str
     embedding_dim: int
@@ -46,48 +63,25 @@ class Encoder(Protocol):
         """Largest log-odds of a match seen on validation, by the number of views averaged; empty if unknown."""
         ...
 
-    def encode_images(self, images: Sequence, flip: bool = True) -> ImageEncodings:
+    def encode_images(self, images: Sequence, flip: bool = True) -> Encodings:
         """Encode PIL images, or rows with an "image", and with `flip` their mirror images; keep hidden states of all."""
         ...
 
-    def encode_texts(self, texts: Sequence[str]) -> TextEncodings:
+    def encode_texts(self, texts: Sequence[str]) -> Encodings:
         """Encode texts, including hidden states."""
         ...
 
-    def match(self, texts: TextEncodings, image_tokens: torch.Tensor) -> torch.Tensor:
+    def match(self, texts: Any, image_tokens: np.ndarray) -> Any:
         """Match every text with every image.
 
         Args:
             texts: result of `encode_texts`.
-            image_tokens: hidden states, `(images, views, 1 + patches, hidden)`.
+            image_tokens: hidden states, `(images, views, 1 + patches, hidden)` float32.
 
         Returns:
             Log-odds of "match", `(views, texts, images)` float32.
         """
         ...
-
-
-def chosen_match_weight(model: str) -> float | None:
-    """Return the weight of the matching log-odds chosen for a model on validation, or None.
-
-    The embeddings of a gallery are those of both views, so a choice without mirror images does not apply to it. One with
-    them does, whether the gallery matches one view or two.
-
-    Raises:
-        ValueError: if the choice saved with the model cannot be read.
-    """
-    choice = RetrievalChoice.load(model)
-    return choice.posterior_weight() if choice is not None and choice.flip else None
-
-
-def seen_log_odds(model: str) -> dict[int, float]:
-    """Return the largest log-odds of a match seen on validation by number of views; empty if none were recorded.
-
-    Raises:
-        ValueError: if the choice saved with the model cannot be read.
-    """
-    choice = RetrievalChoice.load(model)
-    return {} if choice is None else choice.largest_log_odds
 
 
 class TorchEncoder:
@@ -103,6 +97,8 @@ class TorchEncoder:
     Raises:
         ValueError: if the model or its processor cannot be loaded, or it has no learned temperature.
     """
+
+    backend = "torch"
 
     def __init__(
         self,
@@ -158,8 +154,9 @@ class TorchEncoder:
             hidden_states_dtype=torch.float32,
         )
 
-    def match(self, texts: TextEncodings, image_tokens: torch.Tensor) -> torch.Tensor:
+    def match(self, texts: TextEncodings, image_tokens: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Match every text with every image; see [`Encoder`]."""
+        image_tokens = torch.as_tensor(image_tokens)
         num_texts, num_images = len(texts.lengths), len(image_tokens)
         by_length = texts.lengths.argsort(stable=True)
         pair_texts = by_length.repeat_interleave(num_images)
@@ -174,20 +171,7 @@ class TorchEncoder:
         return rerank(self.model, texts, images, nearest, dtype=self.dtype, log_odds=True)
 
 
-def encode_tokens(encoder: Encoder, images: Sequence, views: int) -> torch.Tensor:
-    """Encode PIL images to the tokens of their first views, `(images, views, 1 + patches, hidden)`.
-
-    An encoder whose `encode_images` has no `flip` encodes both views.
-    """
-    is_upright = views == 1 and "flip" in inspect.signature(encoder.encode_images).parameters
-    encoded = encoder.encode_images(images, flip=False) if is_upright else encoder.encode_images(images)
-    assert encoded.hidden_states is not None, "encoders keep hidden states"
-    return encoded.hidden_states[:, :views]
-
-
-def match_nearest(
-    encoder: Encoder, texts: TextEncodings, images: ImageEncodings, nearest: torch.Tensor
-) -> torch.Tensor:
+def match_nearest(encoder: Encoder, texts: Any, images: Any, nearest: torch.Tensor) -> torch.Tensor:
     """Match every text with its own images, text by text if the encoder has no faster way.
 
     Args:
@@ -201,14 +185,12 @@ def match_nearest(
     """
     if isinstance(encoder, TorchEncoder):
         return encoder.match_nearest(texts, images, nearest)
-    assert texts.hidden_states is not None and images.hidden_states is not None, "an encoder keeps hidden states"
-    scores = []
-    for row, rows in enumerate(nearest):
-        start, length = int(texts.offsets[row]), int(texts.lengths[row])
-        text = TextEncodings(
-            texts.embeds[row : row + 1], texts.hidden_states[start : start + length], texts.lengths[row : row + 1]
-        )
-        scores.append(encoder.match(text, images.hidden_states[rows].float())[:, 0])
+    embeds, states, lengths = map(torch.as_tensor, (texts.embeds, texts.hidden_states, texts.lengths))
+    each = zip(embeds.split(1), states.split(lengths.tolist()), lengths.split(1), strict=True)
+    tokens, scores = np.asarray(images.hidden_states), []
+    for text, rows in zip(each, nearest.numpy(), strict=True):
+        matched = encoder.match(TextEncodings(*text), tokens[rows].astype(np.float32, copy=False))
+        scores.append(torch.as_tensor(matched)[:, 0])
     return torch.stack(scores, dim=1)
 
 

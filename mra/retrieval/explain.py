@@ -131,7 +131,7 @@ def explain_pair(
     if not words:
         raise ValueError(f"text must have a letter or digit known to the tokenizer, got {text!r}")
     shown = [word.heatmap for word in words if not word.is_stop_word] or [word.heatmap for word in words]
-    require_finite(attention.logits[None, :, None], lambda *_: "the text and the image")
+    require_finite(attention.logits[None, :, None].cpu(), lambda *_: "the text and the image")
     probability = attention.logits[0].softmax(dim=-1)[1].item()
     return Explanation(caption, probability, tuple(words), torch.stack(shown).mean(dim=0))
 

@@ -19,7 +19,7 @@ from mra.common.files import whole_folder
 from mra.common.loading import load_model, load_processor
 from mra.retrieval.arguments import ExportArguments
 from mra.retrieval.encoders import model_fingerprint
-from mra.retrieval.onnx_encoder import DESCRIPTION, FILES, import_onnxruntime
+from mra.retrieval.onnx_encoder import DESCRIPTION, EXPORT, FILES, import_onnxruntime
 from mra.retrieval.retrieval_choice import RetrievalChoice
 
 
@@ -96,13 +96,13 @@ class Graph:
 
 
 def export_model(
-    model: str, output: str | Path, opset: int | None = None, overwrite: bool = False
+    model: str, output: str | Path | None = None, opset: int | None = None, overwrite: bool = False
 ) -> dict[str, float]:
     """Write a model atomically as ONNX with its configuration and processor.
 
     Args:
         model: folder or Hub id of any MRA model.
-        output: folder to write.
+        output: folder to write; None for `onnx` inside the model's folder, where searches find it.
         opset: version of the ONNX operators; None for PyTorch's default.
         overwrite: whether to replace an earlier export at `output`.
 
@@ -114,7 +114,7 @@ def export_model(
             output exists, or the extra `[search]` is not installed.
     """
     import_onnxruntime()
-    output = Path(output)
+    output = find_output(model, output)
     with _unfinished(output, overwrite) as folder:
         # The exporter cannot handle the memory layout of sdpa's result: use plain products instead.
         loaded, processor = load_model(model, attn_implementation="eager"), load_processor(model)
@@ -129,6 +129,11 @@ def export_model(
             "embedding_dim": loaded.config.projection_dim,
             "token_shape": [2, 1 + vision.num_patches, vision.hidden_size],
             "temperature": loaded.temperature.item(),
+            "captions": {
+                "style": processor.caption_style,
+                "max_length": processor.max_text_length,
+                "pad_token": processor.tokenizer.pad_token,
+            },
             "opset": versions[0],
             "differences": differences,
             "versions": {name: importlib.metadata.version(name) for name in VERSIONS_OF},
@@ -140,6 +145,17 @@ def export_model(
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         write_digests(folder)
     return differences
+
+
+def find_output(model: str, output: str | Path | None) -> Path:
+    """Return the folder to write an export to.
+
+    Raises:
+        ValueError: if it is not given and the model is not a local folder.
+    """
+    if output is None and not Path(model).is_dir():
+        raise ValueError(f"--output is missing: model {model} is not a local folder, so pass the folder to write")
+    return Path(model) / EXPORT if output is None else Path(output)
 
 
 def make_graphs(model: MRAModel) -> Iterator[Graph]:
@@ -275,8 +291,9 @@ def _unfinished(output: Path, overwrite: bool) -> Iterator[Path]:
 
 def export(arguments: ExportArguments) -> None:
     """Export a model and print sizes and differences."""
-    differences = export_model(arguments.model, arguments.output, arguments.opset, arguments.overwrite)
+    output = find_output(arguments.model, arguments.output)
+    differences = export_model(arguments.model, output, arguments.opset, arguments.overwrite)
     for name, difference in differences.items():
-        size = (Path(arguments.output) / FILES[name]).stat().st_size / 2**20
+        size = (output / FILES[name]).stat().st_size / 2**20
         print(f"{name}: {size:,.1f} MiB, at most {difference:.1g} from PyTorch")
-    print(f"wrote {arguments.output}")
+    print(f"wrote {output}")

@@ -1,7 +1,10 @@
 """Depth of re-ranking: the smallest k that loses almost nothing against the largest."""
 
-from mra.retrieval.evaluation import RetrievalResult
-from mra.retrieval.metrics import retrieval_metrics
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from mra.retrieval.evaluation import RetrievalResult
 
 
 # Number of re-ranked images that smaller ones are compared with, as published for CUHK-PEDES and ICFG-PEDES.
@@ -19,7 +22,7 @@ def depths_to_try(largest: int) -> list[int]:
 
 
 def choose_rerank_depth(
-    result: RetrievalResult, tolerance: float = TOLERANCE
+    result: "RetrievalResult", tolerance: float = TOLERANCE
 ) -> tuple[int, dict[int, dict[str, float]]]:
     """Choose the smallest number of images to re-rank with a negligible loss against all that were re-ranked.
 
@@ -35,6 +38,8 @@ def choose_rerank_depth(
     Raises:
         ValueError: if nothing was re-ranked.
     """
+    from mra.retrieval.metrics import retrieval_metrics  # imports PyTorch, which the constants do not need
+
     if result.match_logits is None:
         raise ValueError("rerank_k can only be chosen from an evaluation with re-ranking, rerank_k > 0")
     tried = {}

@@ -6,16 +6,18 @@ import logging
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-
-import torch
-from transformers.utils.hub import cached_file
+from typing import TYPE_CHECKING
 
 from mra.common.files import write_whole
-from mra.common.weight_files import weights_digest
-from mra.retrieval.evaluation import RetrievalResult, below_similarity
-from mra.retrieval.metrics import retrieval_metrics
+from mra.common.weight_files import find_model_file, weights_digest
 from mra.retrieval.rerank_depth import COMPARED, TOLERANCE, choose_rerank_depth, compared
 from mra.retrieval.score_fusion import SCORE_FUSIONS, fusion_name, match_scores
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from mra.retrieval.evaluation import RetrievalResult
 
 
 logger = logging.getLogger(__name__)
@@ -187,6 +189,8 @@ class RetrievalChoice:
 
     def warning(self) -> str | None:
         """Describe by how much the choice is below similarity alone on its data; None if it is not."""
+        from mra.retrieval.evaluation import below_similarity  # imports PyTorch, which reading a choice does not need
+
         if "similarity" not in self.tried_fusions:
             return None
         found = below_similarity(
@@ -224,13 +228,7 @@ class RetrievalChoice:
         Raises:
             ValueError: if the file was not written by `save`.
         """
-        path = cached_file(
-            folder,
-            FILE_NAME,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        path = find_model_file(folder, FILE_NAME)
         if path is None:
             return None
         try:
@@ -268,7 +266,30 @@ def _warn_of_other_weights(path: str, model: str, found: str | None) -> None:
     )
 
 
-def largest_log_odds(log_odds: torch.Tensor) -> dict[int, float]:
+def chosen_match_weight(model: str) -> float | None:
+    """Return the weight of the matching log-odds chosen for a model on validation, or None.
+
+    The embeddings of a gallery are those of both views, so a choice without mirror images does not apply to it. One with
+    them does, whether the gallery matches one view or two.
+
+    Raises:
+        ValueError: if the choice saved with the model cannot be read.
+    """
+    choice = RetrievalChoice.load(model)
+    return choice.posterior_weight() if choice is not None and choice.flip else None
+
+
+def seen_log_odds(model: str) -> dict[int, float]:
+    """Return the largest log-odds of a match seen on validation by number of views; empty if none were recorded.
+
+    Raises:
+        ValueError: if the choice saved with the model cannot be read.
+    """
+    choice = RetrievalChoice.load(model)
+    return {} if choice is None else choice.largest_log_odds
+
+
+def largest_log_odds(log_odds: "torch.Tensor") -> dict[int, float]:
     """Return the largest log-odds of a match by the number of views averaged, the first one or all.
 
     Args:
@@ -278,7 +299,7 @@ def largest_log_odds(log_odds: torch.Tensor) -> dict[int, float]:
 
 
 def choose_retrieval(
-    result: RetrievalResult,
+    result: "RetrievalResult",
     chosen_on: str,
     score_fusion: str = AUTO,
     match_weight: float | None = None,
@@ -300,6 +321,8 @@ def choose_retrieval(
     Raises:
         ValueError: if nothing was re-ranked, or a setting is wrong.
     """
+    from mra.retrieval.metrics import retrieval_metrics  # imports PyTorch, which reading a choice does not need
+
     candidates = fusion_candidates(score_fusion, match_weight)
     if score_fusion == AUTO and result.temperature is None:  # a bare MRAModel cannot compute the posterior
         candidates = [fusion for fusion in candidates if fusion[0] != "posterior"]

@@ -2,8 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 SCORE_FUSIONS = ("single", "published", "posterior")
@@ -24,15 +29,15 @@ ROWS_PER_CHUNK = 1024
 
 
 def fuse_scores(
-    similarity: torch.Tensor,
-    top_indices: torch.Tensor,
-    match_scores: torch.Tensor,
+    similarity: "torch.Tensor",
+    top_indices: "torch.Tensor",
+    match_scores: "torch.Tensor",
     method: str = DEFAULT_SCORE_FUSION,
     world_size: int = PUBLISHED_WORLD_SIZE,
     similarity_weight: float = SIMILARITY_WEIGHT,
     temperature: float | None = None,
     match_weight: float = 1.0,
-) -> torch.Tensor:
+) -> "torch.Tensor":
     """Fuse the matching scores of each query's top k with the similarities of the whole gallery.
 
     `single` is the formula as written: for each view, unmatched entries get the smallest matching score of their row, the
@@ -46,8 +51,7 @@ def fuse_scores(
     s / 1000 + 0.008 z, so the similarity counts far more relative to the matching score than in `single`. A process without
     rows divides 0 by 0 in the published code; here it adds a constant, which does not affect the ranking.
 
-    `posterior` is ours: similarity / temperature + match_weight * matching log-odds averaged over the views, where unmatched
-    entries get the smallest log-odds of their row. Both terms are logarithms of likelihoods: the contrastive loss makes
+    `posterior` is ours, see [`posterior_scores`]. Both terms are logarithms of likelihoods: the contrastive loss makes
     exp(similarity / temperature) the odds of a pair among the gallery, and the matching head, trained on negatives drawn in
     proportion to that, estimates how much likelier a pair is than such a draw. The weight of a perfect head is 1; a briefly
     trained head is overconfident and needs a smaller weight, chosen on validation.
@@ -70,6 +74,8 @@ def fuse_scores(
         ValueError: if the method is unknown, shapes disagree, a similarity or matching score is not finite, the weight is
             negative, or "posterior" has no temperature above 0.
     """
+    import torch  # only here: a search in a gallery uses `posterior_scores` without
+
     if method not in SCORE_FUSIONS:
         raise ValueError(f"score_fusion must be one of {', '.join(SCORE_FUSIONS)}, got {method!r}")
     num_queries, num_images = similarity.shape
@@ -82,12 +88,23 @@ def fuse_scores(
         raise ValueError(f"world_size must be at least 1, got {world_size}")
     if not (math.isfinite(match_weight) and match_weight >= 0):
         raise ValueError(f"match_weight must be finite and at least 0, got {match_weight}")
-    require_finite(similarity[None], lambda query, image: f"query {query} and image {image}", "similarity")
-    require_finite(match_scores, lambda query, rank: f"query {query} and image {int(top_indices[query, rank])}")
+    require_finite(
+        similarity[None].float().cpu(), lambda query, image: f"query {query} and image {image}", "similarity"
+    )
+    require_finite(
+        match_scores.float().cpu(), lambda query, rank: f"query {query} and image {int(top_indices[query, rank])}"
+    )
     if method == "posterior":
         if temperature is None or not 0 < temperature < math.inf:
             raise ValueError(f'"posterior" needs the learned temperature, a finite number above 0, got {temperature}')
-        return _posterior(similarity / temperature, top_indices, match_weight * match_scores.float().mean(dim=0))
+        fused = posterior_scores(
+            similarity.float().cpu().numpy(),
+            top_indices.cpu().numpy(),
+            match_scores.float().cpu().numpy(),
+            temperature,
+            match_weight,
+        )
+        return torch.from_numpy(fused).to(similarity.device)
     if method == "single":
         world_size = 1
     match_scores = match_scores.float()
@@ -117,29 +134,58 @@ def fuse_scores(
     return fused
 
 
-def match_scores(logits: torch.Tensor, log_odds: bool) -> torch.Tensor:
+def posterior_scores(
+    similarity: np.ndarray, top_indices: np.ndarray, log_odds: np.ndarray, temperature: float, match_weight: float
+) -> np.ndarray:
+    """Compute similarity / temperature + match_weight * matching log-odds averaged over the views.
+
+    Unmatched entries get the smallest log-odds of their row.
+
+    Args:
+        similarity: `(queries, gallery)` float32.
+        top_indices: matched gallery entries, `(queries, k)`.
+        log_odds: their matching log-odds, `(views, queries, k)` float32.
+        temperature: learned temperature of the contrastive loss.
+        match_weight: weight of the matching log-odds.
+
+    Returns:
+        Scores `(queries, gallery)` float32, larger is better.
+    """
+    log_similarity, weighted = similarity / temperature, match_weight * log_odds.mean(axis=0)
+    fused = log_similarity + weighted.min(axis=1, keepdims=True)
+    np.put_along_axis(fused, top_indices, np.take_along_axis(log_similarity, top_indices, 1) + weighted, 1)
+    return fused
+
+
+def sigmoid(log_odds: np.ndarray) -> np.ndarray:
+    """Return the probabilities of log-odds, in float64 so that small ones keep their digits."""
+    return 0.5 + 0.5 * np.tanh(0.5 * log_odds.astype(np.float64))
+
+
+def match_scores(logits: "torch.Tensor", log_odds: bool) -> "torch.Tensor":
     """Reduce `(..., 2)` logits of the matching head to the logit of "match", or to its log-odds."""
     no, yes = logits.unbind(dim=-1)
     return yes - no if log_odds else yes
 
 
-def require_finite(scores: torch.Tensor, name_pair: Callable[[int, int], str], what: str = "matching score") -> None:
+def require_finite(scores: Any, name_pair: Callable[[int, int], str], what: str = "matching score") -> None:
     """Check that no score is NaN or infinite, since one such pair affects the scale or order of all others.
 
     Args:
-        scores: `(views, texts, images)`, optionally with further dimensions.
+        scores: `(views, texts, images)`, optionally with further dimensions; an array or a tensor on the CPU.
         name_pair: describes the text and the image of a pair from their indices in `scores`.
         what: name of the scores, for the message.
 
     Raises:
         ValueError: if one is not finite; the message names the first such pair.
     """
-    finite = scores.isfinite()
+    scores = np.asarray(scores)
+    finite = np.isfinite(scores)
     if finite.all():
         return
-    view, text, image = (~finite).nonzero()[0, :3].tolist()
-    value = scores[view, text, image]
-    value = next(item for item in value.flatten().tolist() if not math.isfinite(item))
+    first = np.argwhere(~finite)[0]
+    view, text, image = first[:3].tolist()
+    value = scores[tuple(first)].item()
     of_view = " (mirrored)" if view else ""
     raise ValueError(
         f"the {what} of {name_pair(text, image)}{of_view} is {value}, as are "
@@ -153,11 +199,6 @@ def fusion_name(score_fusion: str, match_weight: float | None = None) -> str:
     return f"{score_fusion} {match_weight:g}" if score_fusion == "posterior" else score_fusion
 
 
-def _posterior(log_similarity: torch.Tensor, top_indices: torch.Tensor, log_odds: torch.Tensor) -> torch.Tensor:
-    fused = log_similarity.float() + log_odds.amin(dim=1, keepdim=True)
-    return fused.scatter_(1, top_indices, log_similarity.gather(1, top_indices).float() + log_odds)
-
-
-def _min_max(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+def _min_max(values: "torch.Tensor", low: "torch.Tensor", high: "torch.Tensor") -> "torch.Tensor":
     """Scale values from low..high to 0..1; equal values become 0."""
-    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
+    return (values - low) / (high - low) if high > low else values.new_zeros(values.shape)

@@ -8,17 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
+import torch
 from PIL import Image
 
 from mra.gallery.gallery import Gallery
-from mra.gallery.types import DEFAULT_RERANK, DEFAULT_TOP, BuildReport, GalleryStats, Hit, SearchResult
+from mra.gallery.types import DEFAULT_RERANK, DEFAULT_TOP, MAX_TEXT, BuildReport, GalleryStats, Hit, SearchResult
 from mra.gallery.where import parse_where
 from mra.retrieval.encoders import TorchEncoder
 from mra.retrieval.explain import Explanation, PhraseScore, explain_pair
 from mra.web.uploads import Unpacker, UploadLimits, inside_any
 
 
-MAX_TEXT = 1_000  # characters of a query, of which the model reads about fifty words
 MAX_PHRASES = 10
 Progress = Callable[[int, int], None]
 
@@ -115,7 +115,7 @@ class Page:
         image, encoder = self.gallery.image(key), cast(TorchEncoder, self.gallery.encoder)
         if not text:
             return image, None
-        tokens = self.gallery.image_tokens(key)[0]
+        tokens = torch.from_numpy(self.gallery.image_tokens(key)[0])
         return image, explain_pair(encoder.model, encoder.processor, text, image_hidden_states=tokens)
 
     def score_phrases(self, phrases: str, key: str) -> list[PhraseScore]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mra.common.arguments import parse_arguments
 from mra.common.command_line import plain_errors
-from mra.gallery.arguments import TOKEN_VARIABLE
+from mra.gallery.arguments import LOOPBACK, TOKEN_VARIABLE
 from mra.web.arguments import PageArguments, UploadLimits
 
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 
 DESCRIPTION = "Web page to search a gallery of people by text, by an image or by both, and to add images to it."
-LOOPBACK = "127.0.0.1"
 
 
 def main(argv: list[str] | None = None, program: str = "app.py") -> None:

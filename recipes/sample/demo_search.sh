@@ -15,6 +15,8 @@ done
 
 mkdir -p $OUT
 rm -rf $GALLERY
+# Searches run this export, which needs neither PyTorch nor transformers to start.
+step mra export --model $MODEL --overwrite
 step mra index build --model $MODEL --images $DATA --split test --gallery $GALLERY
 
 # Choose threshold and matching weight quickly on a quarter of the validation split, with 16 re-ranked images.

@@ -9,12 +9,13 @@ import random
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mra.cli import main
-from mra.gallery import Gallery
+from mra.gallery import Gallery, index_verbs
 from mra.gallery.connection import Client
 from tests.helpers.galleries import contents, draw_picture, encoder_of, make_split, write_pictures
 
@@ -81,7 +82,10 @@ def test_calibrate_writes_the_threshold(run, model, tmp_path):
         (["build", "--images", "people", "--model", "no/such/model"], "model no/such/model is neither a folder"),
         (["build", "--images", "empty", "--model", "nowhere"], "images empty is a folder without data"),
         (["build", "--images", "photos/of/2026", "--model", "nowhere"], "photos/of/2026 does not exist"),
-        (["build", "--images", "people", "--backend", "onnx"], "needs --model"),
+        (
+            ["build", "--images", "people", "--backend", "onnx", "--model", "m"],
+            "model m has no ONNX export: make one with",
+        ),
         (["build", "--images", "people", "--metadata", "no.csv", "--model", "m"], "no.csv cannot be read"),
     ],
 )
@@ -161,7 +165,7 @@ def state_of(place: Path, model: str) -> dict:
         info = {name: value for name, value in gallery._state.info.items() if name != "is_removing"}
         return {
             "records": contents(gallery),
-            "tokens": {hit.key: gallery.image_tokens(hit.key).half().numpy().tobytes() for hit in hits},
+            "tokens": {hit.key: gallery.image_tokens(hit.key).astype("float16").tobytes() for hit in hits},
             "files": sorted(
                 path.relative_to(place).as_posix() for path in (place / "files").rglob("*") if path.is_file()
             ),
@@ -241,3 +245,31 @@ def test_a_killed_command_leaves_a_gallery_that_works_and_finishes_when_repeated
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_command_can_be_killed_at_any_write(started, model, tmp_path, verb):
     check_killed(started, model, tmp_path, verb, most=None)
+
+
+def test_the_progress_bar_forecasts_from_the_images_that_take_time(monkeypatch):
+    clock, shown = iter([100.0, 140.0, 200.0]), []
+    monkeypatch.setattr(index_verbs, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(
+        index_verbs.tqdm, "set_postfix_str", lambda bar, text, refresh: shown.append((text, bar.bar_format))
+    )
+    update = index_verbs.progress_bar("images")
+    for done in (900, 932, 964):  # the first 900 are unchanged and done at once
+        update(done, 1000)
+    assert shown == [
+        ("1,250 ms an image, 1 min left", index_verbs.BAR),
+        ("1,562 ms an image, 57 s left", index_verbs.BAR),
+    ]
+
+
+@pytest.mark.parametrize(
+    "seconds, left, expected",
+    [
+        (1.25, 10_000, "1,250 ms an image, 3 h 28 min left"),
+        (0.0052, 10_000, "5.2 ms an image, 52 s left"),
+        (0.6, 100, "600 ms an image, 1 min left"),
+        (1.25, 0, "1,250 ms an image, 0 s left"),
+    ],
+)
+def test_forecasts(seconds, left, expected):
+    assert index_verbs.forecast(seconds, left) == expected

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from mra.common.command_line import FullDiskError
 from mra.gallery import Gallery
@@ -65,6 +64,7 @@ class Disk:
             self.place,
             model=model,
             encoder=encoder,
+            backend="torch",
             device="cpu",
             dtype=None,
             token_cache=token_cache,
@@ -96,7 +96,7 @@ def people(disk, tmp_path):
         metadata = {"speed": number} if number else {}
         embedding = np.full(4, number, np.float32)
         records.append(Record(key, content_hash(data), path, "people", "", "", metadata, embedding))
-        state.tokens.write(content_hash(data), torch.full(SHAPE, float(number)))
+        state.tokens.write(content_hash(data), np.full(SHAPE, number, np.float32))
     disk.store.upsert(records)
     return state
 
@@ -134,16 +134,16 @@ def test_settings_are_those_of_the_model_and_of_every_source(disk, tmp_path):
     assert again.info == expected and len(disk.calls) == 6  # nothing that has not changed is written
     assert again.roots == [*sorted(roots), disk.files / "images"]
     assert again.fields["speed"] == "number" and again.exists
-    assert (again.tokens.shape, again.tokens.dtype) == (SHAPE, torch.float16)
+    assert (again.tokens.shape, again.tokens.dtype) == (SHAPE, np.float16)
 
 
 def test_the_folder_of_a_model_is_saved_as_it_is_found_from_anywhere(disk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    state = disk.open(token_dtype="float16")
+    state = disk.open(token_dtype="float32")
     state.remember(SimpleNamespace(**vars(ENCODER) | {"name": "model"}), Source("some", None, []), {})
     assert state.info["model"] == str(tmp_path / "model")
-    assert state.info["token_dtype"] == "float16" and state.tokens.dtype == torch.float16
+    assert state.info["token_dtype"] == "float32" and state.tokens.dtype == np.float32
 
 
 def test_a_build_killed_between_the_settings_and_the_index_can_be_repeated(disk, monkeypatch):
@@ -217,7 +217,7 @@ def test_a_model_is_loaded_by_its_name_at_first_use(people, disk, monkeypatch):
         loaded.append(arguments)
         return ENCODER
 
-    monkeypatch.setattr("mra.gallery.state.TorchEncoder", load)
+    monkeypatch.setattr("mra.retrieval.encoders.TorchEncoder", load)
     state = disk.open(encoder=None)
     assert loaded == []
     assert state.encoder is ENCODER and state.encoder is ENCODER and state.parts().encoder is ENCODER
@@ -262,7 +262,7 @@ def test_a_calibration_is_read_as_it_was_written(people, disk):
 
 
 def test_sweeping_deletes_what_no_record_needs(people, disk):
-    people.tokens.write(content_hash(b"gone"), torch.zeros(SHAPE))
+    people.tokens.write(content_hash(b"gone"), np.zeros(SHAPE, np.float32))
     (disk.files / "images" / "x").write_bytes(b"gone")
     people.sweep()
     assert kept(disk, b"A", b"B", b"D", b"E") and on_disk(disk.files / "images") == ["d", "e"]
@@ -351,7 +351,7 @@ def test_remove_leaves_nothing_behind(model, tmp_path):
             "key": gone.encode(),
             "content": record.content.encode(),
             "vector": record.embedding.tobytes(),
-            "tokens": gallery.image_tokens(gone).half().numpy().tobytes(),
+            "tokens": gallery.image_tokens(gone).astype("float16").tobytes(),
             "picture": (people / gone).read_bytes(),
         }
     before = everything_on_disk(place)

@@ -275,9 +275,7 @@ def _read(path: Path) -> object:
         return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".pth":
         content = torch.load(path, weights_only=True)
-        tensors = {
-            name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in content["model"].items()
-        }
+        tensors = {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in content["model"].items()}
         return tensors, content["config"]
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -296,7 +294,7 @@ def read_gallery(path: Path) -> dict[str, object]:
         problems = gallery.verify().problems
         records = {record.key: record for record in gallery._state.store.records(embeddings=True)}
         embeddings = {key: record.embedding.tobytes() for key, record in records.items()}
-        tokens = {key: gallery.image_tokens(key).numpy().tobytes() for key in records}
+        tokens = {key: gallery.image_tokens(key).tobytes() for key in records}
         hits = [(hit.key, hit.score) for hit in gallery.search("a red coat", top=40).hits]
         return {"problems": problems, "embeddings": embeddings, "tokens": tokens, "hits": hits}
 

@@ -160,7 +160,7 @@ def test_shared_memory_without_new_shared(monkeypatch, log):
     for _ in range(2):
         tensor = new_shared_float32((2, 3))
         assert tensor.shape == (2, 3) and tensor.dtype == torch.float32 and tensor.is_shared()
-        monkeypatch.setattr(private_interfaces.torch, "UntypedStorage", object)
+        monkeypatch.setattr(torch, "UntypedStorage", object)
     assert len(log.records) == 1 and "_new_shared is missing" in log.text
 
 

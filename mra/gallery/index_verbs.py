@@ -5,8 +5,9 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
@@ -26,7 +27,14 @@ from mra.gallery.connection import is_server
 from mra.gallery.types import BuildReport
 
 
+if TYPE_CHECKING:
+    from mra.gallery.gallery import Gallery
+
+
 NAMES_SHOWN = 10
+
+# Seconds left from which a build says what `--dtype auto` would take.
+WORTH_A_HINT = 300
 
 # Of a progress bar; the forecast is the postfix.
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit}{postfix}"
@@ -56,7 +64,8 @@ def _index(
     with open_gallery(place, encoder, new) as gallery:
         verb = gallery.add if must_exist else gallery.build
         options: dict[str, Any] = vars(source) | {"copy_images": source.copy_images or None}
-        report = verb(**options, progress=progress_bar("images"))
+        gain = partial(_gain_of_auto, gallery) if encoder.dtype is None else None
+        report = verb(**options, progress=progress_bar("images", gain))
         print(format_report(report))
         print(f"{place.gallery}: {len(gallery):,} images")
 
@@ -147,19 +156,30 @@ def calibrate(calibration: CalibrationArguments, place: PlaceArguments, encoder:
     )
 
 
-def progress_bar(unit: str) -> Callable[[int, int], None]:
+def progress_bar(unit: str, gain: Callable[[], float | None] | None = None) -> Callable[[int, int], None]:
     """Return a function that shows the number of images done and the total as a progress bar with a forecast.
 
     The forecast counts from the first call, after which every image takes its time: unchanged images are done at once.
+
+    Args:
+        unit: what is counted.
+        gain: asked once, where minutes are left: how many times as fast `--dtype auto` would be, None if it is no faster.
     """
     bars: list[tuple[Any, int, float]] = []
+    asked: list[float | None] = []
 
     def update(done: int, total: int) -> None:
         if not bars:  # at the first image, below the output of loading the model
             bars.append((tqdm(total=total, unit=f" {unit}", leave=False, bar_format=BAR), done, time.monotonic()))
         bar, first, start = bars[0]
         if done > first:
-            bar.set_postfix_str(forecast((time.monotonic() - start) / (done - first), total - done), refresh=False)
+            seconds = (time.monotonic() - start) / (done - first)
+            bar.set_postfix_str(forecast(seconds, total - done), refresh=False)
+            if gain is not None and not asked and seconds * (total - done) > WORTH_A_HINT:
+                asked.append(gain())
+                if asked[0] is not None:
+                    time_left = format_duration(seconds * (total - done) / asked[0])
+                    bar.write(f"about {time_left} with --dtype auto, which would encode in bfloat16 on this CPU")
         bar.update(done - bar.n)
         if done == total:
             bar.close()
@@ -167,10 +187,26 @@ def progress_bar(unit: str) -> Callable[[int, int], None]:
     return update
 
 
+def _gain_of_auto(gallery: "Gallery") -> float | None:
+    """Return how many times as fast as now a gallery's model would encode with `--dtype auto`; None if not at all."""
+    from mra.retrieval.encoders import TorchEncoder
+    from mra.retrieval.precision import LEAST_GAIN, bfloat16_gain
+
+    encoder = gallery.encoder
+    if not isinstance(encoder, TorchEncoder) or encoder.device.type != "cpu":
+        return None
+    gain = bfloat16_gain(encoder.model)
+    return gain if gain >= LEAST_GAIN else None
+
+
 def forecast(seconds_per_image: float, left: int) -> str:
     """Format a rate and the time left: "1,250 ms an image, 3 h 28 min left"."""
-    minutes, seconds = divmod(math.ceil(seconds_per_image * left), 60)
-    hours, minutes = divmod(minutes, 60)
-    time_left = f"{hours:,} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
     rate = f"{1e3 * seconds_per_image:,.{0 if seconds_per_image >= 0.1 else 1}f}"
-    return f"{rate} ms an image, {time_left} left"
+    return f"{rate} ms an image, {format_duration(seconds_per_image * left)} left"
+
+
+def format_duration(seconds: float) -> str:
+    """Format a time in its two largest units: "3 h 28 min", "28 min", "5 s"."""
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"

@@ -262,6 +262,28 @@ def test_the_progress_bar_forecasts_from_the_images_that_take_time(monkeypatch):
     ]
 
 
+HINT = "about 1 h 18 min with --dtype auto, which would encode in bfloat16 on this CPU"
+
+
+@pytest.mark.parametrize("gain, words", [(2.5, [HINT]), (None, [])])
+def test_a_long_build_says_once_what_auto_would_take(monkeypatch, gain, words):
+    clock, written, asked = iter([0.0, 40.0, 80.0]), [], []
+    monkeypatch.setattr(index_verbs, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(index_verbs.tqdm, "write", lambda *arguments: written.append(arguments[-1]))
+    update = index_verbs.progress_bar("images", lambda: (asked.append(gain), gain)[1])
+    for done in (0, 32, 64):
+        update(done, 9_500)
+    assert (written, asked) == (words, [gain])
+
+
+def test_a_short_build_asks_for_no_gain(monkeypatch):
+    clock = iter([0.0, 40.0])
+    monkeypatch.setattr(index_verbs, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    update = index_verbs.progress_bar("images", lambda: pytest.fail("asked"))
+    for done in (0, 32):
+        update(done, 200)
+
+
 @pytest.mark.parametrize(
     "seconds, left, expected",
     [

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,6 +185,8 @@ def write_graph(graph: Graph, model: MRAModel, folder: Path, opset: int | None) 
     """
     dynamic = [dict.fromkeys(range(len(names)), torch.export.Dim.DYNAMIC) for names in graph.inputs.values()]
     example = example_inputs(graph.name, model, *((3, 2, 6, 17) if graph.name == "matcher" else (2,)))
+    # It warns of each operator that it cannot compute beforehand; the finished graph is compared with PyTorch instead.
+    logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
     try:
         program: Any = torch.onnx.export(
             graph.module.eval(),

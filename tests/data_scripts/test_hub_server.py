@@ -37,7 +37,7 @@ def test_a_pushed_set_loads_from_the_hub(hub_server, client, tmp_path):
     files = hub_server.files("user/SDA", "datasets")
     shards = sorted(f"data/{path.name}" for path in (tmp_path / "out/data").iterdir())
     assert len(shards) == 2
-    assert sorted(files) == [".gitattributes", "README.md", *shards]  # not what was left out
+    assert sorted(files) == [".gitattributes", "README.md", *shards, "digests.json"]  # not what was left out
     assert files[shards[0]].read_bytes() == (tmp_path / "out" / shards[0]).read_bytes()
     assert 'load_dataset("user/SDA")' in files["README.md"].read_text()
 
@@ -45,7 +45,7 @@ def test_a_pushed_set_loads_from_the_hub(hub_server, client, tmp_path):
     assert again.returncode == 0, again.stderr
     files = hub_server.files("user/SDA", "datasets")
     (shard,) = (tmp_path / "out/data").iterdir()
-    assert sorted(files) == [".gitattributes", "README.md", f"data/{shard.name}"]
+    assert sorted(files) == [".gitattributes", "README.md", f"data/{shard.name}", "digests.json"]
 
     code = """
 from datasets import load_dataset

@@ -11,7 +11,7 @@ from tests.helpers.faulty_commands import COMMANDS, cases
 pytestmark = pytest.mark.faults
 PAGE = 4096
 SIZES = {"start": 0.0, "middle": 0.5, "end": 0.9}  # of what an undisturbed run leaves
-MOMENTS = {"first": 0.0, "half": 0.5, "last": 0.9}  # of the changes that an undisturbed run makes
+MOMENTS = {"first": 0.0, "early": 0.2, "half": 0.5, "last": 1.0}  # of the changes that an undisturbed run makes
 
 
 @pytest.mark.parametrize(("name", "size"), cases(*SIZES, for_slow="middle"))

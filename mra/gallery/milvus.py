@@ -325,8 +325,8 @@ class EmbeddedStore(MilvusStore):
             logger.warning("gallery %s had an index file that was not complete: all are written again", self._path)
 
     def _remove_temporary_files(self) -> None:
-        """Remove what milvus-lite could not rename, such as on a full disk."""
-        for pattern in ("*.tmp", "collections/*/*.tmp"):
+        """Remove what milvus-lite could not rename, such as on a full disk; it removes manifests itself."""
+        for pattern in ("aliases.json.tmp", "collections/*/schema.json.tmp"):
             for path in Path(self._path).glob(pattern):
                 path.unlink()
 

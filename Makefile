@@ -39,7 +39,7 @@ test-slow: .venv/installed  ## Run the slow tests: full-size models, one step of
 	$(BIN)/python -m pytest -m slow
 
 test-faults: .venv/installed  ## Kill, fill, cut and flip: what commands do on damaged files and full disks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n 2 --dist worksteal
 
 mutants: .venv/installed  ## Change one thing at a time in the core modules; print how many changes the tests notice
 	$(BIN)/python -m tests.mutation.mutants

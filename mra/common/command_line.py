@@ -18,6 +18,7 @@ _SIGNS = {
     "File too large": "File too large",
     "PytorchStreamWriter failed writing file": "PytorchStreamWriter failed writing file",
     "inline_container.cc": "a file is shorter than what was written",  # from the same writer
+    "Not enough disk space": "Not enough disk space",  # of datasets, before it writes
 }
 # Parts of PyTorch's messages if the batches of a data loader's workers do not fit into memory that processes share.
 _SHARED_MEMORY = ("out of shared memory", "shared memory(shm)", "</torch_")

@@ -66,7 +66,7 @@ class MilvusStore:
             self._index = self._read_index() if self._exists else index
             for name in (self.collection, self.info_collection):
                 if self._client.has_collection(name):
-                    self._client.load_collection(name)
+                    self._load(name)
         except BaseException as error:
             self.close()
             if isinstance(error, ValueError) or not isinstance(error, Exception):
@@ -176,6 +176,9 @@ class MilvusStore:
     def close(self) -> None:
         """Release the store."""
         self._client.close()
+
+    def _load(self, name: str) -> None:
+        self._client.load_collection(name)
 
     def _create_records(self, name: str, dim: int) -> None:
         from pymilvus import DataType
@@ -299,7 +302,32 @@ class EmbeddedStore(MilvusStore):
         if self._is_counted:  # not if opening failed
             self._open_folders[self._path] -= 1
         if not self._open_folders.get(self._path):
+            self._remove_temporary_files()  # while no other process may write
             release_milvus_lite(self._path)
+
+    def _load(self, name: str) -> None:
+        """Load a collection; index files that were not written to their end are derived from the records again.
+
+        milvus-lite writes them last and in place, and reports no full disk.
+        """
+        try:
+            super()._load(name)
+        except ValueError:
+            if name == self.collection:
+                name = self._client.describe_alias(name)["collection_name"]
+            files = list(Path(self._path, "collections", name).glob("partitions/*/indexes/*.idx"))
+            if not files:
+                raise
+            for file in files:
+                file.unlink()
+            super()._load(name)
+            logger.warning("gallery %s had an index file that was not complete: all are written again", self._path)
+
+    def _remove_temporary_files(self) -> None:
+        """Remove what milvus-lite could not rename, such as on a full disk; it removes manifests itself."""
+        for pattern in ("aliases.json.tmp", "collections/*/schema.json.tmp"):
+            for path in Path(self._path).glob(pattern):
+                path.unlink()
 
     def _generation(self, number: int) -> str:
         return f"{self.collection}_{number:06d}"
@@ -310,7 +338,7 @@ class EmbeddedStore(MilvusStore):
         An empty collection is from an interrupted `create`, which creates it again; of two, the older one is complete.
         """
         for name in self._generations():
-            self._client.load_collection(name)
+            self._load(name)
             if self._client.query(name, filter="", output_fields=["count(*)"])[0]["count(*)"]:
                 self._client.create_alias(name, self.collection)
                 self._exists, self._index = True, self._read_index()

@@ -64,6 +64,7 @@ def test_a_full_disk_is_known_by_its_number(number):
         "Disk quota exceeded",
         "[Errno 27] File too large",
         "PytorchStreamWriter failed writing file data/3: file write failed",
+        "Not enough disk space. Needed: Unknown size (download: Unknown size, generated: Unknown size, post-processed: 0)",
     ],
 )
 def test_a_full_disk_is_known_by_what_libraries_say(message):

@@ -1,5 +1,7 @@
 """The sources and undisturbed runs that the fault suite compares with, and small disks."""
 
+import os
+
 import pytest
 
 from tests.helpers import faults
@@ -19,7 +21,8 @@ def mounts():
 @pytest.fixture(scope="session")
 def world(tmp_path_factory, mounts):
     """Sources of all commands, and the results of undisturbed runs; its processes see the disks of `disk`."""
-    return World(tmp_path_factory.mktemp("faults"))
+    own = tmp_path_factory.getbasetemp()
+    return World((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "faults")
 
 
 @pytest.fixture

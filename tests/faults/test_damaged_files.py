@@ -7,14 +7,14 @@ import pytest
 
 from tests.helpers import faults
 from tests.helpers.faulty_commands import COMMANDS
-from tests.helpers.faulty_readers import READERS, damage, reading
+from tests.helpers.faulty_readers import READERS, damage
 
 
 pytestmark = pytest.mark.faults
 
 
 @pytest.mark.parametrize("visible", [True, False], ids=["cut or removed", "zeroed or flipped"])
-@pytest.mark.parametrize("name", reading())
+@pytest.mark.parametrize("name", READERS)
 def test_damaged_file(world, tmp_path, name, visible):
     expected = world.undamaged(name)
     wrong = []

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from tests.helpers import faults
-from tests.helpers.faulty_commands import COMMANDS, cases
+from tests.helpers.faulty_commands import COMMANDS
 
 
 pytestmark = pytest.mark.faults
@@ -13,7 +13,7 @@ KILLS = {"factory": 6, "export": 1}
 FEW = 3
 
 
-@pytest.mark.parametrize("name", cases(COMMANDS))
+@pytest.mark.parametrize("name", COMMANDS)
 def test_killed_again_and_again(world, tmp_path, name):
     _, undisturbed, expected = world.undisturbed(name)
     pick, kills, folder = random.Random(name), KILLS.get(name, FEW), tmp_path / "work"

@@ -3,14 +3,14 @@
 import pytest
 
 from tests.helpers import faults
-from tests.helpers.faulty_commands import COMMANDS, cases
-from tests.helpers.faulty_readers import READERS, reading
+from tests.helpers.faulty_commands import COMMANDS
+from tests.helpers.faulty_readers import READERS
 
 
 pytestmark = pytest.mark.faults
 
 
-@pytest.mark.parametrize("name", cases(COMMANDS))
+@pytest.mark.parametrize("name", COMMANDS)
 def test_output_on_a_read_only_disk(world, disk, name):
     world.begin(name, disk)
     before = faults.names(disk)
@@ -22,7 +22,7 @@ def test_output_on_a_read_only_disk(world, disk, name):
     assert faults.names(disk) == before
 
 
-@pytest.mark.parametrize("name", reading())
+@pytest.mark.parametrize("name", READERS)
 def test_input_on_a_read_only_disk(world, tmp_path, disk, name):
     reader = READERS[name]
     world.begin_reading(name, disk)

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import faults
-from tests.helpers.faulty_commands import COMMANDS, cases
+from tests.helpers.faulty_commands import cases
 from tests.helpers.runs import ROOT
 
 
 pytestmark = pytest.mark.faults
 
 
-@pytest.mark.parametrize(("name", "umask"), cases(COMMANDS, 0o027, 0o077, for_slow=0o077))
+@pytest.mark.parametrize(("name", "umask"), cases(0o027, 0o077, for_slow=0o077))
 def test_umask_is_honoured(world, tmp_path, name, umask):
     folder = tmp_path / "work"
     world.begin(name, folder)
@@ -32,7 +32,7 @@ def test_umask_is_honoured(world, tmp_path, name, umask):
     assert made and not wrong
 
 
-@pytest.mark.parametrize("name", cases(["evaluate", "train_pretrain", "train_finetune"]))
+@pytest.mark.parametrize("name", ["evaluate", "train_pretrain", "train_finetune"])
 def test_small_shared_memory(world, tmp_path, disk, name):
     """The disk is mounted over /dev/shm, which `disk` makes sure is possible."""
     folder = tmp_path / "work"

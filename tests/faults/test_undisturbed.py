@@ -2,13 +2,13 @@
 
 import pytest
 
-from tests.helpers.faulty_commands import COMMANDS, cases
+from tests.helpers.faulty_commands import COMMANDS
 
 
 pytestmark = pytest.mark.faults
 
 
-@pytest.mark.parametrize("name", cases(COMMANDS))
+@pytest.mark.parametrize("name", COMMANDS)
 def test_two_undisturbed_runs_are_equal(world, tmp_path, name):
     _, outcome, expected = world.undisturbed(name)
     world.begin(name, tmp_path / "again")

@@ -1,5 +1,9 @@
 """Milvus by address: what a client is asked for, with a stand-in of the client, since no server is here."""
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pymilvus
 import pytest
@@ -133,6 +137,45 @@ def test_a_damaged_index_is_reported_in_one_sentence(model, damaged, name, damag
         return
     with pytest.raises(ValueError, match=r"gallery .*g\.db cannot be read \(.*a file of its index is damaged"):
         Gallery(place, encoder=encoder_of(model))
+
+
+@pytest.mark.parametrize("size", [0, 200])
+def test_an_index_file_that_was_not_written_to_its_end_is_written_again(model, damaged, caplog, size):
+    place, records = damaged
+    (file,) = records.rglob("*.idx")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:size])
+    for _ in range(2):
+        with Gallery(place, encoder=encoder_of(model)) as gallery:
+            assert gallery.verify().problems == [] and len(gallery.search("a red coat").hits) == 4
+    assert file.read_bytes() == whole
+    assert caplog.text.count("had an index file that was not complete") == 1
+
+
+def test_what_could_not_be_renamed_on_a_full_disk_is_removed(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def refuse(source, target):
+        if Path(target).name == "aliases.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    store = EmbeddedStore(tmp_path / "g.db", "people")
+    with pytest.raises(ValueError, match="No space left on device"):
+        store.create(2)
+    assert list((tmp_path / "g.db").glob("*.tmp"))
+    store.close()
+    assert not list((tmp_path / "g.db").rglob("*.tmp"))
+
+
+def test_a_gallery_whose_model_is_gone_is_named(model, damaged):
+    place, _ = damaged
+    store = EmbeddedStore(place, "people")
+    store.write_info(store.read_info() | {"model": "no/such/model"})
+    store.close()
+    with Gallery(place) as gallery, pytest.raises(ValueError, match=r"gallery .*g\.db: its model cannot be loaded"):
+        gallery.search("a red coat")
 
 
 def test_an_index_without_its_alias_is_named_again(model, damaged, caplog):

@@ -1,15 +1,16 @@
 """The commands that meet faults, on tiny models and sets, and what each gives when nothing disturbs it."""
 
-import functools
+import fcntl
 import os
+import pickle
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets.config
-import pytest
 
 from data_scripts.dad.tiny.make_readers import make_readers
 from modeling_mra import MRAForPreTraining
@@ -137,26 +138,35 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def cases(names: Iterable[str], *values: object, for_slow: object = None) -> list:
-    """Return parameters of a test: each command with each value, those of one command in one process of pytest-xdist."""
+def cases(*values: object, for_slow: object) -> list[tuple[str, object]]:
+    """Return parameters of a test: each command with each value, a slow one with `for_slow` only."""
     return [
-        pytest.param(name, *([value] if values else []), marks=pytest.mark.xdist_group(name))
-        for name in names
-        for value in values or [None]
-        if for_slow is None or value == for_slow or not COMMANDS[name].is_slow
+        (name, value)
+        for name, command in COMMANDS.items()
+        for value in values
+        if value == for_slow or not command.is_slow
     ]
 
 
 class World:
-    """Sources that the commands share, made when they are first needed, and the results of undisturbed runs."""
+    """Sources of the commands, and the results of undisturbed runs, which all processes of pytest-xdist share."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        root.mkdir(exist_ok=True)
         os.environ["HF_DATASETS_CACHE"] = str(root / "cache")  # of the processes
         datasets.config.HF_DATASETS_CACHE = root / "cache"
         self.place = root / "world"
-        self.place.mkdir()
-        write_sources(self.place)
+        self._once("sources", lambda: write_sources(self.place))
+
+    def _once(self, name: str, make: Callable[[], object]) -> Any:
+        """What `make` gives in the first process that asks for the name; the others wait for it."""
+        made = self.root / f"{name}.pickle"
+        with open(self.root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                made.write_bytes(pickle.dumps(make()))
+        return pickle.loads(made.read_bytes())
 
     def arguments(self, name: str, *more: str) -> list[str]:
         """The command line of a command."""
@@ -174,18 +184,22 @@ class World:
 
     def needs(self, name: str) -> None:
         """Make what another command has to write first."""
-        if name == "train_finetune" and not (self.place / "start").exists():
-            shutil.copytree(self.undisturbed("train_pretrain")[0] / "out" / "final", self.place / "start")
-        if name == "convert" and not (self.place / "released.pth").exists():
-            shutil.copy2(self.undisturbed("convert_back")[0] / "out.pth", self.place / "released.pth")
+        if name == "train_finetune":
+            start = self.undisturbed("train_pretrain")[0] / "out" / "final"
+            self._once("start", lambda: shutil.copytree(start, self.place / "start"))
+        if name == "convert":
+            released = self.undisturbed("convert_back")[0] / "out.pth"
+            self._once("released", lambda: shutil.copy2(released, self.place / "released.pth"))
 
     def run(self, name: str, folder: Path, *more: str, **options) -> faults.Outcome:
         """Run a command in a working folder."""
         return faults.run(self.arguments(name, *more), folder, **options)
 
-    @functools.cache  # noqa: B019
     def undisturbed(self, name: str) -> tuple[Path, faults.Outcome, object]:
         """Folder, outcome and result of a run that nothing disturbs."""
+        return self._once(f"undisturbed-{name}", lambda: self._run_undisturbed(name))
+
+    def _run_undisturbed(self, name: str) -> tuple[Path, faults.Outcome, object]:
         folder = self.root / f"undisturbed-{name}"
         self.begin(name, folder)
         outcome = self.run(name, folder)
@@ -215,9 +229,11 @@ class World:
         arguments = [word.replace("{world}", str(self.place)) for word in READERS[name].arguments]
         return faults.run(arguments, folder)
 
-    @functools.cache  # noqa: B019
     def undamaged(self, name: str) -> object:
         """What a reader gives if nothing is damaged."""
+        return self._once(f"undamaged-{name}", lambda: self._read_undamaged(name))
+
+    def _read_undamaged(self, name: str) -> object:
         folder = self.root / f"undamaged-{name}"
         self.begin_reading(name, folder)
         outcome = self.read(name, folder)

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from tests.helpers import faults
 
 
@@ -92,11 +90,6 @@ READERS = {
         lambda folder, shown: faults.read_gallery(folder / "result.db")["embeddings"],
     ),
 }  # fmt: skip
-
-
-def reading() -> list:
-    """Return the readers as parameters of a test, each in the process of pytest-xdist that runs the command before it."""
-    return [pytest.param(name, marks=pytest.mark.xdist_group(reader.made_by)) for name, reader in READERS.items()]
 
 
 # ---------------------------------------------------------------- damage

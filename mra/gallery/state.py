@@ -154,16 +154,12 @@ class GalleryState:
                 name = self._model or self.info.get("model")
                 if name is None:
                     raise ValueError(f"gallery {self.place.uri} is new: pass the model to build it with")
-<<<<<<< HEAD
-                self._encoder = self._load_encoder(name)
-=======
                 try:
-                    self._encoder = cast(Encoder, TorchEncoder(name, self._device, self._dtype))
+                    self._encoder = self._load_encoder(name)
                 except ValueError as error:
                     if self._model:
                         raise
                     raise ValueError(f"gallery {self.place.uri}: its model cannot be loaded: {error}") from error
->>>>>>> faults
             known = self.info.get("fingerprint", self._encoder.fingerprint)
             if known != self._encoder.fingerprint:
                 raise ValueError(

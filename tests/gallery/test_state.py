@@ -57,16 +57,26 @@ class Disk:
 
         return call
 
-    def open(self, model=None, encoder=ENCODER, token_cache=10_000, token_dtype=None, **place) -> GalleryState:
+    def open(
+        self,
+        model=None,
+        encoder=ENCODER,
+        token_cache=10_000,
+        token_dtype=None,
+        backend="torch",
+        device="cpu",
+        dtype=None,
+        **place,
+    ) -> GalleryState:
         self.place = Place(":memory:", files=self.files, **place)
         self.place.store = self.store
         return GalleryState(
             self.place,
             model=model,
             encoder=encoder,
-            backend="torch",
-            device="cpu",
-            dtype=None,
+            backend=backend,
+            device=device,
+            dtype=dtype,
             token_cache=token_cache,
             token_dtype=token_dtype,
             matched_views=1,
@@ -208,6 +218,61 @@ def test_a_model_must_be_the_one_that_built_the_gallery(people, disk):
     for use in (lambda: wrong.encoder, wrong.parts):
         with pytest.raises(ValueError, match=message):
             use()
+
+
+@pytest.mark.parametrize(
+    "backend, device, dtype, has_driver, has_export, expected",
+    [
+        ("torch", "cpu", None, False, True, "torch"),
+        ("onnx", "cpu", None, False, True, "onnx"),
+        ("onnx", None, None, True, True, "onnx"),
+        (
+            "onnx",
+            "cpu",
+            None,
+            False,
+            False,
+            "model org/model has no ONNX export: make one with `mra export --model org/model`",
+        ),
+        ("auto", "cpu", None, False, True, "onnx"),
+        ("auto", "cpu", None, True, True, "onnx"),
+        ("auto", None, None, False, True, "onnx"),
+        ("auto", None, None, True, True, "torch"),
+        ("auto", "cuda", None, False, True, "torch"),
+        ("auto", "cpu", "auto", False, True, "torch"),
+        ("auto", "cpu", None, False, False, "torch"),
+    ],
+)
+def test_which_runtime_a_model_gets(
+    people, disk, tmp_path, monkeypatch, backend, device, dtype, has_driver, has_export, expected
+):
+    export, driver = tmp_path / "export", tmp_path / "driver"
+    if has_driver:
+        driver.touch()
+    monkeypatch.setattr("mra.gallery.state._GPU_DRIVERS", (tmp_path / "none", driver))
+    monkeypatch.setattr("mra.retrieval.onnx_encoder.find_export", lambda model: export if has_export else None)
+    monkeypatch.setattr(
+        "mra.retrieval.onnx_encoder.read_description", lambda folder: {"fingerprint": ENCODER.fingerprint}
+    )
+    runtimes = {"torch": "mra.retrieval.encoders.TorchEncoder", "onnx": "mra.retrieval.onnx_encoder.OnnxEncoder"}
+    for name, place in runtimes.items():
+        made = SimpleNamespace(**vars(ENCODER), runtime=name)
+        monkeypatch.setattr(place, lambda *arguments, made=made: made)
+    state = disk.open(encoder=None, model="org/model", backend=backend, device=device, dtype=dtype)
+    if expected in runtimes:
+        assert state.encoder.runtime == expected
+    else:
+        with pytest.raises(ValueError, match=f"model org/model has {expected}"):
+            state.encoder  # noqa: B018
+
+
+def test_an_export_of_other_weights_is_not_used(people, disk, tmp_path, monkeypatch):
+    monkeypatch.setattr("mra.retrieval.onnx_encoder.find_export", lambda model: tmp_path)
+    monkeypatch.setattr(
+        "mra.retrieval.onnx_encoder.read_description", lambda folder: {"fingerprint": OTHER.fingerprint}
+    )
+    monkeypatch.setattr("mra.retrieval.encoders.TorchEncoder", lambda *arguments: ENCODER)
+    assert disk.open(encoder=None, backend="auto").encoder is ENCODER
 
 
 def test_a_model_is_loaded_by_its_name_at_first_use(people, disk, monkeypatch):

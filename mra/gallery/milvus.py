@@ -66,7 +66,7 @@ class MilvusStore:
             self._index = self._read_index() if self._exists else index
             for name in (self.collection, self.info_collection):
                 if self._client.has_collection(name):
-                    self._load(name)
+                    self.load_collection(name)
         except BaseException as error:
             self.close()
             if isinstance(error, ValueError) or not isinstance(error, Exception):
@@ -177,7 +177,8 @@ class MilvusStore:
         """Release the store."""
         self._client.close()
 
-    def _load(self, name: str) -> None:
+    def load_collection(self, name: str) -> None:
+        """Load a collection, so that it can be read."""
         self._client.load_collection(name)
 
     def _create_records(self, name: str, dim: int) -> None:
@@ -305,13 +306,13 @@ class EmbeddedStore(MilvusStore):
             self._remove_temporary_files()  # while no other process may write
             release_milvus_lite(self._path)
 
-    def _load(self, name: str) -> None:
+    def load_collection(self, name: str) -> None:
         """Load a collection; index files that were not written to their end are derived from the records again.
 
         milvus-lite writes them last and in place, and reports no full disk.
         """
         try:
-            super()._load(name)
+            super().load_collection(name)
         except ValueError:
             if name == self.collection:
                 name = self._client.describe_alias(name)["collection_name"]
@@ -320,7 +321,7 @@ class EmbeddedStore(MilvusStore):
                 raise
             for file in files:
                 file.unlink()
-            super()._load(name)
+            super().load_collection(name)
             logger.warning("gallery %s had an index file that was not complete: all are written again", self._path)
 
     def _remove_temporary_files(self) -> None:
@@ -338,7 +339,7 @@ class EmbeddedStore(MilvusStore):
         An empty collection is from an interrupted `create`, which creates it again; of two, the older one is complete.
         """
         for name in self._generations():
-            self._load(name)
+            self.load_collection(name)
             if self._client.query(name, filter="", output_fields=["count(*)"])[0]["count(*)"]:
                 self._client.create_alias(name, self.collection)
                 self._exists, self._index = True, self._read_index()

@@ -180,12 +180,15 @@ class GalleryState:
 
     def _find_export(self, model: str) -> Path | None:
         """Return the folder of the export to run; None for PyTorch, if `auto` has none that does the same."""
-        from mra.retrieval.onnx_encoder import find_export, read_description
+        from mra.retrieval.onnx_encoder import DESCRIPTION, EXPORT, find_export, read_description
 
         export = find_export(model)
         if self._backend == "onnx":
             if export is None:
-                raise ValueError(f"model {model} has no ONNX export: make one with `mra export --model {model}`")
+                raise ValueError(
+                    f"model {model} has no ONNX export ({DESCRIPTION} is neither in it nor in its folder {EXPORT}): make one "
+                    f"with `mra export --model {model}`"
+                )
             return export
         is_on_cpu = str(self._device or "cpu") == "cpu" and (self._device or not any(map(Path.exists, _GPU_DRIVERS)))
         if export is None or not is_on_cpu or self._dtype is not None:

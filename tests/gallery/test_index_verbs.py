@@ -84,7 +84,7 @@ def test_calibrate_writes_the_threshold(run, model, tmp_path):
         (["build", "--images", "photos/of/2026", "--model", "nowhere"], "photos/of/2026 does not exist"),
         (
             ["build", "--images", "people", "--backend", "onnx", "--model", "m"],
-            "model m has no ONNX export: make one with",
+            "model m has no ONNX export (onnx.json is neither in it nor in its folder onnx): make one with",
         ),
         (["build", "--images", "people", "--metadata", "no.csv", "--model", "m"], "no.csv cannot be read"),
     ],

@@ -97,7 +97,10 @@ def test_the_picture_has_a_row_for_each_sentence(run, tmp_path):
         (["x", "--where", 'camera == "c7"', "--save", "r.png"], "--save has no hit to draw"),
         (["x", "--save", "nowhere/r.png"], "--save nowhere/r.png cannot be written"),
         (["x", "--save", "r.unknown"], "--save r.unknown cannot be written"),
-        (["x", "--backend", "onnx"], "has no ONNX export: make one with `mra export --model"),
+        (
+            ["x", "--backend", "onnx"],
+            "has no ONNX export (onnx.json is neither in it nor in its folder onnx): make one with `mra export --model",
+        ),
         (["x", "--backend", "onnx", "--dtype", "float16"], "--dtype cannot be used with --backend onnx"),
     ],
 )

@@ -275,7 +275,9 @@ def _read(path: Path) -> object:
         return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".pth":
         content = torch.load(path, weights_only=True)
-        tensors = {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in content["model"].items()}
+        tensors = {
+            name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in content["model"].items()
+        }
         return tensors, content["config"]
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

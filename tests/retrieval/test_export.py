@@ -313,7 +313,10 @@ def test_auto_uses_an_export_of_the_same_model_and_settings(place, folders, tmp_
         backend(model=str(other))
     shutil.rmtree(other / "onnx")
     assert backend(model=str(other)) == "torch"
-    with pytest.raises(ValueError, match=r"has no ONNX export: make one with `mra export --model"):
+    with pytest.raises(
+        ValueError,
+        match=r"has no ONNX export \(onnx\.json is neither in it nor in its folder onnx\): make one with `mra export --model",
+    ):
         backend(backend="onnx", model=str(other))
     monkeypatch.setattr("mra.gallery.state._GPU_DRIVERS", (tmp_path,))  # a GPU that `device` None may mean
     assert [backend(device=None), backend(device="cpu")] == ["torch", "onnx"]

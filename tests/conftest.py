@@ -39,6 +39,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_precisions(tmp_path_factory):
+    """Keep what tests measure of this processor out of the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mra.retrieval.precision.CACHE", tmp_path_factory.mktemp("precision") / "precision.json")
+        yield
+
+
 @pytest.fixture(scope="session")
 def milvus_server(tmp_path_factory):
     """A real Milvus server, for tests marked `server`."""

@@ -1,6 +1,7 @@
 """The faster precision of a device: measured once on a CPU, for that processor, and remembered."""
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import time
@@ -31,7 +32,7 @@ def resolve_dtype(model: PreTrainedModel, dtype: torch.dtype | str | None) -> to
     """Return the dtype of the forward passes for a setting; bfloat16 that is slower than float32 is warned of.
 
     "auto" is the faster of float32 and bfloat16. On an accelerator that is bfloat16 where it has it. On a CPU both encode
-    images for a second, once for each processor, number of threads, PyTorch version and architecture; the result is kept in
+    images for a second, once for each processor, number of threads, version and architecture; the result is kept in
     `~/.cache/mra_retrieval/precision.json`, and logged. A model with other weights than float32 keeps their dtype.
 
     Args:
@@ -100,7 +101,8 @@ def _encode(towers: Towers, pixels: torch.Tensor) -> None:
 def _key(model: PreTrainedModel) -> str:
     architecture = json.dumps(inner_model(model).config.vision_config.to_dict(), sort_keys=True, default=str)
     digest = hashlib.sha256(architecture.encode()).hexdigest()[:12]
-    return f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, architecture {digest}"
+    versions = f"mra_retrieval {importlib.metadata.version('mra_retrieval')}, torch {torch.__version__}"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads, {versions}, architecture {digest}"
 
 
 def _read(path: Path) -> dict[str, float]:

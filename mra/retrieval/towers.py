@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
@@ -51,23 +51,21 @@ class Towers:
         return model
 
     @functools.cached_property
-    def _vision(self) -> PackedVision:
-        return PackedVision(self.model.vision_model, self.dtype)
+    def _vision(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        if self._is_packed and can_pack(self.model.vision_model):
+            return PackedVision(self.model.vision_model, self.dtype)
+        return self.model.get_image_hidden_states
 
     @functools.cached_property
-    def _text(self) -> PackedText:
-        return PackedText(self.model.text_model, self.dtype)
+    def _text(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        return PackedText(self.model.text_model, self.dtype) if self._is_packed else self.model.get_text_hidden_states
 
     def image_hidden_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encode pixels as `MRAModel.get_image_hidden_states` does; call this under `forward_context`."""
-        if not (self._is_packed and can_pack(self.model.vision_model)):
-            return self.model.get_image_hidden_states(pixel_values)
         return self._vision(pixel_values)
 
     def text_hidden_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Encode tokens as `MRAModel.get_text_hidden_states` does; call this under `forward_context`."""
-        if not self._is_packed:
-            return self.model.get_text_hidden_states(input_ids, attention_mask)
         return self._text(input_ids, attention_mask)
 
 

@@ -154,7 +154,7 @@ class LossWindow:
         if broken:
             more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
             raise NonFiniteLossError(
-                f"step {self.steps[-1]}: not finite are the weights {', '.join(broken[:3])}{more}, though every loss was: a "
+                f"step {self.steps[-1]}: the weights {', '.join(broken[:3])}{more} are not finite, though every loss was: a "
                 f"gradient overflowed; resume from the last checkpoint, written before it, {_REMEDY}"
             )
 

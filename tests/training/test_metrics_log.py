@@ -87,7 +87,7 @@ def test_non_finite_weights_are_noticed_in_the_step_that_broke_them(tmp_path, va
     window.add(outputs(1.0, 1.0), {}, TrainingState(step=7), 8, 1e-4)
     torch.nn.init.constant_(model["trained"].weight, value)
     with pytest.raises(
-        NonFiniteLossError, match=r"step 8: not finite are the weights trained\.weight, though every loss"
+        NonFiniteLossError, match=r"step 8: the weights trained\.weight are not finite, though every loss"
     ):
         window.flush()
 
@@ -99,7 +99,7 @@ def test_weights_of_every_process_count(tmp_path, where):
     window.add(outputs(1.0, 1.0), {}, TrainingState(), 8, 1e-4)
     if where == "here":
         torch.nn.init.constant_(model.bias, float("nan"))
-    with pytest.raises(NonFiniteLossError, match=r"the weights bias,"):
+    with pytest.raises(NonFiniteLossError, match=r"the weights bias are not finite"):
         window.flush()
 
 

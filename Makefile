@@ -26,7 +26,7 @@ EXTRAS := dev,deepspeed,tracking,dad,search
 
 install: .venv/installed  ## Create .venv and install the project with its test and training extras
 
-demo: .venv/installed  ## Sample data -> pretrain -> fine-tune -> evaluate -> picture of rankings (about 10 minutes on 2 cores)
+demo: .venv/installed  ## Sample data -> pretrain -> fine-tune -> evaluate -> picture of rankings (12 to 20 minutes on 2 cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/sample/demo.sh
 
 demo-search: .venv/installed  ## After demo: index the sample test images and search them by text (under 2 minutes)

@@ -127,6 +127,5 @@ def test_autocast_around_does_not_reach_packed_layers():
     pixels = torch.randn(1, *model.input_shape)
     packed = PackedVision(model, torch.float32)
     with forward_context(model, torch.bfloat16):
-        assert torch.equal(packed(pixels), packed(pixels.clone()))
         inside = packed(pixels)
     assert torch.equal(inside, packed(pixels))

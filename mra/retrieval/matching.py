@@ -1,7 +1,6 @@
 """Fast matching scores of (text, image) pairs for inference, without repeated or unused computations."""
 
 import contextlib
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -22,7 +21,12 @@ DEFAULT_BATCH_SIZE = 512
 # Pairs for which image keys and values are gathered at a time on a CPU: 5 MB at full size, to fit the cache.
 PAIRS_PER_GATHER = 8
 
-KeysValues = tuple[torch.Tensor, torch.Tensor]
+# A multiply-add of [`_UnprojectedAttention`] on a CPU, compared with one of a packed product: 1.25 to 1.5 measured.
+UNPROJECTED_COST = 1.4
+
+# What a fusion layer reads: keys and values of all images, `(images, heads, tokens, head width)` each, or their hidden states,
+# `(images, tokens, hidden)`.
+LayerImages = tuple[torch.Tensor, torch.Tensor] | torch.Tensor
 
 
 class PairMatcher:
@@ -30,7 +34,8 @@ class PairMatcher:
 
     Computes the scores of `MRAModel.match_logits` with fewer multiply-adds than a training step:
 
-    - keys and values of an image are computed once, and for the last layer not at all (see below);
+    - keys and values of an image are computed once, and for the last layer not at all (see below); on a CPU, for few and short
+      texts, as in a search, for no layer (see [`_UnprojectedAttention`]);
     - the first fusion layer, up to the queries of its cross-attention, is independent of the image and computed once per
       text and forward pass;
     - texts are padded only to the longest of their forward pass, because the fusion layers mask padding;
@@ -86,12 +91,15 @@ class PairMatcher:
         """
         if batch_size is None:
             batch_size = BATCH_SIZES.get(self.device.type, DEFAULT_BATCH_SIZE)
-        batches = cut_by_length(texts.lengths[pair_texts], batch_size)
-        num_views = image_hidden_states.shape[1]
+        lengths = texts.lengths[pair_texts]
+        batches = cut_by_length(lengths, batch_size)
+        num_images, num_views, num_tokens, _ = image_hidden_states.shape
+        are_projected = self._are_images_projected(num_images, num_tokens, int(lengths.sum()))
         scores = torch.empty(num_views, len(pair_texts), 2)
         with self._context():
             for view in range(num_views):
-                images = self.project_images(image_hidden_states[:, view].to(self.device, self.dtype))
+                of_view = image_hidden_states[:, view].to(self.device, self.dtype)
+                images = self.read_by_layers(of_view, are_projected)
                 for batch in batches:
                     pairs = slice(batch.start, batch.stop)
                     rows, text_index = pair_texts[pairs].unique(return_inverse=True)
@@ -104,7 +112,7 @@ class PairMatcher:
                         image_index: torch.Tensor,
                         texts: torch.Tensor = hidden_states,
                         mask: torch.Tensor | None = attention_mask,
-                        images: ImageStates = images,
+                        images: list[LayerImages] = images,
                     ) -> torch.Tensor:
                         return self.match_logits(texts, mask, images, text_index, image_index)
 
@@ -117,19 +125,42 @@ class PairMatcher:
         """Packed layers compute in their own dtype; PyTorch's autocast does not know their products."""
         return torch.no_grad() if self.device.type == "cpu" else forward_context(self.model, self.dtype)
 
-    def project_images(self, image_hidden_states: torch.Tensor) -> "ImageStates":
-        """Project `(images, 1 + patches, hidden)` to the keys and values of each layer but the last."""
-        keys_values = []
+    def _are_images_projected(self, num_images: int, num_tokens: int, num_queries: int) -> bool:
+        """Return whether keys and values cost less than reading hidden states, for images of so many tokens.
+
+        Args:
+            num_images: images of a call.
+            num_tokens: tokens of an image.
+            num_queries: text tokens of all pairs.
+        """
+        if self.device.type != "cpu":
+            return True
+        heads, head_size, states_width = self.layers[-1].unprojected_images.key.shape
+        width = heads * head_size
+        projected = num_tokens * width * (num_images * states_width + num_queries)
+        unprojected = num_queries * states_width * (width + heads * num_tokens)
+        return projected <= UNPROJECTED_COST * unprojected
+
+    def read_by_layers(self, image_hidden_states: torch.Tensor, are_projected: bool = True) -> list[LayerImages]:
+        """Return what each layer reads of `(images, 1 + patches, hidden)`: keys and values, for all but the last.
+
+        Args:
+            image_hidden_states: the images.
+            are_projected: False to let every layer read hidden states; see [`_UnprojectedAttention`].
+        """
+        if not are_projected:
+            return [image_hidden_states] * len(self.layers)
+        read: list[LayerImages] = []
         for layer in self.layers[:-1]:
-            projected = layer.image_keys_values(image_hidden_states)
-            keys_values.append(tuple(layer.split_heads(states) for states in projected.chunk(2, dim=-1)))
-        return ImageStates(keys_values, image_hidden_states)
+            keys, values = layer.image_keys_values(image_hidden_states).chunk(2, dim=-1)
+            read.append((layer.split_heads(keys), layer.split_heads(values)))
+        return [*read, image_hidden_states]
 
     def match_logits(
         self,
         text_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        images: "ImageStates",
+        images: list[LayerImages],
         text_index: torch.Tensor,
         image_index: torch.Tensor,
     ) -> torch.Tensor:
@@ -138,7 +169,7 @@ class PairMatcher:
         Args:
             text_hidden_states: output of the text-only layers, `(texts, length, hidden)`.
             attention_mask: `(texts, length)`, 1 for tokens, 0 for padding; None without padding.
-            images: result of `project_images`.
+            images: result of `read_by_layers`.
             text_index: text of each pair, `(pairs,)`.
             image_index: image of each pair, `(pairs,)`.
 
@@ -150,21 +181,20 @@ class PairMatcher:
         first, last = self.layers[0], self.layers[-1]
         states = first.read_text(text_hidden_states, mask)
         if first is last:
-            states = last.read_image_for_first(
-                states[:, :1].index_select(0, text_index), images.hidden_states, image_index
-            )
-            return self.model.match_head(states[:, 0].to(self.model.dtype))
+            states = states[:, :1]
         queries = first.image_queries(states).index_select(0, text_index)
-        states = first.read_images(states.index_select(0, text_index), queries, images.keys_values[0], image_index)
+        states = first.read_images(states.index_select(0, text_index), queries, images[0], image_index)
+        if first is last:
+            return self.model.match_head(states[:, 0].to(self.model.dtype))
         if attention_mask is not None:
             attention_mask = attention_mask.index_select(0, text_index)
         if mask is not None:
             mask = mask.index_select(0, text_index)
-        for layer, keys_values in zip(self.layers[1:-1], images.keys_values[1:], strict=True):
+        for layer, seen in zip(self.layers[1:-1], images[1:-1], strict=True):
             states = layer.read_text(states, mask)
-            states = layer.read_images(states, layer.image_queries(states), keys_values, image_index)
+            states = layer.read_images(states, layer.image_queries(states), seen, image_index)
         states = last.read_text_for_first(states, attention_mask)
-        states = last.read_image_for_first(states, images.hidden_states, image_index)
+        states = last.read_images(states, last.image_queries(states), images[-1], image_index)
         return self.model.match_head(states[:, 0].to(self.model.dtype))
 
 
@@ -226,65 +256,49 @@ def cut_by_length(lengths: torch.Tensor, batch_size: int) -> list[range]:
     return batches
 
 
-@dataclass(frozen=True)
-class ImageStates:
-    """Images as the fusion layers read them.
+class _UnprojectedAttention:
+    """Attention that reads states without projecting them.
 
-    Attributes:
-        keys_values: keys and values `(images, heads, tokens, head width)` of each layer but the last.
-        hidden_states: `(images, tokens, hidden)`, for the last layer.
+    The key projection is applied to the queries instead, and the value projection to the weighted means: fewer multiply-adds
+    where few queries read states that nothing else reads. The bias of the keys adds a constant to all scores of a query, which
+    the softmax cancels.
+
+    Args:
+        attention: a `BertSelfAttention`, whose keys and values are projections of the states.
+        dtype: dtype of the products.
     """
 
-    keys_values: list[KeysValues]
-    hidden_states: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _OneQuery:
-    """Attention of a single query for each row, which reads states without projecting them.
-
-    Attributes:
-        query: projection of the query.
-        key: weights of the keys, `(heads, head width, width)`.
-        value: weights of the values, of the same shape.
-        value_bias: bias of the values, `(heads * head width,)`. That of the keys adds a constant to all scores of a head,
-            which the softmax cancels.
-        scaling: factor on the scores.
-    """
-
-    query: PackedLinear
-    key: torch.Tensor
-    value: torch.Tensor
-    value_bias: torch.Tensor
-    scaling: float
-
-    @classmethod
-    def of(cls, attention: Any, dtype: torch.dtype) -> "_OneQuery":
-        """Take the weights of a `BertSelfAttention`."""
+    def __init__(self, attention: Any, dtype: torch.dtype) -> None:
         heads = (attention.num_attention_heads, attention.attention_head_size)
-        key, value = (
-            linear.weight.detach().to(dtype).unflatten(0, heads) for linear in (attention.key, attention.value)
-        )
-        bias = attention.value.bias.detach().to(dtype)
-        return cls(PackedLinear([attention.query], dtype), key, value, bias, attention.scaling)
+        key, value = (linear.weight.detach().unflatten(0, heads) for linear in (attention.key, attention.value))
+        self.key, self.value = (key * attention.scaling).to(dtype), value.to(dtype).transpose(1, 2)
+        self.value_bias = attention.value.bias.detach().to(dtype)
 
-    def read(self, first: torch.Tensor, states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the context `(batch, width)` of the queries `(batch, width)` over states `(batch, length, any width)`.
+    def __call__(
+        self, queries: torch.Tensor, states: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the contexts `(batch, queries, width)` of projected queries `(batch, queries, width)`.
 
         Args:
-            first: the queries before their projection.
-            states: what they attend to.
+            queries: what attends, projected.
+            states: what it attends to, `(batch, length, any width)`.
             mask: `(batch, length)`, 1 for tokens, 0 for padding; None without padding.
         """
-        states = states.to(self.value.dtype)
-        heads, head_size, _ = self.key.shape
-        queries = self.query(first).unflatten(-1, (heads, head_size)).transpose(0, 1)  # heads, batch, width of a head
-        queries = (queries @ self.key).transpose(0, 1)  # batch, heads, width of the states
-        scores = (queries @ states.transpose(1, 2)).float() * self.scaling  # batch, heads, length
+        states = states.to(self.key.dtype)
+        batch, num_queries, width = queries.shape
+        heads, _, states_width = self.key.shape
+        of_heads = queries.reshape(batch * num_queries, heads, -1).unbind(1)
+        wide = states.new_empty(batch * num_queries, heads, states_width)
+        for query, key, out in zip(of_heads, self.key, wide.unbind(1), strict=True):
+            torch.mm(query, key, out=out)
+        scores = (wide.view(batch, -1, states_width) @ states.transpose(1, 2)).float()
         if mask is not None:
             scores = scores.masked_fill(mask[:, None] == 0, -torch.inf)
-        means = scores.softmax(dim=-1).to(states.dtype) @ states
-        return (means.transpose(0, 1) @ self.value.transpose(1, 2)).transpose(0, 1).flatten(1) + self.value_bias
+        means = torch.bmm(scores.softmax(dim=-1).to(states.dtype), states, out=wide.view(batch, -1, states_width))
+        contexts = states.new_empty(batch * num_queries, heads, width // heads)
+        for mean, value, out in zip(means.view(wide.shape).unbind(1), self.value, contexts.unbind(1), strict=True):
+            torch.mm(mean, value, out=out)
+        return contexts.view(queries.shape) + self.value_bias
 
 
 class _PackedLayer(PackedTextLayer):
@@ -295,50 +309,41 @@ class _PackedLayer(PackedTextLayer):
         self.crossattention, cross = layer.crossattention, layer.crossattention.self
         self.image_output = PackedLinear([layer.crossattention.output.dense], dtype)
         self.image_norm = PackedNorm(layer.crossattention.output.LayerNorm, self.norm_dtype)
+        self.image_queries = PackedLinear([cross.query], dtype)
+        self.unprojected_images = _UnprojectedAttention(cross, dtype)
         if is_last:
-            self.first_to_text, self.first_to_image = (
-                _OneQuery.of(layer.attention.self, dtype),
-                _OneQuery.of(cross, dtype),
-            )
+            self.text_queries = PackedLinear([layer.attention.self.query], dtype)
+            self.unprojected_text = _UnprojectedAttention(layer.attention.self, dtype)
         else:
-            self.image_queries = PackedLinear([cross.query], dtype)
             self.image_keys_values = PackedLinear([cross.key, cross.value], dtype)
 
     def read_text_for_first(self, states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Apply self-attention to the first of the states `(batch, length, width)`; return `(batch, 1, width)`."""
-        context = self.first_to_text.read(states[:, 0], states, attention_mask)
-        return self.text_norm(self.text_output(context)[:, None] + states[:, :1])
-
-    def read_image_for_first(
-        self, states: torch.Tensor, image_hidden_states: torch.Tensor, image_index: torch.Tensor
-    ) -> torch.Tensor:
-        """Apply cross-attention to the image of each pair, and the feed-forward part, to `(pairs, 1, width)` states."""
-        first = states[:, 0]
-        step = _pairs_per_gather(states)
-        contexts = [
-            self.first_to_image.read(some, image_hidden_states.index_select(0, images))
-            for some, images in zip(first.split(step), image_index.split(step), strict=True)
-        ]
-        return self.feed_forward(self.image_norm(self.image_output(torch.cat(contexts))[:, None] + states))
+        first = states[:, :1]
+        context = self.unprojected_text(self.text_queries(first), states, attention_mask)
+        return self.text_norm(self.text_output.added_to(first, context))
 
     def read_images(
-        self, states: torch.Tensor, queries: torch.Tensor, keys_values: KeysValues, image_index: torch.Tensor
+        self, states: torch.Tensor, queries: torch.Tensor, images: LayerImages, image_index: torch.Tensor
     ) -> torch.Tensor:
-        """Apply cross-attention to the image of each pair, and the feed-forward part, to `(pairs, length, width)` states."""
-        step = _pairs_per_gather(queries)
+        """Apply cross-attention to the image of each pair, and the feed-forward part, to `(pairs, length, width)` states.
+
+        Args:
+            states: the states.
+            queries: `image_queries` of the states.
+            images: what the layer reads.
+            image_index: image of each pair, `(pairs,)`.
+        """
+        step = PAIRS_PER_GATHER if queries.device.type == "cpu" else len(queries)
         contexts = [
-            mix_values(
-                self.crossattention,
-                some,
-                keys_values[0].index_select(0, images),
-                keys_values[1].index_select(0, images),
-                None,
-            )
-            for some, images in zip(queries.split(step), image_index.split(step), strict=True)
+            self._attend(some, images, index)
+            for some, index in zip(queries.split(step), image_index.split(step), strict=True)
         ]
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
         return self.feed_forward(self.image_norm(self.image_output.added_to(states, context)))
 
-
-def _pairs_per_gather(states: torch.Tensor) -> int:
-    return PAIRS_PER_GATHER if states.device.type == "cpu" else len(states)
+    def _attend(self, queries: torch.Tensor, images: LayerImages, image_index: torch.Tensor) -> torch.Tensor:
+        if isinstance(images, torch.Tensor):
+            return self.unprojected_images(queries, images.index_select(0, image_index))
+        keys, values = (states.index_select(0, image_index) for states in images)
+        return mix_values(self.crossattention, queries, keys, values, None)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mra.common.sharding import Shard
 from mra.retrieval import reranking
-from mra.retrieval.encode import ImageEncodings, encode_images, encode_texts
+from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts
 from mra.retrieval.evaluation import read_captions
 from mra.retrieval.matching import PairMatcher, match_pairs
 from mra.retrieval.reranking import rerank, rerank_logits, similarity_matrix, top_k
@@ -145,6 +145,38 @@ def test_pairs_of_a_batch_of_images_are_ordered_by_the_length_of_their_text(worl
     ordered = sorted(range(len(captions)), key=lambda text: (lengths[text], text))
     assert stable == [True, True]
     assert seen == [[text for text in ordered for _ in batch] for batch in images.batches]
+
+
+@torch.no_grad()
+def test_images_read_without_projection_give_the_same_logits(world, every_pair):
+    model, _, _, _, texts, images = world
+    matcher, pairs = PairMatcher(model), torch.arange(len(images.embeds))
+    hidden_states, mask = texts.padded(torch.tensor([0, 1, 2]))
+    assert not mask.all()  # some are padded
+    for text in range(3):
+        expected = every_pair[0, text]
+        for are_projected in (True, False):
+            read = matcher.read_by_layers(images.hidden_states[:, 0], are_projected)
+            logits = matcher.match_logits(hidden_states, mask, read, torch.full_like(pairs, text), pairs)
+            assert torch.allclose(logits[:, 1], expected, atol=2e-5)
+
+
+def test_images_are_projected_where_that_costs_less(world, monkeypatch):
+    model, _, _, _, texts, images = world
+    chosen = []
+
+    class Spy(PairMatcher):
+        def read_by_layers(self, image_hidden_states, are_projected=True):
+            chosen.append(are_projected)
+            return super().read_by_layers(image_hidden_states, are_projected)
+
+    matcher, pairs = Spy(model), torch.arange(len(images.embeds))
+    word = TextEncodings(texts.embeds[:1], texts.hidden_states[:1], torch.tensor([1]))
+    matcher.match(word, images.hidden_states[:, :1], torch.zeros_like(pairs), pairs)
+    num_texts = len(texts.lengths)
+    by_length = texts.lengths.argsort().repeat_interleave(len(pairs))
+    matcher.match(texts, images.hidden_states[:, :1], by_length, pairs.repeat(num_texts))
+    assert chosen == [False, True]
 
 
 def test_a_bar_is_shown_only_if_asked_for(world, capfd):

@@ -1,5 +1,7 @@
 """Time image encoder and matcher on a CPU: as published in float32, against the packed ones in the precision chosen for it.
 
+The image encoder in int8 is timed in the same run, where the CPU has instructions for it.
+
 python benchmarks/cpu.py --full_size --json
 """
 
@@ -20,10 +22,12 @@ from benchmarks.measure import Cost, caption_lengths, make_config, matmul_rate, 
 from benchmarks.rerank import make_encodings, make_model
 from mra.common.arguments import option, parse_arguments
 from mra.common.environment import cpu_name
+from mra.common.private_interfaces import has_int8_products
 from mra.gallery.searching import ROUND_SIZES
 from mra.retrieval.encode import TextEncodings
 from mra.retrieval.matching import PairMatcher
 from mra.retrieval.precision import resolve_dtype
+from mra.retrieval.quantized import CALIBRATION_IMAGES, QuantizedVision
 from mra.retrieval.towers import Towers, forward_context
 from tests.oracle.plain import plain_rerank
 
@@ -86,6 +90,11 @@ def main(argv: list[str] | None = None) -> None:
         "query": lambda: [score(query_texts, some) for some in rounds],
         "query_in_full": lambda: score(query_texts, query_tokens),
     }
+    if has_int8_products():
+        quantized = QuantizedVision(model.vision_model)
+        for _ in range(0, CALIBRATION_IMAGES, args.images):
+            quantized(torch.randn_like(pixels))
+        works["encoder_int8"] = lambda: quantized(pixels)
     results = {name: work() for name, work in works.items()}  # warms up
     best = dict.fromkeys(works, float("inf"))
     for _ in range(args.repeats):
@@ -94,9 +103,18 @@ def main(argv: list[str] | None = None) -> None:
             with cost.measured(CPU):
                 work()
             best[name] = min(best[name], cost.cpu_seconds)
-    plain, packed = (
-        model.get_image_features(image_hidden_states=results[f"encoder_{name}"]) for name in ("plain", "packed")
-    )
+    encoders = [name for name in works if name.startswith("encoder_")]
+    embeds = {name: model.get_image_features(image_hidden_states=results[name]) for name in encoders}
+    cosines = {
+        name: F.cosine_similarity(embeds["encoder_plain"], embedded).min().item() for name, embedded in embeds.items()
+    }
+    int8 = {}
+    if "encoder_int8" in works:
+        int8 = {
+            "image_seconds_int8": best["encoder_int8"] / args.images,
+            "encoder_ratio_int8": best["encoder_plain"] / best["encoder_int8"],
+            "embedding_cosine_min_int8": cosines["encoder_int8"],
+        }
     difference = (results["matcher_plain"] - results["matcher_packed"]).abs().max().item()
     show(
         describe_cpu()
@@ -114,9 +132,10 @@ def main(argv: list[str] | None = None) -> None:
             "query_pairs_matched": MATCHED_OF_QUERY,
             "query_seconds_128_without_early_stopping": best["query_in_full"],
             "query_tokens": int(caption_lengths(1, model.config.max_text_length)),
-            "embedding_cosine_min": F.cosine_similarity(plain, packed).min().item(),
+            "embedding_cosine_min": cosines["encoder_packed"],
             "largest_difference_of_logits": difference,
-        },
+        }
+        | int8,
         args.json,
     )
 

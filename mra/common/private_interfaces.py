@@ -75,6 +75,67 @@ def pack_linear(
     return product
 
 
+def pack_int8_linear(
+    weight: "torch.Tensor",
+    bias: "torch.Tensor | None",
+    rows: int,
+    input_scale: float,
+    input_zero: int,
+    gelu: bool = False,
+) -> "Callable[..., torch.Tensor]":
+    """Return a linear layer in int8 in oneDNN's own layout, as TorchInductor does for quantised models.
+
+    Weights become int8 with a scale for each output, symmetric around zero. Only where [`has_int8_products`] is true.
+
+    Args:
+        weight: `(out, in)` float32 on the CPU.
+        bias: `(out,)`.
+        rows: approximate number of tokens per product.
+        input_scale: step of the inputs, which are `scale * (uint8 - zero)`.
+        input_zero: the uint8 that means zero.
+        gelu: whether to apply an exact GELU to the result.
+
+    Returns:
+        A function of uint8 `(..., in)`. Its second argument is `(..., out)` float32 to add to the result. Its third are scale
+        and zero of a uint8 result; without them the result is float32.
+    """
+    import torch
+
+    operators = torch.ops.onednn
+    steps = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    quantized = (weight / steps[:, None]).round().to(torch.int8)
+    packed = operators.qlinear_prepack(quantized, [rows, weight.shape[1]])
+    scaled = (input_scale, input_zero, packed, steps, torch.zeros(len(weight), dtype=torch.int8))
+    activation = ("gelu", [], "none") if gelu else ("none", [], "")
+
+    def product(
+        states: torch.Tensor, added: torch.Tensor | None = None, output: tuple[float, int] | None = None
+    ) -> torch.Tensor:
+        if added is not None:
+            no_scale = (1.0, 0, torch.float32, 1.0, 0)
+            return operators.qlinear_pointwise.binary(states, *scaled, added, bias, *no_scale, "add", 1.0, *activation)
+        scale, zero, dtype = (1.0, 0, torch.float32) if output is None else (*output, torch.uint8)
+        return operators.qlinear_pointwise(states, *scaled, bias, scale, zero, dtype, *activation)
+
+    return product
+
+
+def has_int8_products() -> bool:
+    """Return whether [`pack_int8_linear`] works, and this CPU has the instructions (VNNI, AMX) that make it exact and fast."""
+    import torch
+
+    needed = ("qlinear_prepack", "qlinear_pointwise")
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.onednn, name) for name in needed):
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    if hasattr(torch.cpu, "_is_vnni_supported"):
+        return torch.cpu._is_vnni_supported()
+    _warn("torch.cpu._is_vnni_supported", "int8 cannot be used")
+    return False
+
+
 def raise_recompile_limit(limit: int) -> None:
     """Let TorchDynamo compile a function for at least `limit` shapes."""
     import torch._dynamo

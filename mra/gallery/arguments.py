@@ -44,8 +44,10 @@ class EncoderArguments:
         "CPU if the export is of the gallery's model, and else uses PyTorch",
     )
     device: str | None = option(None, "cpu, cuda, ...; by default the GPU if there is one")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = option(
-        None, "dtype of the forward passes; auto, the faster of float32 and bfloat16 on this device"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] | None = option(
+        None,
+        "dtype of the forward passes; auto, the faster of float32 and bfloat16 on this device; int8, the image encoder alone, "
+        "on a CPU, calibrated on the first 32 images",
     )
     token_cache: float = option(4.0, "maximum size of the token cache in GiB", metavar="GIB")
 

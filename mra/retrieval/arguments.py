@@ -39,9 +39,10 @@ class RetrievalArguments:
         None, "most pairs per forward pass of re-ranking; chosen for the device when left out"
     )
     num_workers: int = option(2, "worker processes that decode and resize images")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = option(
         "float32",
-        "precision of the forward passes; the weights stay float32; auto, the faster of float32 and bfloat16 on this device",
+        "precision of the forward passes; the weights stay float32; auto, the faster of float32 and bfloat16 on this device; "
+        "int8, the image encoder alone, on a CPU, calibrated on the first 32 images",
     )
     attn_implementation: Literal["sdpa", "eager"] = option("sdpa", "attention implementation")
     num_queries_in_picture: int = option(8, "queries shown in ranking.png, evenly spaced over all; 0 for no picture")

@@ -11,7 +11,7 @@ from mra.common.sharding import without_lone_row
 from mra.retrieval.encode import TextEncodings
 from mra.retrieval.packed import PackedLinear, PackedNorm, PackedTextLayer
 from mra.retrieval.score_fusion import match_scores
-from mra.retrieval.towers import forward_context, inner_model
+from mra.retrieval.towers import device_and_dtype, forward_context, inner_model
 
 
 # Pairs per forward pass: small enough for a CPU's cache, large enough to keep an accelerator busy.
@@ -54,8 +54,7 @@ class PairMatcher:
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
         self.model = inner_model(model)
-        parameter = next(self.model.parameters())
-        self.device, self.dtype = parameter.device, dtype or parameter.dtype
+        self.device, self.dtype = device_and_dtype(self.model, dtype)
         with torch.no_grad():
             *others, last = cast(list[MRAFusionLayer], list(self.model.fusion_layers))
             self.layers = [_PackedLayer(layer, self.dtype, is_last=False) for layer in others]
@@ -274,9 +273,7 @@ class _UnprojectedAttention:
         self.key, self.value = (key * attention.scaling).to(dtype), value.to(dtype).transpose(1, 2)
         self.value_bias = attention.value.bias.detach().to(dtype)
 
-    def __call__(
-        self, queries: torch.Tensor, states: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def __call__(self, queries: torch.Tensor, states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return the contexts `(batch, queries, width)` of projected queries `(batch, queries, width)`.
 
         Args:

@@ -174,6 +174,9 @@ class PackedVision:
         vision_model: the tower, see [`can_pack`].
         dtype: float32 or bfloat16.
 
+    Attributes:
+        steps: what maps the tokens of one layer to those of the next, in order.
+
     Raises:
         ValueError: if a layer is not a plain linear layer.
     """
@@ -195,7 +198,7 @@ class PackedVision:
                 if not torch.equal(order, wanted):
                     self.steps.append(_Reordering(order, wanted))
                     order = wanted
-                self.steps.append(_PackedBlock(block, dtype))
+                self.steps.append(PackedBlock(block, dtype))
         self.to_grid = _Reordering(order, torch.arange(len(order)))
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -204,9 +207,13 @@ class PackedVision:
             images = max(1, TOKENS_PER_PASS // self.patch_embed.num_patches)
             return torch.cat([self._encode(some) for some in pixel_values.split(images)])
 
-    def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Map `(batch, 3, height, width)` to `(batch, patches, width)`, which the first step takes."""
         embed = self.patch_embed
-        states = embed(pixel_values.to(embed.proj.weight.dtype)).flatten(1, 2).to(self.dtype)
+        return embed(pixel_values.to(embed.proj.weight.dtype)).flatten(1, 2).to(self.dtype)
+
+    def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        states = self.embed(pixel_values)
         for step in self.steps:
             states = step(states)
         norm = self.norm
@@ -246,8 +253,16 @@ class _Merging:
         return self.reduction(self.norm(self.gather(states).unflatten(1, (-1, 4)).flatten(2)))
 
 
-class _PackedBlock:
-    """A Swin block on tokens that lie in the order of its windows."""
+class PackedBlock:
+    """A Swin block on tokens that lie in the order of its windows.
+
+    Args:
+        block: the block.
+        dtype: float32 or bfloat16.
+
+    Raises:
+        ValueError: if a layer is not a plain linear layer.
+    """
 
     def __init__(self, block: SwinTransformerBlock, dtype: torch.dtype) -> None:
         attention, mlp = cast(Any, block.attn), cast(Any, block.mlp)
@@ -263,17 +278,18 @@ class _PackedBlock:
             PackedNorm(cast(nn.LayerNorm, block.norm1), dtype),
             PackedNorm(cast(nn.LayerNorm, block.norm2), dtype),
         )
-        self.queries_keys_values = PackedLinear([_with_scaled_queries(attention)], dtype)
+        self.queries_keys_values = PackedLinear([with_scaled_queries(attention)], dtype)
         self.output = PackedLinear([attention.proj], dtype)
         self.widen = PackedLinear([mlp.fc1], dtype, mlp.act)
         self.narrow = PackedLinear([mlp.fc2], dtype)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        states = self.output.added_to(states, self._attend(self.queries_keys_values(self.norm1(states))))
+        """Map `(batch, tokens, width)` to the same shape."""
+        states = self.output.added_to(states, self.attend(self.queries_keys_values(self.norm1(states))))
         return self.narrow.added_to(states, self.widen(self.norm2(states)))
 
-    def _attend(self, projected: torch.Tensor) -> torch.Tensor:
-        """Return the attention's result `(batch, tokens, width)` for projected `(batch, tokens, 3 width)`."""
+    def attend(self, projected: torch.Tensor) -> torch.Tensor:
+        """Return the means of values `(batch, tokens, width)` for projected `(batch, tokens, 3 width)`."""
         batch, width = len(projected), projected.shape[-1] // 3
         parts = projected.view(-1, self.window, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         if self.is_fused:  # image by image, because the mask of shifted windows would have to be repeated for a batch
@@ -290,7 +306,7 @@ class _PackedBlock:
         return context.transpose(1, 2).reshape(batch, -1, width)
 
 
-def _with_scaled_queries(attention: Any) -> nn.Linear:
+def with_scaled_queries(attention: Any) -> nn.Linear:
     """Return the projection to queries, keys and values of a window's attention, its scale applied to the queries."""
     if type(attention.qkv) is not nn.Linear:
         return attention.qkv

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from modeling_mra import MRAModel
 from mra.retrieval.packed import PackedText, PackedVision, can_pack
+from mra.retrieval.quantized import QuantizedVision
 
 
 class Towers:
@@ -21,7 +22,8 @@ class Towers:
 
     Args:
         model: an MRAModel, or a model with one as `.mra`, in eval mode, on the device to use.
-        dtype: dtype of the forward passes; None for that of the weights.
+        dtype: dtype of the forward passes; None for that of the weights. int8 is that of the image encoder's linear layers on
+            a CPU, see [`QuantizedVision`], and all else is float32.
 
     Attributes:
         model: the MRAModel.
@@ -29,13 +31,19 @@ class Towers:
         dtype: dtype of the forward passes.
 
     Raises:
-        ValueError: when first used on a CPU, if a linear layer is not a plain one, such as one with an adapter.
+        ValueError: when first used on a CPU, if a linear layer is not a plain one, such as one with an adapter; for int8 on
+            another device, or see [`QuantizedVision`].
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
         self.model = inner_model(model)
         self.device, self.dtype = device_and_dtype(model, dtype)
         self._is_packed = self.device.type == "cpu" and self.dtype in (torch.float32, torch.bfloat16)
+        self._is_quantized = dtype == torch.int8
+        if self._is_quantized and not self._is_packed:
+            raise ValueError(
+                f"int8 runs on a CPU with float32 weights, the model is on {self.device}: use --dtype auto"
+            )
 
     @classmethod
     def of(cls, model: "PreTrainedModel | Towers", dtype: torch.dtype | None = None) -> "Towers":
@@ -52,6 +60,8 @@ class Towers:
 
     @functools.cached_property
     def _vision(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        if self._is_quantized:
+            return QuantizedVision(self.model.vision_model)
         if self._is_packed and can_pack(self.model.vision_model):
             return PackedVision(self.model.vision_model, self.dtype)
         return self.model.get_image_hidden_states
@@ -84,6 +94,6 @@ def forward_context(model: torch.nn.Module, dtype: torch.dtype | None) -> Iterat
 
 
 def device_and_dtype(model: torch.nn.Module, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
-    """Return the device of a model, and the dtype of its forward passes: that of the weights if none is given."""
+    """Return the device of a model, and the dtype of its forward passes: that of the weights if none or int8 is given."""
     parameter = next(model.parameters())
-    return parameter.device, dtype or parameter.dtype
+    return parameter.device, parameter.dtype if dtype in (None, torch.int8) else dtype

@@ -14,7 +14,9 @@ from torch import nn
 
 from mra.common import private_interfaces
 from mra.common.private_interfaces import (
+    has_int8_products,
     new_shared_float32,
+    pack_int8_linear,
     pack_linear,
     raise_recompile_limit,
     release_milvus_lite,
@@ -30,6 +32,9 @@ INTERFACES = {
     "torch:ops.mkldnn._reorder_linear_weight": "pack_linear",
     "torch:ops.mkldnn._linear_pointwise": "pack_linear",
     "torch:ops.mkldnn._is_mkldnn_bf16_supported": "pack_linear",
+    "torch:ops.onednn.qlinear_prepack": "pack_int8_linear",
+    "torch:ops.onednn.qlinear_pointwise": "pack_int8_linear",
+    "torch:cpu._is_vnni_supported": "has_int8_products",
     "torch._dynamo:config.recompile_limit": "raise_recompile_limit",
     "milvus_lite.server_manager:server_manager_instance.release_server": "release_milvus_lite",
     "torch._subclasses.fake_tensor:FakeTensorMode": "benchmarks/memory.py counts nothing",
@@ -172,6 +177,32 @@ def test_packed_linear_equals_the_plain_one(gelu):
     if packed is None:
         pytest.skip("this PyTorch has no oneDNN")
     torch.testing.assert_close(packed(states), nn.functional.gelu(expected) if gelu else expected)
+
+
+@pytest.mark.skipif(not has_int8_products(), reason="this CPU has no instructions for int8")
+@pytest.mark.parametrize("gelu", [False, True])
+def test_int8_linear_equals_the_product_of_what_it_rounds(gelu):
+    torch.manual_seed(0)
+    steps, rows = torch.rand(16) / 100 + 0.01, torch.randint(-126, 127, (16, 8)).float()
+    rows[:, 0] = 127  # so that the scale of each output is its step
+    linear, states = nn.Linear(8, 16), torch.randint(0, 256, (4, 8), dtype=torch.uint8)
+    weight, bias = rows * steps[:, None], linear.bias.detach()
+    packed = pack_int8_linear(weight, bias, 4, 0.03, 100, gelu)
+    expected = nn.functional.linear(0.03 * (states.float() - 100), weight, bias)
+    if gelu:
+        expected = nn.functional.gelu(expected)
+    else:
+        torch.testing.assert_close(packed(states, expected), 2 * expected)
+    torch.testing.assert_close(packed(states), expected)
+    rounded = packed(states, None, (0.5, 20))
+    assert rounded.dtype == torch.uint8
+    difference = rounded.float() - (expected / 0.5 + 20).clamp(0, 255)
+    assert difference.abs().max() < 0.51
+
+
+def test_no_int8_without_its_operators(monkeypatch):
+    monkeypatch.setattr(torch.ops, "onednn", object(), raising=False)
+    assert not has_int8_products()
 
 
 def test_no_packed_linear_without_its_operators(monkeypatch, log):

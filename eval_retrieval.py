@@ -4,29 +4,34 @@
         --output_dir outputs/eval --rerank_k 512
 
 or with several processes and the same result, `accelerate launch --num_processes 4 eval_retrieval.py ...`. Prints the metrics
-and writes `metrics.json`, `ranking.png` and, with `--save_scores`, `scores.safetensors` to `--output_dir`.
+and writes `metrics.json`, `queries.parquet` (the results of each query), `ranking.png` and, with `--save_scores`,
+`scores.safetensors` to `--output_dir`.
+
+With `--matrix`, several models are evaluated on several datasets, each pair in the folder MODEL/DATASET of `--output_dir`:
+
+    python eval_retrieval.py --matrix --model cuhk=models/mra-cuhk icfg=models/mra-icfg \
+        --dataset data/arrow/cuhk data/arrow/icfg --output_dir outputs/matrix
 
 The fusion of scores is read from the model's `retrieval.json`, or else chosen on the validation split and saved there;
 `--score_fusion` overrides it.
 """
 
-import importlib.metadata
 import json
 import logging
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mra.common.arguments import parse_arguments
-from mra.retrieval.arguments import RetrievalArguments
+from mra.retrieval.arguments import EVALUATION, EvaluationArguments, RankingArguments, RetrievalArguments
 
 
 if __name__ == "__main__":
     # Answer --help and report typos before the imports below, which take seconds.
-    parse_arguments([RetrievalArguments], description=__doc__)
+    parse_arguments(EVALUATION, description=__doc__)
 
+import pyarrow.parquet as pq
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from datasets import Dataset
@@ -38,6 +43,7 @@ from mra.common.files import whole_file
 from mra.common.loading import load_model, load_processor
 from mra.common.sharding import check_processes
 from mra.common.tables import load_split
+from mra.common.weight_files import model_digest
 from mra.retrieval import (
     RankedQuery,
     RetrievalResult,
@@ -47,13 +53,21 @@ from mra.retrieval import (
 )
 from mra.retrieval.encode import read_row, undecoded
 from mra.retrieval.evaluation import below_similarity
+from mra.retrieval.evaluation_files import (
+    QUERIES_FILE,
+    REPORT_FILE,
+    file_digests,
+    library_versions,
+    query_table,
+    split_digests,
+)
+from mra.retrieval.matrix import find_unfinished, list_cells, save_matrix
 from mra.retrieval.precision import resolve_dtype
 from mra.retrieval.ranking import Ranking, find_ranking
 from mra.retrieval.retrieval_choice import AUTO
 from mra.retrieval.score_fusion import fusion_name
 
 
-VERSIONS_OF = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets")
 RANKED_IN_PICTURE = 10
 PASSED_ON = ("flip", "batch_size", "rerank_batch_size", "num_workers")
 
@@ -61,14 +75,44 @@ logger = logging.getLogger("mra_retrieval")
 
 
 def main(argv: list[str] | None = None, program: str = "eval_retrieval.py") -> None:
-    """Evaluate a model on a split, print the metrics and save them."""
-    (args,) = parse_arguments([RetrievalArguments], prog=program, description=__doc__, argv=argv)
+    """Evaluate a model on a split, or with `--matrix` every model on every dataset, and save and print the metrics."""
+    evaluation, ranking = parse_arguments(EVALUATION, prog=program, description=__doc__, argv=argv)
     with plain_errors(program):
         state = start_processes()
     if state.is_main_process:
         logging.basicConfig(format="%(message)s")
         logger.setLevel(logging.INFO)
+    if evaluation.matrix:
+        evaluate_matrix(evaluation, ranking, state, program)
+    else:
+        of_one = {"model": evaluation.model[0], "dataset": evaluation.dataset[0], "output_dir": evaluation.output_dir}
+        evaluate(RetrievalArguments(**of_one, **asdict(ranking)), state, program)
+    state.destroy_process_group()
 
+
+def evaluate_matrix(
+    evaluation: EvaluationArguments, ranking: RankingArguments, state: PartialState, program: str
+) -> None:
+    """Evaluate each pair of a model and a dataset that is not finished, and print and save the table of all."""
+    cells = list_cells(evaluation, ranking)
+    with plain_errors(program, evaluation.output_dir):
+        unfinished = []
+        if state.is_main_process:
+            try_folder(evaluation.output_dir, "--output_dir")
+            unfinished = find_unfinished(cells)
+        (unfinished,) = broadcast_object_list([unfinished])
+    for cell in unfinished:
+        if state.is_main_process:
+            print(f"\n{cell.model} on {cell.dataset}")
+        evaluate(cell.args, state, program)
+    if state.is_main_process:
+        with plain_errors(program, evaluation.output_dir):
+            text, path = save_matrix(cells, evaluation.output_dir)
+        print(f"\n{text}\nwrote {path}")
+
+
+def evaluate(args: RetrievalArguments, state: PartialState, program: str) -> None:
+    """Evaluate a model on a split, print the metrics and save them."""
     options: dict[str, Any] = {name: getattr(args, name) for name in PASSED_ON} | {"progress": True}
     with plain_errors(program, args.output_dir):
         if state.is_main_process:
@@ -78,6 +122,7 @@ def main(argv: list[str] | None = None, program: str = "eval_retrieval.py") -> N
         model = load_model(args.model, args.attn_implementation).to(state.device)  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
         (options["dtype"],) = broadcast_object_list([resolve_dtype(model.eval(), args.dtype)])
         processor = load_processor(args.model)
+        inputs = {"model": model_digest(args.model), **split_digests(dataset)} if state.is_main_process else {}
         ranking = find_ranking(model, processor, args, options)
         weight = 1.0 if ranking.match_weight is None else ranking.match_weight
         options |= {"rerank_k": ranking.rerank_k, "score_fusion": ranking.score_fusion, "match_weight": weight}
@@ -100,9 +145,8 @@ def main(argv: list[str] | None = None, program: str = "eval_retrieval.py") -> N
             for line in lines:
                 print(f"{kind}: {line}")
         with plain_errors(program, args.output_dir, (ValueError,)):
-            for path in save_result(result, ranking, dataset, args, state.num_processes):
+            for path in save_result(result, ranking, dataset, args, inputs, state.num_processes):
                 print(f"wrote {path}")
-    state.destroy_process_group()
 
 
 def label_row(name: str, result: RetrievalResult) -> str:
@@ -122,9 +166,14 @@ def start_processes() -> PartialState:
 
 
 def save_result(
-    result: RetrievalResult, ranking: Ranking, dataset: Dataset, args: RetrievalArguments, num_processes: int
+    result: RetrievalResult,
+    ranking: Ranking,
+    dataset: Dataset,
+    args: RetrievalArguments,
+    inputs: dict[str, str],
+    num_processes: int,
 ) -> list[Path]:
-    """Write metrics, picture and scores atomically; return the written paths."""
+    """Write metrics, results of each query, picture and scores, each file atomically; return the written paths."""
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     report = {
@@ -141,8 +190,8 @@ def save_result(
         "num_processes": num_processes,
         "timings": result.timings,
         "arguments": asdict(args),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        "inputs": inputs,
+        "versions": library_versions(),
     }
     written = []
 
@@ -152,8 +201,12 @@ def save_result(
             save(unfinished)
         written.append(path)
 
+    def write_report(path: Path) -> None:
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
     # Metrics first: a full disk or a failure to draw the picture must not lose them.
-    write("metrics.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8"))
+    write(REPORT_FILE, write_report)
+    write(QUERIES_FILE, lambda path: pq.write_table(query_table(result), path, compression="zstd"))
     if args.save_scores:
         names = ("similarity", "reranked", "top_indices", "match_scores", "match_logits")
         names += ("query_ids", "query_rows", "gallery_ids")
@@ -162,6 +215,10 @@ def save_result(
     if args.num_queries_in_picture > 0:
         picture = draw_result(result, dataset, args)
         write("ranking.png", picture.save)
+    # Last what belongs to them: without it, the evaluation was stopped.
+    report["files"] = file_digests(written[1:])
+    with whole_file(written[0]) as unfinished:
+        write_report(unfinished)
     return written
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mra.common.arguments import parse_arguments
-from mra.retrieval.arguments import EVALUATION, EvaluationArguments, RankingArguments, RetrievalArguments
+from mra.retrieval.arguments import EVALUATION, EvaluatedArguments, RankingArguments, RetrievalArguments
 
 
 if __name__ == "__main__":
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None, program: str = "eval_retrieval.py") -> N
 
 
 def evaluate_matrix(
-    evaluation: EvaluationArguments, ranking: RankingArguments, state: PartialState, program: str
+    evaluation: EvaluatedArguments, ranking: RankingArguments, state: PartialState, program: str
 ) -> None:
     """Evaluate each pair of a model and a dataset that is not finished, and print and save the table of all."""
     cells = list_cells(evaluation, ranking)

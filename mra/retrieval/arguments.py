@@ -9,7 +9,7 @@ from mra.common.arguments import option, require
 
 
 @dataclass
-class EvaluationArguments:
+class EvaluatedArguments:
     """Model and dataset to evaluate, or several of both."""
 
     model: list[str] = option(
@@ -137,7 +137,7 @@ class RetrievalArguments(RankingArguments):
 
 
 # Themes of `mra evaluate` and eval_retrieval.py.
-EVALUATION = (EvaluationArguments, RankingArguments)
+EVALUATION = (EvaluatedArguments, RankingArguments)
 
 
 @dataclass

@@ -44,8 +44,10 @@ def split_digests(split: datasets.Dataset) -> dict[str, str]:
     captions, rows, identities = read_captions(split)
     images = hashlib.sha256()
     for row, identity in zip(undecoded(split.select_columns("image")), identities.tolist(), strict=True):
-        image = row["image"]
-        content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        source = row["image"]
+        if isinstance(source, dict):
+            source = source["path"] if source["bytes"] is None else source["bytes"]
+        content = Path(source).read_bytes() if isinstance(source, str) else source or b""  # encoding refuses no image
         images.update(f"{identity}:{hashlib.sha256(content).hexdigest()}\n".encode())
     queries = json.dumps([captions, rows.tolist()]).encode()
     return {"images": images.hexdigest(), "captions": hashlib.sha256(queries).hexdigest()}

@@ -9,7 +9,7 @@ from mra.common.loading import load_processor
 from mra.common.table_formats import format_markdown
 from mra.common.tables import load_split
 from mra.common.weight_files import model_digest
-from mra.retrieval.arguments import EvaluationArguments, RankingArguments, RetrievalArguments
+from mra.retrieval.arguments import EvaluatedArguments, RankingArguments, RetrievalArguments
 from mra.retrieval.compare import name_ranking
 from mra.retrieval.evaluation import METRIC_TITLES
 from mra.retrieval.evaluation_files import (
@@ -45,7 +45,7 @@ class MatrixCell:
     args: RetrievalArguments
 
 
-def list_cells(evaluation: EvaluationArguments, ranking: RankingArguments) -> list[MatrixCell]:
+def list_cells(evaluation: EvaluatedArguments, ranking: RankingArguments) -> list[MatrixCell]:
     """List the evaluations of a matrix, model by model."""
     return [
         MatrixCell(

@@ -23,6 +23,7 @@ from mra.common.tables import load_split
 from mra.common.weight_files import weights_digest
 from mra.retrieval import RetrievalChoice, choose_retrieval, evaluate_retrieval
 from mra.retrieval.arguments import EVALUATION
+from mra.retrieval.encode import undecoded
 from mra.retrieval.evaluation_files import changed_files, read_queries, split_digests
 from mra.retrieval.matrix import find_unfinished, list_cells
 from mra.retrieval.score_fusion import fusion_name
@@ -522,6 +523,12 @@ def test_digests_of_a_split_show_what_changed(folders, tmp_path):
 
     def change(**changes):
         return split_digests(split.map(lambda row, index: changes if index == 3 else {}, with_indices=True))
+
+    with_bytes = undecoded(split)[:]["image"]
+    for number, image in enumerate(with_bytes):
+        (tmp_path / f"{number}.png").write_bytes(image["bytes"])
+    for column in ([image["bytes"] for image in with_bytes], [str(tmp_path / f"{n}.png") for n in range(4)]):
+        assert split_digests(split.remove_columns("image").add_column("image", column)) == known
 
     captions = change(captions=["a person in a red coat", "a red coat with a red coat and coat"])
     assert captions["images"] == known["images"] and captions["captions"] != known["captions"]

@@ -19,12 +19,10 @@ from modeling_mra import MRAForPreTraining
 from mra.cli import main
 from mra.common.arguments import parse_arguments
 from mra.common.loading import load_model
-from mra.common.tables import load_split
 from mra.common.weight_files import weights_digest
 from mra.retrieval import RetrievalChoice, choose_retrieval, evaluate_retrieval
 from mra.retrieval.arguments import EVALUATION
-from mra.retrieval.encode import undecoded
-from mra.retrieval.evaluation_files import changed_files, read_queries, split_digests
+from mra.retrieval.evaluation_files import changed_files, read_queries
 from mra.retrieval.matrix import find_unfinished, list_cells
 from mra.retrieval.score_fusion import fusion_name
 from tests.helpers.retrieval import tiny_dataset, tiny_model, tiny_processor
@@ -508,29 +506,3 @@ def test_models_are_compared_by_their_queries(models_and_sets, capsys):
         SystemExit, match=r"cannot be compared, because they were evaluated on other images .16 and 6."
     ):
         main(["compare", *(f"{name}={world / 'matrix' / 'one' / name}" for name in ("data", "small"))])
-
-
-def test_digests_of_a_split_show_what_changed(folders, tmp_path):
-    """They hold for a copy in another folder, and change with one image, identity, caption or the order of rows."""
-    split = tiny_dataset(num_ids=2)
-    split.to_parquet(str(tmp_path / "test-00000-of-00001.parquet"))
-    known = split_digests(split)
-    assert split_digests(load_split(str(tmp_path), "test")) == known
-    other = split_digests(tiny_dataset(num_ids=2, seed=1))
-    assert other["images"] != known["images"] and other["captions"] != known["captions"]
-    swapped = split_digests(split.select([1, 0, 2, 3]))
-    assert swapped["images"] != known["images"] and swapped["captions"] != known["captions"]
-
-    def change(**changes):
-        return split_digests(split.map(lambda row, index: changes if index == 3 else {}, with_indices=True))
-
-    with_bytes = undecoded(split)[:]["image"]
-    for number, image in enumerate(with_bytes):
-        (tmp_path / f"{number}.png").write_bytes(image["bytes"])
-    for column in ([image["bytes"] for image in with_bytes], [str(tmp_path / f"{n}.png") for n in range(4)]):
-        assert split_digests(split.remove_columns("image").add_column("image", column)) == known
-
-    captions = change(captions=["a person in a red coat", "a red coat with a red coat and coat"])
-    assert captions["images"] == known["images"] and captions["captions"] != known["captions"]
-    identity = change(image_id=100)
-    assert identity["images"] != known["images"] and identity["captions"] == known["captions"]

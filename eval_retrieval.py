@@ -122,7 +122,9 @@ def evaluate(args: RetrievalArguments, state: PartialState, program: str) -> Non
         model = load_model(args.model, args.attn_implementation).to(state.device)  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
         (options["dtype"],) = broadcast_object_list([resolve_dtype(model.eval(), args.dtype)])
         processor = load_processor(args.model)
-        inputs = {"model": model_digest(args.model), **split_digests(dataset)} if state.is_main_process else {}
+        also: dict[str, Any] = {}
+        if state.is_main_process:
+            also["inputs"] = {"model": model_digest(args.model), **split_digests(dataset)}
         ranking = find_ranking(model, processor, args, options)
         weight = 1.0 if ranking.match_weight is None else ranking.match_weight
         options |= {"rerank_k": ranking.rerank_k, "score_fusion": ranking.score_fusion, "match_weight": weight}
@@ -141,11 +143,15 @@ def evaluate(args: RetrievalArguments, state: PartialState, program: str) -> Non
             if args.rerank_k == AUTO:
                 print(ranking.choice.describe_depth())
         print(format_table({label_row(name, result): values for name, values in result.metrics.items()}))
+        if args.image_to_text:
+            also["image_to_text"], num_images = result.image_to_text()
+            print(f"image to text: {num_images:,} images as queries to {len(result.captions):,} captions")
+            print(format_table({"similarity": also["image_to_text"]}))
         for kind, lines in (("note", ranking.notes), ("warning", ranking.warnings)):
             for line in lines:
                 print(f"{kind}: {line}")
         with plain_errors(program, args.output_dir, (ValueError,)):
-            for path in save_result(result, ranking, dataset, args, inputs, state.num_processes):
+            for path in save_result(result, ranking, dataset, args, also, state.num_processes):
                 print(f"wrote {path}")
 
 
@@ -170,10 +176,22 @@ def save_result(
     ranking: Ranking,
     dataset: Dataset,
     args: RetrievalArguments,
-    inputs: dict[str, str],
+    also: dict[str, Any],
     num_processes: int,
 ) -> list[Path]:
-    """Write metrics, results of each query, picture and scores, each file atomically; return the written paths."""
+    """Write metrics, results of each query, picture and scores, each file atomically.
+
+    Args:
+        result: result of the evaluation.
+        ranking: its ranking.
+        dataset: the split.
+        args: arguments of the evaluation.
+        also: further entries of `metrics.json`.
+        num_processes: processes that shared the work.
+
+    Returns:
+        The written paths.
+    """
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     report = {
@@ -190,7 +208,7 @@ def save_result(
         "num_processes": num_processes,
         "timings": result.timings,
         "arguments": asdict(args),
-        "inputs": inputs,
+        **also,
         "versions": library_versions(),
     }
     written = []

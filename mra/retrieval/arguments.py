@@ -96,6 +96,9 @@ class RankingArguments:
         "weight of the matching log-odds in `posterior`; chosen on the validation split when left out (1 if there "
         "is none)",
     )
+    image_to_text: bool = option(
+        False, "also report R@K of the other direction, by similarity alone: which captions fit each image"
+    )
     save_scores: bool = option(False, "also write scores.safetensors")
     batch_size: int = option(64, "images or captions per forward pass")
     rerank_batch_size: int | None = option(

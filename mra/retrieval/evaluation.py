@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from mra.common.sharding import Shard
 from mra.retrieval.encode import Rows, encode_images, encode_texts
-from mra.retrieval.metrics import QueryMetrics, query_metrics
+from mra.retrieval.metrics import QueryMetrics, query_metrics, retrieval_metrics
 from mra.retrieval.reranking import rerank_logits, similarity_matrix, top_k
 from mra.retrieval.score_fusion import (
     DEFAULT_SCORE_FUSION,
@@ -123,6 +123,16 @@ class RetrievalResult:
             temperature=self.temperature,
             match_weight=1.0 if match_weight is None else match_weight,
         )
+
+    def image_to_text(self) -> tuple[dict[str, float], int]:
+        """Measure the other direction by similarity: each image is a query to all captions, of which its person's are right.
+
+        Returns:
+            R1, R5, R10, mAP and mINP in percent, and the number of images measured: those of people with a caption.
+        """
+        is_described = torch.isin(self.gallery_ids, self.query_ids)
+        scores = self.similarity[:, is_described].T
+        return retrieval_metrics(scores, self.gallery_ids[is_described], self.query_ids), len(scores)
 
     def with_fusion(self, score_fusion: str, match_weight: float | None = None) -> "RetrievalResult":
         """Return this result with another fusion of its scores; for arguments and errors see `fuse`."""

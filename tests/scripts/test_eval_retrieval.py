@@ -292,6 +292,16 @@ def test_similarity_alone_without_picture(folders, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "queries.parquet"]
 
 
+def test_image_to_text_is_reported_apart(folders, tmp_path, capsys):
+    more = ("--rerank_k", "0", "--num_queries_in_picture", "0", "--num_workers", "0", "--image_to_text")
+    eval_retrieval.main(flags(folders, tmp_path, *more))
+    _, printed = capsys.readouterr().out.split("image to text: 16 images as queries to 24 captions\n")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())["image_to_text"]
+    assert f"similarity{metrics['R1']:8.2f}{metrics['R5']:8.2f}" in printed
+    main(["compare", f"a={tmp_path}"])
+    assert len(capsys.readouterr().out.splitlines()) == 4  # the table of the standard protocol alone
+
+
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
 def test_attention_and_precision(folders, single_process, tmp_path, attn_implementation):
     more = ("--attn_implementation", attn_implementation, "--dtype", "bfloat16", "--score_fusion", "published")

@@ -4,7 +4,7 @@
         --output_dir outputs/eval --rerank_k 512
 
 or with several processes and the same result, `accelerate launch --num_processes 4 eval_retrieval.py ...`. Prints the metrics
-and writes `metrics.json`, `queries.parquet` (the results of each query), `ranking.png` and, with `--save_scores`,
+and writes `metrics.json`, `queries.parquet` (the results of each query), `ranking.png` and, if asked for, `failures.png` and
 `scores.safetensors` to `--output_dir`.
 
 With `--matrix`, several models are evaluated on several datasets, each pair in the folder MODEL/DATASET of `--output_dir`:
@@ -230,22 +230,42 @@ def save_result(
         names += ("query_ids", "query_rows", "gallery_ids")
         scores = {name: getattr(result, name).contiguous() for name in names if getattr(result, name) is not None}
         write("scores.safetensors", lambda path: save_file(scores, path))
-    if args.num_queries_in_picture > 0:
-        picture = draw_result(result, dataset, args)
-        write("ranking.png", picture.save)
-    # Last what belongs to them: without it, the evaluation was stopped.
+    for name, queries, note in (
+        ("ranking.png", spaced_queries(result, args.num_queries_in_picture), ""),
+        ("failures.png", worst_queries(result, args.num_failures_in_picture), "; queries of lowest average precision"),
+    ):
+        if queries:
+            write(name, draw_result(result, dataset, args, queries, note).save)
+    # The digests come last: a report without them is that of a stopped evaluation.
     report["files"] = file_digests(written[1:])
     with whole_file(written[0]) as unfinished:
         write_report(unfinished)
     return written
 
 
-def draw_result(result: RetrievalResult, dataset: Dataset, args: RetrievalArguments) -> Image.Image:
-    """Draw the final ranking of queries evenly spaced over all, so that the selection does not depend on results."""
-    num_queries, dataset = len(result.captions), undecoded(dataset)
-    num_rows = min(args.num_queries_in_picture, num_queries)
+def spaced_queries(result: RetrievalResult, most: int) -> list[int]:
+    """Return queries evenly spaced over all, so that the selection does not depend on results."""
+    num_queries = len(result.captions)
+    return [number * num_queries // min(most, num_queries) for number in range(min(most, num_queries))]
+
+
+def worst_queries(result: RetrievalResult, most: int) -> list[int]:
+    """Return the queries of lowest average precision in the final ranking, the lowest of each person, lowest first."""
+    lowest: dict[int, int] = {}
+    final = list(result.queries.values())[-1]
+    for query in final.average_precision.argsort(stable=True).tolist():
+        lowest.setdefault(int(result.query_ids[query]), query)
+    return list(lowest.values())[:most]
+
+
+def draw_result(
+    result: RetrievalResult, dataset: Dataset, args: RetrievalArguments, queries: list[int], note: str
+) -> Image.Image:
+    """Draw the final ranking of some queries; the note ends the title."""
+    dataset = undecoded(dataset)
+    first_rank = list(result.queries.values())[-1].first_rank
     rows = []
-    for query in (number * num_queries // num_rows for number in range(num_rows)):
+    for query in queries:
         order = result.scores[query].argsort(descending=True, stable=True)[:RANKED_IN_PICTURE]
         identity = int(result.query_ids[query])
         rows.append(
@@ -255,13 +275,13 @@ def draw_result(result: RetrievalResult, dataset: Dataset, args: RetrievalArgume
                 scores=result.scores[query, order].tolist(),
                 is_match=(result.gallery_ids[order] == identity).tolist(),
                 own_image=read_row(dataset, int(result.query_rows[query])),
-                caption=f"query {query}, identity {identity}",
+                caption=f"query {query}, identity {identity}, first match at rank {first_rank[query]:,}",
             )
         )
     kind = list(result.metrics)[-1]
     title = (
         f"{Path(args.dataset).name} {args.split}: top {RANKED_IN_PICTURE} of {result.counts['images']:,} images, "
-        f"{label_row(kind, result)}, R@1 {result.metrics[kind]['R1']:.2f}"
+        f"{label_row(kind, result)}, R@1 {result.metrics[kind]['R1']:.2f}{note}"
     )
     return draw_rankings(rows, title)
 

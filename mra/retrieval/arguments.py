@@ -111,9 +111,14 @@ class RankingArguments:
     )
     attn_implementation: Literal["sdpa", "eager"] = option("sdpa", "attention implementation")
     num_queries_in_picture: int = option(8, "queries shown in ranking.png, evenly spaced over all; 0 for no picture")
+    num_failures_in_picture: int = option(
+        0, "queries shown in failures.png, those of lowest average precision, one a person; 0 for no picture"
+    )
 
     def __post_init__(self) -> None:
         require(self.rerank_k == "auto" or self.rerank_k >= 0, "rerank_k", "0 or more, or auto", self.rerank_k)
+        failures = self.num_failures_in_picture
+        require(failures >= 0, "num_failures_in_picture", "0 or more", failures)
         weight = self.match_weight
         require(weight is None or weight >= 0, "match_weight", "0 or more, or left out", weight)
         require(
@@ -153,6 +158,12 @@ class ComparisonArguments:
         positional=True,
         metavar="NAME=DIR",
     )
+    words: list[str] = option(
+        [],
+        "groups of words: queries whose captions have one of them are also compared apart, for example "
+        "bag=bag,backpack,handbag hair=hair,ponytail",
+        metavar="NAME=WORD,WORD [NAME=WORD,WORD ...]",
+    )
     format: Literal["markdown", "latex", "csv"] = option("markdown", "format of the tables")
     resamples: int = option(10_000, "resamples of the bootstrap")
     seed: int = option(0, "seed of the bootstrap")
@@ -169,8 +180,17 @@ class ComparisonArguments:
             raise ValueError(
                 f"each name needs the same number of evaluations, which are compared seed by seed, got {listing}"
             )
+        for item in self.words:
+            name, _, words = item.partition("=")
+            require(name != "" and all(words.split(",")), "words", "groups NAME=WORD,WORD", item)
+        require(len(self.word_groups) == len(self.words), "words", "groups with a name of their own each", self.words)
         require(self.resamples >= 100, "resamples", "100 or more", self.resamples)
         require(self.seed >= 0, "seed", "0 or more", self.seed)
+
+    @property
+    def word_groups(self) -> dict[str, list[str]]:
+        """Words of each group, by its name."""
+        return {name: words.split(",") for name, _, words in (item.partition("=") for item in self.words)}
 
     @property
     def folders(self) -> dict[str, list[str]]:

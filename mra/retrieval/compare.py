@@ -3,7 +3,9 @@
 import csv
 import io
 import logging
+import re
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +42,11 @@ class Arm:
     name: str
     folders: list[str]
     reports: list[dict[str, Any]]
+
+    @property
+    def evaluations(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return folder and report of each evaluation."""
+        return list(zip(self.folders, self.reports, strict=True))
 
     @property
     def rankings(self) -> list[str]:
@@ -106,7 +113,7 @@ def check_same_data(arms: list[Arm]) -> None:
     Raises:
         ValueError: if two did not; the message names them and what differs.
     """
-    (first, known), *others = [pair for arm in arms for pair in zip(arm.folders, arm.reports, strict=True)]
+    (first, known), *others = [pair for arm in arms for pair in arm.evaluations]
     for folder, report in others:
         for name in ("images", "captions"):
             sizes = [found.get("counts", {}).get(name) for found in (known, report)]
@@ -115,7 +122,7 @@ def check_same_data(arms: list[Arm]) -> None:
                 difference = f"{sizes[0]:,} and {sizes[1]:,}"
             elif None not in digests and digests[0] != digests[1]:
                 difference = "equally many, with other files, people or another order"
-                if name == "captions":
+                if name == "captions" and not (why_no_queries(known) or why_no_queries(report)):
                     difference = find_other_query(read_queries(first, known), read_queries(folder, report))
             else:
                 continue
@@ -136,18 +143,20 @@ def find_other_query(queries: pa.Table, others: pa.Table) -> str:
     )
 
 
-def compare_arms(ours: Arm, theirs: Arm, ranking: str, resamples: int, seed: int) -> PairedDifference:
-    """Compute the differences of `COMPARED` between two arms, `ours - theirs`.
+def query_values(arm: Arm, ranking: str) -> np.ndarray:
+    """Return the values of `COMPARED` of each query, `(metrics, seeds, queries)`.
 
     Raises:
-        ValueError: if the results of each query of an evaluation cannot be read, or are those of a single person.
+        ValueError: if the results of each query of an evaluation cannot be read.
     """
-    values = []
-    for arm in (ours, theirs):
-        tables = [read_queries(*evaluation) for evaluation in zip(arm.folders, arm.reports, strict=True)]
-        values.append(np.stack([[value(queries, ranking) for queries in tables] for value in COMPARED.values()]))
-        identities = tables[0]["identity"].to_numpy()  # the same in all, see `check_same_data`
-    return paired_difference(values[0], values[1], identities, resamples=resamples, seed=seed)
+    tables = [read_queries(*evaluation) for evaluation in arm.evaluations]
+    return np.stack([[value(queries, ranking) for queries in tables] for value in COMPARED.values()])
+
+
+def find_queries(captions: list[str], words: list[str]) -> np.ndarray:
+    """Find the captions that have one of some words, in any case and with or without a plural s: `(captions,)` bool."""
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})s?\b", re.IGNORECASE)
+    return np.array([pattern.search(caption) is not None for caption in captions])
 
 
 # ---------------------------------------------------------------- tables
@@ -173,15 +182,16 @@ class Entry:
         return text if self.interval is None else f"{text} [{self.interval[0]:.2f}, {self.interval[1]:.2f}]"
 
 
-Table = dict[tuple[str, str], dict[str, Entry]]  # by name of the row and ranking, then metric
+Table = dict[tuple[str, ...], dict[str, Entry]]  # by name of the row and ranking (and words), then metric
+
+
+def summarize(values: Sequence[float]) -> Entry:
+    """Return mean and standard deviation over seeds."""
+    return Entry(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def tabulate_results(arms: list[Arm]) -> Table:
-    """Tabulate every metric of every arm: mean and standard deviation over seeds."""
-
-    def summarize(values: list[float]) -> Entry:
-        return Entry(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
+    """Tabulate every metric of every arm."""
     return {
         (arm.name, arm.describe(ranking)): {name: summarize(arm.values(ranking, name)) for name in METRIC_TITLES}
         for arm in arms
@@ -189,38 +199,74 @@ def tabulate_results(arms: list[Arm]) -> Table:
     }
 
 
-def tabulate_differences(arms: list[Arm], resamples: int, seed: int) -> tuple[Table, list[str]]:
-    """Tabulate the differences of all arms to the first one.
+def difference_entries(found: PairedDifference) -> dict[str, Entry]:
+    """Return the entries of a difference by metric."""
+    deviations = [None] * len(COMPARED) if found.deviation is None else found.deviation
+    cells = zip(found.mean, deviations, zip(found.low, found.high, strict=True), strict=True)
+    return {metric: Entry(*cell) for metric, cell in zip(COMPARED, cells, strict=True)}
+
+
+def tabulate_differences(arms: list[Arm], words: dict[str, list[str]], **draws: int) -> tuple[list[Table], list[str]]:
+    """Tabulate the differences of all arms to the first one, and all of it for captions with some words.
+
+    Args:
+        arms: arms of the comparison.
+        words: groups of words by name.
+        draws: settings of `paired_difference`.
 
     Returns:
-        The table, and a note on each arm without results of each query, which is left out.
+        The tables, and a note on each arm and group that is left out.
     """
-    table: Table = {}
-    notes = []
-    reference = arms[0]
-    for arm in arms[1:]:
-        name = f"{arm.name} - {reference.name}"
-        evaluations = [pair for each in (reference, arm) for pair in zip(each.folders, each.reports, strict=True)]
-        reasons = [f"{folder} {reason}" for folder, report in evaluations if (reason := why_no_queries(report))]
-        if reasons:
-            notes.append(f"note: no interval of {name}: {'; '.join(reasons)}; evaluate again to get one")
+    notes, compared = [], []
+    for arm in arms:
+        reasons = [f"{folder} {reason}" for folder, report in arm.evaluations if (reason := why_no_queries(report))]
+        if not reasons:
+            compared.append(arm)
+        elif len(arms) > 1 or words:
+            notes.append(f"note: no intervals with {arm.name}: {'; '.join(reasons)}; evaluate again to get them")
+    if arms[0] not in compared:
+        return [], notes
+    queries = read_queries(*arms[0].evaluations[0])
+    people = queries["identity"].to_numpy()
+    values = {(arm.name, ranking): query_values(arm, ranking) for arm in compared for ranking in arm.rankings}
+
+    def subtract(arm: Arm, ranking: str, chosen: np.ndarray | slice = slice(None)) -> dict[str, Entry]:
+        ours, theirs = (values[each.name, ranking][..., chosen] for each in (arm, arms[0]))
+        return difference_entries(paired_difference(ours, theirs, people[chosen], **draws))
+
+    differences: Table = {
+        (f"{arm.name} - {arms[0].name}", ranking): subtract(arm, ranking)
+        for arm in compared[1:]
+        for ranking in RANKINGS
+        if {(arm.name, ranking), (arms[0].name, ranking)} <= values.keys()
+    }
+    last = [ranking for ranking in RANKINGS if all(ranking in arm.rankings for arm in compared)][-1]
+    by_words: Table = {}
+    for name, group in words.items():
+        chosen = find_queries(queries["caption"].to_pylist(), group)
+        if len(np.unique(people[chosen])) < 2:
+            notes.append(f"note: {name} is left out: {chosen.sum()} captions, of fewer than 2 people, have its words")
             continue
-        for ranking in (ranking for ranking in arm.rankings if ranking in reference.rankings):
-            found = compare_arms(arm, reference, ranking, resamples, seed)
-            deviations = [None] * len(COMPARED) if found.deviation is None else found.deviation
-            cells = zip(found.mean, deviations, zip(found.low, found.high, strict=True), strict=True)
-            table[name, ranking] = {metric: Entry(*cell) for metric, cell in zip(COMPARED, cells, strict=True)}
-    return table, notes
+        label = f"{name}, {chosen.sum():,} of {len(chosen):,}"
+        for arm in compared:
+            means = values[arm.name, last][..., chosen].mean(axis=2)
+            by_words[arm.name, last, label] = {
+                metric: summarize(of_seeds.tolist()) for metric, of_seeds in zip(COMPARED, means, strict=True)
+            }
+        for arm in compared[1:]:
+            by_words[f"{arm.name} - {arms[0].name}", last, label] = subtract(arm, last, chosen)
+    return [table for table in (differences, by_words) if table], notes
 
 
 def format_csv(tables: list[Table]) -> str:
     """Format tables as CSV with one line per cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "ranking", "metric", "mean", "deviation", "low", "high"])
-    for (name, ranking), entries in (item for table in tables for item in table.items()):
+    writer.writerow(["row", "ranking", "captions with", "metric", "mean", "deviation", "low", "high"])
+    for (name, ranking, *words), entries in (item for table in tables for item in table.items()):
         for metric, entry in entries.items():
-            writer.writerow([name, ranking, metric, entry.value, entry.deviation, *(entry.interval or (None, None))])
+            cells = [entry.value, entry.deviation, *(entry.interval or (None, None))]
+            writer.writerow([name, ranking, *(words or [None]), metric, *cells])
     return text.getvalue().rstrip("\n")
 
 
@@ -230,15 +276,17 @@ def compare(arguments: ComparisonArguments) -> None:
         Arm(name, folders, [read_report(folder) for folder in folders]) for name, folders in arguments.folders.items()
     ]
     check_same_data(arms)
-    differences, notes = tabulate_differences(arms, arguments.resamples, arguments.seed)
-    tables = [table for table in (tabulate_results(arms), differences) if table]
+    differences, notes = tabulate_differences(
+        arms, arguments.word_groups, resamples=arguments.resamples, seed=arguments.seed
+    )
+    tables = [tabulate_results(arms), *differences]
     labels = {
         arm.name if len(arm.reports) == 1 else f"{arm.name} {number}": report
         for arm in arms
         for number, report in enumerate(arm.reports, start=1)
     }
     notes = [*describe_differences(labels), *notes]
-    if differences:
+    if len(arms) > 1 and differences:
         notes.insert(0, describe_intervals(len(arms[0].folders), arguments))
     if arguments.format == "csv":
         print(format_csv(tables))
@@ -246,9 +294,10 @@ def compare(arguments: ComparisonArguments) -> None:
         write = format_markdown if arguments.format == "markdown" else format_latex
         parts = []
         for table in tables:
-            columns = ["", "ranking", *(METRIC_TITLES[name] for name in next(iter(table.values())))]
+            label, entries = next(iter(table.items()))
+            texts = ["", "ranking", "captions with"][: len(label)]
             rows = [[*label, *map(str, entries.values())] for label, entries in table.items()]
-            parts.append(write(columns, rows, num_texts=2))
+            parts.append(write([*texts, *(METRIC_TITLES[name] for name in entries)], rows, num_texts=len(texts)))
         print("\n\n".join(parts))
     if arguments.format == "markdown":
         print("".join(f"\n{line}" for line in notes))

@@ -120,6 +120,39 @@ def test_latex(tmp_path, capsys):
     )
 
 
+def test_captions_with_some_words(tmp_path, capsys):
+    """Figures of the captions that have a word, in any case and as a plural, but not as a part of another."""
+    captions = [("a Coat", "two coats, red", "a raincoat", "shoes")[number % 4] for number in range(48)]
+    captions[0] = "a hat"
+    for seed, name in enumerate("ab"):
+        write_evaluation(tmp_path / name, seed, captions=captions)
+    groups = ["outer=coat,jacket", "hat=hat", "bag=bag"]
+    words = [f"{name}={tmp_path / name}" for name in "ab"]
+    main(["compare", *words, "--words", *groups, "--format", "csv"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    chosen = np.array([number % 4 < 2 and number > 0 for number in range(48)])
+    shown = [(row["row"], row["captions with"]) for row in rows if row["metric"] == "mAP" and row["captions with"]]
+    assert shown == [(name, "outer, 23 of 48") for name in ("a", "b", "b - a")]
+    means = {}
+    for name in "ab":
+        table = pq.read_table(tmp_path / name / "queries.parquet")
+        means[name] = 100 * table["similarity_average_precision"].to_numpy()[chosen].mean()
+    means["b - a"] = means["b"] - means["a"]
+    for row in rows:
+        if row["metric"] == "mAP" and row["captions with"]:
+            assert float(row["mean"]) == pytest.approx(means[row["row"]])
+    assert float(rows[-2]["low"]) < means["b - a"] < float(rows[-2]["high"])
+    main(["compare", words[0], "--words", *groups])
+    out = capsys.readouterr().out
+    assert "|     | ranking    | captions with   |" in out and "intervals" not in out
+    assert "note: hat is left out: 1 captions, of fewer than 2 people, have its words" in out
+    assert "note: bag is left out: 0 captions" in out
+    for wrong in (["bag"], ["bag=a,,b"], ["=a"], ["bag=a", "bag=b"]):
+        with pytest.raises(SystemExit):
+            main(["compare", words[0], "--words", *wrong])
+        assert "`words` must be groups" in capsys.readouterr().err
+
+
 def test_other_images_or_captions_are_an_error(tmp_path):
     write_evaluation(tmp_path / "a", 0)
     write_evaluation(tmp_path / "images", 0, images="y")
@@ -143,11 +176,11 @@ def test_evaluations_without_results_of_each_query_have_no_interval(tmp_path, ca
     write(tmp_path / "old", similarity=11.25)
     out = compare(tmp_path, capsys, "a", "old", "b")
     assert [cells(line)[0] for line in out[2:9]] == ["a", "old", "b", "", "", "-----", "b - a"]
-    assert f"no interval of old - a: {tmp_path / 'old'} was written by a version that saved no results" in out[-1]
+    assert f"no intervals with old: {tmp_path / 'old'} was written by a version that saved no results" in out[-1]
     del report["files"]
     (tmp_path / "a" / "metrics.json").write_text(json.dumps(report))
     *_, last = compare(tmp_path, capsys, "a", "b")
-    assert f"no interval of b - a: {tmp_path / 'a'} was stopped before all files were written; evaluate again" in last
+    assert f"no intervals with a: {tmp_path / 'a'} was stopped before all files were written; evaluate again" in last
 
 
 def test_changed_results_of_queries_are_an_error(tmp_path):

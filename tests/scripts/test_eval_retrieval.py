@@ -292,6 +292,26 @@ def test_similarity_alone_without_picture(folders, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "queries.parquet"]
 
 
+def test_failures_are_the_worst_query_of_each_person(folders, tmp_path):
+    more = ("--rerank_k", "5", "--num_workers", "0", "--num_failures_in_picture", "3", "--num_queries_in_picture", "0")
+    eval_retrieval.main(flags(folders, tmp_path, *more))
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(report["files"]) == ["queries.parquet", "failures.png"]
+    with Image.open(tmp_path / "failures.png") as picture:
+        assert picture.height > 600
+    split = tiny_dataset(num_ids=8)
+    result = evaluate_retrieval(load_model(str(folders / "model")), tiny_processor(), split, rerank_k=5)
+    precision, people = result.queries["reranked"].average_precision.tolist(), result.query_ids.tolist()
+    worst = eval_retrieval.worst_queries(result, 5)
+    assert len({people[query] for query in worst}) == 5 == len(worst)
+    assert [precision[query] for query in worst] == sorted(precision[query] for query in worst)
+    for person, query in ((people[query], query) for query in worst):
+        assert precision[query] == min(
+            value for value, other in zip(precision, people, strict=True) if other == person
+        )
+    assert len(eval_retrieval.worst_queries(result, 100)) == 8 and eval_retrieval.worst_queries(result, 0) == []
+
+
 def test_image_to_text_is_reported_apart(folders, tmp_path, capsys):
     more = ("--rerank_k", "0", "--num_queries_in_picture", "0", "--num_workers", "0", "--image_to_text")
     eval_retrieval.main(flags(folders, tmp_path, *more))
@@ -329,6 +349,7 @@ def test_attention_and_precision(folders, single_process, tmp_path, attn_impleme
             ("--score_fusion", "posterior", "--match_weight", "-1"),
             "`match_weight` must be 0 or more, or left out, got -1",
         ),
+        (("--num_failures_in_picture", "-1"), "`num_failures_in_picture` must be 0 or more, got -1"),
         (("--rerank", "3"), "unknown argument '--rerank'; did you mean '--rerank_k'"),
         (("--unknown", "3"), "unknown argument '--unknown'"),
         (("--model", "a", "b"), r"`model` must be one model, or several with --matrix, got \['a', 'b'\]"),

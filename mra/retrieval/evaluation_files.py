@@ -4,16 +4,20 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from mra.common.weight_files import file_digest
 from mra.retrieval.encode import undecoded
 from mra.retrieval.evaluation import RetrievalResult, read_captions
+from mra.retrieval.metrics import QueryMetrics
 
 
 REPORT_FILE = "metrics.json"
@@ -96,8 +100,9 @@ def read_queries(folder: str | Path, report: dict[str, Any]) -> pa.Table:
         ValueError: if there are none, or the file is not the one that the evaluation wrote.
     """
     reason = why_no_queries(report)
-    if reason is None and QUERIES_FILE in changed_files(folder, report):
-        reason = f"has another {QUERIES_FILE} than it wrote, or none"
+    if reason is None:
+        changed = changed_files(folder, report, (QUERIES_FILE,))
+        reason = f"has another {' and '.join(changed)} than it wrote, or none" if changed else None
     if reason is not None:
         raise ValueError(f"the evaluation in {folder} {reason}: evaluate again")
     return pq.read_table(Path(folder) / QUERIES_FILE)
@@ -134,7 +139,23 @@ def file_digests(paths: list[Path]) -> dict[str, str]:
     return {path.name: file_digest(path) for path in paths}
 
 
-def changed_files(folder: str | Path, report: dict[str, Any]) -> list[str]:
-    """Return the names of files of an evaluation that are missing, or are not those that it wrote."""
-    files = {Path(folder) / name: digest for name, digest in report["files"].items()}
-    return [path.name for path, digest in files.items() if not path.is_file() or file_digest(path) != digest]
+def changed_files(folder: str | Path, report: dict[str, Any], names: Sequence[str] | None = None) -> list[str]:
+    """Return the names of files of an evaluation that are missing, or are not those that it wrote.
+
+    `metrics.json` is one if its metrics are not the means over the queries.
+
+    Args:
+        folder: output folder of the evaluation.
+        report: its `read_report`, with `files`.
+        names: files to read, among them `queries.parquet`; None for all.
+    """
+    paths = [Path(folder) / name for name in names or report["files"]]
+    changed = [path.name for path in paths if not path.is_file() or file_digest(path) != report["files"][path.name]]
+    if QUERIES_FILE not in changed:
+        table = pq.read_table(Path(folder) / QUERIES_FILE)
+        for ranking in (name for name in RANKINGS if name in report):
+            columns = {item.name: table[f"{ranking}_{item.name}"].to_numpy() for item in fields(QueryMetrics)}
+            queries = QueryMetrics(**{name: torch.tensor(column) for name, column in columns.items()})
+            if queries.mean() != report[ranking]:
+                return [REPORT_FILE, *changed]
+    return changed

@@ -478,6 +478,7 @@ def test_matrix_repeats_what_is_not_finished(models_and_sets, capsys, caplog):
     for changes, reason in (
         ({"files": None}, "it was stopped before all files were written"),
         ({"versions": {"torch": "1.0"}}, "again: other versions of the libraries"),
+        ({"similarity": report["similarity"] | {"R1": 99.0}}, "again: another metrics.json than it wrote, or none"),
         ({"choice": None}, "again: another choice of fusion or depth would be applied now"),
     ):
         changed = {name: value for name, value in (report | changes).items() if value is not None or name == "choice"}

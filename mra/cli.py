@@ -27,7 +27,7 @@ from mra.gallery.arguments import (
     SourceArguments,
     StatsArguments,
 )
-from mra.retrieval.arguments import ComparisonArguments, ExplanationArguments, ExportArguments, RetrievalArguments
+from mra.retrieval.arguments import EVALUATION, ComparisonArguments, ExplanationArguments, ExportArguments
 from mra.training.arguments import ConversionArguments
 
 
@@ -160,9 +160,14 @@ VERBS: dict[str, Verb | Script] = {
         (ExportArguments,),
         _WRITTEN,
     ),
-    "evaluate": Script("evaluate a model on a labelled split", "eval_retrieval", (RetrievalArguments,), config=True),
+    "evaluate": Script(
+        "evaluate a model, or several on several datasets, on a labelled split",
+        "eval_retrieval",
+        EVALUATION,
+        config=True,
+    ),
     "compare": Verb(
-        "print the results of several evaluations as one table",
+        "print the results of several evaluations as one table, with intervals of their differences",
         "fine-tuned=outputs/eval_cuhk converted=outputs/eval_released",
         "mra.retrieval.compare:compare",
         (ComparisonArguments,),

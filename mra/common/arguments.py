@@ -384,9 +384,12 @@ class _Reader:
 
     def _check(self, path: str | Path, key: str, value: Any, text: Any) -> Any:
         """Return a recipe's value as written; refuse null, which jsonargparse accepts for any type."""
-        if value is None and not is_optional(self.hints[key]):
-            raise ValueError(f"{path}: `{key}` must be {expected_words(self.hints[key])}, got null")
-        return as_written(value, text, self.hints[key])
+        hint = self.hints[key]
+        if value is None and not is_optional(hint):
+            raise ValueError(f"{path}: `{key}` must be {expected_words(hint)}, got null")
+        if value is not None and isinstance(text, str) and plain_type(hint) == list[str]:
+            value, text = [value], [text]  # one text, as on the command line
+        return as_written(value, text, hint)
 
 
 # ---------------------------------------------------------------- instances and fields

@@ -19,6 +19,18 @@ WEIGHTS_NAMES = (
     "pytorch_model.bin.index.json",
 )
 
+# What else `from_pretrained` reads of a model, its tokenizer and its image processor; a model has some of them.
+_SETTINGS_NAMES = (
+    "config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
+
 # Globals in pickled NumPy numbers and arrays, under the names of NumPy 1 and 2; none of them runs code.
 NUMPY_GLOBALS = [
     np.ndarray,
@@ -115,6 +127,22 @@ def weights_digest(model: str | Path) -> str | None:
         return None
     digests = [file_digest(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def model_digest(model: str | Path) -> str:
+    """Hash all that determines what a model computes: weights, configuration, tokenizer and image processor.
+
+    Args:
+        model: folder or Hub id.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256(f"{weights_digest(model)}\n".encode())
+    for name in _SETTINGS_NAMES:
+        path = find_model_file(model, name)
+        digest.update(f"{name}:{path and file_digest(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def find_model_file(model: str | Path, name: str) -> str | None:

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from mra.retrieval.encode import ImageEncodings, TextEncodings, encode_images, encode_texts
     from mra.retrieval.evaluation import RetrievalResult, evaluate_retrieval, format_table
     from mra.retrieval.matching import PairMatcher, match_pairs
-    from mra.retrieval.metrics import retrieval_metrics
+    from mra.retrieval.metrics import QueryMetrics, query_metrics, retrieval_metrics
+    from mra.retrieval.paired_bootstrap import PairedDifference, paired_difference
     from mra.retrieval.rerank_depth import choose_rerank_depth
     from mra.retrieval.reranking import rerank, similarity_matrix, top_k
     from mra.retrieval.retrieval_choice import RetrievalChoice, choose_retrieval, fusion_candidates
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ImageEncodings",
     "PairMatcher",
+    "PairedDifference",
+    "QueryMetrics",
     "RankedQuery",
     "RetrievalChoice",
     "RetrievalResult",
@@ -34,6 +37,8 @@ __all__ = [
     "fuse_scores",
     "fusion_candidates",
     "match_pairs",
+    "paired_difference",
+    "query_metrics",
     "rerank",
     "retrieval_metrics",
     "similarity_matrix",
@@ -45,7 +50,8 @@ _MODULES = {
     "mra.retrieval.encode": ("ImageEncodings", "TextEncodings", "encode_images", "encode_texts"),
     "mra.retrieval.evaluation": ("RetrievalResult", "evaluate_retrieval", "format_table"),
     "mra.retrieval.matching": ("PairMatcher", "match_pairs"),
-    "mra.retrieval.metrics": ("retrieval_metrics",),
+    "mra.retrieval.metrics": ("QueryMetrics", "query_metrics", "retrieval_metrics"),
+    "mra.retrieval.paired_bootstrap": ("PairedDifference", "paired_difference"),
     "mra.retrieval.rerank_depth": ("choose_rerank_depth",),
     "mra.retrieval.reranking": ("rerank", "similarity_matrix", "top_k"),
     "mra.retrieval.retrieval_choice": ("RetrievalChoice", "choose_retrieval", "fusion_candidates"),

@@ -1,34 +1,68 @@
-"""Print the results of several evaluations as one table: `mra compare`."""
+"""Compare evaluations: a table of their results, and intervals of their differences. `mra compare`."""
 
-import json
-from pathlib import Path
+import csv
+import io
+import logging
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
+from mra.common.table_formats import format_latex, format_markdown
 from mra.retrieval.arguments import ComparisonArguments
-from mra.retrieval.evaluation import below_similarity, describe_ranking, format_table
+from mra.retrieval.evaluation import METRIC_TITLES, below_similarity, describe_ranking
+from mra.retrieval.evaluation_files import RANKINGS, read_queries, read_report, why_no_queries
+from mra.retrieval.paired_bootstrap import PairedDifference, paired_difference
 
 
-def read_report(folder: str) -> dict[str, Any]:
-    """Read the report of an evaluation.
+logger = logging.getLogger("mra_retrieval")
 
-    Args:
-        folder: the `--output_dir` of `mra evaluate`.
+# Metrics that differences are shown of, with the values of a query in percent.
+COMPARED = {
+    "R1": lambda queries, ranking: 100.0 * (queries[f"{ranking}_first_rank"].to_numpy() <= 1),
+    "mAP": lambda queries, ranking: 100.0 * queries[f"{ranking}_average_precision"].to_numpy(),
+    "mINP": lambda queries, ranking: 100.0 * queries[f"{ranking}_inverse_negative_penalty"].to_numpy(),
+}
 
-    Returns:
-        Content of `metrics.json`; for files of older versions, fusion, weight and flip come from its `arguments`.
 
-    Raises:
-        ValueError: if there is no readable `metrics.json`.
+@dataclass(frozen=True)
+class Arm:
+    """One row of a comparison: an evaluation, or one for each seed.
+
+    Attributes:
+        name: name of the row.
+        folders: folders of the evaluations.
+        reports: content of their `metrics.json`.
     """
-    path = Path(folder) / "metrics.json"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if "similarity" not in report:
-            raise ValueError("it has no similarity metrics")
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): expected a folder written by `mra evaluate`") from error
-    arguments = report.get("arguments", {})
-    return {name: arguments[name] for name in ("score_fusion", "match_weight", "flip") if name in arguments} | report
+
+    name: str
+    folders: list[str]
+    reports: list[dict[str, Any]]
+
+    @property
+    def evaluations(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return folder and report of each evaluation."""
+        return list(zip(self.folders, self.reports, strict=True))
+
+    @property
+    def rankings(self) -> list[str]:
+        """Return the rankings that all of its evaluations have."""
+        return [ranking for ranking in RANKINGS if all(ranking in report for report in self.reports)]
+
+    def describe(self, ranking: str) -> str:
+        """Return the ranking with its fusion, weight and number of re-ranked images."""
+        if ranking == "similarity":
+            return ranking
+        names = {name_ranking(report) for report in self.reports}
+        return f"reranked ({names.pop() if len(names) == 1 else 'several rankings'})"
+
+    def values(self, ranking: str, metric: str) -> list[float]:
+        """Return a metric of each evaluation in percent."""
+        return [report[ranking][metric] for report in self.reports]
 
 
 def read_result(folder: str) -> dict[str, dict[str, float]]:
@@ -38,7 +72,7 @@ def read_result(folder: str) -> dict[str, dict[str, float]]:
         `similarity` and, after re-ranking, `reranked`: each a dict of percentages.
     """
     report = read_report(folder)
-    return {name: report[name] for name in ("similarity", "reranked") if name in report}
+    return {name: report[name] for name in RANKINGS if name in report}
 
 
 def name_ranking(report: dict[str, Any]) -> str:
@@ -70,12 +104,212 @@ def describe_differences(reports: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
+# ---------------------------------------------------------------- differences
+
+
+def check_same_data(arms: list[Arm]) -> None:
+    """Check that all evaluations ranked the same images for the same captions, as far as they recorded both.
+
+    Raises:
+        ValueError: if two did not; the message names them and what differs.
+    """
+    (first, known), *others = [pair for arm in arms for pair in arm.evaluations]
+    for folder, report in others:
+        for name in ("images", "captions"):
+            sizes = [found.get("counts", {}).get(name) for found in (known, report)]
+            digests = [found.get("inputs", {}).get(name) for found in (known, report)]
+            if None not in sizes and sizes[0] != sizes[1]:
+                difference = f"{sizes[0]:,} and {sizes[1]:,}"
+            elif None not in digests and digests[0] != digests[1]:
+                difference = "equally many, with other files, people or another order"
+                if name == "captions" and not (why_no_queries(known) or why_no_queries(report)):
+                    difference = find_other_query(read_queries(first, known), read_queries(folder, report))
+            else:
+                continue
+            raise ValueError(
+                f"{first} and {folder} cannot be compared, because they were evaluated on other {name} ({difference}): "
+                "evaluate the models on the same --dataset and --split"
+            )
+
+
+def find_other_query(queries: pa.Table, others: pa.Table) -> str:
+    """Describe the first query in which two evaluations of equally many differ."""
+    names = ("query", "row", "caption")
+    rows = zip(*(table.select(names).to_pylist() for table in (queries, others)), strict=True)
+    ours, theirs = next((ours, theirs) for ours, theirs in rows if ours != theirs)
+    return (
+        f"query {ours['query']} is {ours['caption']!r} of row {ours['row']}, and {theirs['caption']!r} of row "
+        f"{theirs['row']}"
+    )
+
+
+def query_values(arm: Arm, ranking: str) -> np.ndarray:
+    """Return the values of `COMPARED` of each query, `(metrics, seeds, queries)`.
+
+    Raises:
+        ValueError: if the results of each query of an evaluation cannot be read.
+    """
+    tables = [read_queries(*evaluation) for evaluation in arm.evaluations]
+    return np.stack([[value(queries, ranking) for queries in tables] for value in COMPARED.values()])
+
+
+def find_queries(captions: list[str], words: list[str]) -> np.ndarray:
+    """Find the captions that have one of some words, in any case and with or without a plural s: `(captions,)` bool."""
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})s?\b", re.IGNORECASE)
+    return np.array([pattern.search(caption) is not None for caption in captions])
+
+
+# ---------------------------------------------------------------- tables
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell of a comparison: a metric of an arm, or the difference of two.
+
+    Attributes:
+        value: mean over the seeds.
+        deviation: standard deviation over the seeds, or None.
+        interval: ends of the 95% interval of a difference, or None.
+    """
+
+    value: float
+    deviation: float | None = None
+    interval: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.value:.2f}" if self.interval is None else f"{self.value:+.2f}"
+        text += "" if self.deviation is None else f" ± {self.deviation:.2f}"
+        return text if self.interval is None else f"{text} [{self.interval[0]:.2f}, {self.interval[1]:.2f}]"
+
+
+Table = dict[tuple[str, ...], dict[str, Entry]]  # by name of the row and ranking (and words), then metric
+
+
+def summarize(values: Sequence[float]) -> Entry:
+    """Return mean and standard deviation over seeds."""
+    return Entry(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def tabulate_results(arms: list[Arm]) -> Table:
+    """Tabulate every metric of every arm."""
+    return {
+        (arm.name, arm.describe(ranking)): {name: summarize(arm.values(ranking, name)) for name in METRIC_TITLES}
+        for arm in arms
+        for ranking in arm.rankings
+    }
+
+
+def difference_entries(found: PairedDifference) -> dict[str, Entry]:
+    """Return the entries of a difference by metric."""
+    deviations = [None] * len(COMPARED) if found.deviation is None else found.deviation
+    cells = zip(found.mean, deviations, zip(found.low, found.high, strict=True), strict=True)
+    return {metric: Entry(*cell) for metric, cell in zip(COMPARED, cells, strict=True)}
+
+
+def tabulate_differences(arms: list[Arm], words: dict[str, list[str]], **draws: int) -> tuple[list[Table], list[str]]:
+    """Tabulate the differences of all arms to the first one, and all of it for captions with some words.
+
+    Args:
+        arms: arms of the comparison.
+        words: groups of words by name.
+        draws: settings of `paired_difference`.
+
+    Returns:
+        The tables, and a note on each arm and group that is left out.
+    """
+    notes, compared = [], []
+    for arm in arms:
+        reasons = [f"{folder} {reason}" for folder, report in arm.evaluations if (reason := why_no_queries(report))]
+        if not reasons:
+            compared.append(arm)
+        elif len(arms) > 1 or words:
+            notes.append(f"note: no intervals with {arm.name}: {'; '.join(reasons)}; evaluate again to get them")
+    if arms[0] not in compared:
+        return [], notes
+    queries = read_queries(*arms[0].evaluations[0])
+    people = queries["identity"].to_numpy()
+    values = {(arm.name, ranking): query_values(arm, ranking) for arm in compared for ranking in arm.rankings}
+
+    def subtract(arm: Arm, ranking: str, chosen: np.ndarray | slice = slice(None)) -> dict[str, Entry]:
+        ours, theirs = (values[each.name, ranking][..., chosen] for each in (arm, arms[0]))
+        return difference_entries(paired_difference(ours, theirs, people[chosen], **draws))
+
+    differences: Table = {
+        (f"{arm.name} - {arms[0].name}", ranking): subtract(arm, ranking)
+        for arm in compared[1:]
+        for ranking in RANKINGS
+        if {(arm.name, ranking), (arms[0].name, ranking)} <= values.keys()
+    }
+    last = [ranking for ranking in RANKINGS if all(ranking in arm.rankings for arm in compared)][-1]
+    by_words: Table = {}
+    for name, group in words.items():
+        chosen = find_queries(queries["caption"].to_pylist(), group)
+        if len(np.unique(people[chosen])) < 2:
+            notes.append(f"note: {name} is left out: {chosen.sum()} captions, of fewer than 2 people, have its words")
+            continue
+        label = f"{name}, {chosen.sum():,} of {len(chosen):,}"
+        for arm in compared:
+            means = values[arm.name, last][..., chosen].mean(axis=2)
+            by_words[arm.name, last, label] = {
+                metric: summarize(of_seeds.tolist()) for metric, of_seeds in zip(COMPARED, means, strict=True)
+            }
+        for arm in compared[1:]:
+            by_words[f"{arm.name} - {arms[0].name}", last, label] = subtract(arm, last, chosen)
+    return [table for table in (differences, by_words) if table], notes
+
+
+def format_csv(tables: list[Table]) -> str:
+    """Format tables as CSV with one line per cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "ranking", "captions with", "metric", "mean", "deviation", "low", "high"])
+    for (name, ranking, *words), entries in (item for table in tables for item in table.items()):
+        for metric, entry in entries.items():
+            cells = [entry.value, entry.deviation, *(entry.interval or (None, None))]
+            writer.writerow([name, ranking, *(words or [None]), metric, *cells])
+    return text.getvalue().rstrip("\n")
+
+
 def compare(arguments: ComparisonArguments) -> None:
-    """Print the results of several evaluations as one table."""
-    reports = {name: read_report(folder) for name, folder in arguments.folders.items()}
-    rows = {}
-    for name, report in reports.items():
-        rows[f"{name}, similarity"] = report["similarity"]
-        if "reranked" in report:
-            rows[f"{name}, reranked ({name_ranking(report)})"] = report["reranked"]
-    print("\n".join([format_table(rows), *describe_differences(reports)]))
+    """Print the results of several evaluations as one table, and the differences to the first as another."""
+    arms = [
+        Arm(name, folders, [read_report(folder) for folder in folders]) for name, folders in arguments.folders.items()
+    ]
+    check_same_data(arms)
+    differences, notes = tabulate_differences(
+        arms, arguments.word_groups, resamples=arguments.resamples, seed=arguments.seed
+    )
+    tables = [tabulate_results(arms), *differences]
+    labels = {
+        arm.name if len(arm.reports) == 1 else f"{arm.name} {number}": report
+        for arm in arms
+        for number, report in enumerate(arm.reports, start=1)
+    }
+    notes = [*describe_differences(labels), *notes]
+    if len(arms) > 1 and differences:
+        notes.insert(0, describe_intervals(len(arms[0].folders), arguments))
+    if arguments.format == "csv":
+        print(format_csv(tables))
+    else:
+        write = format_markdown if arguments.format == "markdown" else format_latex
+        parts = []
+        for table in tables:
+            label, entries = next(iter(table.items()))
+            texts = ["", "ranking", "captions with"][: len(label)]
+            rows = [[*label, *map(str, entries.values())] for label, entries in table.items()]
+            parts.append(write([*texts, *(METRIC_TITLES[name] for name in entries)], rows, num_texts=len(texts)))
+        print("\n\n".join(parts))
+    if arguments.format == "markdown":
+        print("".join(f"\n{line}" for line in notes))
+    else:  # the tables alone are to be read by another program
+        for line in notes:
+            logger.warning(line)
+
+
+def describe_intervals(seeds: int, arguments: ComparisonArguments) -> str:
+    """Describe in one line how the intervals of the differences were computed."""
+    how = f"{seeds} seeds compared in the given order" if seeds > 1 else "one seed, so nothing about others"
+    return (
+        "note: differences with 95% intervals of a paired bootstrap over the people, each with all of their queries "
+        f"({how}; {arguments.resamples:,} resamples, seed {arguments.seed})"
+    )

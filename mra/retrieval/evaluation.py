@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from mra.common.sharding import Shard
 from mra.retrieval.encode import Rows, encode_images, encode_texts
-from mra.retrieval.metrics import METRIC_NAMES, retrieval_metrics
+from mra.retrieval.metrics import QueryMetrics, query_metrics, retrieval_metrics
 from mra.retrieval.reranking import rerank_logits, similarity_matrix, top_k
 from mra.retrieval.score_fusion import (
     DEFAULT_SCORE_FUSION,
@@ -32,6 +32,9 @@ if TYPE_CHECKING:  # search does not need `datasets`
 
 logger = logging.getLogger(__name__)
 
+# Titles of the metrics in tables.
+METRIC_TITLES = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "mAP": "mAP", "mINP": "mINP"}
+
 REQUIRED_COLUMNS = ("image", "captions", "image_id")
 
 
@@ -41,6 +44,7 @@ class RetrievalResult:
 
     Attributes:
         metrics: `similarity` and, with re-ranking, `reranked`: each a dict of R1, R5, R10, mAP and mINP in percent.
+        queries: for the same rankings, the results of each query.
         timings: seconds of each stage on this process, and re-ranked pairs per second over all processes.
         counts: identities, images and captions evaluated.
         rerank_k: images re-ranked per query, 0 for none; at most the size of the gallery.
@@ -60,6 +64,7 @@ class RetrievalResult:
     """
 
     metrics: dict[str, dict[str, float]]
+    queries: dict[str, QueryMetrics]
     timings: dict[str, float]
     counts: dict[str, int]
     rerank_k: int
@@ -119,12 +124,24 @@ class RetrievalResult:
             match_weight=1.0 if match_weight is None else match_weight,
         )
 
+    def image_to_text(self) -> tuple[dict[str, float], int]:
+        """Measure the other direction by similarity: each image is a query to all captions, of which its person's are right.
+
+        Returns:
+            R1, R5, R10, mAP and mINP in percent, and the number of images measured: those of people with a caption.
+        """
+        is_described = torch.isin(self.gallery_ids, self.query_ids)
+        scores = self.similarity[:, is_described].T
+        return retrieval_metrics(scores, self.gallery_ids[is_described], self.query_ids), len(scores)
+
     def with_fusion(self, score_fusion: str, match_weight: float | None = None) -> "RetrievalResult":
         """Return this result with another fusion of its scores; for arguments and errors see `fuse`."""
         reranked = self.fuse(score_fusion, match_weight)
-        metrics = self.metrics | {"reranked": retrieval_metrics(reranked, self.query_ids, self.gallery_ids)}
+        queries = self.queries | {"reranked": query_metrics(reranked, self.query_ids, self.gallery_ids)}
+        metrics = self.metrics | {"reranked": queries["reranked"].mean()}
         weight = (1.0 if match_weight is None else match_weight) if score_fusion == "posterior" else None
-        return replace(self, metrics=metrics, reranked=reranked, score_fusion=score_fusion, match_weight=weight)
+        ranking = {"score_fusion": score_fusion, "match_weight": weight}
+        return replace(self, metrics=metrics, queries=queries, reranked=reranked, **ranking)
 
 
 def evaluate_retrieval(
@@ -193,7 +210,7 @@ def evaluate_retrieval(
             texts = encode_texts(model, processor, captions, **encoding)
         with _timed(timings, "rank"):
             similarity = similarity_matrix(texts.embeds, images.embeds, next(model.parameters()).device)
-            metrics = {"similarity": retrieval_metrics(similarity, query_ids, gallery_ids)}
+            queries = {"similarity": query_metrics(similarity, query_ids, gallery_ids)}
         top_indices = match_logits = None
         if rerank_k:
             with _timed(timings, "rerank"):
@@ -219,7 +236,8 @@ def evaluate_retrieval(
             require_finite(match_logits, name_pair)
     counts = {"identities": len(gallery_ids.unique()), "images": len(gallery_ids), "captions": len(captions)}
     result = RetrievalResult(
-        metrics=metrics,
+        metrics={name: values.mean() for name, values in queries.items()},
+        queries=queries,
         timings=timings,
         counts=counts,
         rerank_k=rerank_k,
@@ -305,10 +323,9 @@ def below_similarity(metrics: dict[str, dict[str, float]]) -> str | None:
 def format_table(metrics: dict[str, dict[str, float]]) -> str:
     """Format named rows of metrics (in percent) as a plain-text table."""
     width = max(10, *(len(name) for name in metrics))
-    header = ("R@1", "R@5", "R@10", "mAP", "mINP")
-    lines = [" " * width + "".join(f"{title:>8}" for title in header)]
+    lines = [" " * width + "".join(f"{title:>8}" for title in METRIC_TITLES.values())]
     for name, values in metrics.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{values[metric]:8.2f}" for metric in METRIC_NAMES))
+        lines.append(f"{name:<{width}}" + "".join(f"{values[metric]:8.2f}" for metric in METRIC_TITLES))
     return "\n".join(lines)
 
 

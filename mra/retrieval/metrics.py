@@ -1,5 +1,7 @@
 """Retrieval metrics (R@K, mAP, mINP) from scores, query ids and gallery ids; independent of any model."""
 
+from dataclasses import dataclass
+
 import torch
 
 
@@ -71,23 +73,48 @@ def match_ranks(
     return torch.cat(ranks), counts
 
 
-def metrics_from_ranks(ranks: torch.Tensor, counts: torch.Tensor) -> dict[str, float]:
-    """Compute R@1, R@5, R@10, mAP and mINP in percent from the ranks of `match_ranks`.
+@dataclass(frozen=True)
+class QueryMetrics:
+    """Results of each query, of which R@K, mAP and mINP are the means.
 
-    For a query with n right entries at ranks r_1 < ... < r_n: a hit at K is r_1 <= K, the average precision is the
-    mean of j / r_j, and the inverse negative penalty is n / r_n.
+    Attributes:
+        first_rank: rank of the first right gallery entry, from 1, `(queries,)` int64; a hit at K is `first_rank <= K`.
+        average_precision: 0 to 1, `(queries,)` float64.
+        inverse_negative_penalty: 0 to 1, `(queries,)` float64.
     """
+
+    first_rank: torch.Tensor
+    average_precision: torch.Tensor
+    inverse_negative_penalty: torch.Tensor
+
+    def mean(self) -> dict[str, float]:
+        """Return R@1, R@5, R@10, mAP and mINP in percent."""
+        metrics = {f"R{k}": 100 * (self.first_rank <= k).double().mean().item() for k in RECALL_AT}
+        metrics["mAP"] = 100 * self.average_precision.mean().item()
+        metrics["mINP"] = 100 * self.inverse_negative_penalty.mean().item()
+        return metrics
+
+
+def query_metrics(
+    scores: torch.Tensor,
+    query_ids: torch.Tensor,
+    gallery_ids: torch.Tensor,
+    chunk_size: int | None = None,
+    stable: bool = True,
+) -> QueryMetrics:
+    """Compute the results of each query from a score matrix `(queries, gallery)`.
+
+    For a query with n right entries at ranks r_1 < ... < r_n, the average precision is the mean of j / r_j, and the inverse
+    negative penalty is n / r_n. For arguments and errors see `match_ranks`.
+    """
+    ranks, counts = match_ranks(scores, query_ids, gallery_ids, chunk_size, stable)
     ends = counts.cumsum(0)
     starts = ends - counts
     query_of_rank = torch.repeat_interleave(torch.arange(len(counts)), counts)
     position = torch.arange(1, len(ranks) + 1) - starts[query_of_rank]
     precision = position.double() / ranks
     average_precision = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, query_of_rank, precision) / counts
-    inverse_negative_penalty = counts.double() / ranks[ends - 1]
-    metrics = {f"R{k}": 100 * (ranks[starts] <= k).double().mean().item() for k in RECALL_AT}
-    metrics["mAP"] = 100 * average_precision.mean().item()
-    metrics["mINP"] = 100 * inverse_negative_penalty.mean().item()
-    return metrics
+    return QueryMetrics(ranks[starts], average_precision, counts.double() / ranks[ends - 1])
 
 
 def retrieval_metrics(
@@ -101,4 +128,4 @@ def retrieval_metrics(
 
     For arguments and errors see `match_ranks`. In a gallery smaller than K every query is a hit.
     """
-    return metrics_from_ranks(*match_ranks(scores, query_ids, gallery_ids, chunk_size, stable))
+    return query_metrics(scores, query_ids, gallery_ids, chunk_size, stable).mean()

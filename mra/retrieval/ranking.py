@@ -1,7 +1,8 @@
 """Ranking of `eval_retrieval.py`: as requested, as saved with the model, or as chosen on validation and saved."""
 
+import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -48,6 +49,14 @@ class Ranking:
     warnings: tuple[str, ...] = ()
 
 
+def given_fusion(args: RetrievalArguments) -> Fusion | None:
+    """Return the fusion if the arguments leave nothing to choose; None if a choice is saved or to be made."""
+    if args.rerank_k == 0:
+        return DEFAULT_SCORE_FUSION, None
+    candidates = fusion_candidates(args.score_fusion, args.match_weight)
+    return candidates[0] if len(candidates) == 1 and args.rerank_k != AUTO else None
+
+
 def find_ranking(model: PreTrainedModel, processor: MRAProcessor, args: RetrievalArguments, options: dict) -> Ranking:
     """Find fusion, weight and depth: as given, as saved with the model, or as chosen now on the validation split.
 
@@ -64,11 +73,11 @@ def find_ranking(model: PreTrainedModel, processor: MRAProcessor, args: Retrieva
         ValueError: if `rerank_k` is to be chosen but no matching choice is saved and the dataset has no validation split, or
             the choice saved with the model cannot be read.
     """
-    if args.rerank_k == 0:
-        return Ranking(0, DEFAULT_SCORE_FUSION, None)
-    candidates = fusion_candidates(args.score_fusion, args.match_weight)
-    if len(candidates) == 1 and args.rerank_k != AUTO:
-        return Ranking(args.rerank_k, *candidates[0], notes=describe_overruled(args, candidates[0]))
+    fusion = given_fusion(args)
+    if fusion is not None:
+        assert not isinstance(args.rerank_k, str)  # then it is chosen
+        notes = describe_overruled(args, fusion) if args.rerank_k else ()
+        return Ranking(args.rerank_k, *fusion, notes=notes)
     choice, notes = find_saved_choice(args)
     if choice is None:
         choice, more = choose_now(model, processor, args, options)
@@ -89,6 +98,26 @@ def find_ranking(model: PreTrainedModel, processor: MRAProcessor, args: Retrieva
         warnings.append("this is the split that the fusion was chosen on: the re-ranked metrics are too optimistic")
     rerank_k = choice.rerank_k if args.rerank_k == AUTO else args.rerank_k
     return Ranking(rerank_k, choice.score_fusion, choice.match_weight, choice, tuple(notes), tuple(warnings))
+
+
+def would_apply_choice(args: RetrievalArguments, recorded: dict | None) -> bool:
+    """Return whether an evaluation with these arguments would apply the choice that an earlier one recorded.
+
+    Args:
+        args: arguments of the evaluation.
+        recorded: `choice` of the earlier one's `metrics.json`.
+
+    Raises:
+        ValueError: if the choice saved with the model cannot be read.
+    """
+    if given_fusion(args) is not None:
+        return recorded is None
+    choice, _ = find_saved_choice(args)
+    if choice is None:
+        can_choose = load_split(args.dataset, "validation", argument="--dataset", optional=True) is not None
+        return recorded is None and not can_choose
+    found = json.loads(json.dumps(asdict(choice)))
+    return recorded is not None and recorded | {"model": None} == found | {"model": None}  # it names where it is saved
 
 
 def describe_overruled(args: RetrievalArguments, fusion: Fusion) -> tuple[str, ...]:

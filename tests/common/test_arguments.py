@@ -191,6 +191,11 @@ def test_a_wrong_recipe_names_file_and_key(tmp_path, recipe, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_recipe_may_give_a_list_of_texts_one_text(tmp_path):
+    for text in ("a b", "no", "1", "[a b]"):
+        assert read(recipe=f"fields: {text}", tmp_path=tmp_path).fields == [text.strip("[]")]
+
+
 @pytest.mark.parametrize("text", ["!!int ''", "!!int x", "!!float ''"])
 def test_a_value_that_yaml_fails_on(tmp_path, text):
     """PyYAML raises an IndexError or a ValueError of its own for these."""

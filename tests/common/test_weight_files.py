@@ -1,13 +1,15 @@
 """Downloaded weights: what is cut, or another thing in their place, is refused in a sentence that names the file."""
 
+import shutil
+
 import pytest
 import torch
 
 from modeling_mra import MRAForPreTraining
 from mra.common.loading import load_model
-from mra.common.weight_files import load_tensors
+from mra.common.weight_files import load_tensors, model_digest
 from mra.training.initialization import load_bert_weights, load_for_finetuning, load_swin_weights
-from tests.helpers.retrieval import tiny_model
+from tests.helpers.retrieval import tiny_model, tiny_processor
 
 
 DAMAGED = {
@@ -40,3 +42,22 @@ def test_damaged_models(tmp_path, damage):
         load_for_finetuning(str(tmp_path))
     with pytest.raises(ValueError, match=r"`text_weights`: .* cannot be loaded as AutoModelForMaskedLM"):
         load_bert_weights(tiny_model(MRAForPreTraining), str(tmp_path))
+
+
+def test_a_models_digest_is_that_of_all_it_computes_with(tmp_path):
+    model, copy = tmp_path / "model", tmp_path / "copy"
+    tiny_model().save_pretrained(model)
+    tiny_processor().save_pretrained(model)
+    shutil.copytree(model, copy)
+    (copy / "README.md").write_text("a card")
+    (copy / "retrieval.json").write_text("{}")
+    known = model_digest(model)
+    assert model_digest(copy) == known
+    for path in sorted(path for path in model.iterdir() if path.suffix != ".py"):  # code of a folder is not run
+        content = (copy / path.name).read_bytes()
+        (copy / path.name).write_bytes(content + b" ")
+        assert model_digest(copy) != known, path.name
+        (copy / path.name).unlink()
+        assert model_digest(copy) != known, path.name
+        (copy / path.name).write_bytes(content)
+    assert model_digest(copy) == known

@@ -50,6 +50,24 @@ def test_similarity_alone_and_no_flip(world):
     assert one_view.match_scores.shape == (1, 15, 2)
 
 
+def test_image_to_text_equals_a_naive_oracle(world):
+    """Each image asks for the captions of its person; an image of somebody without captions asks for nothing."""
+    model, processor, dataset = world
+    dataset = dataset.map(lambda row: {"captions": [] if row["image_id"] == 102 else row["captions"]})
+    result = evaluate_retrieval(model, processor, dataset)
+    hits, precisions = {1: 0, 5: 0, 10: 0}, []
+    for image in (0, 1, 2, 3, 6, 7, 8, 9):
+        order = sorted(range(len(result.captions)), key=lambda caption: -result.similarity[caption, image].item())
+        right = [result.query_ids[caption] == result.gallery_ids[image] for caption in order]
+        for k in hits:
+            hits[k] += any(right[:k])
+        ranks = [rank for rank, is_right in enumerate(right, start=1) if is_right]
+        precisions.append(sum(number / rank for number, rank in enumerate(ranks, start=1)) / len(ranks))
+    metrics, num_images = result.image_to_text()
+    assert num_images == 8 and {k: metrics[f"R{k}"] for k in hits} == {k: 100 * count / 8 for k, count in hits.items()}
+    assert metrics["mAP"] == pytest.approx(100 * sum(precisions) / 8)
+
+
 def test_fusion_is_passed_on(world):
     model, processor, dataset = world
     result = evaluate_retrieval(model, processor, dataset, rerank_k=3, score_fusion="published")

@@ -16,9 +16,15 @@ from safetensors.torch import load_file
 
 import eval_retrieval
 from modeling_mra import MRAForPreTraining
+from mra.cli import main
+from mra.common.arguments import parse_arguments
 from mra.common.loading import load_model
 from mra.common.weight_files import weights_digest
 from mra.retrieval import RetrievalChoice, choose_retrieval, evaluate_retrieval
+from mra.retrieval.arguments import EVALUATION
+from mra.retrieval.evaluation_files import changed_files, read_queries
+from mra.retrieval.matrix import find_unfinished, list_cells
+from mra.retrieval.score_fusion import fusion_name
 from tests.helpers.retrieval import tiny_dataset, tiny_model, tiny_processor
 from tests.retrieval.test_retrieval_choice import OLD
 
@@ -69,40 +75,69 @@ def test_writes_table_metrics_and_picture(folders, single_process, capsys):
     assert scores["reranked"].shape == scores["similarity"].shape == (24, 16)
     with Image.open(single_process / "ranking.png") as picture:
         assert picture.width > 1000 and picture.height > 600
-    assert sorted(path.name for path in single_process.iterdir()) == [
-        "metrics.json",
-        "ranking.png",
-        "scores.safetensors",
-    ]
+    names = ["metrics.json", "queries.parquet", "ranking.png", "scores.safetensors"]
+    assert sorted(path.name for path in single_process.iterdir()) == names
+    assert list(report["files"]) == ["queries.parquet", "scores.safetensors", "ranking.png"]
+    assert changed_files(single_process, report) == []
 
 
-def evaluate_with_two_processes(world, output, *options):
+def test_writes_the_results_of_each_query(folders, single_process):
+    report = json.loads((single_process / "metrics.json").read_text())
+    table = read_queries(single_process, report)
+    split = tiny_dataset(num_ids=8)
+    assert table["query"].to_pylist() == list(range(24))
+    for number, (row, caption, identity) in enumerate(
+        zip(*(table[name].to_pylist() for name in ("row", "caption", "identity")), strict=True)
+    ):
+        assert caption in split[row]["captions"] and identity == split[row]["image_id"], number
+    scores = load_file(single_process / "scores.safetensors")
+    for ranking in ("similarity", "reranked"):
+        order = scores[ranking].argsort(dim=1, descending=True, stable=True)
+        right = scores["gallery_ids"][order] == scores["query_ids"][:, None]
+        first = (right.int().argmax(dim=1) + 1).tolist()
+        assert table[f"{ranking}_first_rank"].to_pylist() == first
+        assert report[ranking]["R5"] == pytest.approx(100 * sum(rank <= 5 for rank in first) / 24)
+        for metric, name in (("mAP", "average_precision"), ("mINP", "inverse_negative_penalty")):
+            mean = sum(table[f"{ranking}_{name}"].to_pylist()) / 24
+            assert report[ranking][metric] == pytest.approx(100 * mean)
+
+
+def evaluate_with_two_processes(*arguments):
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [*launch, "eval_retrieval.py", *flags(world, output, *options)]
+    command = [*launch, "eval_retrieval.py", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done
 
 
 def test_two_processes_give_the_same_choice_and_numbers(with_validation):
-    one, two = with_validation / "one", with_validation / "two"
+    """A matrix of two models, of which the second was evaluated by one process."""
+    one, two, other = with_validation / "one", with_validation / "two", with_validation / "other"
+    shutil.copytree(with_validation / "model", other)
+    arguments = ["--matrix", *flags(with_validation, one, *OPTIONS)]
+    arguments.insert(arguments.index("--dataset"), str(other))
     saved = with_validation / "model" / "retrieval.json"
-    eval_retrieval.main(flags(with_validation, one, *OPTIONS))
+    eval_retrieval.main(arguments)
     choice = saved.read_text()
+    shutil.copytree(one, two)
+    shutil.rmtree(two / "model" / "data")
     saved.unlink()
-    done = evaluate_with_two_processes(with_validation, two, *OPTIONS)
+    done = evaluate_with_two_processes(*(str(two) if word == str(one) else word for word in arguments))
     assert saved.read_text() == choice
-    reports = [json.loads((folder / "metrics.json").read_text()) for folder in (one, two)]
+    assert (one / "matrix.md").read_text() == (two / "matrix.md").read_text()
+    reports = [json.loads((folder / "model" / "data" / "metrics.json").read_text()) for folder in (one, two)]
     assert [report["num_processes"] for report in reports] == [1, 2]
-    for name in ("similarity", "reranked", "score_fusion", "match_weight", "choice"):
+    for name in ("similarity", "reranked", "score_fusion", "match_weight", "choice", "inputs"):
         assert reports[0][name] == reports[1][name]
+    one, two = one / "model" / "data", two / "model" / "data"
+    assert read_queries(one, reports[0]) == read_queries(two, reports[1])
     scores, same = (load_file(folder / "scores.safetensors") for folder in (one, two))
     assert scores.keys() == same.keys()
     for name, tensor in scores.items():
         assert torch.equal(tensor, same[name]), name
-    assert done.stdout.count("mINP") == 1  # only the main process prints
+    assert done.stdout.count("mINP") == 2  # only the main process prints
 
 
 @pytest.fixture
@@ -223,7 +258,8 @@ def test_a_model_folder_that_cannot_be_written_loses_no_choice(with_validation, 
     printed, report = evaluate(with_validation, "one", capsys)
     path = with_validation / "one" / "retrieval.json"
     assert f"model cannot be written (Permission denied): the choice is saved in {path}" in printed
-    assert sorted(file.name for file in (with_validation / "one").iterdir()) == ["metrics.json", "retrieval.json"]
+    names = ["metrics.json", "queries.parquet", "retrieval.json"]
+    assert sorted(file.name for file in (with_validation / "one").iterdir()) == names
     assert not [file for file in (with_validation / "model").iterdir() if "retrieval.json" in file.name]
 
     (with_validation / "data" / "validation-00000-of-00001.parquet").unlink()
@@ -253,7 +289,37 @@ def test_similarity_alone_without_picture(folders, tmp_path, capsys):
     assert "no re-ranking" in capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert "reranked" not in report and report["arguments"]["flip"] is False
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["metrics.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "queries.parquet"]
+
+
+def test_failures_are_the_worst_query_of_each_person(folders, tmp_path):
+    more = ("--rerank_k", "5", "--num_workers", "0", "--num_failures_in_picture", "3", "--num_queries_in_picture", "0")
+    eval_retrieval.main(flags(folders, tmp_path, *more))
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(report["files"]) == ["queries.parquet", "failures.png"]
+    with Image.open(tmp_path / "failures.png") as picture:
+        assert picture.height > 600
+    split = tiny_dataset(num_ids=8)
+    result = evaluate_retrieval(load_model(str(folders / "model")), tiny_processor(), split, rerank_k=5)
+    precision, people = result.queries["reranked"].average_precision.tolist(), result.query_ids.tolist()
+    worst = eval_retrieval.worst_queries(result, 5)
+    assert len({people[query] for query in worst}) == 5 == len(worst)
+    assert [precision[query] for query in worst] == sorted(precision[query] for query in worst)
+    for person, query in ((people[query], query) for query in worst):
+        assert precision[query] == min(
+            value for value, other in zip(precision, people, strict=True) if other == person
+        )
+    assert len(eval_retrieval.worst_queries(result, 100)) == 8 and eval_retrieval.worst_queries(result, 0) == []
+
+
+def test_image_to_text_is_reported_apart(folders, tmp_path, capsys):
+    more = ("--rerank_k", "0", "--num_queries_in_picture", "0", "--num_workers", "0", "--image_to_text")
+    eval_retrieval.main(flags(folders, tmp_path, *more))
+    _, printed = capsys.readouterr().out.split("image to text: 16 images as queries to 24 captions\n")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())["image_to_text"]
+    assert f"similarity{metrics['R1']:8.2f}{metrics['R5']:8.2f}" in printed
+    main(["compare", f"a={tmp_path}"])
+    assert len(capsys.readouterr().out.splitlines()) == 4  # the table of the standard protocol alone
 
 
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
@@ -283,8 +349,20 @@ def test_attention_and_precision(folders, single_process, tmp_path, attn_impleme
             ("--score_fusion", "posterior", "--match_weight", "-1"),
             "`match_weight` must be 0 or more, or left out, got -1",
         ),
+        (("--num_failures_in_picture", "-1"), "`num_failures_in_picture` must be 0 or more, got -1"),
         (("--rerank", "3"), "unknown argument '--rerank'; did you mean '--rerank_k'"),
         (("--unknown", "3"), "unknown argument '--unknown'"),
+        (("--model", "a", "b"), r"`model` must be one model, or several with --matrix, got \['a', 'b'\]"),
+        (
+            ("--matrix", "--dataset", "x/a", "y/a"),
+            "'y/a' has the name 'a', which x/a has too: give each its own, as in NAME=y/a",
+        ),
+        (
+            ("--matrix", "--model", "x=a", "x=b"),
+            "'x=b' has the name 'x', which a has too: give each its own, as in NAME=b",
+        ),
+        (("--matrix", "--model", ".x=a"), "a name that does not begin with a dot"),
+        (("--matrix", "--model"), "`model` must be a model or several, got"),
     ],
 )
 def test_mistakes_are_named(folders, tmp_path, capsys, change, message):
@@ -316,3 +394,147 @@ def test_unconnected_processes_are_refused(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="`WORLD_SIZE` is 2 but the process group has 1"):
         eval_retrieval.main(flags(folders, tmp_path))
+
+
+# ---------------------------------------------------------------- several models and datasets
+
+
+@pytest.fixture
+def models_and_sets(with_validation):
+    """Two models in folders of training runs, and two datasets, one of them without a validation split."""
+    for seed, name in enumerate(("one", "two")):
+        folder = with_validation / "runs" / name / "best"
+        tiny_model(seed=seed).save_pretrained(folder)
+        tiny_processor().save_pretrained(folder)
+    shutil.copytree(with_validation / "data", with_validation / "other")
+    (with_validation / "other" / "validation-00000-of-00001.parquet").unlink()
+    tiny_dataset(num_ids=3, seed=2).to_parquet(str(with_validation / "other" / "test-00000-of-00001.parquet"))
+    return with_validation
+
+
+def matrix_flags(world, *more):
+    models = [str(world / "runs" / name / "best") for name in ("one", "two")]
+    words = ["--matrix", "--model", *models, "--dataset", str(world / "data"), f"small={world / 'other'}"]
+    return [*words, "--output_dir", str(world / "matrix"), *QUICK, *more]
+
+
+def evaluated(capsys):
+    """The pairs that a matrix evaluated, by what it printed, and all of it."""
+    printed = capsys.readouterr().out
+    return re.findall(r"^(\w+ on \w+)$", printed, re.M), printed
+
+
+ALL = ["one on data", "one on small", "two on data", "two on small"]
+
+
+def test_matrix_is_made_of_single_evaluations(models_and_sets, capsys):
+    world = models_and_sets
+    eval_retrieval.main(matrix_flags(world))
+    pairs, printed = evaluated(capsys)
+    assert pairs == ALL
+    table = (world / "matrix" / "matrix.md").read_text()
+    assert table in printed and f"wrote {world / 'matrix' / 'matrix.md'}" in printed
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| ")
+    ]
+    assert rows[0] == ["model", "evaluated on", "ranking", "R@1", "R@5", "R@10", "mAP", "mINP"]
+    for number, (model, dataset) in enumerate((("one", "data"), ("one", "small"), ("two", "data"), ("two", "small"))):
+        alone = world / "alone"
+        path = world / ("data" if dataset == "data" else "other")
+        single = ["--model", str(world / "runs" / model / "best"), "--dataset", str(path), "--output_dir", str(alone)]
+        eval_retrieval.main([*single, *QUICK])
+        reports = [
+            json.loads((folder / "metrics.json").read_text()) for folder in (alone, world / "matrix" / model / dataset)
+        ]
+        for report in reports:
+            del report["timings"], report["arguments"]["output_dir"]
+        assert reports[0] == reports[1]
+        fusion = fusion_name(report["score_fusion"], report["match_weight"])
+        for offset, (ranking, label) in enumerate((("similarity",) * 2, ("reranked", f"reranked ({fusion}, k 5)"))):
+            figures = [f"{report[ranking][metric]:.2f}" for metric in ("R1", "R5", "R10", "mAP", "mINP")]
+            assert rows[2 + 2 * number + offset] == [model, dataset, label, *figures]
+
+
+def test_matrix_repeats_what_is_not_finished(models_and_sets, capsys, caplog):
+    """After a stop at any point, and after a change of model, data, options, choice or written files."""
+    world = models_and_sets
+    eval_retrieval.main(matrix_flags(world))
+    evaluated(capsys)
+    cell, model, small = world / "matrix" / "two" / "data", world / "runs" / "two" / "best", world / "other"
+
+    def unfinished(*more):
+        caplog.clear()
+        cells = list_cells(*parse_arguments(EVALUATION, argv=matrix_flags(world, *more)))
+        return [f"{cell.model} on {cell.dataset}" for cell in find_unfinished(cells)]
+
+    caplog.set_level("INFO")
+    assert unfinished() == unfinished("--num_workers", "1") == []
+    assert f"two on data: finished already in {cell}" in caplog.text
+    assert (
+        unfinished("--no_flip", "--rerank_k", "0") == ALL
+        and "again: another --rerank_k, another --flip" in caplog.text
+    )
+    report = json.loads((cell / "metrics.json").read_text())
+    for changes, reason in (
+        ({"files": None}, "it was stopped before all files were written"),
+        ({"versions": {"torch": "1.0"}}, "again: other versions of the libraries"),
+        ({"similarity": report["similarity"] | {"R1": 99.0}}, "again: another metrics.json than it wrote, or none"),
+        ({"choice": None}, "again: another choice of fusion or depth would be applied now"),
+    ):
+        changed = {name: value for name, value in (report | changes).items() if value is not None or name == "choice"}
+        (cell / "metrics.json").write_text(json.dumps(changed))
+        assert unfinished() == ["two on data"] and reason in caplog.text
+    (cell / "metrics.json").write_text(json.dumps(report))
+    for path, change, pairs, reason in (
+        (cell / "metrics.json", None, ["two on data"], "two on data: to be evaluated"),
+        (cell / "queries.parquet", None, ["two on data"], "again: another queries.parquet than it wrote, or none"),
+        (cell / "queries.parquet", b"other", ["two on data"], "again: another queries.parquet than it wrote, or none"),
+        (model / "tokenizer_config.json", b" ", ["two on data", "two on small"], "again: other model"),
+        (model / "model.safetensors", b" ", ["two on data", "two on small"], "again: other model"),
+        (model / "retrieval.json", None, ["two on data", "two on small"], "again: another choice of fusion or depth"),
+    ):
+        content = path.read_bytes()
+        path.unlink()
+        if change is not None:
+            path.write_bytes(content + change)
+        assert unfinished() == pairs and reason in caplog.text, path
+        path.write_bytes(content)
+    assert unfinished() == []
+    tiny_dataset(num_ids=3, seed=3).to_parquet(str(small / "test-00000-of-00001.parquet"))
+    assert unfinished() == ["one on small", "two on small"] and "again: other images, other captions" in caplog.text
+
+    eval_retrieval.main(matrix_flags(world))
+    assert evaluated(capsys)[0] == ["one on small", "two on small"] and unfinished() == []
+
+
+def test_matrix_reads_everything_before_it_evaluates(models_and_sets, capsys):
+    (models_and_sets / "other" / "test-00000-of-00001.parquet").unlink()
+    with pytest.raises(SystemExit, match=r"--dataset .*other has no split test"):
+        eval_retrieval.main(matrix_flags(models_and_sets))
+    shutil.rmtree(models_and_sets / "runs" / "two")
+    with pytest.raises(SystemExit, match=r"model .*two/best has no MRA processor"):
+        eval_retrieval.main(matrix_flags(models_and_sets, "--dataset", str(models_and_sets / "data")))
+    assert evaluated(capsys)[0] == [] and not (models_and_sets / "matrix").exists()
+
+
+def test_recipe_names_one_model_or_several(models_and_sets, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    world = models_and_sets
+    recipe.write_text(
+        f"model: {world / 'model'}\ndataset: {world / 'other'}\noutput_dir: {tmp_path / 'out'}\nrerank_k: 0\n"
+    )
+    eval_retrieval.main(["--config", str(recipe), "--num_workers", "0", "--num_queries_in_picture", "0"])
+    assert (tmp_path / "out" / "metrics.json").is_file()
+
+
+def test_models_are_compared_by_their_queries(models_and_sets, capsys):
+    world = models_and_sets
+    eval_retrieval.main(matrix_flags(world))
+    evaluated(capsys)
+    main(["compare", *(f"{name}={world / 'matrix' / name / 'data'}" for name in ("one", "two"))])
+    printed = capsys.readouterr().out
+    assert "| two - one | similarity |" in printed and "| two - one | reranked   |" in printed
+    with pytest.raises(
+        SystemExit, match=r"cannot be compared, because they were evaluated on other images .16 and 6."
+    ):
+        main(["compare", *(f"{name}={world / 'matrix' / 'one' / name}" for name in ("data", "small"))])

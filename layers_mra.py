@@ -1,5 +1,6 @@
 """Building blocks of the MRA models: pooling of tokens, attention, layers, vision and text tower."""
 
+import functools
 from typing import Any, cast
 
 import timm
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
 from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import (
@@ -30,6 +32,7 @@ except ImportError:  # run from the repository root
 
 
 NUM_PARTS = 3  # reference notes: AdaptiveAvgPool1d(3) over the tokens
+LONG_PRODUCT = 512  # input width from which `selective_contexts` keeps the result of a linear layer
 
 
 # ---------------------------------------------------------------- pooling
@@ -150,7 +153,31 @@ def attend(
     return attention.output(packing.pack(context), hidden_states)
 
 
+# ---------------------------------------------------------------- gradient checkpointing
+
+
+def _keep_long_products(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Decide whether a checkpointed layer keeps the result of an operator or computes it again in the backward pass.
+
+    A value of a linear layer costs as many multiplications as its input is wide, and takes as much memory as any other.
+    Attention is never kept: each of its values costs little, and skipping the dropout that is fused into it would give
+    the following dropouts other random numbers than in the forward pass.
+    """
+    is_linear = operator in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+    if is_linear and args[-1].shape[0] >= LONG_PRODUCT:  # the weight, (in, out)
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+# The `context_fn` of `activation_checkpointing_enable` with which layers keep the results of wide linear layers.
+selective_contexts = functools.partial(create_selective_checkpoint_contexts, _keep_long_products)
+
+
 # ---------------------------------------------------------------- layers
+
+
+class MRASwinBlock(GradientCheckpointingLayer, SwinTransformerBlock):
+    """timm's Swin block with the gradient checkpointing of the other layers."""
 
 
 class MRATextLayer(GradientCheckpointingLayer):
@@ -298,6 +325,7 @@ class MRAVisionModel(nn.Module):
                 module.eps = config.layer_norm_eps
             # timm shifts along the longer side even where the window covers the shorter one; the published Swin does not
             if isinstance(module, SwinTransformerBlock):
+                module.__class__ = MRASwinBlock  # timm builds its blocks itself
                 block = cast(Any, module)  # timm declares both sizes as an int or a pair
                 if min(block.input_resolution) <= min(block.window_size):
                     block.shift_size = (0, 0)

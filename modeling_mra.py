@@ -182,7 +182,7 @@ class MRAImageTextRetrievalOutput(ModelOutput):
 
 
 class MRAPreTrainedModel(PreTrainedModel):
-    """Base of the MRA models: initialisation, attention implementation and gradient checkpointing."""
+    """Base of the MRA models: initialisation and attention implementation."""
 
     config: MRAConfig
     config_class = MRAConfig
@@ -192,7 +192,7 @@ class MRAPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["SwinTransformerBlock", "MRATextLayer", "MRAFusionLayer"]  # noqa: RUF012
+    _no_split_modules = ["MRASwinBlock", "MRATextLayer", "MRAFusionLayer"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
@@ -216,12 +216,6 @@ class MRAPreTrainedModel(PreTrainedModel):
             if isinstance(module, PreTrainedModel):
                 module.config._attn_implementation = implementation
         _sync_attention(self)
-
-    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
-        super()._set_gradient_checkpointing(enable, *args, **kwargs)
-        for module in self.modules():
-            if isinstance(module, MRAVisionModel):
-                module.swin.set_grad_checkpointing(enable)
 
 
 def _sync_attention(model: PreTrainedModel) -> None:

@@ -9,7 +9,6 @@ attention less; its autocast keeps more in float32 than that of the CPU, which i
 
 import sys
 from pathlib import Path
-from typing import Any, cast
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/memory.py`
@@ -29,6 +28,7 @@ from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
 from mra.common.arguments import option, parse_arguments
 from mra.common.recipes import read_mapping
+from mra.training.model_setup import set_gradient_checkpointing
 
 
 GIB = 2**30
@@ -45,7 +45,9 @@ class MemoryBenchmark:
         None, "recipe to pretrain or fine-tune the published architecture; a tiny model when left out"
     )
     batch_size: int | None = option(None, "rows per batch; the recipe's when left out")
-    gradient_checkpointing: Literal["none", "vision", "all"] = option("none", "layers with recomputed activations")
+    gradient_checkpointing: Literal["none", "selective", "vision", "all"] = option(
+        "none", "what the layers recompute in the backward pass"
+    )
     dtype: Literal["float32", "bfloat16"] = option("bfloat16", "precision of the forward pass")
     json: bool = option(False, "print the result as JSON in the last line")
 
@@ -106,16 +108,13 @@ def peak_of_step(
         config: the model's configuration.
         with_regions: whether to train on regions and phrases instead of augmented captions.
         batch_size: rows.
-        checkpointing: `none`, `vision` or `all`.
+        checkpointing: `none`, `selective`, `vision` or `all`.
         dtype: dtype of the forward passes, under autocast unless it is float32.
     """
     with no_init_weights():
         model = MRAForPreTraining(config).train()
     model.tie_weights()
-    if checkpointing == "all":
-        model.activation_checkpointing_enable()
-    elif checkpointing == "vision":
-        cast(Any, model.mra.vision_model.swin).set_grad_checkpointing()
+    set_gradient_checkpointing(model, checkpointing)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     forget_values(model, mode)
     batch = make_batch(config, with_regions, batch_size)

@@ -1,6 +1,6 @@
 """Time one step of fine-tuning with augmented captions: a plain implementation as published, and `MRAForPreTraining`.
 
-`MRAForPreTraining` runs with and without recomputing activations.
+`MRAForPreTraining` runs with the given `--checkpointing`, with `vision`, which recomputes the image layers, and without any.
 
 python benchmarks/train_step.py --full_size --json
 python benchmarks/train_step.py --full_size --json --device cuda --dtype bfloat16 --batch_size 32
@@ -38,14 +38,15 @@ from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
 from mra.common.arguments import option, parse_arguments
 from mra.training.collator import TrainingCollator
+from mra.training.model_setup import set_gradient_checkpointing
 from tests.oracle.plain import plain_finetuning_losses, plain_itm_loss, plain_mlm_loss, plain_negatives
 
 
 TOKENIZER = Path(__file__).resolve().parent.parent / "data_scripts" / "sample" / "tokenizer"
 LOSSES = ("itc_loss", "itm_loss", "mlm_loss", "augmented_itc_loss", "augmented_itm_loss", "loss")
-Variant = Literal["plain", "ours", "ours_without_checkpointing"]
+Variant = Literal["plain", "ours", "ours_vision", "ours_without_checkpointing"]
 VARIANTS = get_args(Variant)
-_ENDS: dict[Variant, str] = {"ours": "", "ours_without_checkpointing": "_without_checkpointing"}  # of names of ratios
+_OURS: tuple[Variant, ...] = VARIANTS[1:]
 
 
 @dataclass
@@ -54,8 +55,8 @@ class TrainStepBenchmark(ModelBenchmark):
 
     batch_size: int = option(8, "rows per step")
     steps: int = option(1, "timed steps of each kind")
-    checkpointing: Literal["none", "vision", "all"] = option(
-        "vision", "layers of ours that recompute activations in the backward pass to save memory"
+    checkpointing: Literal["none", "selective", "vision", "all"] = option(
+        "selective", "what our layers recompute in the backward pass to save memory"
     )
     memory_of: Variant | None = option(None, "run one step of a kind and print only its peak memory")
 
@@ -88,13 +89,16 @@ def main(argv: list[str] | None = None) -> None:
         for variant, cost in costs.items():
             results[f"{variant}_{name}seconds"] = cost.seconds / args.steps
             results[f"{variant}_{name}cpu_seconds"] = cost.cpu_seconds / args.steps
-        for variant, end in _ENDS.items():
+        for variant in _OURS:
+            end = variant.removeprefix("ours")
             results[f"{name}cpu_ratio{end}"] = costs["plain"].cpu_seconds / costs[variant].cpu_seconds
             results[f"{name}seconds_ratio{end}"] = costs["plain"].seconds / costs[variant].seconds
     results["max_abs_difference"] = bench.difference()
     memory = {variant: memory_in_another_process(variant, args) for variant in VARIANTS}
     results |= {f"{variant}_peak_memory_mib": peak / MIB for variant, peak in memory.items()}
-    results |= {f"peak_memory_ratio{end}": memory["plain"] / memory[variant] for variant, end in _ENDS.items()}
+    results |= {
+        f"peak_memory_ratio{variant.removeprefix('ours')}": memory["plain"] / memory[variant] for variant in _OURS
+    }
     show(results, args.json)
 
 
@@ -106,13 +110,14 @@ class Benchmark:
         batch_size: rows.
         device: device of the model.
         dtype: dtype of the forward passes, under autocast unless it is float32.
-        checkpointing: layers of ours that recompute activations: `none`, `vision` or `all`.
+        checkpointing: what the layers of `ours` recompute: `none`, `selective`, `vision` or `all`.
     """
 
     def __init__(
         self, full_size: bool, batch_size: int, device: torch.device, dtype: torch.dtype, checkpointing: str
     ) -> None:
-        self.device, self.dtype, self.checkpointing = device, dtype, checkpointing
+        self.device, self.dtype = device, dtype
+        self.checkpointing = {"ours": checkpointing, "ours_vision": "vision"}
         self.model = MRAForPreTraining(make_config(full_size))
         self.model.to(device).train()  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
         batch = make_batch(self.model.config, batch_size)
@@ -122,13 +127,8 @@ class Benchmark:
 
     def set_up(self, variant: str) -> None:
         """Set attention and checkpointing of one kind."""
-        checkpointing = self.checkpointing if variant == "ours" else "none"
         self.model.set_attn_implementation("eager" if variant == "plain" else "sdpa")
-        if checkpointing == "all":
-            self.model.activation_checkpointing_enable()
-        else:
-            self.model.activation_checkpointing_disable()
-        cast(Any, self.model.mra.vision_model.swin).set_grad_checkpointing(checkpointing != "none")
+        set_gradient_checkpointing(self.model, self.checkpointing.get(variant, "none"))
 
     def losses(self, variant: str) -> dict[str, torch.Tensor]:
         """Run the forward pass of one kind, with hard negatives drawn from the same seed."""

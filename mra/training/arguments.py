@@ -58,10 +58,10 @@ class ModelArguments:
     attn_implementation: Literal["sdpa", "eager"] = option(
         "sdpa", "attention implementation of the text, fusion and Swin layers"
     )
-    gradient_checkpointing: Literal["none", "vision", "all"] = option(
+    gradient_checkpointing: Literal["none", "selective", "vision", "all"] = option(
         "none",
-        "layers that recompute activations in the backward pass to save memory: those of the image encoder, "
-        "which use most of it, or all",
+        "what is recomputed in the backward pass to save memory: `selective` all but the results of wide linear layers, "
+        "which hardly takes time; `vision` whole layers of the image encoder; `all` every layer",
     )
     torch_compile: bool = option(False, "compile the Swin, BERT and fusion layers with TorchInductor")
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 from transformers import AutoTokenizer, BertTokenizer
 
 from configuration_mra import MRAConfig
+from layers_mra import MRAFusionLayer, MRATextLayer, selective_contexts
 from modeling_mra import MRAForPreTraining
 from mra.common.loading import check_vocabulary
 from mra.common.pretrained import load_pretrained
@@ -64,13 +65,27 @@ def create_model(args: ModelArguments, config: MRAConfig, max_grad_norm: float |
         model = load_for_finetuning(args.model_name_or_path, **config.to_dict())
     check_clipping(model, max_grad_norm)
     model.set_attn_implementation(args.attn_implementation)
-    if args.gradient_checkpointing == "all":
-        model.activation_checkpointing_enable()
-    elif args.gradient_checkpointing == "vision":
-        cast(Any, model.mra.vision_model.swin).set_grad_checkpointing()
+    set_gradient_checkpointing(model, args.gradient_checkpointing)
     if args.torch_compile:
         compile_layers(model)
     return model
+
+
+def set_gradient_checkpointing(model: MRAForPreTraining, kind: str) -> None:
+    """Choose what the layers of a model in training recompute in the backward pass; gradients stay the same.
+
+    Args:
+        model: changed in place.
+        kind: `none`, `selective`, `vision` or `all`, as in [`ModelArguments`].
+    """
+    model.activation_checkpointing_disable()
+    if kind != "none":
+        contexts = {"context_fn": selective_contexts} if kind == "selective" else {}
+        model.activation_checkpointing_enable({"use_reentrant": False, **contexts})
+    if kind == "vision":
+        for module in model.modules():
+            if isinstance(module, (MRATextLayer, MRAFusionLayer)):
+                module.gradient_checkpointing = False
 
 
 def check_clipping(model: MRAForPreTraining, max_grad_norm: float | None) -> None:

@@ -30,12 +30,12 @@ def test_multiply_adds_at_full_size_are_those_of_the_plan():
     assert ours == pytest.approx(1.14e9, rel=0.03)
 
 
-@pytest.mark.parametrize("checkpointing", ["none", pytest.param("vision", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("checkpointing", ["selective", pytest.param("none", marks=pytest.mark.slow)])
 def test_train_step(capsys, checkpointing):
     train_step.main(["--json", "--batch_size", "4", "--steps", "1", "--checkpointing", checkpointing])
     result = last_line(capsys)
     assert result["max_abs_difference"] < 1e-4
-    for end in ("", "_without_checkpointing"):
+    for end in ("", "_vision", "_without_checkpointing"):
         for kind in ("", "fusion_"):
             ratio = result[f"plain_{kind}cpu_seconds"] / result[f"ours{end}_{kind}cpu_seconds"]
             assert result[f"{kind}cpu_ratio{end}"] == pytest.approx(ratio)

@@ -4,20 +4,27 @@ from types import SimpleNamespace
 
 import torch
 
+import layers_mra
 from batching_mra import TextLengths
+from mra.training.model_setup import set_gradient_checkpointing
 from mra.training.runtime import configure_deepspeed, group_factor
 from tests.helpers.fsdp_on_cpu import pretend_to_have_accelerators
 from tests.helpers.tiny import tiny_batch, tiny_config, tiny_model
 
 
 ROWS = 8
+NO_PATH_DROPPED = {"drop_path_rate": 0.0}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 OBJECTIVE = {"itm_negatives": "all", "label_smoothing": 0.1, "itc_chunk_size": 3}
 
 
-def take_step(accelerator, rows: slice) -> dict[str, torch.Tensor]:
+def take_step(accelerator, rows: slice, checkpointing: str = "none") -> dict[str, torch.Tensor]:
     """Loss of the rows of this process, averaged over the processes, and how plain SGD with rate 1 moved the weights."""
-    config = tiny_config(**OBJECTIVE)
-    model = tiny_model(config)  # in eval mode: no dropout, and BatchNorm does not see how the batch is cut
+    config = tiny_config(**OBJECTIVE, vision_config=NO_PATH_DROPPED, text_config=NO_DROPOUT)
+    model = tiny_model(config)  # in eval mode: BatchNorm does not see how the batch is cut
+    for layers in (model.mra.vision_model, model.mra.text_model, model.mra.fusion_layers):
+        layers.train()  # only layers in training recompute
+    set_gradient_checkpointing(model, checkpointing)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batch = {name: value[rows] for name, value in tiny_batch(config, ROWS).items()}
     kinds = {"caption": "", "augmented": "augmented_", "phrase": "phrase_"}
@@ -72,13 +79,14 @@ def main_accumulate(rank: int, kind: str, distributed_type: str, steps: int, arg
     accelerator.end_training()
 
 
-def main(rank: int, kind: str, distributed_type: str, output: str) -> None:
+def main(rank: int, kind: str, distributed_type: str, checkpointing: str, output: str) -> None:
     """Take a step in one way and save what the main process got."""
     from safetensors.torch import save_file
 
     accelerator = make_accelerator(kind, distributed_type)
     share = ROWS // 2
-    result = take_step(accelerator, slice(rank * share, (rank + 1) * share))
+    layers_mra.LONG_PRODUCT = 16  # as a tiny model has them
+    result = take_step(accelerator, slice(rank * share, (rank + 1) * share), checkpointing)
     if accelerator.is_main_process:
         save_file({name: tensor.contiguous() for name, tensor in result.items()}, output)
     accelerator.end_training()
@@ -99,7 +107,7 @@ def make_accelerator(kind: str, distributed_type: str, steps: int = 1):
         plugins["fsdp_plugin"] = FullyShardedDataParallelPlugin(
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["SwinTransformerBlock", "MRATextLayer"] if steps == 1 else ["Linear"],
+            transformer_cls_names_to_wrap=["MRASwinBlock", "MRATextLayer"] if steps == 1 else ["Linear"],
             reshard_after_forward=True,
             cpu_ram_efficient_loading=False,
         )

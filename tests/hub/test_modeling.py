@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
-from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from timm.models.swin_transformer import WindowAttention
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import pipeline
 
+import layers_mra
 from batching_mra import FusionRows, TextLengths
-from layers_mra import MRAFusionLayer, MRATextLayer, masked_mean, pool_parts
+from layers_mra import MRAFusionLayer, MRASwinBlock, MRATextLayer, masked_mean, pool_parts, selective_contexts
 from modeling_mra import MRAForImageTextRetrieval, MRAForPreTraining, MRAModel, MRAVisionModel
 from tests.helpers.tiny import tiny_batch, tiny_config, tiny_model, tiny_processor
 from tests.oracle.plain import plain_fuse, plain_match_logits
@@ -517,8 +519,8 @@ def test_tied_weights(fresh):
 
 def test_gradient_checkpointing_gives_the_same_gradients(config, batch):
     model = without_dropout(tiny_model(config)).train()
-    blocks = [m for m in model.modules() if isinstance(m, (SwinTransformerBlock, MRATextLayer, MRAFusionLayer))]
-    assert {type(block) for block in blocks} == {SwinTransformerBlock, MRATextLayer, MRAFusionLayer}
+    blocks = [m for m in model.modules() if isinstance(m, (MRASwinBlock, MRATextLayer, MRAFusionLayer))]
+    assert {type(block) for block in blocks} == {MRASwinBlock, MRATextLayer, MRAFusionLayer}
     calls = dict.fromkeys(blocks, 0)
 
     def count(module, *_):
@@ -540,7 +542,39 @@ def test_gradient_checkpointing_gives_the_same_gradients(config, batch):
     for name, gradient in plain.items():
         torch.testing.assert_close(checkpointed[name], gradient, msg=lambda m, n=name: f"{n}: {m}")
     model.activation_checkpointing_disable()
-    assert not model.mra.vision_model.swin.layers[0].grad_checkpointing
+    assert not model.is_activation_checkpointing
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_selective_checkpointing_repeats_no_wide_product(config, batch, dtype, monkeypatch):
+    """With dropout and dropped paths: the same gradients, the same linear layers, everything else once more."""
+    model = tiny_model(config).train()
+    assert config.vision_config.drop_path_rate > 0 and config.text_config.hidden_dropout_prob > 0
+
+    def step(shortest_kept):
+        monkeypatch.setattr(layers_mra, "LONG_PRODUCT", shortest_kept)
+        torch.manual_seed(1)
+        model.zero_grad()
+        with FlopCounterMode(display=False) as counter:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                loss = run(model, batch).loss
+            loss.backward()
+        counts = counter.get_flop_counts()["Global"]
+        linear = sum(counts.get(product, 0) for product in (torch.ops.aten.mm, torch.ops.aten.addmm))
+        return gradients(model), linear, sum(counts.values()) - linear
+
+    plain, linear, attention = step(0)
+    model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": selective_contexts})
+    for shortest_kept in (0, 32):  # the Swin has widths 8 to 64, its MLP 32 to 256
+        selective, selective_linear, selective_attention = step(shortest_kept)
+        assert selective_attention > attention
+        assert (selective_linear == linear) == (shortest_kept == 0)
+        assert selective_linear < 1.1 * linear
+        assert selective.keys() == plain.keys()
+        for name, gradient in plain.items():
+            torch.testing.assert_close(
+                selective[name], gradient, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 @torch.no_grad()

@@ -46,7 +46,6 @@ INTERFACES = {
 # Methods and attributes that a library reads off its subclasses or its configurations: how they are extended.
 HOOKS = {
     f"{MODEL}._init_weights": "weights start elsewhere",
-    f"{MODEL}._set_gradient_checkpointing": "Swin keeps its activations",
     f"{MODEL}._no_split_modules": "FSDP and `compile_layers` find no layers",
     f"{MODEL}._tied_weights_keys": "the decoder is not tied to the word embeddings",
     f"{MODEL}._supports_sdpa": "attention is `eager`",

@@ -24,17 +24,20 @@ def one_process():
 
 
 @pytest.mark.parametrize(
-    ("kind", "distributed_type", "environment"),
+    ("kind", "distributed_type", "environment", "checkpointing"),
     [
-        ("ddp", "MULTI_CPU", {"ACCELERATE_USE_CPU": "true"}),
-        ("zero2", "DEEPSPEED", DEEPSPEED_ON_CPU),
-        ("zero3", "DEEPSPEED", DEEPSPEED_ON_CPU),
-        ("fsdp2", "FSDP", FSDP_ON_CPU),
+        ("ddp", "MULTI_CPU", {"ACCELERATE_USE_CPU": "true"}, "none"),
+        ("ddp", "MULTI_CPU", {"ACCELERATE_USE_CPU": "true"}, "selective"),
+        ("zero2", "DEEPSPEED", DEEPSPEED_ON_CPU, "none"),
+        ("zero3", "DEEPSPEED", DEEPSPEED_ON_CPU, "none"),
+        pytest.param("zero3", "DEEPSPEED", DEEPSPEED_ON_CPU, "selective", marks=pytest.mark.slow),
+        ("fsdp2", "FSDP", FSDP_ON_CPU, "none"),
+        pytest.param("fsdp2", "FSDP", FSDP_ON_CPU, "selective", marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_equal_one(one_process, tmp_path, kind, distributed_type, environment):
+def test_two_processes_equal_one(one_process, tmp_path, kind, distributed_type, environment, checkpointing):
     output = tmp_path / "step.safetensors"
-    arguments = (kind, distributed_type, str(output))
+    arguments = (kind, distributed_type, checkpointing, str(output))
     processes = start_forked(main, *arguments, num_processes=2, environment=environment)
     for process in processes:
         process.join(TIMEOUT)

@@ -5,8 +5,15 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from batching_mra import TextLengths
+from layers_mra import MRAFusionLayer, MRASwinBlock, MRATextLayer
 from mra.training.arguments import ModelArguments, PretrainObjectiveArguments
-from mra.training.model_setup import compile_layers, create_config, create_model, create_processor
+from mra.training.model_setup import (
+    compile_layers,
+    create_config,
+    create_model,
+    create_processor,
+    set_gradient_checkpointing,
+)
 from processing_mra import MRAImageProcessor
 from tests.helpers.runs import PRETRAIN
 from tests.helpers.tiny import tiny_batch, tiny_config, tiny_model
@@ -20,6 +27,10 @@ SHAPE = {name: PRETRAIN[name] for name in ("image_size", "window_size", "project
 def tokenizer(tmp_path):
     make_tokenizer().save_pretrained(tmp_path / "tokenizer")
     return str(tmp_path / "tokenizer")
+
+
+def checkpointed_layers(model):
+    return {type(module) for module in model.modules() if getattr(module, "gradient_checkpointing", False)}
 
 
 def setup(objective=None, max_grad_norm=None, **arguments):
@@ -58,10 +69,26 @@ def test_starting_model_is_resized_and_kept(tokenizer, tmp_path):
         if "layers.0" not in name or "relative_position_bias_table" not in name:
             assert torch.equal(before[name], after[name]), name
     assert after["mra.vision_model.swin.layers.0.blocks.0.attn.relative_position_bias_table"].shape[0] == 225
-    assert larger.is_gradient_checkpointing
-    _, _, vision_alone = setup(model_name_or_path=str(tmp_path / "start"), gradient_checkpointing="vision")
-    assert vision_alone.mra.vision_model.swin.layers[0].grad_checkpointing
-    assert not any(getattr(m, "gradient_checkpointing", False) for m in vision_alone.modules())
+    assert checkpointed_layers(larger) == {MRASwinBlock, MRATextLayer, MRAFusionLayer}
+
+
+@pytest.mark.parametrize(
+    "kind, layers, keeps_products",
+    [
+        ("none", set(), False),
+        ("vision", {MRASwinBlock}, False),
+        ("all", {MRASwinBlock, MRATextLayer, MRAFusionLayer}, False),
+        ("selective", {MRASwinBlock, MRATextLayer, MRAFusionLayer}, True),
+    ],
+)
+def test_gradient_checkpointing(kind, layers, keeps_products):
+    model = tiny_model()
+    for before in ("selective", "all", kind):
+        set_gradient_checkpointing(model, before)
+    assert checkpointed_layers(model) == layers
+    functions = [layer._gradient_checkpointing_func for layer in model.modules() if type(layer) in layers]
+    assert {"context_fn" in function.keywords for function in functions} == ({keeps_products} if layers else set())
+    assert not any(function.keywords["use_reentrant"] for function in functions)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ model, else that of its validation split at `--bound_rerank`. The last line is o
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/matched_pairs.py`
@@ -51,6 +51,7 @@ class MatchedPairsBenchmark:
     bound_rerank: int = option(16, "images per validation caption for a bound that is not saved with the model")
     searches: int = option(100, "captions to search in a gallery, evenly spaced; 0 for none")
     device: str | None = option(None, "device to run on; the GPU if there is one")
+    dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "precision of the forward passes")
     threads: int = option(1, "CPU threads; more than one would also count waiting as CPU time")
 
 
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse_arguments([MatchedPairsBenchmark], description=__doc__, argv=argv, config=False)
     torch.set_num_threads(args.threads)
     split = load_split(args.dataset, args.split, argument="--dataset")
-    encoder = TorchEncoder(args.model, args.device)
+    encoder = TorchEncoder(args.model, args.device, args.dtype)
     bounds = encoder.largest_log_odds or measure_bounds(encoder, args)
     scores = score(encoder, split, args.rerank)
     captions = len(scores.query_ids)

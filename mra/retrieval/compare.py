@@ -16,7 +16,7 @@ from mra.common.table_formats import format_latex, format_markdown
 from mra.retrieval.arguments import ComparisonArguments
 from mra.retrieval.evaluation import METRIC_TITLES, below_similarity, describe_ranking
 from mra.retrieval.evaluation_files import RANKINGS, read_queries, read_report, why_no_queries
-from mra.retrieval.paired_bootstrap import PairedDifference, paired_difference
+from mra.retrieval.paired_bootstrap import paired_difference
 
 
 logger = logging.getLogger("mra_retrieval")
@@ -128,7 +128,8 @@ def check_same_data(arms: list[Arm]) -> None:
                 continue
             raise ValueError(
                 f"{first} and {folder} cannot be compared, because they were evaluated on other {name} ({difference}): "
-                "evaluate the models on the same --dataset and --split"
+                "evaluate the models on the same --dataset and --split, or tabulate several datasets with `mra evaluate "
+                "--matrix`"
             )
 
 
@@ -141,16 +142,6 @@ def find_other_query(queries: pa.Table, others: pa.Table) -> str:
         f"query {ours['query']} is {ours['caption']!r} of row {ours['row']}, and {theirs['caption']!r} of row "
         f"{theirs['row']}"
     )
-
-
-def query_values(arm: Arm, ranking: str) -> np.ndarray:
-    """Return the values of `COMPARED` of each query, `(metrics, seeds, queries)`.
-
-    Raises:
-        ValueError: if the results of each query of an evaluation cannot be read.
-    """
-    tables = [read_queries(*evaluation) for evaluation in arm.evaluations]
-    return np.stack([[value(queries, ranking) for queries in tables] for value in COMPARED.values()])
 
 
 def find_queries(captions: list[str], words: list[str]) -> np.ndarray:
@@ -199,63 +190,101 @@ def tabulate_results(arms: list[Arm]) -> Table:
     }
 
 
-def difference_entries(found: PairedDifference) -> dict[str, Entry]:
-    """Return the entries of a difference by metric."""
-    deviations = [None] * len(COMPARED) if found.deviation is None else found.deviation
-    cells = zip(found.mean, deviations, zip(found.low, found.high, strict=True), strict=True)
-    return {metric: Entry(*cell) for metric, cell in zip(COMPARED, cells, strict=True)}
+@dataclass(frozen=True)
+class QueryResults:
+    """Results of each query of several arms.
 
-
-def tabulate_differences(arms: list[Arm], words: dict[str, list[str]], **draws: int) -> tuple[list[Table], list[str]]:
-    """Tabulate the differences of all arms to the first one, and all of it for captions with some words.
-
-    Args:
-        arms: arms of the comparison.
-        words: groups of words by name.
+    Attributes:
+        arms: arms, of which the first is compared with the others.
+        captions: text of each query.
+        people: identity of each query, `(queries,)`.
+        values: by name of the arm and ranking, the values of `COMPARED` in percent, `(metrics, seeds, queries)`.
         draws: settings of `paired_difference`.
-
-    Returns:
-        The tables, and a note on each arm and group that is left out.
     """
-    notes, compared = [], []
+
+    arms: list[Arm]
+    captions: list[str]
+    people: np.ndarray
+    values: dict[tuple[str, str], np.ndarray]
+    draws: dict[str, int]
+
+    @classmethod
+    def read(cls, arms: list[Arm], draws: dict[str, int]) -> "QueryResults":
+        """Read the results of each query of all evaluations.
+
+        Raises:
+            ValueError: if they cannot be read.
+        """
+        values = {}
+        for arm in arms:
+            tables = [read_queries(*evaluation) for evaluation in arm.evaluations]
+            for ranking in arm.rankings:
+                of_metrics = [[value(table, ranking) for table in tables] for value in COMPARED.values()]
+                values[arm.name, ranking] = np.stack(of_metrics)
+        queries = read_queries(*arms[0].evaluations[0])
+        return cls(arms, queries["caption"].to_pylist(), queries["identity"].to_numpy(), values, draws)
+
+    @property
+    def rankings(self) -> list[str]:
+        """Return the rankings that all arms have."""
+        return [ranking for ranking in RANKINGS if all(ranking in arm.rankings for arm in self.arms)]
+
+    def subtract(self, arm: Arm, ranking: str, chosen: np.ndarray | slice = slice(None)) -> dict[str, Entry]:
+        """Return the differences of an arm to the first one, over all queries or the chosen ones."""
+        ours, theirs = (self.values[each.name, ranking][..., chosen] for each in (arm, self.arms[0]))
+        found = paired_difference(ours, theirs, self.people[chosen], **self.draws)
+        deviations = [None] * len(COMPARED) if found.deviation is None else found.deviation
+        cells = zip(found.mean, deviations, zip(found.low, found.high, strict=True), strict=True)
+        return {metric: Entry(*cell) for metric, cell in zip(COMPARED, cells, strict=True)}
+
+    def tabulate_differences(self) -> Table:
+        """Tabulate the differences of all arms to the first one."""
+        return {
+            (f"{arm.name} - {self.arms[0].name}", ranking): self.subtract(arm, ranking)
+            for arm in self.arms[1:]
+            for ranking in arm.rankings
+            if ranking in self.arms[0].rankings
+        }
+
+    def tabulate_words(self, groups: dict[str, list[str]]) -> tuple[Table, list[str]]:
+        """Tabulate the last ranking that all arms have, and its differences, for captions with some words.
+
+        Args:
+            groups: groups of words by name.
+
+        Returns:
+            The table, and a note on each group that is left out.
+        """
+        table: Table = {}
+        notes = []
+        ranking = self.rankings[-1]
+        for name, words in groups.items():
+            chosen = find_queries(self.captions, words)
+            if len(np.unique(self.people[chosen])) < 2:
+                notes.append(
+                    f"note: {name} is left out: {chosen.sum()} captions, of fewer than 2 people, have its words"
+                )
+                continue
+            label = f"{name}, {chosen.sum():,} of {len(chosen):,}"
+            for arm in self.arms:
+                means = self.values[arm.name, ranking][..., chosen].mean(axis=2).tolist()
+                table[arm.name, ranking, label] = dict(zip(COMPARED, map(summarize, means), strict=True))
+            for arm in self.arms[1:]:
+                difference = f"{arm.name} - {self.arms[0].name}"
+                table[difference, ranking, label] = self.subtract(arm, ranking, chosen)
+        return table, notes
+
+
+def find_arms_with_queries(arms: list[Arm]) -> tuple[list[Arm], list[str]]:
+    """Return the arms with results of each query, none if the first has none, and a note on each of the others."""
+    found, notes = [], []
     for arm in arms:
         reasons = [f"{folder} {reason}" for folder, report in arm.evaluations if (reason := why_no_queries(report))]
-        if not reasons:
-            compared.append(arm)
-        elif len(arms) > 1 or words:
+        if reasons:
             notes.append(f"note: no intervals with {arm.name}: {'; '.join(reasons)}; evaluate again to get them")
-    if arms[0] not in compared:
-        return [], notes
-    queries = read_queries(*arms[0].evaluations[0])
-    people = queries["identity"].to_numpy()
-    values = {(arm.name, ranking): query_values(arm, ranking) for arm in compared for ranking in arm.rankings}
-
-    def subtract(arm: Arm, ranking: str, chosen: np.ndarray | slice = slice(None)) -> dict[str, Entry]:
-        ours, theirs = (values[each.name, ranking][..., chosen] for each in (arm, arms[0]))
-        return difference_entries(paired_difference(ours, theirs, people[chosen], **draws))
-
-    differences: Table = {
-        (f"{arm.name} - {arms[0].name}", ranking): subtract(arm, ranking)
-        for arm in compared[1:]
-        for ranking in RANKINGS
-        if {(arm.name, ranking), (arms[0].name, ranking)} <= values.keys()
-    }
-    last = [ranking for ranking in RANKINGS if all(ranking in arm.rankings for arm in compared)][-1]
-    by_words: Table = {}
-    for name, group in words.items():
-        chosen = find_queries(queries["caption"].to_pylist(), group)
-        if len(np.unique(people[chosen])) < 2:
-            notes.append(f"note: {name} is left out: {chosen.sum()} captions, of fewer than 2 people, have its words")
-            continue
-        label = f"{name}, {chosen.sum():,} of {len(chosen):,}"
-        for arm in compared:
-            means = values[arm.name, last][..., chosen].mean(axis=2)
-            by_words[arm.name, last, label] = {
-                metric: summarize(of_seeds.tolist()) for metric, of_seeds in zip(COMPARED, means, strict=True)
-            }
-        for arm in compared[1:]:
-            by_words[f"{arm.name} - {arms[0].name}", last, label] = subtract(arm, last, chosen)
-    return [table for table in (differences, by_words) if table], notes
+        else:
+            found.append(arm)
+    return found if arms[0] in found else [], notes
 
 
 def format_csv(tables: list[Table]) -> str:
@@ -276,18 +305,23 @@ def compare(arguments: ComparisonArguments) -> None:
         Arm(name, folders, [read_report(folder) for folder in folders]) for name, folders in arguments.folders.items()
     ]
     check_same_data(arms)
-    differences, notes = tabulate_differences(
-        arms, arguments.word_groups, resamples=arguments.resamples, seed=arguments.seed
-    )
-    tables = [tabulate_results(arms), *differences]
+    tables, notes = [tabulate_results(arms)], []
+    if len(arms) > 1 or arguments.words:
+        with_queries, notes = find_arms_with_queries(arms)
+        if with_queries:
+            draws = {"resamples": arguments.resamples, "seed": arguments.seed}
+            results = QueryResults.read(with_queries, draws)
+            by_words, left_out = results.tabulate_words(arguments.word_groups)
+            tables += [table for table in (results.tabulate_differences(), by_words) if table]
+            notes += left_out
+            if len(with_queries) > 1:
+                notes.insert(0, describe_intervals(len(arms[0].folders), arguments))
     labels = {
         arm.name if len(arm.reports) == 1 else f"{arm.name} {number}": report
         for arm in arms
         for number, report in enumerate(arm.reports, start=1)
     }
-    notes = [*describe_differences(labels), *notes]
-    if len(arms) > 1 and differences:
-        notes.insert(0, describe_intervals(len(arms[0].folders), arguments))
+    notes += describe_differences(labels)
     if arguments.format == "csv":
         print(format_csv(tables))
     else:

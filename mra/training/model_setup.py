@@ -68,6 +68,7 @@ def create_model(args: ModelArguments, config: MRAConfig, max_grad_norm: float |
         model.activation_checkpointing_enable()
     elif args.gradient_checkpointing == "vision":
         cast(Any, model.mra.vision_model.swin).set_grad_checkpointing()
+    model.chunk_size = args.chunk_size
     if args.torch_compile:
         compile_layers(model)
     return model

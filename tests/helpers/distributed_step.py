@@ -14,10 +14,11 @@ ROWS = 8
 OBJECTIVE = {"itm_negatives": "all", "label_smoothing": 0.1, "itc_chunk_size": 3}
 
 
-def take_step(accelerator, rows: slice) -> dict[str, torch.Tensor]:
+def take_step(accelerator, rows: slice, chunk_size: int | None = None) -> dict[str, torch.Tensor]:
     """Loss of the rows of this process, averaged over the processes, and how plain SGD with rate 1 moved the weights."""
     config = tiny_config(**OBJECTIVE)
     model = tiny_model(config)  # in eval mode: no dropout, and BatchNorm does not see how the batch is cut
+    model.chunk_size = chunk_size
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batch = {name: value[rows] for name, value in tiny_batch(config, ROWS).items()}
     kinds = {"caption": "", "augmented": "augmented_", "phrase": "phrase_"}
@@ -72,13 +73,13 @@ def main_accumulate(rank: int, kind: str, distributed_type: str, steps: int, arg
     accelerator.end_training()
 
 
-def main(rank: int, kind: str, distributed_type: str, output: str) -> None:
+def main(rank: int, kind: str, distributed_type: str, chunk_size: int | None, output: str) -> None:
     """Take a step in one way and save what the main process got."""
     from safetensors.torch import save_file
 
     accelerator = make_accelerator(kind, distributed_type)
     share = ROWS // 2
-    result = take_step(accelerator, slice(rank * share, (rank + 1) * share))
+    result = take_step(accelerator, slice(rank * share, (rank + 1) * share), chunk_size)
     if accelerator.is_main_process:
         save_file({name: tensor.contiguous() for name, tensor in result.items()}, output)
     accelerator.end_training()

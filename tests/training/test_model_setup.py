@@ -59,7 +59,10 @@ def test_starting_model_is_resized_and_kept(tokenizer, tmp_path):
             assert torch.equal(before[name], after[name]), name
     assert after["mra.vision_model.swin.layers.0.blocks.0.attn.relative_position_bias_table"].shape[0] == 225
     assert larger.is_gradient_checkpointing
-    _, _, vision_alone = setup(model_name_or_path=str(tmp_path / "start"), gradient_checkpointing="vision")
+    assert larger.chunk_size is None
+    recomputed = {"gradient_checkpointing": "vision", "chunk_size": 3}
+    _, _, vision_alone = setup(model_name_or_path=str(tmp_path / "start"), **recomputed)
+    assert vision_alone.chunk_size == 3
     assert vision_alone.mra.vision_model.swin.layers[0].grad_checkpointing
     assert not any(getattr(m, "gradient_checkpointing", False) for m in vision_alone.modules())
 

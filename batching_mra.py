@@ -174,7 +174,7 @@ class ImageTokens:
 # ---------------------------------------------------------------- chunks
 
 
-TEXTS_PER_IMAGE = 8  # as many take about the memory of one image (docs/performance.md)
+TEXTS_PER_IMAGE = 8  # as many texts or pairs take less memory than one image (docs/performance.md)
 
 
 def run_in_chunks(

@@ -8,7 +8,7 @@ python benchmarks/chunked_step.py --full_size --batch_size 16 --json
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 if __name__ == "__main__" and not __package__:  # run as `python benchmarks/chunked_step.py`
@@ -97,10 +97,8 @@ class ChunkedStep:
 
     def take_rows(self, rows: slice) -> dict[str, Any]:
         """Return some rows of the batch on the device."""
-        lengths = {
-            name: value[rows] if isinstance(value, list) else value
-            for name, value in asdict(self.batch["lengths"]).items()
-        }
+        lengths: dict[str, Any] = asdict(self.batch["lengths"])
+        lengths = {name: value[rows] if isinstance(value, list) else value for name, value in lengths.items()}
         tensors = {name: value[rows].to(self.device) for name, value in self.batch.items() if torch.is_tensor(value)}
         return tensors | {"lengths": TextLengths(**lengths)}
 
@@ -113,7 +111,7 @@ class ChunkedStep:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
             if hasattr(module, "drop_prob"):
-                module.drop_prob = 0.0
+                cast(Any, module).drop_prob = 0.0
         results = {"itc_loss": self.step("recomputed")}
         expected = self.gradient()
         for kind in ("chunks", "accumulated"):

@@ -44,12 +44,12 @@ def test_train_step(capsys, checkpointing):
 
 
 def test_chunked_step(capsys):
-    chunked_step.main(["--json", "--batch_size", "9", "--chunk_size", "2"])
+    chunked_step.main(["--json", "--batch_size", "10", "--chunk_size", "4"])
     result = last_line(capsys)
     assert result["cpu_ratio"] == pytest.approx(result["chunks_cpu_seconds"] / result["recomputed_cpu_seconds"])
     assert result["chunks_itc_loss"] == pytest.approx(result["itc_loss"], rel=1e-6)
     assert result["chunks_gradient_difference"] < 1e-6
-    assert result["accumulated_itc_loss"] < 0.8 * result["itc_loss"]
+    assert abs(result["accumulated_itc_loss"] - result["itc_loss"]) > 0.05 * result["itc_loss"]
     assert result["accumulated_gradient_difference"] > 0.1
 
 

@@ -460,7 +460,7 @@ def fuse_in_chunks(
     """
 
     def fuse_pairs(text_index: torch.Tensor, pairs: range) -> torch.Tensor:
-        # The texts of a chunk are paired before the first layer, which would else run on every text of the batch.
+        # The texts of a chunk are paired before the first layer, which would otherwise run on every text of the batch.
         chunk = slice(pairs.start, pairs.stop)
         mask = None if image_mask is None else image_mask[chunk]
         return fuse(states[text_index], attention_mask[text_index], None, mask, keys_values, rows.paired(chunk))

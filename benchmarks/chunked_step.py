@@ -60,11 +60,8 @@ class ChunkedStep:
     """A random model and a batch with augmented captions, and the three ways to take a step on it."""
 
     def __init__(self, args: ChunkedStepBenchmark) -> None:
-        self.device, self.dtype, self.chunk_size = (
-            torch.device(args.device),
-            getattr(torch, args.dtype),
-            args.chunk_size,
-        )
+        self.device, self.dtype = torch.device(args.device), getattr(torch, args.dtype)
+        self.chunk_size = args.chunk_size
         self.model = MRAForPreTraining(make_config(args.full_size))
         self.model.to(self.device).train()  # pyright: ignore[reportArgumentType]  # a decorator hides `self`
         self.batch: dict[str, Any] = make_batch(self.model.config, args.batch_size)

@@ -31,7 +31,7 @@ from batching_mra import TextLengths
 from benchmarks.measure import caption_lengths, show
 from configuration_mra import MRAConfig
 from modeling_mra import MRAForPreTraining
-from mra.common.arguments import option, parse_arguments
+from mra.common.arguments import option, parse_arguments, require
 from mra.common.recipes import read_mapping
 
 
@@ -55,6 +55,8 @@ class MemoryBenchmark:
     json: bool = option(False, "print the result as JSON in the last line")
 
     def __post_init__(self) -> None:
+        size = self.chunk_size
+        require(size is None or size > 0, "chunk_size", "at least 1, or left out", size)
         self.read_recipe()
 
     def read_recipe(self) -> dict:

@@ -1,4 +1,4 @@
-"""Batches of MRA: kinds of text, rows of processes and of fusion passes, and packing.
+"""Batches of MRA: kinds of text, chunks, rows of processes and of fusion passes, and packing.
 
 Three spaces of rows exist, and an index or tensor is named after its own:
 
@@ -7,15 +7,19 @@ Three spaces of rows exist, and an index or tensor is named after its own:
 - pairs, `(pairs,)`: rows of a fusion pass, each of which names a text and an image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers.utils.import_utils import is_tracing
+
+
+PairValues = TypeVar("PairValues", torch.Tensor, Sequence[int])
 
 
 # ---------------------------------------------------------------- kinds of text
@@ -167,6 +171,37 @@ class ImageTokens:
         return torch.cat([mask[text.rows.image_index] for mask, text in zip(masks, texts, strict=True)])
 
 
+# ---------------------------------------------------------------- chunks
+
+
+TEXTS_PER_IMAGE = 8  # as many texts or pairs take less memory than one image (docs/performance.md)
+
+
+def run_in_chunks(
+    function: Callable[..., torch.Tensor],
+    images: int | None,
+    *inputs: torch.Tensor | Sequence[int],
+    per_image: int = 1,
+) -> torch.Tensor:
+    """Run a function on a few rows at a time, and again in the backward pass, so that only its result is kept.
+
+    Result and gradients are those of one call on all rows, up to the order of sums; dropout draws the same numbers again
+    in the backward pass. Without gradients the function is called once.
+
+    Args:
+        function: maps some rows of the inputs to a tensor `(rows, ...)`; no row may depend on another.
+        images: size of a chunk of images; one call, whose activations are kept, when `None`.
+        inputs: of as many rows each. At least one is a tensor on the device that the function runs on, where random states
+            are restored.
+        per_image: rows of a chunk for each of its images.
+    """
+    if images is None or not torch.is_grad_enabled():
+        return function(*inputs)
+    size = images * per_image
+    chunks = ([rows[start : start + size] for rows in inputs] for start in range(0, len(inputs[0]), size))
+    return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
+
+
 # ---------------------------------------------------------------- own and gathered rows
 
 
@@ -315,6 +350,19 @@ class FusionRows:
         """Return whether the host knows lengths; the values of the indices are then not checked."""
         return self.text_lengths is not None or self.pair_lengths is not None
 
+    def paired(self, pairs: slice) -> "FusionRows":
+        """Return some of the pairs for texts that are paired already: text i of them belongs to pair i."""
+
+        def take(values: PairValues | None) -> PairValues | None:
+            return None if values is None else values[pairs]
+
+        return FusionRows(
+            image_index=take(self.image_index),
+            positions=take(self.positions),
+            text_lengths=take(self.pair_lengths),
+            position_counts=take(self.position_counts),
+        )
+
     def longest(self, length: int) -> int:
         """Return how many of `length` positions hold a token of at least one text."""
         return max([*(self.text_lengths or ()), *(self.pair_lengths or ())]) if self.has_lengths else length
@@ -385,6 +433,41 @@ def join_rows(parts: Sequence[TextRows], text_lengths: Sequence[int] | None) -> 
         pair_lengths=[length for rows in parts for length in rows.pair_lengths],
         position_counts=[count for rows in parts for count in rows.position_counts],
     )
+
+
+def fuse_in_chunks(
+    fuse: Callable[..., torch.Tensor],
+    images: int | None,
+    states: torch.Tensor,
+    attention_mask: torch.Tensor,
+    keys_values: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    image_mask: torch.Tensor | None,
+    rows: FusionRows,
+) -> torch.Tensor:
+    """Fuse pairs of text and image a chunk at a time; see [`run_in_chunks`].
+
+    Args:
+        fuse: `MRAModel.fuse`.
+        images: size of a chunk of images; that of pairs is a multiple of it.
+        states: `(texts, length, text hidden_size)` of the text-only layers.
+        attention_mask: `(texts, length)`, 1 = token.
+        keys_values: of all images, which are projected once, from `MRAModel.get_image_keys_values`.
+        image_mask: `(pairs, image tokens)`, 1 = visible; all when `None`.
+        rows: of a training step, with indices, positions and lengths.
+
+    Returns:
+        `(pairs, n, text hidden_size)`, as `fuse` does.
+    """
+
+    def fuse_pairs(text_index: torch.Tensor, pairs: range) -> torch.Tensor:
+        # The texts of a chunk are paired before the first layer, which would otherwise run on every text of the batch.
+        chunk = slice(pairs.start, pairs.stop)
+        mask = None if image_mask is None else image_mask[chunk]
+        return fuse(states[text_index], attention_mask[text_index], None, mask, keys_values, rows.paired(chunk))
+
+    assert rows.text_index is not None, "the rows of a training step have indices"
+    pairs = range(len(rows.text_index))
+    return run_in_chunks(fuse_pairs, images, rows.text_index, pairs, per_image=TEXTS_PER_IMAGE)
 
 
 def has_values(tensor: torch.Tensor) -> bool:

@@ -19,12 +19,14 @@ from transformers.utils.import_utils import is_tracing
 try:
     from . import losses_mra as losses
     from .batching_mra import (
+        TEXTS_PER_IMAGE,
         FusionRows,
         ImageTokens,
         MatchingPairs,
         Packing,
         TextBatch,
         TextLengths,
+        fuse_in_chunks,
         gather_constant,
         gather_features,
         has_values,
@@ -33,6 +35,7 @@ try:
         plan_routes,
         read_masked_text,
         read_text,
+        run_in_chunks,
     )
     from .checks_mra import check_pairing, check_tokens, check_training_batch, forward_method, raise_first
     from .configuration_mra import MRAConfig
@@ -54,12 +57,14 @@ except ImportError:  # run from the repository root
         raise
     import losses_mra as losses
     from batching_mra import (
+        TEXTS_PER_IMAGE,
         FusionRows,
         ImageTokens,
         MatchingPairs,
         Packing,
         TextBatch,
         TextLengths,
+        fuse_in_chunks,
         gather_constant,
         gather_features,
         has_values,
@@ -68,6 +73,7 @@ except ImportError:  # run from the repository root
         plan_routes,
         read_masked_text,
         read_text,
+        run_in_chunks,
     )
     from checks_mra import check_pairing, check_tokens, check_training_batch, forward_method, raise_first
     from configuration_mra import MRAConfig
@@ -626,7 +632,12 @@ class MRAForImageTextRetrieval(MRAEncodersMixin, MRAPreTrainedModel):
 
 
 class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
-    """MRA with its training objective on image and caption, augmented caption, region and phrase."""
+    """MRA with its training objective on image and caption, augmented caption, region and phrase.
+
+    Attributes:
+        chunk_size: images that pass the Swin at a time in training; texts and pairs pass BERT and the fusion layers eight
+            times as many at a time (see [`run_in_chunks`]). All at once when `None`. It is not saved with the model.
+    """
 
     _tied_weights_keys = {  # noqa: RUF012
         "mlm_head.decoder.weight": "mra.text_model.embeddings.word_embeddings.weight",
@@ -637,6 +648,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         self.mra = MRAModel(config)
         self.temperature = nn.Parameter(torch.tensor([float(config.temperature)]))  # DeepSpeed cannot share scalars
         self.mlm_head = MRALanguageHead(config.text_config)
+        self.chunk_size: int | None = None
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -703,7 +715,7 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
         check_training_batch(config, pixel_values, texts, region_attention_mask)
 
         # Encode
-        images = self.mra.get_image_hidden_states(pixel_values)
+        images = run_in_chunks(self.mra.get_image_hidden_states, self.chunk_size, pixel_values)
         self._encode_texts(texts)
         image_tokens, region_embeds = self._encode_regions(images, region_attention_mask)
 
@@ -740,7 +752,9 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
             counts += text.counts(with_padding=reads_padding)
         input_ids = torch.cat([text.input_ids for text in texts])
         attention_mask = torch.cat([text.attention_mask for text in texts])
-        hidden_states = self.mra.get_text_hidden_states(input_ids, attention_mask, counts)
+        inputs = input_ids, attention_mask, counts
+        encode = self.mra.get_text_hidden_states
+        hidden_states = run_in_chunks(encode, self.chunk_size, *inputs, per_image=TEXTS_PER_IMAGE)
         for text, states in zip(texts, hidden_states.chunk(len(texts)), strict=True):
             text.hidden_states = states
 
@@ -833,7 +847,12 @@ class MRAForPreTraining(MRAEncodersMixin, MRAPreTrainedModel):
             images, states = images.gathered(), gather_features(states)
             attention_mask = gather_constant(attention_mask)
         rows = place_rows(texts, len(images.tokens))
-        fused = self.mra.fuse(states, attention_mask, images.tokens, images.mask_of(texts), rows=rows)
+        mask = images.mask_of(texts)
+        if self.chunk_size is None:
+            fused = self.mra.fuse(states, attention_mask, images.tokens, mask, rows=rows)
+        else:
+            keys_values = self.mra.get_image_keys_values(images.tokens)
+            fused = fuse_in_chunks(self.mra.fuse, self.chunk_size, states, attention_mask, keys_values, mask, rows)
         parts = fused.split([len(text.rows.text_index) for text in texts])
         for text, part in zip(texts, parts, strict=True):
             text.fused = part[:, : text.rows.positions.shape[1]]

@@ -230,7 +230,7 @@ class Benchmark:
 def make_batch(config: MRAConfig, batch_size: int) -> dict:
     """Build a batch of captions of random words and realistic lengths with the training collator."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    words = [word for word in tokenizer.get_vocab() if word.isalpha()]
+    words = sorted(word for word in tokenizer.get_vocab() if word.isalpha())
 
     def captions() -> list[str]:
         lengths = caption_lengths(batch_size, config.max_text_length) - 2  # [CLS] and [SEP]

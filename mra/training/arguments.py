@@ -63,10 +63,17 @@ class ModelArguments:
         "what is recomputed in the backward pass to save memory: `selective` all but the results of wide linear layers, "
         "which hardly takes time; `vision` whole layers of the image encoder; `all` every layer",
     )
+    chunk_size: int | None = option(
+        None,
+        "images whose activations are held at a time, and eight times as many texts and pairs: the step of a large "
+        "batch in little memory, with its exact losses and gradients, for one more forward pass; all at once when left out",
+    )
     torch_compile: bool = option(False, "compile the Swin, BERT and fusion layers with TorchInductor")
 
     def __post_init__(self) -> None:
         self.model_config = _read_model_config(self.model_config)
+        size = self.chunk_size
+        require(size is None or size > 0, "chunk_size", "at least 1, or left out", size)
         if self.model_name_or_path is not None:
             for name in ("vision_weights", "text_weights"):
                 if getattr(self, name) is not None:

@@ -66,6 +66,7 @@ def create_model(args: ModelArguments, config: MRAConfig, max_grad_norm: float |
     check_clipping(model, max_grad_norm)
     model.set_attn_implementation(args.attn_implementation)
     set_gradient_checkpointing(model, args.gradient_checkpointing)
+    model.chunk_size = args.chunk_size
     if args.torch_compile:
         compile_layers(model)
     return model

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import cpu, rerank, train_step
+from benchmarks import chunked_step, cpu, rerank, train_step
 from mra.retrieval import precision
 
 
@@ -41,6 +41,16 @@ def test_train_step(capsys, checkpointing):
             assert result[f"{kind}cpu_ratio{end}"] == pytest.approx(ratio)
         memory = result["plain_peak_memory_mib"] / result[f"ours{end}_peak_memory_mib"]
         assert result[f"peak_memory_ratio{end}"] == pytest.approx(memory)
+
+
+def test_chunked_step(capsys):
+    chunked_step.main(["--json", "--batch_size", "10", "--chunk_size", "4"])
+    result = last_line(capsys)
+    assert result["cpu_ratio"] == pytest.approx(result["chunks_cpu_seconds"] / result["recomputed_cpu_seconds"])
+    assert result["chunks_itc_loss"] == pytest.approx(result["itc_loss"], rel=1e-6)
+    assert result["chunks_gradient_difference"] < 1e-6
+    assert abs(result["accumulated_itc_loss"] - result["itc_loss"]) > 0.05 * result["itc_loss"]
+    assert result["accumulated_gradient_difference"] > 0.1
 
 
 def test_cpu(capsys, monkeypatch, tmp_path):

@@ -18,13 +18,16 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 OBJECTIVE = {"itm_negatives": "all", "label_smoothing": 0.1, "itc_chunk_size": 3}
 
 
-def take_step(accelerator, rows: slice, checkpointing: str = "none") -> dict[str, torch.Tensor]:
+def take_step(
+    accelerator, rows: slice, checkpointing: str = "none", chunk_size: int | None = None
+) -> dict[str, torch.Tensor]:
     """Loss of the rows of this process, averaged over the processes, and how plain SGD with rate 1 moved the weights."""
     config = tiny_config(**OBJECTIVE, vision_config=NO_PATH_DROPPED, text_config=NO_DROPOUT)
     model = tiny_model(config)  # in eval mode: BatchNorm does not see how the batch is cut
     for layers in (model.mra.vision_model, model.mra.text_model, model.mra.fusion_layers):
         layers.train()  # only layers in training recompute
     set_gradient_checkpointing(model, checkpointing)
+    model.chunk_size = chunk_size
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batch = {name: value[rows] for name, value in tiny_batch(config, ROWS).items()}
     kinds = {"caption": "", "augmented": "augmented_", "phrase": "phrase_"}
@@ -79,14 +82,14 @@ def main_accumulate(rank: int, kind: str, distributed_type: str, steps: int, arg
     accelerator.end_training()
 
 
-def main(rank: int, kind: str, distributed_type: str, checkpointing: str, output: str) -> None:
+def main(rank: int, kind: str, distributed_type: str, checkpointing: str, chunk_size: int | None, output: str) -> None:
     """Take a step in one way and save what the main process got."""
     from safetensors.torch import save_file
 
     accelerator = make_accelerator(kind, distributed_type)
     share = ROWS // 2
     layers_mra.LONG_PRODUCT = 16  # as a tiny model has them
-    result = take_step(accelerator, slice(rank * share, (rank + 1) * share), checkpointing)
+    result = take_step(accelerator, slice(rank * share, (rank + 1) * share), checkpointing, chunk_size)
     if accelerator.is_main_process:
         save_file({name: tensor.contiguous() for name, tensor in result.items()}, output)
     accelerator.end_training()

@@ -38,7 +38,8 @@ INTERFACES = {
     "torch._dynamo:config.recompile_limit": "raise_recompile_limit",
     "milvus_lite.server_manager:server_manager_instance.release_server": "release_milvus_lite",
     "torch._subclasses.fake_tensor:FakeTensorMode": "benchmarks/memory.py counts nothing",
-    "torch.distributed._tools.mem_tracker:MemTracker": "benchmarks/memory.py counts nothing",
+    "torch.utils._python_dispatch:TorchDispatchMode": "benchmarks/memory.py counts nothing",
+    "torch.utils._pytree:tree_leaves": "benchmarks/memory.py counts nothing",
     "torch.nn:Module._parameters": "benchmarks/memory.py counts nothing",
     "torch.nn:Module._buffers": "benchmarks/memory.py counts nothing",
 }

@@ -170,6 +170,25 @@ def test_recipes_of_one_name_differ_in_the_listed_settings_alone(name):
             assert values["model_name_or_path"] == f"outputs/{folder}/pretrain_sda/final"
 
 
+@pytest.mark.parametrize("name", ["pretrain_sda", "finetune_cuhk"])
+@pytest.mark.parametrize("folder", ["single_12gb", "single_24gb"])
+def test_recipes_of_one_card_take_the_same_steps_in_chunks(folder, name):
+    single, recommended = (parse(ROOT / "recipes" / place / f"{name}.yaml")[0] for place in (folder, "."))
+    changed = {key for key in single if single[key] != recommended[key]}
+    places = {"output_dir", "model_name_or_path"} if name != "pretrain_sda" else {"output_dir"}
+    assert changed == {"per_device_batch_size", "chunk_size"} | places
+    assert single["per_device_batch_size"] == 4 * recommended["per_device_batch_size"] == 160
+    assert 1 < single["chunk_size"] < 160 and single["output_dir"] == f"outputs/{folder}/{name}"
+    if name != "pretrain_sda":
+        assert single["model_name_or_path"] == f"outputs/{folder}/pretrain_sda/final"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_of_four_processes_are_not_cut_into_chunks(folder, name):
+    assert parse(ROOT / "recipes" / folder / f"{name}.yaml")[0]["chunk_size"] is None
+
+
 def test_every_published_run_has_its_recipes():
     for folder in FOLDERS:
         assert sorted(path.stem for path in (ROOT / "recipes" / folder).glob("*.yaml")) == sorted(NAMES)

@@ -171,11 +171,12 @@ def test_damaged_checkpoint_stops_a_run_and_a_queue_goes_on_without_it(reference
 
 
 def test_accumulation_workers_and_precision(root):
-    """Accumulated batches, workers, compiled-free bf16 and a tracker in one run that stops at a number of steps."""
+    """Accumulated batches, workers, compiled-free bf16 in chunks and a tracker in one run that stops at a number of steps."""
     pytest.importorskip("tensorboard")
     output_dir = root / "accumulated"
     recipe = write_recipe(root, "finetune", gradient_accumulation_steps=3, num_workers=1, max_train_steps=5)
     arguments = ["--mixed_precision", "bf16", "--gradient_checkpointing", "selective", "--log_with", "tensorboard"]
+    arguments += ["--chunk_size", "3"]
     assert run_forked("train_finetune", "--config", recipe, "--output_dir", output_dir, *arguments) == [0]
     training = [record for record in read_metrics(output_dir) if "loss" in record]
     # 8 batches an epoch: steps of 3, 3 and 2 batches of 4 pairs

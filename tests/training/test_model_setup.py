@@ -70,6 +70,9 @@ def test_starting_model_is_resized_and_kept(tokenizer, tmp_path):
             assert torch.equal(before[name], after[name]), name
     assert after["mra.vision_model.swin.layers.0.blocks.0.attn.relative_position_bias_table"].shape[0] == 225
     assert checkpointed_layers(larger) == {MRASwinBlock, MRATextLayer, MRAFusionLayer}
+    assert larger.chunk_size is None
+    _, _, chunked = setup(model_name_or_path=str(tmp_path / "start"), chunk_size=3)
+    assert chunked.chunk_size == 3
 
 
 @pytest.mark.parametrize(

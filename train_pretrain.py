@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> None:
             )
             log.write(validation=result.metrics, ranking=result.ranking)
             if record_best(accelerator, state, result, evaluation, run.output_dir):
-                card = build_card(recipe, state.epoch, result, evaluated_on, choice)
+                card = build_card(recipe, state.epoch, result, evaluated_on, choice, state.best_measure)
                 save_model(accelerator, model, processor, Path(run.output_dir) / "best", card, choice)
             window.pause()
 

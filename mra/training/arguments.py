@@ -333,7 +333,7 @@ class RunArguments:
 
 @dataclass
 class EvaluationArguments:
-    """Evaluation on the validation split, which selects the best model by R@1."""
+    """Evaluation on the validation split, which selects the best model."""
 
     theme_name: ClassVar[str] = "evaluation"
 
@@ -341,6 +341,9 @@ class EvaluationArguments:
     eval_rerank_k: int = option(128, "images re-ranked per query; 0 ranks by similarity alone")
     eval_flip: bool = option(True, "use the mirror image of each image too")
     eval_batch_size: int = option(64, "images or captions per forward pass")
+    selection_metric: Literal["R1", "mAP", "mean"] = option(
+        "R1", "metric that selects the best model, after re-ranking if it is done: R@1, mAP, or the mean of both"
+    )
     eval_dtype: Literal["training", "float32"] = option(
         "training",
         "precision of the evaluation: that of the `training`, or `float32`, as published, which is slower than "

@@ -60,7 +60,7 @@ class TrainingState:
         samples_seen: pairs of the whole run seen by all processes.
         log_lines: lines of `metrics.jsonl`.
         samples_per_batch: pairs in the last batch over all processes.
-        best_metric: best R@1 on validation so far, in percent; -1 before the first evaluation.
+        best_metric: best `selection_metric` on validation so far, in percent; -1 before the first evaluation.
         best_epoch: epochs done when `best_metric` was reached.
         best_measure: how `best_metric` was measured; empty before the first evaluation.
         data: digest of the training set's files, as [`files_digest`] gives it; empty for a set on the Hub.

@@ -28,6 +28,7 @@ def build_card(
     result: RetrievalResult | None = None,
     evaluated_on: str | None = None,
     choice: RetrievalChoice | None = None,
+    selected_by: str | None = None,
 ) -> str:
     """Write the card of a trained model.
 
@@ -37,6 +38,7 @@ def build_card(
         result: result of [`~mra.training.validation.validate`]; None if nothing was evaluated.
         evaluated_on: name of the dataset with the validation data.
         choice: ranking chosen on that data, or None.
+        selected_by: what selected the model as the best of the run; None for the last one.
 
     Returns:
         Text of a `README.md`, starting with its metadata.
@@ -57,6 +59,7 @@ def build_card(
         evaluated_on=evaluated_on,
         epochs=epochs,
         choice=choice,
+        selected_by=selected_by,
         fusions=_fusions_table(choice) if choice else None,
         recipe=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True),
     )

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mra.common.tables import Table
 from mra.retrieval import RetrievalChoice, RetrievalResult, choose_retrieval, evaluate_retrieval
+from mra.retrieval.evaluation import METRIC_TITLES
 from mra.training.arguments import EvaluationArguments
 from mra.training.checkpointing import TrainingState, keep_aside
 from mra.training.runtime import autocast_dtype, whole_model
@@ -18,6 +19,8 @@ from processing_mra import MRAProcessor
 
 
 logger = get_logger(__name__)
+
+_SELECTED_BY = {"R1": ("R1",), "mAP": ("mAP",), "mean": ("R1", "mAP")}
 
 
 def validate(
@@ -69,19 +72,27 @@ def validate(
     return result, choice
 
 
-def selection_metric(metrics: dict[str, dict[str, float]]) -> float:
-    """Return the R@1 in percent that selects the best model: after re-ranking if it was done."""
-    return metrics.get("reranked", metrics["similarity"])["R1"]
+def selection_metric(metrics: dict[str, dict[str, float]], metric: str) -> float:
+    """Return the value in percent that selects the best model: after re-ranking if it was done.
+
+    Args:
+        metrics: metrics of a `RetrievalResult`.
+        metric: a `selection_metric` of `EvaluationArguments`.
+    """
+    values, names = metrics.get("reranked", metrics["similarity"]), _SELECTED_BY[metric]
+    return sum(values[name] for name in names) / len(names)
 
 
 def describe_selection(args: EvaluationArguments) -> str:
-    """Describe how `selection_metric` is measured; only equally measured values are comparable."""
+    """Describe how the value that selects the best model is measured; only equally measured values are comparable."""
     how = "by similarity alone"
     if args.eval_rerank_k:
         weight = "" if args.eval_match_weight is None else f" {args.eval_match_weight:g}"
         how = f"with {args.eval_rerank_k} images re-ranked, score fusion {args.eval_score_fusion}{weight}"
     precision = "" if args.eval_dtype == "training" else f", in {args.eval_dtype}"
-    return f"R@1 {how}{'' if args.eval_flip else ', without mirror images'}{precision}"
+    metric = " and ".join(METRIC_TITLES[name] for name in _SELECTED_BY[args.selection_metric])
+    metric = f"the mean of {metric}" if args.selection_metric == "mean" else metric
+    return f"{metric} {how}{'' if args.eval_flip else ', without mirror images'}{precision}"
 
 
 def record_best(
@@ -105,7 +116,7 @@ def record_best(
     """
     selected_by = describe_selection(args)
     if state.best_epoch and state.best_measure != selected_by:
-        before = state.best_measure or "an R@1 of an older version, which did not record how it was measured"
+        before = state.best_measure or "R@1 in an older version, which did not record how it was measured"
         aside = keep_aside(accelerator, output_dir, state.best_epoch)
         logger.warning(
             f"the best model so far ({state.best_metric:.2f} after epoch {state.best_epoch}) was selected by {before}, but "
@@ -113,7 +124,7 @@ def record_best(
             f"kept as {aside}"
         )
         state.best_metric = -1.0
-    metric = selection_metric(result.metrics)
+    metric = selection_metric(result.metrics, args.selection_metric)
     if metric <= state.best_metric:
         return False
     state.best_metric, state.best_epoch, state.best_measure = metric, state.epoch, selected_by

@@ -14,7 +14,7 @@ from mra.retrieval import RetrievalChoice
 from mra.training import validation
 from mra.training.arguments import EvaluationArguments
 from mra.training.checkpointing import TrainingState, save_model
-from mra.training.validation import describe_selection, record_best, validate
+from mra.training.validation import describe_selection, record_best, selection_metric, validate
 from tests.helpers.retrieval import tiny_dataset, tiny_model, tiny_processor
 
 
@@ -30,8 +30,9 @@ def logging_state():
     PartialState._reset_state()
 
 
-def validated(recall: float):
-    return SimpleNamespace(metrics={"similarity": {"R1": 1.0}, "reranked": {"R1": recall}})
+def validated(recall: float, precision: float = 0.0):
+    metrics = {"similarity": {"R1": 1.0, "mAP": 1.0}, "reranked": {"R1": recall, "mAP": precision}}
+    return SimpleNamespace(metrics=metrics)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,29 @@ def test_best_is_remembered_with_how_it_was_measured(tmp_path):
     assert record_best(ALONE, resumed, validated(51.0), arguments, tmp_path) and resumed.best_epoch == 2
 
 
-@pytest.mark.parametrize("change", [{"eval_score_fusion": "single"}, {"eval_rerank_k": 0}, {"eval_flip": False}])
+@pytest.mark.parametrize(
+    ("metric", "words", "best_epoch"),
+    [("R1", "R@1 with", 2), ("mAP", "mAP with", 3), ("mean", "the mean of R@1 and mAP with", 1)],
+)
+def test_metric_that_selects_the_best(tmp_path, metric, words, best_epoch):
+    state, arguments = TrainingState(), EvaluationArguments(selection_metric=metric)
+    for epoch, figures in enumerate([(60.0, 52.0), (61.0, 40.0), (20.0, 53.0)], start=1):
+        state.epoch = epoch
+        record_best(ALONE, state, validated(*figures), arguments, tmp_path)
+    assert state.best_epoch == best_epoch and state.best_measure.startswith(words)
+    assert state.best_metric == {"R1": 61.0, "mAP": 53.0, "mean": 56.0}[metric]
+
+
+def test_metric_without_re_ranking_is_that_of_similarity():
+    assert selection_metric({"similarity": {"R1": 7.0, "mAP": 4.0}}, "mean") == 5.5
+    arguments = EvaluationArguments(selection_metric="mAP", eval_rerank_k=0)
+    assert describe_selection(arguments) == "mAP by similarity alone"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"eval_score_fusion": "single"}, {"eval_rerank_k": 0}, {"eval_flip": False}, {"selection_metric": "mAP"}],
+)
 def test_figures_measured_otherwise_are_not_compared(tmp_path, caplog, change):
     """The best model of before is kept aside, and stays there however often the same checkpoint is resumed."""
     state = TrainingState(epoch=3)
@@ -78,8 +101,9 @@ def test_figures_measured_otherwise_are_not_compared(tmp_path, caplog, change):
         (tmp_path / "best" / "README.md").write_text("of before" if attempt == "first" else "of after")
         state = TrainingState()
         state.load_state_dict(checkpoint | {"epoch": 4})
-        assert record_best(ALONE, state, validated(40.0), EvaluationArguments(**change), tmp_path)
-        assert (state.best_metric, state.best_epoch) == (validated(40.0).metrics["reranked"]["R1"], 4)
+        assert record_best(ALONE, state, validated(40.0, 30.0), EvaluationArguments(**change), tmp_path)
+        expected = 30.0 if "selection_metric" in change else 40.0
+        assert (state.best_metric, state.best_epoch) == (expected, 4)
         assert (tmp_path / "earlier_best" / "epoch-3" / "README.md").read_text() == "of before"
     assert "which is not comparable" in caplog.text and "score fusion auto" in caplog.text
 
@@ -90,7 +114,7 @@ def test_checkpoint_of_an_older_version_is_not_compared(tmp_path, caplog):
     del older["best_measure"]
     state.load_state_dict(older)
     assert record_best(ALONE, state, validated(40.0), EvaluationArguments(), tmp_path)
-    assert "of an older version, which did not record how it was measured" in caplog.text
+    assert "R@1 in an older version, which did not record how it was measured" in caplog.text
 
 
 @pytest.mark.parametrize(

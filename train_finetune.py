@@ -55,7 +55,7 @@ from mra.training.runtime import (
     start_trackers,
 )
 from mra.training.splits import hold_out_identities
-from mra.training.validation import record_best, validate
+from mra.training.validation import count_queries, record_best, validate
 from processing_mra import MRAProcessor
 
 
@@ -204,8 +204,9 @@ def main(argv: list[str] | None = None) -> None:
         # Evaluate
         is_last = state.epoch == plan.num_epochs
         if validation is not None and (is_last or state.epoch % evaluation.eval_every_epochs == 0):
+            sample = count_queries(evaluation, plan.num_epochs - state.epoch), run.seed
             result, choice = validate(
-                accelerator, model, processor, validation, evaluation, evaluated_on, data.num_workers
+                accelerator, model, processor, validation, evaluation, evaluated_on, data.num_workers, *sample
             )
             log.write(validation=result.metrics, ranking=result.ranking)
             if record_best(accelerator, state, result, evaluation, run.output_dir):

@@ -338,6 +338,16 @@ class EvaluationArguments:
     theme_name: ClassVar[str] = "evaluation"
 
     eval_every_epochs: int = option(1, "epochs between evaluations; the final epoch is always evaluated")
+    eval_queries: int | None = option(
+        None,
+        "captions that validation uses as queries to all images, drawn once by the seed; it then costs less and says less; "
+        "all when left out",
+    )
+    eval_whole_epochs: int = option(
+        3,
+        "last epochs validated with all captions despite eval_queries; the best model is then one of these, because the "
+        "figures of earlier epochs are not comparable; 0 for none",
+    )
     eval_rerank_k: int = option(128, "images re-ranked per query; 0 ranks by similarity alone")
     eval_flip: bool = option(True, "use the mirror image of each image too")
     eval_batch_size: int = option(64, "images or captions per forward pass")
@@ -360,6 +370,9 @@ class EvaluationArguments:
 
     def __post_init__(self) -> None:
         require(self.eval_every_epochs > 0, "eval_every_epochs", "at least 1", self.eval_every_epochs)
+        queries = self.eval_queries
+        require(queries is None or queries > 0, "eval_queries", "at least 1, or left out", queries)
+        require(self.eval_whole_epochs >= 0, "eval_whole_epochs", "0 or more", self.eval_whole_epochs)
         require(self.eval_rerank_k >= 0, "eval_rerank_k", "0 or more", self.eval_rerank_k)
         require(self.eval_batch_size > 0, "eval_batch_size", "at least 1", self.eval_batch_size)
         weight = self.eval_match_weight

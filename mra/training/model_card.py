@@ -55,6 +55,7 @@ def build_card(
         dataset=recipe["dataset"],
         start=start,
         metrics=_metrics_table(result) if result else None,
+        sample=result.sample if result else None,
         warning=below_similarity(metrics) if metrics else None,
         evaluated_on=evaluated_on,
         epochs=epochs,
@@ -111,10 +112,11 @@ def _metrics_table(result: RetrievalResult) -> str:
 
 def _index_entries(result: RetrievalResult, evaluated_on: str) -> list[EvalResult]:
     """Return the entries of the card's model-index."""
+    both = {"flip": result.flip} | ({} if result.sample is None else {"queries": result.sample})
     ways = {
-        "similarity": {"flip": result.flip},
+        "similarity": both,
         "reranked": {
-            "flip": result.flip,
+            **both,
             "rerank_k": result.rerank_k,
             "score_fusion": result.score_fusion,
             "match_weight": result.match_weight,

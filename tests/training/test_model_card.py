@@ -29,6 +29,7 @@ RESULT = SimpleNamespace(
     match_weight=0.4,
     flip=True,
     ranking="posterior 0.4, k 512",
+    sample=None,
 )
 CHOICE = RetrievalChoice(
     rerank_k=128,
@@ -68,6 +69,13 @@ def test_card_carries_data_recipe_and_metrics():
     recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert recipe["learning_rate"] == 1e-4
     assert not {"output_dir", "push_to_hub", "resume"} & recipe.keys()
+
+
+def test_card_of_figures_of_a_sample():
+    sampled = SimpleNamespace(**vars(RESULT) | {"sample": "500 captions drawn by seed 1"})
+    text = build_card(RECIPE, 12, sampled, "somebody/CUHK", CHOICE)
+    assert "data of `somebody/CUHK`, with 500 captions drawn by seed 1 as queries to all images, in percent" in text
+    assert all(entry.metric_args["queries"] == sampled.sample for entry in ModelCard(text).data.eval_results)
 
 
 def test_card_warns_of_reranking_below_similarity():

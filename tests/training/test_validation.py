@@ -14,7 +14,7 @@ from mra.retrieval import RetrievalChoice
 from mra.training import validation
 from mra.training.arguments import EvaluationArguments
 from mra.training.checkpointing import TrainingState, save_model
-from mra.training.validation import describe_selection, record_best, selection_metric, validate
+from mra.training.validation import count_queries, describe_selection, record_best, selection_metric, validate
 from tests.helpers.retrieval import tiny_dataset, tiny_model, tiny_processor
 
 
@@ -30,9 +30,9 @@ def logging_state():
     PartialState._reset_state()
 
 
-def validated(recall: float, precision: float = 0.0):
+def validated(recall: float, precision: float = 0.0, sample: str | None = None):
     metrics = {"similarity": {"R1": 1.0, "mAP": 1.0}, "reranked": {"R1": recall, "mAP": precision}}
-    return SimpleNamespace(metrics=metrics)
+    return SimpleNamespace(metrics=metrics, sample=sample)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,40 @@ def test_figures_measured_otherwise_are_not_compared(tmp_path, caplog, change):
         assert (state.best_metric, state.best_epoch) == (expected, 4)
         assert (tmp_path / "earlier_best" / "epoch-3" / "README.md").read_text() == "of before"
     assert "which is not comparable" in caplog.text and "score fusion auto" in caplog.text
+
+
+def test_best_of_the_last_epochs_is_not_compared_with_that_of_a_sample(tmp_path, caplog):
+    """The sample's best is kept, the best of the whole epochs is selected among these alone."""
+    arguments = EvaluationArguments(eval_queries=5, eval_whole_epochs=2)
+    state, best = TrainingState(), tmp_path / "best"
+    for epoch, recall in enumerate([70.0, 90.0, 60.0, 65.0], start=1):
+        drawn = count_queries(arguments, 4 - epoch)
+        assert drawn == (5 if epoch < 3 else None)
+        state.epoch = epoch
+        result = validated(recall, sample=drawn and f"{drawn} captions drawn by seed 1")
+        if record_best(ALONE, state, result, arguments, tmp_path):
+            best.mkdir(exist_ok=True)
+            (best / "README.md").write_text(str(epoch))
+    assert (state.best_epoch, state.best_metric, (best / "README.md").read_text()) == (4, 65.0, "4")
+    assert (tmp_path / "earlier_best" / "epoch-2" / "README.md").read_text() == "2"
+    assert caplog.text.count("which is not comparable") == 1 and "auto, on 5 captions drawn by seed 1" in caplog.text
+
+
+def test_number_of_queries_is_that_of_the_arguments():
+    assert count_queries(EvaluationArguments(), 29) is None
+    assert count_queries(EvaluationArguments(eval_queries=7, eval_whole_epochs=0), 0) == 7
+    for wrong in ({"eval_queries": 0}, {"eval_whole_epochs": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            EvaluationArguments(**wrong)
+
+
+def test_validation_of_a_sample_says_so(accelerator):
+    arguments = EvaluationArguments(eval_rerank_k=4)
+    result, choice = validate(
+        accelerator, tiny_model(), tiny_processor(), tiny_dataset(num_ids=8), arguments, "CUHK", 0, 3, 7
+    )
+    assert result.sample == "3 captions drawn by seed 7" and choice.num_queries == 3
+    assert describe_selection(arguments, result.sample).endswith("score fusion auto, on 3 captions drawn by seed 7")
 
 
 def test_checkpoint_of_an_older_version_is_not_compared(tmp_path, caplog):

@@ -52,6 +52,7 @@ from mra.training.runtime import (
     seed_negatives,
     show_banner,
     start_trackers,
+    synchronize_batchnorm,
 )
 from mra.training.validation import count_queries, record_best, validate
 from processing_mra import MRAProcessor
@@ -136,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     loader = build_loader(dataset, sampler, processor, data, run.seed)
 
     # Model
-    model = create_model(model_args, config, optim.max_grad_norm)
+    model = synchronize_batchnorm(create_model(model_args, config, optim.max_grad_norm), run)
 
     # Optimizer and schedule
     plan = make_plan(len(dataset), data.per_device_batch_size, accelerator.num_processes, run)

@@ -286,7 +286,7 @@ class OptimizationArguments:
 
 @dataclass
 class RunArguments:
-    """Length, precision, logging and checkpoints."""
+    """Length, precision, BatchNorm, logging and checkpoints."""
 
     theme_name: ClassVar[str] = "run"
 
@@ -300,6 +300,10 @@ class RunArguments:
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None, "precision of autocast; the setting of `accelerate` when left out"
+    )
+    sync_batchnorm: bool = option(
+        False,
+        "share the statistics of BatchNorm among the processes, which must be on GPUs; as published, each has its own",
     )
     seed: int = option(42, "seed of initialisation, data order, augmentation and dropout")
     logging_steps: int = option(50, "optimizer steps between lines of metrics.jsonl")

@@ -229,7 +229,7 @@ class FinetuneDataArguments(DataArguments):
 
 @dataclass
 class OptimizationArguments:
-    """AdamW, its parameter groups and the learning-rate schedule."""
+    """AdamW, its parameter groups, the learning-rate schedule and the average of the weights."""
 
     theme_name: ClassVar[str] = "optimisation"
 
@@ -258,11 +258,18 @@ class OptimizationArguments:
     adam_beta1: float = option(0.9, "decay of AdamW's first moment")
     adam_beta2: float = option(0.98, "decay of AdamW's second moment")
     adam_epsilon: float = option(1e-8, "epsilon of AdamW")
+    ema_decay: float | None = option(
+        None,
+        "share that the moving average of the weights keeps at each step, e.g. 0.999; it is validated and saved as best_ema "
+        "and final_ema (not with ZeRO-3 or FSDP); no average when left out",
+    )
     max_grad_norm: float | None = option(None, "norm to clip the gradient to; no clipping when left out, as published")
 
     def __post_init__(self) -> None:
         unknown = [part for part in self.multiplied_parts if part not in PARTS]
         require(not unknown, "multiplied_parts", f"names among {', '.join(PARTS)}", ", ".join(unknown))
+        decay = self.ema_decay
+        require(decay is None or 0 < decay < 1, "ema_decay", "between 0 and 1, or left out", decay)
         require(self.num_warmup_steps >= 0, "num_warmup_steps", "0 or more", self.num_warmup_steps)
         require(
             self.num_warmup_steps < 1 or float(self.num_warmup_steps).is_integer(),

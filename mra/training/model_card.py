@@ -29,6 +29,7 @@ def build_card(
     evaluated_on: str | None = None,
     choice: RetrievalChoice | None = None,
     selected_by: str | None = None,
+    is_averaged: bool = False,
 ) -> str:
     """Write the card of a trained model.
 
@@ -39,6 +40,7 @@ def build_card(
         evaluated_on: name of the dataset with the validation data.
         choice: ranking chosen on that data, or None.
         selected_by: what selected the model as the best of the run; None for the last one.
+        is_averaged: whether the weights are the moving average of those of training.
 
     Returns:
         Text of a `README.md`, starting with its metadata.
@@ -61,6 +63,7 @@ def build_card(
         epochs=epochs,
         choice=choice,
         selected_by=selected_by,
+        ema_decay=recipe["ema_decay"] if is_averaged else None,
         fusions=_fusions_table(choice) if choice else None,
         recipe=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True),
     )

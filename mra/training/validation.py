@@ -123,11 +123,12 @@ def record_best(
     result: RetrievalResult,
     args: EvaluationArguments,
     output_dir: str | Path,
+    name: str = "best",
 ) -> bool:
     """Decide whether a validated model is the best so far, and record it in the state; every process must call this.
 
     If the best value so far was measured differently, because the run was resumed with other arguments or this validation is
-    the first one with all captions, the selection starts again, and the earlier model is kept in `earlier_best`.
+    the first one with all captions, the selection starts again, and the earlier model is kept, see `keep_aside`.
 
     Args:
         accelerator: the run's accelerator.
@@ -135,19 +136,24 @@ def record_best(
         result: result of the validation.
         args: an `EvaluationArguments`.
         output_dir: folder of the run.
+        name: folder of the best model: `best`, or `best_ema` for the averaged weights.
     """
+    best_metric, best_epoch, best_measure = (
+        getattr(state, f"{name}_{field}") for field in ("metric", "epoch", "measure")
+    )
     selected_by = describe_selection(args, result.sample)
-    if state.best_epoch and state.best_measure != selected_by:
-        before = state.best_measure or "R@1 in an older version, which did not record how it was measured"
-        aside = keep_aside(accelerator, output_dir, state.best_epoch)
+    if best_epoch and best_measure != selected_by:
+        before = best_measure or "R@1 in an older version, which did not record how it was measured"
+        aside = keep_aside(accelerator, output_dir, best_epoch, name)
         logger.warning(
-            f"the best model so far ({state.best_metric:.2f} after epoch {state.best_epoch}) was selected by {before}, but "
+            f"the model in {name} ({best_metric:.2f} after epoch {best_epoch}) was selected by {before}, but "
             f"from now on it is {selected_by}, which is not comparable: the selection starts again and the earlier model is "
             f"kept as {aside}"
         )
-        state.best_metric = -1.0
+        best_metric = -1.0
     metric = selection_metric(result.metrics, args.selection_metric)
-    if metric <= state.best_metric:
+    if metric <= best_metric:
         return False
-    state.best_metric, state.best_epoch, state.best_measure = metric, state.epoch, selected_by
+    for field, value in (("metric", metric), ("epoch", state.epoch), ("measure", selected_by)):
+        setattr(state, f"{name}_{field}", value)
     return True

@@ -71,6 +71,13 @@ def test_card_carries_data_recipe_and_metrics():
     assert not {"output_dir", "push_to_hub", "resume"} & recipe.keys()
 
 
+def test_card_of_averaged_weights():
+    words = "exponential moving averages of those of training, of which each optimizer step\nkeeps a share of 0.999"
+    recipe = RECIPE | {"ema_decay": 0.999}
+    assert words in build_card(recipe, 12, RESULT, "somebody/CUHK", CHOICE, is_averaged=True)
+    assert "moving averages" not in build_card(recipe, 12, RESULT, "somebody/CUHK", CHOICE)
+
+
 def test_card_of_figures_of_a_sample():
     sampled = SimpleNamespace(**vars(RESULT) | {"sample": "500 captions drawn by seed 1"})
     text = build_card(RECIPE, 12, sampled, "somebody/CUHK", CHOICE)

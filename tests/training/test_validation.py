@@ -125,6 +125,23 @@ def test_best_of_the_last_epochs_is_not_compared_with_that_of_a_sample(tmp_path,
     assert caplog.text.count("which is not comparable") == 1 and "auto, on 5 captions drawn by seed 1" in caplog.text
 
 
+def test_averaged_weights_have_a_best_of_their_own(tmp_path):
+    state, arguments = TrainingState(epoch=1), EvaluationArguments()
+    assert record_best(ALONE, state, validated(50.0), arguments, tmp_path)
+    assert record_best(ALONE, state, validated(40.0), arguments, tmp_path, "best_ema")
+    state.epoch = 2
+    assert not record_best(ALONE, state, validated(45.0), arguments, tmp_path)
+    assert record_best(ALONE, state, validated(45.0), arguments, tmp_path, "best_ema")
+    assert (state.best_epoch, state.best_metric) == (1, 50.0)
+    assert (state.best_ema_epoch, state.best_ema_metric) == (2, 45.0)
+    assert state.best_ema_measure == state.best_measure == describe_selection(arguments)
+    for name in ("best", "best_ema"):
+        (tmp_path / name).mkdir()
+    assert record_best(ALONE, state, validated(30.0, 20.0), EvaluationArguments(eval_rerank_k=9), tmp_path, "best_ema")
+    assert [path.name for path in tmp_path.glob("earlier_*/*")] == ["epoch-2"]
+    assert (tmp_path / "best").is_dir() and (tmp_path / "earlier_best_ema").is_dir()
+
+
 def test_number_of_queries_is_that_of_the_arguments():
     assert count_queries(EvaluationArguments(), 29) is None
     assert count_queries(EvaluationArguments(eval_queries=7, eval_whole_epochs=0), 0) == 7

@@ -33,7 +33,7 @@ from mra.common.command_line import plain_errors
 from mra.common.streaming import make_streaming
 from mra.common.tables import Table, files_digest, load_split
 from mra.common.workers import leave_process_group
-from mra.training.averaging import check_averaging, create_average, run_models
+from mra.training.averaging import check_averaging, create_average, run_models, update_average
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra.training.collator import TrainingCollator
 from mra.training.data import TrainingDataset, build_pretraining_dataset
@@ -187,8 +187,7 @@ def main(argv: list[str] | None = None) -> None:
             state.count_batch(plan.samples_per_batch)
             if not accelerator.sync_gradients:
                 continue
-            if average is not None:
-                average.update_parameters(accelerator.unwrap_model(model))
+            update_average(accelerator, average, model)
             scheduler.step()
             state.step += 1
             progress.update()

@@ -63,8 +63,7 @@ def create_average(model: nn.Module, decay: float | None, device: torch.device) 
         device: device of the average. The counter of updates stays on the CPU, where reading it does not wait for the device.
 
     Returns:
-        The average: call `update_parameters` with the unwrapped model after each optimizer step, and use `module`. None for
-        no average.
+        The average, whose `module` is the averaged model; None for no average.
     """
     if decay is None:
         return None
@@ -80,6 +79,12 @@ def create_average(model: nn.Module, decay: float | None, device: torch.device) 
     average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
     average.module.to(device)
     return average
+
+
+def update_average(accelerator: Accelerator, average: AveragedModel | None, model: Any) -> None:
+    """Take the weights of a prepared model into the average, if there is one; call this after each optimizer step."""
+    if average is not None:
+        average.update_parameters(accelerator.unwrap_model(model))
 
 
 def run_models(model: Any, average: AveragedModel | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Exponential moving average of the weights during training."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def check_averaging(accelerator: Accelerator, decay: float | None) -> None:
         )
 
 
-def check_average(checkpoint: Path, recipe: Any) -> None:
+def check_average(checkpoint: Path, recipe: Mapping[str, Any]) -> None:
     """Check that a checkpoint holds an average if, and only if, the run needs one.
 
     Args:
@@ -84,7 +85,8 @@ def create_average(model: nn.Module, decay: float | None, device: torch.device) 
 def update_average(accelerator: Accelerator, average: AveragedModel | None, model: Any) -> None:
     """Take the weights of a prepared model into the average, if there is one; call this after each optimizer step."""
     if average is not None:
-        average.update_parameters(accelerator.unwrap_model(model))
+        unwrapped: Any = accelerator.unwrap_model(model)
+        average.update_parameters(unwrapped)
 
 
 def run_models(model: Any, average: AveragedModel | None) -> dict[str, Any]:

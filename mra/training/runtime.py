@@ -60,10 +60,11 @@ def create_accelerator(args: RunArguments) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE, **backend)],
     )
     check_processes(accelerator.num_processes)
-    if args.sync_batchnorm and accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+    is_alone = accelerator.distributed_type == DistributedType.NO
+    if args.sync_batchnorm and not is_alone and accelerator.device.type == "cpu":
         raise ValueError(
             "`sync_batchnorm` is true, but the processes run on a CPU, where torch.nn.SyncBatchNorm does not work: leave it "
-            "out, or train on one process or on GPUs"
+            "out, or train on GPUs"
         )
     return accelerator
 

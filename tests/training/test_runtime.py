@@ -164,7 +164,8 @@ def test_processes_that_run_alone_are_refused(monkeypatch, tmp_path):
 @pytest.fixture
 def created(monkeypatch, tmp_path):
     """A function that returns what `Accelerator` is asked for by a recipe and an environment."""
-    monkeypatch.setattr(runtime, "Accelerator", lambda **options: SimpleNamespace(num_processes=1, **options))
+    alone = {"num_processes": 1, "distributed_type": DistributedType.NO}
+    monkeypatch.setattr(runtime, "Accelerator", lambda **options: SimpleNamespace(**alone, **options))
     monkeypatch.setattr(runtime, "get_available_trackers", lambda: ["tensorboard"])
     for name in ("LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_TORCH_DEVICE"):
         monkeypatch.delenv(name, raising=False)
@@ -222,9 +223,16 @@ def test_processes_on_the_cpu_talk_through_gloo_and_wait_for_hours(created, has_
 
 def test_statistics_cannot_be_shared_on_cpus(monkeypatch, tmp_path):
     run = RunArguments(output_dir=str(tmp_path), sync_batchnorm=True)
-    for device, processes, is_refused in (("cpu", 2, True), ("cpu", 1, False), ("cuda", 2, False)):
-        monkeypatch.setenv("WORLD_SIZE", str(processes))
-        made = SimpleNamespace(num_processes=processes, device=torch.device(device))
+    cases = (
+        ("cpu", "MULTI_CPU", True),
+        ("cpu", "DEEPSPEED", True),
+        ("cpu", "NO", False),
+        ("cuda", "MULTI_GPU", False),
+    )
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for device, kind, is_refused in cases:
+        fields = {"num_processes": 1, "device": torch.device(device), "distributed_type": DistributedType[kind]}
+        made = SimpleNamespace(**fields)
         monkeypatch.setattr(runtime, "Accelerator", lambda made=made, **options: made)
         refused = pytest.raises(ValueError, match="`sync_batchnorm` is true, but the processes run on a CPU")
         with refused if is_refused else contextlib.nullcontext():

@@ -33,6 +33,7 @@ from mra.common.command_line import plain_errors
 from mra.common.streaming import make_streaming
 from mra.common.tables import Table, files_digest, load_split
 from mra.common.workers import leave_process_group
+from mra.training.averaging import check_averaging, create_average, run_models, update_average
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra.training.collator import TrainingCollator
 from mra.training.data import TrainingDataset, build_pretraining_dataset
@@ -52,8 +53,9 @@ from mra.training.runtime import (
     seed_negatives,
     show_banner,
     start_trackers,
+    synchronize_batchnorm,
 )
-from mra.training.validation import record_best, validate
+from mra.training.validation import count_queries, describe_selection, record_best, validate
 from processing_mra import MRAProcessor
 
 
@@ -122,6 +124,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Accelerator
     accelerator = create_accelerator(run)
+    check_averaging(accelerator, optim.ema_decay)
     stop = StopSignal()
     checkpoint = start_output_dir(accelerator, run, recipe)
     configure_deepspeed(accelerator, optim, checkpoint)
@@ -136,7 +139,8 @@ def main(argv: list[str] | None = None) -> None:
     loader = build_loader(dataset, sampler, processor, data, run.seed)
 
     # Model
-    model = create_model(model_args, config, optim.max_grad_norm)
+    model = synchronize_batchnorm(create_model(model_args, config, optim.max_grad_norm), run)
+    average = create_average(model, optim.ema_decay, accelerator.device)
 
     # Optimizer and schedule
     plan = make_plan(len(dataset), data.per_device_batch_size, accelerator.num_processes, run)
@@ -147,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     scheduler = LambdaLR(optimizer, schedule)  # on DeepSpeed's optimizer; prepared, it would step once per process
     state = TrainingState(data=files_digest(data.dataset) or "")
-    accelerator.register_for_checkpointing(scheduler, state)
+    accelerator.register_for_checkpointing(scheduler, state, *([average] if average is not None else []))
     set_seed(run.seed, device_specific=True)
     negatives = torch.Generator(device=accelerator.device)
     drawing_process = 0 if config.itm_negatives == "all" else accelerator.process_index
@@ -164,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     log.cut_back(checkpoint)  # also if a killed run logged but left no checkpoint
 
     # Loop
-    progress, result, choice = progress_bar(accelerator, plan.total_steps, state.step), None, None
+    progress, validated = progress_bar(accelerator, plan.total_steps, state.step), {}
     for _ in range(state.epoch, plan.num_epochs):
         sampler.set_position(state.epoch, state.samples_in_epoch)
         model.train()
@@ -183,6 +187,7 @@ def main(argv: list[str] | None = None) -> None:
             state.count_batch(plan.samples_per_batch)
             if not accelerator.sync_gradients:
                 continue
+            update_average(accelerator, average, model)
             scheduler.step()
             state.step += 1
             progress.update()
@@ -201,19 +206,24 @@ def main(argv: list[str] | None = None) -> None:
         # Evaluate
         is_last = state.epoch == plan.num_epochs
         if validation is not None and (is_last or state.epoch % evaluation.eval_every_epochs == 0):
-            result, choice = validate(
-                accelerator, model, processor, validation, evaluation, evaluated_on, data.num_workers
-            )
-            log.write(validation=result.metrics, ranking=result.ranking)
-            if record_best(accelerator, state, result, evaluation, run.output_dir):
-                card = build_card(recipe, state.epoch, result, evaluated_on, choice)
-                save_model(accelerator, model, processor, Path(run.output_dir) / "best", card, choice)
+            sample = count_queries(evaluation, plan.num_epochs - state.epoch), run.seed
+            for suffix, weights in run_models(model, average).items():
+                result, choice = validated[suffix] = validate(
+                    accelerator, weights, processor, validation, evaluation, evaluated_on, data.num_workers, *sample
+                )
+                log.write(**{f"validation{suffix}": result.metrics, f"ranking{suffix}": result.ranking})
+                if record_best(accelerator, state, result, evaluation, run.output_dir, f"best{suffix}"):
+                    how = describe_selection(evaluation, result.sample)
+                    card = build_card(recipe, state.epoch, result, evaluated_on, choice, how, bool(suffix))
+                    save_model(accelerator, weights, processor, Path(run.output_dir) / f"best{suffix}", card, choice)
             window.pause()
 
     # Save
     progress.close()
-    card = build_card(recipe, state.epoch, result, evaluated_on, choice)
-    save_model(accelerator, model, processor, Path(run.output_dir) / "final", card, choice)
+    for suffix, weights in run_models(model, average).items():
+        result, choice = validated.get(suffix, (None, None))
+        card = build_card(recipe, state.epoch, result, evaluated_on, choice, is_averaged=bool(suffix))
+        save_model(accelerator, weights, processor, Path(run.output_dir) / f"final{suffix}", card, choice)
     if hub.push_to_hub and accelerator.is_main_process:
         push_folder(Path(run.output_dir) / ("best" if state.best_epoch else "final"), hub)
     accelerator.end_training()

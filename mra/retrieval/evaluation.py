@@ -61,6 +61,7 @@ class RetrievalResult:
         query_rows: dataset row of each query, `(captions,)`.
         gallery_ids: identity of each dataset row, `(images,)`.
         captions: the queries.
+        query_seed: seed by which the queries were drawn among the captions; None if all captions are queries.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -81,6 +82,12 @@ class RetrievalResult:
     query_rows: torch.Tensor
     gallery_ids: torch.Tensor
     captions: list[str] = field(repr=False)
+    query_seed: int | None = None
+
+    @property
+    def sample(self) -> str | None:
+        """Description of the drawn queries; None if all captions are queries."""
+        return None if self.query_seed is None else f"{len(self.captions):,} captions drawn by seed {self.query_seed}"
 
     @property
     def scores(self) -> torch.Tensor:
@@ -157,6 +164,8 @@ def evaluate_retrieval(
     rerank_batch_size: int | None = None,
     num_workers: int = 0,
     dtype: torch.dtype | None = None,
+    num_queries: int | None = None,
+    seed: int = 0,
     progress: bool = False,
 ) -> RetrievalResult:
     """Evaluate text-to-image person retrieval: every caption of a split is a query to the gallery of its images.
@@ -179,6 +188,8 @@ def evaluate_retrieval(
         rerank_batch_size: most pairs per forward pass of re-ranking; None for a number chosen for the device.
         num_workers: worker processes that decode and resize images.
         dtype: dtype of the forward passes and the kept hidden states; None for that of the weights.
+        num_queries: captions to draw as queries to the whole gallery, see `draw_queries`; None for all.
+        seed: seed of the draw.
         progress: whether to show progress bars on the main process.
 
     Raises:
@@ -192,6 +203,10 @@ def evaluate_retrieval(
     if rerank_k is not None and rerank_k < 0:
         raise ValueError(f"rerank_k must be 0 (no re-ranking) or more, got {rerank_k}")
     captions, query_rows, gallery_ids = read_captions(dataset)
+    drawn = None
+    if num_queries is not None and num_queries < len(captions):
+        drawn = draw_queries(len(captions), num_queries, seed)
+        captions, query_rows = [captions[query] for query in drawn.tolist()], query_rows[drawn]
     query_ids = gallery_ids[query_rows]
     rerank_k = rerank_k or 0
     if rerank_k > len(dataset):
@@ -254,6 +269,7 @@ def evaluate_retrieval(
         query_rows=query_rows,
         gallery_ids=gallery_ids,
         captions=captions,
+        query_seed=None if drawn is None else seed,
     )
     if rerank_k:
         with _timed(timings, "fuse"):
@@ -294,6 +310,20 @@ def read_captions(dataset: "Table") -> tuple[list[str], torch.Tensor, torch.Tens
     if not all(isinstance(identity, int) for identity in identities):
         raise ValueError(f"image_id must be an integer in every row, got {identities[0]!r}")
     return captions, torch.tensor(rows), torch.tensor(identities)
+
+
+def draw_queries(num_captions: int, num_queries: int, seed: int) -> torch.Tensor:
+    """Draw captions without replacement, each with the same probability.
+
+    Their mean R@k, mAP and mINP by similarity are unbiased estimates of those of all captions: the gallery stays whole, and no
+    query depends on the others. Drawing people with all of their captions would give larger errors for as many captions,
+    because captions of one person resemble each other.
+
+    Returns:
+        Numbers of the captions in order, `(num_queries,)`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(num_captions, generator=generator)[:num_queries].sort().values
 
 
 def describe_ranking(rerank_k: int, score_fusion: str, match_weight: float | None) -> str:

@@ -236,7 +236,7 @@ class FinetuneDataArguments(DataArguments):
 
 @dataclass
 class OptimizationArguments:
-    """AdamW, its parameter groups and the learning-rate schedule."""
+    """AdamW, its parameter groups, the learning-rate schedule and the average of the weights."""
 
     theme_name: ClassVar[str] = "optimisation"
 
@@ -265,11 +265,18 @@ class OptimizationArguments:
     adam_beta1: float = option(0.9, "decay of AdamW's first moment")
     adam_beta2: float = option(0.98, "decay of AdamW's second moment")
     adam_epsilon: float = option(1e-8, "epsilon of AdamW")
+    ema_decay: float | None = option(
+        None,
+        "share that the moving average of the weights keeps at each step, e.g. 0.999; it is validated and saved as best_ema "
+        "and final_ema (not with ZeRO-3 or FSDP); no average when left out",
+    )
     max_grad_norm: float | None = option(None, "norm to clip the gradient to; no clipping when left out, as published")
 
     def __post_init__(self) -> None:
         unknown = [part for part in self.multiplied_parts if part not in PARTS]
         require(not unknown, "multiplied_parts", f"names among {', '.join(PARTS)}", ", ".join(unknown))
+        decay = self.ema_decay
+        require(decay is None or 0 < decay < 1, "ema_decay", "between 0 and 1, or left out", decay)
         require(self.num_warmup_steps >= 0, "num_warmup_steps", "0 or more", self.num_warmup_steps)
         require(
             self.num_warmup_steps < 1 or float(self.num_warmup_steps).is_integer(),
@@ -293,7 +300,7 @@ class OptimizationArguments:
 
 @dataclass
 class RunArguments:
-    """Length, precision, logging and checkpoints."""
+    """Length, precision, BatchNorm, logging and checkpoints."""
 
     theme_name: ClassVar[str] = "run"
 
@@ -307,6 +314,10 @@ class RunArguments:
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None, "precision of autocast; the setting of `accelerate` when left out"
+    )
+    sync_batchnorm: bool = option(
+        False,
+        "share the statistics of BatchNorm among the processes, which must be on GPUs; as published, each has its own",
     )
     seed: int = option(42, "seed of initialisation, data order, augmentation and dropout")
     logging_steps: int = option(50, "optimizer steps between lines of metrics.jsonl")
@@ -340,14 +351,27 @@ class RunArguments:
 
 @dataclass
 class EvaluationArguments:
-    """Evaluation on the validation split, which selects the best model by R@1."""
+    """Evaluation on the validation split, which selects the best model."""
 
     theme_name: ClassVar[str] = "evaluation"
 
     eval_every_epochs: int = option(1, "epochs between evaluations; the final epoch is always evaluated")
+    eval_queries: int | None = option(
+        None,
+        "captions that validation uses as queries to all images, drawn once by the seed; it then costs less and says less; "
+        "all when left out",
+    )
+    eval_whole_epochs: int = option(
+        3,
+        "last epochs validated with all captions despite eval_queries; the best model is then one of these, because the "
+        "figures of earlier epochs are not comparable; 0 for none",
+    )
     eval_rerank_k: int = option(128, "images re-ranked per query; 0 ranks by similarity alone")
     eval_flip: bool = option(True, "use the mirror image of each image too")
     eval_batch_size: int = option(64, "images or captions per forward pass")
+    selection_metric: Literal["R1", "mAP", "mean"] = option(
+        "R1", "metric that selects the best model, after re-ranking if it is done: R@1, mAP, or the mean of both"
+    )
     eval_dtype: Literal["training", "float32"] = option(
         "training",
         "precision of the evaluation: that of the `training`, or `float32`, as published, which is slower than "
@@ -364,6 +388,9 @@ class EvaluationArguments:
 
     def __post_init__(self) -> None:
         require(self.eval_every_epochs > 0, "eval_every_epochs", "at least 1", self.eval_every_epochs)
+        queries = self.eval_queries
+        require(queries is None or queries > 0, "eval_queries", "at least 1, or left out", queries)
+        require(self.eval_whole_epochs >= 0, "eval_whole_epochs", "0 or more", self.eval_whole_epochs)
         require(self.eval_rerank_k >= 0, "eval_rerank_k", "0 or more", self.eval_rerank_k)
         require(self.eval_batch_size > 0, "eval_batch_size", "at least 1", self.eval_batch_size)
         weight = self.eval_match_weight

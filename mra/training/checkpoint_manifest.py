@@ -99,7 +99,7 @@ def write_manifest(accelerator: Accelerator, folder: Path, step: int) -> None:
             step,
             accelerator.num_processes,
             accelerator.distributed_type.value,
-            _zero_stage(accelerator),
+            zero_stage(accelerator),
             devices,
             {name: {"size": files[name], "sha256": hashes[name]} for name in sorted(files)},
         )
@@ -277,7 +277,7 @@ def check_way(accelerator: Accelerator, checkpoint: Path) -> None:
     before, now = saved_by(checkpoint), ways.get(accelerator.distributed_type, "plain")
     stages = (None, None)
     if before == now == "zero" and (checkpoint / MANIFEST_FILE).is_file():
-        stages = read_manifest(checkpoint).zero_stage, _zero_stage(accelerator)
+        stages = read_manifest(checkpoint).zero_stage, zero_stage(accelerator)
     if before != now or stages[0] != stages[1]:
         then, here = (
             f"{names[way]}{'' if stage is None else f'-{stage}'}"
@@ -289,7 +289,8 @@ def check_way(accelerator: Accelerator, checkpoint: Path) -> None:
         )
 
 
-def _zero_stage(accelerator: Accelerator) -> int | None:
+def zero_stage(accelerator: Accelerator) -> int | None:
+    """Return the stage of DeepSpeed's ZeRO; None without DeepSpeed."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return None
     return cast(DeepSpeedPlugin, accelerator.state.deepspeed_plugin).zero_stage

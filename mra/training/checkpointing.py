@@ -22,6 +22,7 @@ from mra.common.files import clean_folder, flush_tree, replace_folder, unfinishe
 from mra.common.recipes import format_recipe, read_mapping
 from mra.retrieval import RetrievalChoice
 from mra.training.arguments import RunArguments
+from mra.training.averaging import check_average
 from mra.training.checkpoint_manifest import (
     DamagedCheckpointError,
     check_way,
@@ -39,11 +40,14 @@ logger = get_logger(__name__)
 
 CHECKPOINTS = "checkpoints"
 RECIPE_FILE = "recipe.yaml"
-EARLIER_BEST = "earlier_best"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _SET_ASIDE = "set-aside-"
 _TOKEN = "run"  # all processes of a run write to one unfinished checkpoint
 _SCHEDULE_FILE, _STATE_FILE = "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"  # in the order of registration
+# Model folders, and those to which earlier best models are moved.
+_MODELS = ("best", "earlier_best", "final", "best_ema", "earlier_best_ema", "final_ema")
+# Fields that checkpoints of older versions lack.
+_NEWER_FIELDS = ("best_measure", "best_ema_metric", "best_ema_epoch", "best_ema_measure", "data")
 # Arguments that do not affect the result of a run.
 _OF_THE_CALL = ("resume", "resume_without_manifest", "overwrite_output_dir", "output_dir")
 
@@ -60,9 +64,12 @@ class TrainingState:
         samples_seen: pairs of the whole run seen by all processes.
         log_lines: lines of `metrics.jsonl`.
         samples_per_batch: pairs in the last batch over all processes.
-        best_metric: best R@1 on validation so far, in percent; -1 before the first evaluation.
+        best_metric: best `selection_metric` on validation so far, in percent; -1 before the first evaluation.
         best_epoch: epochs done when `best_metric` was reached.
         best_measure: how `best_metric` was measured; empty before the first evaluation.
+        best_ema_metric: as `best_metric`, of the averaged weights.
+        best_ema_epoch: as `best_epoch`, of the averaged weights.
+        best_ema_measure: as `best_measure`, of the averaged weights.
         data: digest of the training set's files, as [`files_digest`] gives it; empty for a set on the Hub.
     """
 
@@ -76,6 +83,9 @@ class TrainingState:
     best_metric: float = -1.0
     best_epoch: int = 0
     best_measure: str = ""
+    best_ema_metric: float = -1.0
+    best_ema_epoch: int = 0
+    best_ema_measure: str = ""
     data: str = ""
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,12 +96,12 @@ class TrainingState:
         """Restore the attributes.
 
         Raises:
-            ValueError: if one is missing, unknown or of the wrong type. Checkpoints of older versions may lack
-                `best_measure` and `data`.
+            ValueError: if one is missing, unknown or of the wrong type. Checkpoints of older versions may lack the newer
+                ones.
         """
         expected = asdict(self)
         if isinstance(state_dict, Mapping):
-            state_dict = {"best_measure": "", "data": ""} | dict(state_dict)
+            state_dict = {name: getattr(TrainingState, name) for name in _NEWER_FIELDS} | dict(state_dict)
         if not isinstance(state_dict, Mapping) or state_dict.keys() != expected.keys():
             held = ", ".join(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
             raise ValueError(f"the position in the run must hold {', '.join(expected)}, got {held}")
@@ -273,7 +283,8 @@ def start_output_dir(
 
     Raises:
         DamagedCheckpointError: on every process, if that checkpoint is damaged; nothing was changed.
-        ValueError: if there is no such checkpoint, its states are sharded differently, or the folder holds another run.
+        ValueError: if there is no such checkpoint, its states are sharded differently, only one of it and this run has an
+            average of the weights, or the folder holds another run.
     """
     if accelerator.is_main_process:
         prepare_output_dir(args.output_dir, args.resume, args.overwrite_output_dir and args.resume is None)
@@ -281,6 +292,7 @@ def start_output_dir(
     checkpoint = find_whole_checkpoint(accelerator, args, option)
     if checkpoint is not None:
         check_way(accelerator, checkpoint)
+        check_average(checkpoint, recipe)
     if accelerator.is_main_process:
         if checkpoint is not None:
             set_newer_aside(args.output_dir, checkpoint)
@@ -384,7 +396,7 @@ def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bo
     """
     output_dir = Path(output_dir)
     try_folder(output_dir, "`output_dir`")
-    results = [CHECKPOINTS, METRICS_FILE, "best", EARLIER_BEST, "final", RECIPE_FILE]
+    results = [CHECKPOINTS, METRICS_FILE, *_MODELS, RECIPE_FILE]
     present = [name for name in results if (output_dir / name).exists()]
     if present and resume is None and not overwrite:
         raise ValueError(
@@ -401,7 +413,7 @@ def prepare_output_dir(output_dir: str | Path, resume: str | None, overwrite: bo
             logger.warning(f"cleaned up {path} of an interrupted run")
 
 
-def keep_aside(accelerator: Accelerator, output_dir: str | Path, epoch: int) -> Path:
+def keep_aside(accelerator: Accelerator, output_dir: str | Path, epoch: int, name: str = "best") -> Path:
     """Move `best` to `earlier_best`, so that a later best model does not replace it; every process must call this.
 
     Args:
@@ -409,11 +421,12 @@ def keep_aside(accelerator: Accelerator, output_dir: str | Path, epoch: int) -> 
         output_dir: folder of the run.
         epoch: epochs of training, which name the folder. An existing folder of that name, from an earlier resume of the
             same checkpoint, is kept.
+        name: `best`, or `best_ema`, which moves to `earlier_best_ema`.
 
     Returns:
         Its new path.
     """
-    best, aside = Path(output_dir) / "best", Path(output_dir) / EARLIER_BEST / f"epoch-{epoch}"
+    best, aside = Path(output_dir) / name, Path(output_dir) / f"earlier_{name}" / f"epoch-{epoch}"
     if accelerator.is_main_process and best.exists() and not aside.exists():
         aside.parent.mkdir(exist_ok=True)
         best.rename(aside)

@@ -28,6 +28,8 @@ def build_card(
     result: RetrievalResult | None = None,
     evaluated_on: str | None = None,
     choice: RetrievalChoice | None = None,
+    selected_by: str | None = None,
+    is_averaged: bool = False,
 ) -> str:
     """Write the card of a trained model.
 
@@ -37,6 +39,8 @@ def build_card(
         result: result of [`~mra.training.validation.validate`]; None if nothing was evaluated.
         evaluated_on: name of the dataset with the validation data.
         choice: ranking chosen on that data, or None.
+        selected_by: what selected the model as the best of the run; None for the last one.
+        is_averaged: whether the weights are the moving average of those of training.
 
     Returns:
         Text of a `README.md`, starting with its metadata.
@@ -53,10 +57,13 @@ def build_card(
         dataset=recipe["dataset"],
         start=start,
         metrics=_metrics_table(result) if result else None,
+        sample=result.sample if result else None,
         warning=below_similarity(metrics) if metrics else None,
         evaluated_on=evaluated_on,
         epochs=epochs,
         choice=choice,
+        selected_by=selected_by,
+        ema_decay=recipe["ema_decay"] if is_averaged else None,
         fusions=_fusions_table(choice) if choice else None,
         recipe=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True),
     )
@@ -108,10 +115,11 @@ def _metrics_table(result: RetrievalResult) -> str:
 
 def _index_entries(result: RetrievalResult, evaluated_on: str) -> list[EvalResult]:
     """Return the entries of the card's model-index."""
+    both = {"flip": result.flip} | ({} if result.sample is None else {"queries": result.sample})
     ways = {
-        "similarity": {"flip": result.flip},
+        "similarity": both,
         "reranked": {
-            "flip": result.flip,
+            **both,
             "rerank_k": result.rerank_k,
             "score_fusion": result.score_fusion,
             "match_weight": result.match_weight,

@@ -43,7 +43,8 @@ def create_accelerator(args: RunArguments) -> Accelerator:
         args: a `RunArguments`.
 
     Raises:
-        ValueError: if a tracker is unknown or not installed, or several processes do not know of each other.
+        ValueError: if a tracker is unknown or not installed, several processes do not know of each other, or they cannot share
+            the statistics of BatchNorm.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # at INFO it logs every file that it writes
@@ -59,6 +60,12 @@ def create_accelerator(args: RunArguments) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE, **backend)],
     )
     check_processes(accelerator.num_processes)
+    is_alone = accelerator.distributed_type == DistributedType.NO
+    if args.sync_batchnorm and not is_alone and accelerator.device.type == "cpu":
+        raise ValueError(
+            "`sync_batchnorm` is true, but the processes run on a CPU, where torch.nn.SyncBatchNorm does not work: leave it "
+            "out, or train on GPUs"
+        )
     return accelerator
 
 
@@ -126,6 +133,19 @@ def start_trackers(accelerator: Accelerator, project_name: str, recipe: dict) ->
     """Start the trackers and pass them the run's arguments as plain types."""
     plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in recipe.items() if v is not None}
     accelerator.init_trackers(project_name, config=plain)
+
+
+def synchronize_batchnorm(model: nn.Module, args: RunArguments) -> nn.Module:
+    """Let the BatchNorm layers of a model share their statistics among the processes if `sync_batchnorm` asks for it.
+
+    Names and values of the weights stay the same, and a saved folder loads as a plain model. Outside training, and on one
+    process, the layers compute as before.
+
+    Args:
+        model: changed in place; not yet prepared.
+        args: a `RunArguments`.
+    """
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_batchnorm else model
 
 
 def whole_model(model: Any) -> Any:

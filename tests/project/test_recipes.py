@@ -40,6 +40,10 @@ COMMON = {
     "learning_rate_multiplier": 2.0,
     "max_grad_norm": None,
     "gradient_accumulation_steps": 1,
+    "sync_batchnorm": False,
+    "ema_decay": None,
+    "selection_metric": "R1",
+    "eval_queries": None,
 }
 PRETRAIN = {
     "image_size": [224, 224],

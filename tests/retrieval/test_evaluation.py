@@ -6,7 +6,7 @@ import torch
 
 from modeling_mra import MRAForPreTraining
 from mra.retrieval import evaluate_retrieval, evaluation, format_table, fuse_scores, retrieval_metrics
-from mra.retrieval.evaluation import below_similarity, read_captions
+from mra.retrieval.evaluation import below_similarity, draw_queries, read_captions
 from tests.helpers.retrieval import tiny_dataset, tiny_model, tiny_processor
 
 
@@ -92,6 +92,27 @@ def test_a_matching_score_that_is_not_finite_is_named(world, monkeypatch, value)
     monkeypatch.setattr(evaluation, "rerank_logits", broken)
     with pytest.raises(ValueError, match=f"the caption 'a .*' .row 1. and the image of row . .mirrored. is {value}"):
         evaluate_retrieval(world[0], processor, dataset, rerank_k=3)
+
+
+def test_drawn_queries_are_ranked_in_the_whole_gallery(world):
+    """A query has the result that it has among all of them, and a seed always draws the same."""
+    model, processor, dataset = world
+    whole = evaluate_retrieval(model, processor, dataset, rerank_k=3)
+    part = evaluate_retrieval(model, processor, dataset, rerank_k=3, num_queries=5, seed=4)
+    drawn = draw_queries(len(whole.captions), 5, 4)
+    assert part.captions == [whole.captions[query] for query in drawn] and part.gallery_ids.equal(whole.gallery_ids)
+    torch.testing.assert_close(part.similarity, whole.similarity[drawn], atol=1e-5, rtol=0)
+    assert part.query_ids.equal(whole.query_ids[drawn]) and part.query_rows.equal(whole.query_rows[drawn])
+    assert part.top_indices.equal(whole.top_indices[drawn]) and part.counts["images"] == len(dataset)
+    assert (part.sample, whole.sample) == ("5 captions drawn by seed 4", None)
+    assert evaluate_retrieval(model, processor, dataset, num_queries=len(whole.captions)).sample is None
+
+
+def test_every_caption_is_drawn_as_often():
+    draws = torch.stack([torch.bincount(draw_queries(10, 4, seed), minlength=10) for seed in range(2000)])
+    assert draws.max() == 1 and (draws.sum(dim=1) == 4).all()
+    assert (draws.double().mean(dim=0) - 0.4).abs().max() < 0.05  # 4.5 standard errors
+    assert draw_queries(10, 4, 0).tolist() == sorted(draw_queries(10, 4, 0).tolist())
 
 
 def test_k_is_capped_with_a_note(world, caplog):

@@ -172,6 +172,20 @@ def test_config_trains_in_bfloat16_and_keeps_weights_in_float32(root, one_proces
     assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float32}
 
 
+def test_averaged_weights_under_zero_2_are_those_of_one_process(root):
+    pytest.importorskip("deepspeed")
+    average = ["--ema_decay", 0.7]
+    arguments = ["--config", root / "finetune.yaml", "--per_device_batch_size", 8, "--output_dir", root / "ema-one"]
+    assert run_forked("train_finetune", *arguments, *average) == [0]
+    train("zero2_4xa100", "finetune", root, root / "ema-zero2", *average)
+    compare_weights(root / "ema-zero2", load_file(root / "ema-one" / "final_ema" / "model.safetensors"), "final_ema")
+    shutil.rmtree(root / "ema-zero2" / "checkpoints" / "checkpoint-6")
+    averaged = load_file(root / "ema-zero2" / "final_ema" / "model.safetensors")
+    train("zero2_4xa100", "finetune", root, root / "ema-zero2", *average, "--resume", "latest")
+    resumed = load_file(root / "ema-zero2" / "final_ema" / "model.safetensors")
+    assert all(resumed[name].equal(averaged[name]) for name in averaged)
+
+
 def test_one_gpu_config_runs_on_one_process(root):
     arguments = ["--config", root / "finetune.yaml", "--max_train_steps", 2, "--output_dir", root / "single"]
     assert "1 (NO, cpu)" in launch("train_finetune.py", *arguments, config="single_gpu").stderr
@@ -185,9 +199,9 @@ def compare(records: list[dict], expected: list[dict]) -> None:
         assert ours == pytest.approx(theirs, rel=1e-4), ours["step"]
 
 
-def compare_weights(output_dir, expected: dict[str, torch.Tensor]) -> None:
+def compare_weights(output_dir, expected: dict[str, torch.Tensor], name: str = "final") -> None:
     """Final weights, as far as Adam's first steps, which rounding may turn around, let them be alike."""
-    weights = load_file(output_dir / "final" / "model.safetensors")
+    weights = load_file(output_dir / name / "model.safetensors")
     assert weights.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")

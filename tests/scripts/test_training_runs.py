@@ -128,6 +128,39 @@ def test_killed_and_stopped_run_gives_the_same_losses(reference, root, stage, nu
     assert all(ours[name].equal(theirs[name]) for name in theirs), last
 
 
+@pytest.mark.parametrize(
+    ("stage", "num_processes"), [("pretrain", 1), pytest.param("finetune", 2, marks=pytest.mark.slow)]
+)
+def test_averaged_weights_are_validated_saved_and_resumed(reference, root, stage, num_processes):
+    """The trained weights are those of a run without average; a killed run averages as one that nothing disturbed."""
+    expected, _ = reference(stage, num_processes)
+    changes = {"ema_decay": 0.8, "eval_queries": 5, "eval_whole_epochs": 1, "selection_metric": "mAP"}
+    arguments = [SCRIPTS[stage], "--config", write_recipe(root, stage, **changes), "--output_dir"]
+    whole, killed = root / f"{stage}-averaged", root / f"{stage}-averaged-killed"
+    assert run_forked(*arguments, whole, num_processes=num_processes) == [0] * num_processes
+    fault = (num_processes - 1, STEPS[stage, num_processes] - 2, signal.SIGKILL)  # after the first validation
+    assert 0 not in run_forked(*arguments, killed, num_processes=num_processes, fault=fault)
+    codes = run_forked(*arguments, killed, "--resume", "latest", num_processes=num_processes)
+    assert codes == [0] * num_processes
+
+    assert read_metrics(killed) == read_metrics(whole)
+    weights = {
+        name: load_file(name / "model.safetensors")
+        for name in (expected / "final", whole / "final", whole / "final_ema", killed / "final", killed / "final_ema")
+    }
+    of_expected, trained, averaged, resumed, resumed_average = weights.values()
+    for ours, theirs in ((trained, of_expected), (resumed, of_expected), (resumed_average, averaged)):
+        assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in theirs)
+    assert not all(averaged[name].equal(trained[name]) for name in trained)
+    validations = [record for record in read_metrics(whole) if "validation_ema" in record]
+    assert len(validations) == 2 and validations[0]["validation_ema"].keys() == {"similarity", "reranked"}
+    for name, sample in (("best_ema", False), ("final_ema", False), ("earlier_best_ema/epoch-1", True)):
+        card = (whole / name / "README.md").read_text()
+        assert ("5 captions drawn by seed 42 as queries" in card) is sample and "keeps a share of 0.8" in card, name
+        assert ("Selected as the best" in card) is (name != "final_ema"), name
+    assert "moving averages" not in (whole / "best" / "README.md").read_text()
+
+
 def test_a_signal_to_the_whole_process_group_saves_and_stops(root):
     """`timeout` and many schedulers signal the group, in which the workers of the data loader would be."""
     output_dir = root / "group"

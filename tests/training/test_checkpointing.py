@@ -330,17 +330,20 @@ def test_one_process_writes_the_model_and_all_collect_and_wait(tmp_path, is_main
 
 def test_a_run_starts_at_nothing():
     numbers = ("step", "micro_step", "epoch", "samples_in_epoch", "samples_seen", "log_lines", "samples_per_batch")
-    expected = dict.fromkeys(numbers, 0) | {"best_metric": -1, "best_epoch": 0, "best_measure": "", "data": ""}
+    expected = dict.fromkeys(numbers, 0) | {"data": ""}
+    for name in ("best", "best_ema"):
+        expected |= {f"{name}_metric": -1, f"{name}_epoch": 0, f"{name}_measure": ""}
     assert TrainingState().state_dict() == expected
 
 
 def test_state_of_older_versions_and_whole_numbers():
     state = TrainingState()
     older = TrainingState(step=3, best_metric=50).state_dict()
-    for name in ("best_measure", "data"):
+    for name in ("best_measure", "best_ema_metric", "best_ema_epoch", "best_ema_measure", "data"):
         del older[name]
     state.load_state_dict(older)
     assert (state.step, state.best_metric, state.data) == (3, 50, "")
+    assert (state.best_ema_metric, state.best_ema_epoch, state.best_ema_measure) == (-1, 0, "")
 
 
 @pytest.mark.parametrize(
@@ -540,6 +543,17 @@ def test_a_start_writes_recipe_and_environment(tmp_path):
     assert start(tmp_path / "run", None) is None
     assert read_mapping(tmp_path / "run" / "recipe.yaml") == {"seed": 7}
     assert (tmp_path / "run" / "environment.json").is_file()
+
+
+def test_a_run_is_resumed_with_its_average_or_not_at_all(two):
+    """And nothing of the folder has changed before the error."""
+    arguments, before = (
+        run_arguments(two, str(two / "checkpoints" / "checkpoint-2")),
+        (two / "recipe.yaml").read_text(),
+    )
+    with pytest.raises(ValueError, match=r"`ema_decay` is 0.99, but .*checkpoint-2 holds no averaged weights"):
+        start_output_dir(fake_accelerator(), arguments, {"ema_decay": 0.99})
+    assert (two / "recipe.yaml").read_text() == before and len(list_checkpoints(two)) == 2
 
 
 def test_a_resumed_run_is_not_overwritten(two):

@@ -29,6 +29,7 @@ RESULT = SimpleNamespace(
     match_weight=0.4,
     flip=True,
     ranking="posterior 0.4, k 512",
+    sample=None,
 )
 CHOICE = RetrievalChoice(
     rerank_k=128,
@@ -48,7 +49,7 @@ CHOICE = RetrievalChoice(
 
 
 def test_card_carries_data_recipe_and_metrics():
-    text = build_card(RECIPE, 12, RESULT, "somebody/CUHK", CHOICE)
+    text = build_card(RECIPE, 12, RESULT, "somebody/CUHK", CHOICE, "mAP by similarity alone")
     card = ModelCard(text)
     data = card.data
     assert (data.license, data.license_name, data.base_model) == ("other", "research-only", "somebody/mra-sda")
@@ -58,6 +59,7 @@ def test_card_carries_data_recipe_and_metrics():
     assert len(results) == 10 and data.model_name == "mra-cuhk"
     assert best.metric_args == {"flip": True, "rerank_k": 512, "score_fusion": "posterior", "match_weight": 0.4}
     row = "| after re-ranking (posterior 0.4, k 512) | 77.25 | 90.00 | 94.50 | 68.50 | 52.00 |"
+    assert "Selected as the best of the validated epochs by mAP by similarity alone." in text
     assert row in text and "after epoch 12" in text and "Warning" not in text
     assert "uses the score fusion posterior 0.4, chosen among 2 fusions; measured at k 512" in text
     assert "| published | 76.00 | 68.00 | |" in text and "| posterior 0.4 | 77.25 | 68.50 | chosen |" in text
@@ -69,9 +71,24 @@ def test_card_carries_data_recipe_and_metrics():
     assert not {"output_dir", "push_to_hub", "resume"} & recipe.keys()
 
 
+def test_card_of_averaged_weights():
+    words = "exponential moving averages of those of training, of which each optimizer step\nkeeps a share of 0.999"
+    recipe = RECIPE | {"ema_decay": 0.999}
+    assert words in build_card(recipe, 12, RESULT, "somebody/CUHK", CHOICE, is_averaged=True)
+    assert "moving averages" not in build_card(recipe, 12, RESULT, "somebody/CUHK", CHOICE)
+
+
+def test_card_of_figures_of_a_sample():
+    sampled = SimpleNamespace(**vars(RESULT) | {"sample": "500 captions drawn by seed 1"})
+    text = build_card(RECIPE, 12, sampled, "somebody/CUHK", CHOICE)
+    assert "data of `somebody/CUHK`, with 500 captions drawn by seed 1 as queries to all images, in percent" in text
+    assert all(entry.metric_args["queries"] == sampled.sample for entry in ModelCard(text).data.eval_results)
+
+
 def test_card_warns_of_reranking_below_similarity():
     worse = {"similarity": METRICS["reranked"], "reranked": METRICS["similarity"]}
     text = build_card(RECIPE, 12, SimpleNamespace(**vars(RESULT) | {"metrics": worse}), "somebody/CUHK", CHOICE)
+    assert "Selected" not in text
     assert (
         "**Warning:** re-ranking is below similarity alone: R@1 70.12 against 77.25, mAP 62.50 against 68.50." in text
     )

@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import logging
 import os
 import signal
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate import DistributedType, PartialState
+from accelerate import Accelerator, DistributedType, PartialState
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -17,9 +18,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from modeling_mra import MRAForPreTraining
 from mra.common.environment import describe_environment
 from mra.training import runtime
 from mra.training.arguments import RunArguments
+from mra.training.checkpointing import save_model
 from mra.training.runtime import (
     Plan,
     StopSignal,
@@ -34,8 +37,10 @@ from mra.training.runtime import (
     seed_negatives,
     show_banner,
     start_trackers,
+    synchronize_batchnorm,
     whole_model,
 )
+from tests.helpers.tiny import tiny_model, tiny_processor
 
 
 def run(**changes):
@@ -159,7 +164,8 @@ def test_processes_that_run_alone_are_refused(monkeypatch, tmp_path):
 @pytest.fixture
 def created(monkeypatch, tmp_path):
     """A function that returns what `Accelerator` is asked for by a recipe and an environment."""
-    monkeypatch.setattr(runtime, "Accelerator", lambda **options: SimpleNamespace(num_processes=1, **options))
+    alone = {"num_processes": 1, "distributed_type": DistributedType.NO}
+    monkeypatch.setattr(runtime, "Accelerator", lambda **options: SimpleNamespace(**alone, **options))
     monkeypatch.setattr(runtime, "get_available_trackers", lambda: ["tensorboard"])
     for name in ("LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_TORCH_DEVICE"):
         monkeypatch.delenv(name, raising=False)
@@ -210,6 +216,65 @@ def test_a_run_tells_its_progress(created):
 def test_processes_on_the_cpu_talk_through_gloo_and_wait_for_hours(created, has_device, environment, backend):
     (handler,) = created(has_device, environment).kwargs_handlers
     assert (handler.timeout, handler.to_kwargs().get("backend")) == (timedelta(hours=2), backend)
+
+
+# ---------------------------------------------------------------- BatchNorm
+
+
+def test_statistics_cannot_be_shared_on_cpus(monkeypatch, tmp_path):
+    run = RunArguments(output_dir=str(tmp_path), sync_batchnorm=True)
+    cases = (
+        ("cpu", "MULTI_CPU", True),
+        ("cpu", "DEEPSPEED", True),
+        ("cpu", "NO", False),
+        ("cuda", "MULTI_GPU", False),
+    )
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for device, kind, is_refused in cases:
+        fields = {"num_processes": 1, "device": torch.device(device), "distributed_type": DistributedType[kind]}
+        made = SimpleNamespace(**fields)
+        monkeypatch.setattr(runtime, "Accelerator", lambda made=made, **options: made)
+        refused = pytest.raises(ValueError, match="`sync_batchnorm` is true, but the processes run on a CPU")
+        with refused if is_refused else contextlib.nullcontext():
+            assert create_accelerator(run) is made
+
+
+def test_pytorch_refuses_to_share_statistics_on_cpus(tmp_path):
+    """If this fails, PyTorch can do it now: drop the error of `create_accelerator`."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match="SyncBatchNorm expected input tensor to be on GPU"):
+            nn.SyncBatchNorm(3)(torch.zeros(4, 3))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_model_with_shared_statistics_is_saved_as_a_plain_one(tmp_path):
+    plain = tiny_model()
+    expected = copy.deepcopy(plain.state_dict())
+    run = RunArguments(output_dir=str(tmp_path))
+    assert synchronize_batchnorm(plain, run) is plain and not _synchronized(plain)
+    run.sync_batchnorm = True
+    model = synchronize_batchnorm(copy.deepcopy(plain), run)
+    assert len(_synchronized(model)) == 2 and list(model.state_dict()) == list(expected)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    assert model.mlm_head.decoder.weight is model.mra.text_model.embeddings.word_embeddings.weight
+    pixels = torch.rand(4, 3, 64, 32)
+    for training in (True, False):  # one process computes as before
+        features = []
+        for each in (plain, model):
+            torch.manual_seed(0)
+            features.append(each.train(training).mra.get_image_features(pixels))
+        assert features[0].equal(features[1])
+    save_model(Accelerator(cpu=True), model, tiny_processor(), tmp_path / "best")
+    loaded, info = MRAForPreTraining.from_pretrained(tmp_path / "best", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not _synchronized(loaded)
+    assert all(tensor.equal(plain.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
+def _synchronized(model):
+    return [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
 
 
 def deepspeed(precision="bf16", config=None, **fields):

@@ -14,7 +14,7 @@ from mra.retrieval import RetrievalChoice
 from mra.training import validation
 from mra.training.arguments import EvaluationArguments
 from mra.training.checkpointing import TrainingState, save_model
-from mra.training.validation import describe_selection, record_best, validate
+from mra.training.validation import count_queries, describe_selection, record_best, selection_metric, validate
 from tests.helpers.retrieval import tiny_dataset, tiny_model, tiny_processor
 
 
@@ -30,8 +30,9 @@ def logging_state():
     PartialState._reset_state()
 
 
-def validated(recall: float):
-    return SimpleNamespace(metrics={"similarity": {"R1": 1.0}, "reranked": {"R1": recall}})
+def validated(recall: float, precision: float = 0.0, sample: str | None = None):
+    metrics = {"similarity": {"R1": 1.0, "mAP": 1.0}, "reranked": {"R1": recall, "mAP": precision}}
+    return SimpleNamespace(metrics=metrics, sample=sample)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,29 @@ def test_best_is_remembered_with_how_it_was_measured(tmp_path):
     assert record_best(ALONE, resumed, validated(51.0), arguments, tmp_path) and resumed.best_epoch == 2
 
 
-@pytest.mark.parametrize("change", [{"eval_score_fusion": "single"}, {"eval_rerank_k": 0}, {"eval_flip": False}])
+@pytest.mark.parametrize(
+    ("metric", "words", "best_epoch"),
+    [("R1", "R@1 with", 2), ("mAP", "mAP with", 3), ("mean", "the mean of R@1 and mAP with", 1)],
+)
+def test_metric_that_selects_the_best(tmp_path, metric, words, best_epoch):
+    state, arguments = TrainingState(), EvaluationArguments(selection_metric=metric)
+    for epoch, figures in enumerate([(60.0, 52.0), (61.0, 40.0), (20.0, 53.0)], start=1):
+        state.epoch = epoch
+        record_best(ALONE, state, validated(*figures), arguments, tmp_path)
+    assert state.best_epoch == best_epoch and state.best_measure.startswith(words)
+    assert state.best_metric == {"R1": 61.0, "mAP": 53.0, "mean": 56.0}[metric]
+
+
+def test_metric_without_re_ranking_is_that_of_similarity():
+    assert selection_metric({"similarity": {"R1": 7.0, "mAP": 4.0}}, "mean") == 5.5
+    arguments = EvaluationArguments(selection_metric="mAP", eval_rerank_k=0)
+    assert describe_selection(arguments) == "mAP by similarity alone"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"eval_score_fusion": "single"}, {"eval_rerank_k": 0}, {"eval_flip": False}, {"selection_metric": "mAP"}],
+)
 def test_figures_measured_otherwise_are_not_compared(tmp_path, caplog, change):
     """The best model of before is kept aside, and stays there however often the same checkpoint is resumed."""
     state = TrainingState(epoch=3)
@@ -78,10 +101,62 @@ def test_figures_measured_otherwise_are_not_compared(tmp_path, caplog, change):
         (tmp_path / "best" / "README.md").write_text("of before" if attempt == "first" else "of after")
         state = TrainingState()
         state.load_state_dict(checkpoint | {"epoch": 4})
-        assert record_best(ALONE, state, validated(40.0), EvaluationArguments(**change), tmp_path)
-        assert (state.best_metric, state.best_epoch) == (validated(40.0).metrics["reranked"]["R1"], 4)
+        assert record_best(ALONE, state, validated(40.0, 30.0), EvaluationArguments(**change), tmp_path)
+        expected = 30.0 if "selection_metric" in change else 40.0
+        assert (state.best_metric, state.best_epoch) == (expected, 4)
         assert (tmp_path / "earlier_best" / "epoch-3" / "README.md").read_text() == "of before"
     assert "which is not comparable" in caplog.text and "score fusion auto" in caplog.text
+
+
+def test_best_of_the_last_epochs_is_not_compared_with_that_of_a_sample(tmp_path, caplog):
+    """The sample's best is kept, the best of the whole epochs is selected among these alone."""
+    arguments = EvaluationArguments(eval_queries=5, eval_whole_epochs=2)
+    state, best = TrainingState(), tmp_path / "best"
+    for epoch, recall in enumerate([70.0, 90.0, 60.0, 65.0], start=1):
+        drawn = count_queries(arguments, 4 - epoch)
+        assert drawn == (5 if epoch < 3 else None)
+        state.epoch = epoch
+        result = validated(recall, sample=drawn and f"{drawn} captions drawn by seed 1")
+        if record_best(ALONE, state, result, arguments, tmp_path):
+            best.mkdir(exist_ok=True)
+            (best / "README.md").write_text(str(epoch))
+    assert (state.best_epoch, state.best_metric, (best / "README.md").read_text()) == (4, 65.0, "4")
+    assert (tmp_path / "earlier_best" / "epoch-2" / "README.md").read_text() == "2"
+    assert caplog.text.count("which is not comparable") == 1 and "auto, on 5 captions drawn by seed 1" in caplog.text
+
+
+def test_averaged_weights_have_a_best_of_their_own(tmp_path):
+    state, arguments = TrainingState(epoch=1), EvaluationArguments()
+    assert record_best(ALONE, state, validated(50.0), arguments, tmp_path)
+    assert record_best(ALONE, state, validated(40.0), arguments, tmp_path, "best_ema")
+    state.epoch = 2
+    assert not record_best(ALONE, state, validated(45.0), arguments, tmp_path)
+    assert record_best(ALONE, state, validated(45.0), arguments, tmp_path, "best_ema")
+    assert (state.best_epoch, state.best_metric) == (1, 50.0)
+    assert (state.best_ema_epoch, state.best_ema_metric) == (2, 45.0)
+    assert state.best_ema_measure == state.best_measure == describe_selection(arguments)
+    for name in ("best", "best_ema"):
+        (tmp_path / name).mkdir()
+    assert record_best(ALONE, state, validated(30.0, 20.0), EvaluationArguments(eval_rerank_k=9), tmp_path, "best_ema")
+    assert [path.name for path in tmp_path.glob("earlier_*/*")] == ["epoch-2"]
+    assert (tmp_path / "best").is_dir() and (tmp_path / "earlier_best_ema").is_dir()
+
+
+def test_number_of_queries_is_that_of_the_arguments():
+    assert count_queries(EvaluationArguments(), 29) is None
+    assert count_queries(EvaluationArguments(eval_queries=7, eval_whole_epochs=0), 0) == 7
+    for wrong in ({"eval_queries": 0}, {"eval_whole_epochs": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            EvaluationArguments(**wrong)
+
+
+def test_validation_of_a_sample_says_so(accelerator):
+    arguments = EvaluationArguments(eval_rerank_k=4)
+    result, choice = validate(
+        accelerator, tiny_model(), tiny_processor(), tiny_dataset(num_ids=8), arguments, "CUHK", 0, 3, 7
+    )
+    assert result.sample == "3 captions drawn by seed 7" and choice.num_queries == 3
+    assert describe_selection(arguments, result.sample).endswith("score fusion auto, on 3 captions drawn by seed 7")
 
 
 def test_checkpoint_of_an_older_version_is_not_compared(tmp_path, caplog):
@@ -90,7 +165,7 @@ def test_checkpoint_of_an_older_version_is_not_compared(tmp_path, caplog):
     del older["best_measure"]
     state.load_state_dict(older)
     assert record_best(ALONE, state, validated(40.0), EvaluationArguments(), tmp_path)
-    assert "of an older version, which did not record how it was measured" in caplog.text
+    assert "R@1 in an older version, which did not record how it was measured" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,21 @@ def run_in_chunks(
         return function(*inputs)
     size = images * per_image
     chunks = ([rows[start : start + size] for rows in inputs] for start in range(0, len(inputs[0]), size))
-    return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([checkpoint(_run_uncached, function, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+def _run_uncached(function: Callable[..., torch.Tensor], *inputs: Any) -> torch.Tensor:
+    """Run a function without autocast's cache of weights, so that each pass over a chunk casts the same ones.
+
+    With the cache only the first chunk would, and selective checkpointing inside the others counts on the same operations in
+    the backward pass.
+    """
+    is_enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        return function(*inputs)
+    finally:
+        torch.set_autocast_cache_enabled(is_enabled)
 
 
 # ---------------------------------------------------------------- own and gathered rows

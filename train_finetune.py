@@ -34,7 +34,7 @@ from mra.common.streaming import make_streaming
 from mra.common.tables import Table, files_digest, load_split
 from mra.common.workers import leave_process_group
 from mra.training.augmentation import create_augmenter
-from mra.training.averaging import check_averaging, create_average, run_models, update_average
+from mra.training.averaging import check_averaging, create_average, models_of_run, update_average
 from mra.training.checkpointing import Checkpointer, TrainingState, load_checkpoint, save_model, start_output_dir
 from mra.training.collator import TrainingCollator
 from mra.training.data import TrainingDataset, build_finetuning_dataset
@@ -209,10 +209,18 @@ def main(argv: list[str] | None = None) -> None:
         # Evaluate
         is_last = state.epoch == plan.num_epochs
         if validation is not None and (is_last or state.epoch % evaluation.eval_every_epochs == 0):
-            sample = count_queries(evaluation, plan.num_epochs - state.epoch), run.seed
-            for suffix, weights in run_models(model, average).items():
+            num_queries = count_queries(evaluation, plan.num_epochs - state.epoch)
+            for suffix, weights in models_of_run(model, average).items():
                 result, choice = validated[suffix] = validate(
-                    accelerator, weights, processor, validation, evaluation, evaluated_on, data.num_workers, *sample
+                    accelerator,
+                    weights,
+                    processor,
+                    validation,
+                    evaluation,
+                    evaluated_on,
+                    num_workers=data.num_workers,
+                    num_queries=num_queries,
+                    seed=run.seed,
                 )
                 log.write(**{f"validation{suffix}": result.metrics, f"ranking{suffix}": result.ranking})
                 if record_best(accelerator, state, result, evaluation, run.output_dir, f"best{suffix}"):
@@ -223,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Save
     progress.close()
-    for suffix, weights in run_models(model, average).items():
+    for suffix, weights in models_of_run(model, average).items():
         result, choice = validated.get(suffix, (None, None))
         card = build_card(recipe, state.epoch, result, evaluated_on, choice, is_averaged=bool(suffix))
         save_model(accelerator, weights, processor, Path(run.output_dir) / f"final{suffix}", card, choice)

@@ -39,9 +39,8 @@ def format_latex(columns: Sequence[str], rows: Sequence[Sequence[str]], num_text
 
     def write(row: Sequence[str]) -> str:
         cells = ["".join(_LATEX.get(character, character) for character in cell) for cell in row]
-        texts = [
-            cell.replace("[", "{[}") for cell in cells[:num_texts]
-        ]  # `\\\\ [` would be an option of the line break
+        # A bracket after the end of a line would be an option of the line break.
+        texts = [cell.replace("[", "{[}") for cell in cells[:num_texts]]
         return " & ".join([*texts, *(re.sub(r"-(?=\d)", "$-$", cell) for cell in cells[num_texts:])])
 
     layout = "l" * num_texts + "r" * (len(columns) - num_texts)

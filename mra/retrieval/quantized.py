@@ -87,9 +87,10 @@ class QuantizedVision:
 
     @torch.no_grad()
     def _quantize(self, pixel_values: torch.Tensor, expected: torch.Tensor) -> None:
-        """Replace the blocks, except those that int8 changes too much."""
-        states, in_float, steps = self.packed.embed(pixel_values), 0, self.packed.steps
-        for place, step in enumerate(steps):
+        """Replace the blocks, except those that int8 changes too much; none if the embeddings change too much."""
+        states, in_float, observed = self.packed.embed(pixel_values), 0, self.packed.steps
+        steps = list(observed)
+        for place, step in enumerate(observed):
             exact = step(states)
             if isinstance(step, _Observer):
                 quantized = step.quantized()
@@ -98,17 +99,21 @@ class QuantizedVision:
                 steps[place] = quantized if is_close else step.block
                 in_float += not is_close
             states = exact
+        self.packed.steps = steps
         cosine = F.cosine_similarity(self.packed(pixel_values)[:, 0], expected[:, 0]).min().item()
         if not cosine >= LEAST_COSINE:
+            self.packed.steps = observed  # the next images are refused too
             raise ValueError(
                 f"int8 changes this model's embeddings too much (cosine {cosine:.3f} to float32): use --dtype auto"
             )
         logger.info(
-            "int8: %d of %d blocks of the image encoder, calibrated on the first %d images; cosine to float32 at least %.4f",
+            "int8: %d of %d blocks of the image encoder, calibrated on the first %d images; cosine to float32 at least %.4f "
+            "on %d of them",
             len(self._observers) - in_float,
             len(self._observers),
             self._images_seen,
             cosine,
+            len(pixel_values),
         )
         self._observers = {}
 

@@ -74,13 +74,6 @@ class ModelArguments:
         self.model_config = _read_model_config(self.model_config)
         size = self.chunk_size
         require(size is None or size > 0, "chunk_size", "at least 1, or left out", size)
-        # Inside a chunk, the operations of a layer differ between its passes under autocast, which casts weights only once.
-        require(
-            size is None or self.gradient_checkpointing != "selective",
-            "gradient_checkpointing",
-            "none, vision or all with chunk_size",
-            self.gradient_checkpointing,
-        )
         if self.model_name_or_path is not None:
             for name in ("vision_weights", "text_weights"):
                 if getattr(self, name) is not None:

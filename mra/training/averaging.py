@@ -89,6 +89,6 @@ def update_average(accelerator: Accelerator, average: AveragedModel | None, mode
         average.update_parameters(unwrapped)
 
 
-def run_models(model: Any, average: AveragedModel | None) -> dict[str, Any]:
+def models_of_run(model: Any, average: AveragedModel | None) -> dict[str, Any]:
     """Return the models that a run validates and saves, by the suffix of their folders."""
     return {"": model} if average is None else {"": model, "_ema": average.module}

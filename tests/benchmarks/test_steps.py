@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import chunked_step, cpu, rerank, train_step
+from mra.common.private_interfaces import has_int8_products
 from mra.retrieval import precision
 
 
@@ -30,9 +31,25 @@ def test_multiply_adds_at_full_size_are_those_of_the_plan():
     assert ours == pytest.approx(1.14e9, rel=0.03)
 
 
-@pytest.mark.parametrize("checkpointing", ["selective", pytest.param("none", marks=pytest.mark.slow)])
-def test_train_step(capsys, checkpointing):
-    train_step.main(["--json", "--batch_size", "4", "--steps", "1", "--checkpointing", checkpointing])
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["selective", "none"])
+def test_train_step_and_its_memory(capsys, checkpointing):
+    check_train_step(capsys, "--checkpointing", checkpointing)
+
+
+def test_train_step(capsys, monkeypatch):
+    peaks = {
+        "plain": 60,
+        "ours": 30,
+        "ours_vision": 20,
+        "ours_without_checkpointing": 50,
+    }  # each takes a process and seconds
+    monkeypatch.setattr(train_step, "memory_in_another_process", lambda variant, args: peaks[variant] << 20)
+    check_train_step(capsys)
+
+
+def check_train_step(capsys, *arguments):
+    train_step.main(["--json", "--batch_size", "4", "--steps", "1", *arguments])
     result = last_line(capsys)
     assert result["max_abs_difference"] < 1e-4
     for end in ("", "_vision", "_without_checkpointing"):
@@ -63,4 +80,9 @@ def test_cpu(capsys, monkeypatch, tmp_path):
     assert result["pair_seconds"] == pytest.approx(result["query_seconds_128_without_early_stopping"] / 128)
     assert result["query_seconds_128"] > 0 and result["cpu"] and result["dtype"] in ("float32", "bfloat16")
     assert 0.99 < result["embedding_cosine_min"] < 1.00001
+    if has_int8_products():
+        assert result["encoder_ratio_int8"] == pytest.approx(
+            result["image_seconds_plain"] / result["image_seconds_int8"]
+        )
+        assert 0.99 < result["embedding_cosine_min_int8"] < 1.00001
     assert result["largest_difference_of_logits"] < 0.2

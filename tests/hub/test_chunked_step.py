@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import batching_mra
+import layers_mra
 from batching_mra import TEXTS_PER_IMAGE, TextLengths, run_in_chunks
 from modeling_mra import MRAForPreTraining
 from mra.training.model_setup import set_gradient_checkpointing
@@ -109,8 +110,9 @@ def test_dropout_is_replayed_in_the_backward_pass(stage):
     assert losses["loss"] != take_step(make_step(stage)[0], batch, 4)[0]["loss"]
 
 
-@pytest.mark.parametrize("checkpointing", ["vision", "all"])
-def test_chunks_and_recomputed_layers_go_together(checkpointing):
+@pytest.mark.parametrize("checkpointing", ["selective", "vision", "all"])
+def test_chunks_and_recomputed_layers_go_together(checkpointing, monkeypatch):
+    monkeypatch.setattr(layers_mra, "LONG_PRODUCT", 16)  # as a tiny model has them
     model, batch = make_step("finetune", dropout=0.2)
     losses, gradients, _ = take_step(model, batch, 4)
     set_gradient_checkpointing(model, checkpointing)

@@ -208,7 +208,7 @@ def test_accumulation_workers_and_precision(root):
     pytest.importorskip("tensorboard")
     output_dir = root / "accumulated"
     recipe = write_recipe(root, "finetune", gradient_accumulation_steps=3, num_workers=1, max_train_steps=5)
-    arguments = ["--mixed_precision", "bf16", "--gradient_checkpointing", "all", "--log_with", "tensorboard"]
+    arguments = ["--mixed_precision", "bf16", "--gradient_checkpointing", "selective", "--log_with", "tensorboard"]
     arguments += ["--chunk_size", "3"]
     assert run_forked("train_finetune", "--config", recipe, "--output_dir", output_dir, *arguments) == [0]
     training = [record for record in read_metrics(output_dir) if "loss" in record]

@@ -84,11 +84,6 @@ def test_recipe_sets_values_and_command_line_wins(tmp_path):
         ("image_backend: opencv\n", (), ["`image_backend`", "tensor, pillow", "'opencv'"]),
         ("chunk_size: 0\n", (), ["`chunk_size`", "at least 1, or left out", "0"]),
         ("", ("--chunk_size", "-4"), ["`chunk_size`", "at least 1, or left out", "-4"]),
-        (
-            "chunk_size: 4\n",
-            ("--gradient_checkpointing", "selective"),
-            ["`gradient_checkpointing`", "with chunk_size"],
-        ),
         ("streaming_lanes: 0\n", (), ["`streaming_lanes`", "at least 1"]),
         ("torch_compile: 1\n", (), ["`torch_compile`", "true or false"]),
         ("multiplied_parts: [head]\n", (), ["`multiplied_parts`", "match_head", "head"]),

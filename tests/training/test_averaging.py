@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator, DistributedType, PartialState
 
 from modeling_mra import MRAForPreTraining
-from mra.training.averaging import AVERAGE_FILE, check_average, check_averaging, create_average, run_models
+from mra.training.averaging import AVERAGE_FILE, check_average, check_averaging, create_average, models_of_run
 from mra.training.checkpointing import save_model
 from mra.training.model_setup import compile_layers, set_gradient_checkpointing
 from tests.helpers.tiny import tiny_model, tiny_processor
@@ -75,8 +75,8 @@ def test_averaged_model_is_saved_with_tied_weights(tmp_path):
     for step in range(2):
         change(model, step)
         average.update_parameters(model)
-    assert list(run_models(model, None).items()) == [("", model)]
-    models = run_models(model, average)
+    assert list(models_of_run(model, None).items()) == [("", model)]
+    models = models_of_run(model, average)
     assert list(models) == ["", "_ema"] and models["_ema"] is average.module
     averaged = models["_ema"]
     assert averaged.mlm_head.decoder.weight is averaged.mra.text_model.embeddings.word_embeddings.weight

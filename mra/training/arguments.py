@@ -61,7 +61,7 @@ class ModelArguments:
     gradient_checkpointing: Literal["none", "selective", "vision", "all"] = option(
         "none",
         "what is recomputed in the backward pass to save memory: `selective` all but the results of wide linear layers, "
-        "which hardly takes time; `vision` whole layers of the image encoder; `all` every layer",
+        "about a tenth of the time of a step; `vision` whole layers of the image encoder; `all` every layer",
     )
     chunk_size: int | None = option(
         None,

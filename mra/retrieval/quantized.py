@@ -181,9 +181,8 @@ class _QuantizedBlock:
         width = output.in_features
         factors = torch.cat([torch.ones(2 * width), 1 / (smoothing * scale)])
         shifts = torch.cat([torch.zeros(2 * width), torch.full((width,), zero + 0.5)])
-        bias = shifts if qkv.bias is None else qkv.bias * factors + shifts
         self.norm1, self.queries_keys_values = _normed(
-            seen.block.norm1, seen.normed1, qkv.weight * factors[:, None], bias
+            seen.block.norm1, seen.normed1, qkv.weight * factors[:, None], qkv.bias * factors + shifts
         )
         self.output = pack_int8_linear(output.weight * smoothing, output.bias, ROWS_PER_PRODUCT, scale, zero)
         self.norm2, self.widen = _normed(seen.block.norm2, seen.normed2, mlp.fc1.weight, mlp.fc1.bias, gelu=True)

@@ -53,6 +53,17 @@ def test_intervals_hold_the_true_difference_as_often_as_they_say(seeds, of_seeds
     assert without_people / 200 < 0.85
 
 
+@pytest.mark.parametrize("seeds", [3, 6])
+def test_interval_of_seeds_alone_is_that_of_student(seeds):
+    """Where all queries of a seed differ equally, only the seeds are uncertain."""
+    of_seeds = np.random.default_rng(2).normal(1, 2, seeds)
+    ours = np.repeat(of_seeds[None, :, None], 8, axis=2)
+    found = paired_difference(ours, np.zeros_like(ours), np.arange(8), resamples=100_000)
+    half = scipy.stats.t.ppf(0.975, seeds - 1) * of_seeds.std(ddof=1) / np.sqrt(seeds)
+    expected = of_seeds.mean() - half, of_seeds.mean() + half
+    assert (found.low[0], found.high[0]) == pytest.approx(expected, abs=0.05 * half)
+
+
 def test_metrics_and_seeds_of_a_hand_computed_case():
     """Two metrics, two seeds, three people; the second metric is the same in both arms."""
     identities = np.array([5, 5, 6, 9])
